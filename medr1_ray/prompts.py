@@ -1,0 +1,39 @@
+"""Prompt templates of Med-R1: one per mode, shared by training, evaluation and answering.
+
+The wording of Think and No-Think is that of the reference's training code (arXiv 2503.13939); its evaluators use
+three other wordings, which is a defect and not copied. Think-After is described in the journal version only, so
+its wording is ours, built from the other two.
+"""
+
+from __future__ import annotations
+
+from medr1_ray.types import Mode, Question
+
+TEMPLATES: dict[Mode, str] = {
+    "think": (
+        "{question} Your task: 1. Think through the question step by step, enclose your reasoning process in "
+        "<think>...</think> tags. 2. Then provide the correct single-letter choice (A, B, C, D,...) inside "
+        "<answer>...</answer> tags. 3. No extra information or text outside of these tags."
+    ),
+    "no_think": (
+        "{question} Your task: 1. Provide the correct single-letter choice (A, B, C, D,...) inside "
+        "<answer>...</answer> tags. 2. No extra information or text outside of this tag."
+    ),
+    "think_after": (
+        "{question} Your task: 1. Provide the correct single-letter choice (A, B, C, D,...) inside "
+        "<answer>...</answer> tags. 2. Then explain your choice step by step, enclose your reasoning process in "
+        "<think>...</think> tags. 3. No extra information or text outside of these tags."
+    ),
+}
+
+
+def user_text(question: Question, mode: Mode) -> str:
+    """The text of the user's turn, after the image."""
+    return TEMPLATES[mode].replace("{question}", question.text)
+
+
+def chat_messages(question: Question, mode: Mode) -> list[dict[str, object]]:
+    """The single user turn (image, then text) in the form that Qwen's chat template takes."""
+    return [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user_text(question, mode)}]}
+    ]
