@@ -1,0 +1,185 @@
+"""The books of the rollout pool: where every issued group is, as a pure state machine.
+
+A group is issued, generates on an actor, is scored, is ready, and leaves as used or as dropped for a counted
+reason. Nothing here knows Ray; the clock is injected, so that tests decide what time it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Stage(Enum):
+    """Where a group in flight is."""
+
+    WAITING = "waiting"
+    GENERATING = "generating"
+    SCORING = "scoring"
+    READY = "ready"
+
+
+@dataclass(frozen=True)
+class LedgerCounts:
+    """The sums at one moment; `issued == used + dropped + in_flight` always holds."""
+
+    issued: int
+    used: int
+    zero_variance: int
+    in_flight: int
+    dropped: dict[str, int]
+
+    @property
+    def dropped_total(self) -> int:
+        return sum(self.dropped.values())
+
+
+@dataclass
+class _Entry:
+    stage: Stage
+    since_seconds: float
+    actor: str | None = None
+    oldest_version: int | None = None
+
+
+class Ledger:
+    """Accounts of all groups of a run.
+
+    Args:
+        clock: seconds, monotonic.
+        issued, used, zero_variance, dropped: the totals of the run so far, when it is resumed.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        issued: int = 0,
+        used: int = 0,
+        zero_variance: int = 0,
+        dropped: dict[str, int] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._issued = issued
+        self._used = used
+        self._zero_variance = zero_variance
+        self._dropped = Counter(dropped or {})
+        self._entries: dict[str, _Entry] = {}  # in the order of issue
+
+    def issue(self, prompt_id: str) -> None:
+        """Open a group. Raises ValueError when the id is in flight already."""
+        if prompt_id in self._entries:
+            raise ValueError(f"prompt id {prompt_id!r} is in flight already; ids must be unique in a run")
+        self._issued += 1
+        self._entries[prompt_id] = _Entry(Stage.WAITING, self._clock())
+
+    def assign(self, prompt_id: str, actor: str) -> None:
+        """The group generates on `actor` from now on."""
+        self._move(prompt_id, Stage.WAITING, Stage.GENERATING).actor = actor
+
+    def lose_actor(self, actor: str) -> list[str]:
+        """An actor is gone: its unfinished groups wait again, under the same ids (returned in order of issue)."""
+        lost = [
+            prompt_id
+            for prompt_id, entry in self._entries.items()
+            if entry.stage is Stage.GENERATING and entry.actor == actor
+        ]
+        for prompt_id in lost:
+            self._move(prompt_id, Stage.GENERATING, Stage.WAITING).actor = None
+        return lost
+
+    def generated(self, prompt_id: str, actor: str, oldest_version: int) -> bool:
+        """An answer arrived. False when it is late: the group was taken from this actor or is gone."""
+        entry = self._entries.get(prompt_id)
+        if entry is None or entry.stage is not Stage.GENERATING or entry.actor != actor:
+            return False
+        self._move(prompt_id, Stage.GENERATING, Stage.SCORING).oldest_version = oldest_version
+        return True
+
+    def scored(self, prompt_id: str) -> None:
+        """The group is ready for the learner."""
+        self._move(prompt_id, Stage.SCORING, Stage.READY)
+
+    def use(self, prompt_id: str, *, zero_variance: bool) -> None:
+        """The learner takes the group."""
+        self._leave(prompt_id)
+        self._used += 1
+        self._zero_variance += zero_variance
+
+    def drop(self, prompt_id: str, reason: str) -> None:
+        """The group ends unused, for a counted reason."""
+        self._leave(prompt_id)
+        self._dropped[reason] += 1
+
+    def drop_stale(self, version: int, max_staleness: int) -> list[str]:
+        """Drop the ready groups whose oldest token is more than `max_staleness` versions behind `version`."""
+        stale = [
+            prompt_id
+            for prompt_id, entry in self._entries.items()
+            if entry.stage is Stage.READY
+            and entry.oldest_version is not None
+            and version - entry.oldest_version > max_staleness
+        ]
+        for prompt_id in stale:
+            self.drop(prompt_id, "stale")
+        return stale
+
+    def at(self, stage: Stage) -> list[str]:
+        """Ids at a stage, in the order of issue."""
+        return [prompt_id for prompt_id, entry in self._entries.items() if entry.stage is stage]
+
+    def load_of(self, actors: Sequence[str]) -> dict[str, int]:
+        """Groups that each actor generates now."""
+        load = dict.fromkeys(actors, 0)
+        for entry in self._entries.values():
+            if entry.stage is Stage.GENERATING and entry.actor in load:
+                load[entry.actor] += 1
+        return load
+
+    def overdue(self, limit_seconds: float) -> dict[str, str]:
+        """Ids of groups that generate or score for longer than the limit, each with where it is stuck."""
+        now = self._clock()
+        return {
+            prompt_id: f"{entry.stage.value} on {entry.actor or 'a reward actor'}"
+            for prompt_id, entry in self._entries.items()
+            if entry.stage in (Stage.GENERATING, Stage.SCORING) and now - entry.since_seconds > limit_seconds
+        }
+
+    def counts(self) -> LedgerCounts:
+        """The sums; raises AssertionError when they do not add up, which only a bug can cause."""
+        counts = LedgerCounts(
+            issued=self._issued,
+            used=self._used,
+            zero_variance=self._zero_variance,
+            in_flight=len(self._entries),
+            dropped=dict(self._dropped),
+        )
+        assert counts.issued == counts.used + counts.dropped_total + counts.in_flight, counts
+        return counts
+
+    def _move(self, prompt_id: str, before: Stage, after: Stage) -> _Entry:
+        entry = self._entries[prompt_id]
+        assert entry.stage is before, f"{prompt_id} is {entry.stage}, not {before}"
+        entry.stage = after
+        entry.since_seconds = self._clock()
+        return entry
+
+    def _leave(self, prompt_id: str) -> None:
+        entry = self._entries.pop(prompt_id)
+        assert entry.stage is Stage.READY, f"{prompt_id} is {entry.stage}, not ready"
+
+
+def room(
+    in_flight: int, *, groups_per_step: int, versions_per_step: int, max_staleness: int, versions_ahead: int
+) -> int:
+    """Groups that may be issued now without being born stale.
+
+    A group with j others before it is used j // groups_per_step steps after the next one, and so is sampled at
+    least `versions_ahead + (j // groups_per_step) * versions_per_step` versions before its use, where
+    `versions_ahead` is the version of the learner at the next use minus the version that the engines hold.
+    """
+    slack = max_staleness - versions_ahead
+    steps = slack // versions_per_step + 1 if slack >= 0 else 0
+    return max(0, steps * groups_per_step - in_flight)
