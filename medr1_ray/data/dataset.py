@@ -1,0 +1,134 @@
+"""The questions of a run: read, filtered, split into training and evaluation."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from medr1_ray.config import DataSettings
+from medr1_ray.data.medr1_rows import read_medr1_rows
+from medr1_ray.data.omnimedvqa import read_omnimedvqa
+from medr1_ray.data.phantoms import ensure_dataset
+from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES
+from medr1_ray.data.reading import Dropped, ReadResult, dropped_by_reason
+from medr1_ray.data.splits import split_by_image
+from medr1_ray.types import Question
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`evaluation` is the sample that a run evaluates on; `dropped` are the rows that could not be read."""
+
+    train: tuple[Question, ...]
+    evaluation: tuple[Question, ...]
+    dropped: tuple[Dropped, ...]
+
+    @property
+    def shared_images(self) -> int:
+        """Evaluated images that are trained on too: 0, except with files that were split by row."""
+        return len(_images(self.train) & _images(self.evaluation))
+
+    @property
+    def description(self) -> str:
+        """A few lines for the terminal and the run's log."""
+        lines = [
+            f"train: {len(self.train)} questions on {len(_images(self.train))} images",
+            f"evaluation: {len(self.evaluation)} questions on {len(_images(self.evaluation))} images, "
+            f"{self.shared_images} of which are trained on too",
+            "train by modality: " + _counts(Counter(question.modality for question in self.train)),
+            "train by question type: " + _counts(Counter(question.question_type for question in self.train)),
+        ]
+        if self.dropped:
+            lines.append(f"dropped: {len(self.dropped)} rows: " + _counts(dropped_by_reason(self.dropped)))
+        return "\n".join(lines)
+
+
+def open_dataset(settings: DataSettings) -> Dataset:
+    """Read the dataset of a run; phantoms are drawn first where they are not on disk yet.
+
+    Deterministic in the settings and the files.
+
+    Raises:
+        ValueError: if the root or its files are missing, a filter names something unknown, or no question is
+            left.
+    """
+    _check_filter("data.modalities", settings.modalities, MODALITIES)
+    _check_filter("data.question_types", settings.question_types, QUESTION_TYPES)
+    train, held_out, dropped = _read(settings)
+    train, held_out = _filtered(train, settings), _filtered(held_out, settings)
+    for name, questions in (("training", train), ("evaluation", held_out)):
+        if not questions:
+            raise ValueError(
+                f"data.root={settings.root}: no {name} question is left. Check data.modalities="
+                f"{list(settings.modalities)} and data.question_types={list(settings.question_types)} (empty "
+                f"keeps all) and the rows dropped: {_counts(dropped_by_reason(dropped)) or 'none'}"
+            )
+    evaluation = stratified_sample(held_out, settings.eval_questions, settings.seed)
+    dataset = Dataset(train, evaluation, dropped)
+    assert settings.format == "medr1" or dataset.shared_images == 0
+    return dataset
+
+
+def stratified_sample(questions: tuple[Question, ...], wanted: int, seed: int) -> tuple[Question, ...]:
+    """Up to `wanted` questions, taken in turn from each modality and question type, shuffled within it.
+
+    Every stratum is represented as soon as `wanted` is at least their number.
+    """
+    strata: dict[tuple[str, str], list[Question]] = defaultdict(list)
+    for question in questions:
+        strata[question.modality, question.question_type].append(question)
+    generator = random.Random(seed)
+    piles = [strata[key] for key in sorted(strata)]
+    generator.shuffle(piles)
+    for pile in piles:
+        generator.shuffle(pile)
+    in_turn = [
+        pile[turn] for turn in range(max(map(len, piles), default=0)) for pile in piles if turn < len(pile)
+    ]
+    return tuple(in_turn[:wanted])
+
+
+def _read(
+    settings: DataSettings,
+) -> tuple[tuple[Question, ...], tuple[Question, ...], tuple[Dropped, ...]]:
+    root = settings.root
+    if settings.format == "phantoms":
+        try:
+            ensure_dataset(root, settings.phantom_images, settings.seed)
+        except ValueError as error:
+            raise ValueError(f"data.root={root}: {error}") from error
+    elif not root.is_dir():
+        raise ValueError(f"data.root={root} is no folder; give the folder of the dataset")
+    if settings.format == "medr1":
+        assert settings.train_file is not None  # the config checks both
+        assert settings.eval_file is not None
+        train = read_medr1_rows(root, settings.train_file)
+        held_out = read_medr1_rows(root, settings.eval_file)
+        return train.questions, held_out.questions, train.dropped + held_out.dropped
+    result: ReadResult = read_omnimedvqa(root)
+    return *split_by_image(result.questions, root, settings.eval_fraction, settings.seed), result.dropped
+
+
+def _filtered(questions: tuple[Question, ...], settings: DataSettings) -> tuple[Question, ...]:
+    return tuple(
+        question
+        for question in questions
+        if (not settings.modalities or question.modality in settings.modalities)
+        and (not settings.question_types or question.question_type in settings.question_types)
+    )
+
+
+def _check_filter(key: str, given: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+    unknown = [name for name in given if name not in allowed]
+    if unknown:
+        raise ValueError(f"{key}: {unknown[0]!r} is unknown; use names from {', '.join(allowed)}")
+
+
+def _images(questions: Iterable[Question]) -> set[str]:
+    return {question.image_path for question in questions}
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

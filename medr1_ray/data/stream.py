@@ -1,0 +1,144 @@
+"""The training prompts of a run: shuffled epochs without end, resumable at the exact question."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.types import Prompt, Question
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where a stream stands: the next question is number `position` of the shuffled epoch `epoch`.
+
+    `dropped` counts the questions passed over, by reason; `digest` is over the questions in their order.
+    """
+
+    seed: int
+    digest: str
+    epoch: int = 0
+    position: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+class PromptStream:
+    """Endless prompts: each epoch holds every question once, in an order drawn from the seed and the epoch.
+
+    Questions that cannot be prompts are passed over and counted in `state().dropped`, once per epoch; the log
+    names each once. With `state` the stream goes on where that state was taken.
+
+    Raises:
+        ValueError: if there are no questions, or `state` is of another seed or of other questions.
+    """
+
+    def __init__(
+        self,
+        questions: tuple[Question, ...],
+        encoder: PromptEncoder,
+        seed: int,
+        state: StreamState | None = None,
+    ) -> None:
+        if not questions:
+            raise ValueError("no training questions; see data.root, data.modalities and data.question_types")
+        digest = _digest(questions)
+        state = state or StreamState(seed, digest)
+        if (state.seed, state.digest) != (seed, digest):
+            what = (
+                f"train.seed {state.seed}, now {seed}" if state.seed != seed else "other training questions"
+            )
+            raise ValueError(
+                f"the run to resume was started with {what}: resume with the settings and data of then, "
+                "or start a new run"
+            )
+        self._questions = questions
+        self._encoder = encoder
+        self._seed = seed
+        self._digest = digest
+        self._epoch = state.epoch
+        self._position = state.position
+        self._dropped = Counter(state.dropped)
+        self._refused: dict[str, Refused] = {}
+        self._order = self._shuffled(self._epoch)
+
+    def state(self) -> StreamState:
+        """The state from which a new stream yields what this one would yield next."""
+        return StreamState(self._seed, self._digest, self._epoch, self._position, dict(self._dropped))
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` prompts; their ids `<epoch>.<position>:<question id>` are unique in the run.
+
+        Raises:
+            ValueError: if as many questions in a row as an epoch holds are no prompts.
+        """
+        prompts: list[Prompt] = []
+        refused_in_a_row = 0
+        while len(prompts) < count:
+            question = self._questions[self._order[self._position]]
+            encoded = self._encode(question, f"{self._epoch}.{self._position}:{question.id}")
+            self._advance()
+            if isinstance(encoded, Prompt):
+                prompts.append(encoded)
+                refused_in_a_row = 0
+                continue
+            self._dropped[encoded.reason] += 1
+            refused_in_a_row += 1
+            if refused_in_a_row == len(self._questions):
+                counts = ", ".join(f"{reason} {number}" for reason, number in self._dropped.items())
+                raise ValueError(
+                    f"none of the {len(self._questions)} training questions can be a prompt ({counts}); "
+                    f"the last one: {encoded.detail}"
+                )
+        return prompts
+
+    def reissue(self, prompt_id: str) -> Prompt:
+        """The prompt that `take` gave this id, in this run or in the one that is resumed.
+
+        Raises:
+            ValueError: if no prompt of this stream has the id, or its image cannot be read any more.
+        """
+        match = re.fullmatch(r"(\d+)\.(\d+):(.*)", prompt_id, re.DOTALL)
+        if match and int(match[2]) < len(self._questions):
+            question = self._questions[self._shuffled(int(match[1]))[int(match[2])]]
+            if question.id == match[3]:
+                encoded = self._encode(question, prompt_id)
+                if isinstance(encoded, Refused):
+                    raise ValueError(f"prompt {prompt_id!r} cannot be issued again: {encoded.detail}")
+                return encoded
+        raise ValueError(
+            f"prompt {prompt_id!r} is none of this stream's; its ids are <epoch>.<position>:<question id>"
+        )
+
+    def _encode(self, question: Question, prompt_id: str) -> Prompt | Refused:
+        if question.id in self._refused:
+            return self._refused[question.id]
+        encoded = self._encoder.encode(question, prompt_id)
+        if isinstance(encoded, Refused):
+            self._refused[question.id] = encoded
+            logger.warning("dropped (%s): %s", encoded.reason, encoded.detail)
+        return encoded
+
+    def _advance(self) -> None:
+        self._position += 1
+        if self._position == len(self._questions):
+            self._epoch, self._position = self._epoch + 1, 0
+            self._order = self._shuffled(self._epoch)
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._questions))
+        return [int(index) for index in order]
+
+
+def _digest(questions: tuple[Question, ...]) -> str:
+    content = hashlib.blake2b(digest_size=16)
+    for question in questions:
+        content.update(f"{question.id}\0{question.text}\0{question.answer}\n".encode())
+    return content.hexdigest()

@@ -1,0 +1,115 @@
+"""Image files of every kind become RGB squares."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from medr1_ray.data import images
+from medr1_ray.data.images import load_image
+
+
+def flat(mode: str, colour: object, path: Path) -> Path:
+    Image.new(mode, (6, 6), colour).save(path)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "tif", "bmp", "JPG", "BMP"])
+def test_every_ending(tmp_path: Path, ending: str) -> None:
+    image = load_image(flat("RGB", (200, 100, 50), tmp_path / f"a.{ending}"), 8, "squash")
+    assert image.shape == (8, 8, 3)
+    assert image.dtype == np.uint8
+    assert np.abs(image.astype(int) - [200, 100, 50]).max() <= 2  # JPEG rounds
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "ending", "rgb"),
+    [
+        ("L", 77, "png", (77, 77, 77)),
+        ("LA", (77, 0), "png", (77, 77, 77)),
+        ("1", 1, "png", (255, 255, 255)),
+        ("RGBA", (10, 20, 30, 0), "png", (10, 20, 30)),
+        ("CMYK", (0, 255, 255, 0), "tif", (255, 0, 0)),
+        ("CMYK", (255, 0, 255, 0), "jpg", (0, 255, 0)),
+    ],
+)
+def test_every_mode(tmp_path: Path, mode: str, colour: object, ending: str, rgb: tuple[int, ...]) -> None:
+    image = load_image(flat(mode, colour, tmp_path / f"a.{ending}"), 6, "squash")
+    assert np.abs(image.astype(int) - rgb).max() <= 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_palette_with_transparency(tmp_path: Path) -> None:
+    image = Image.new("P", (6, 6), 1)
+    image.putpalette([0, 0, 0, 9, 8, 7])
+    image.save(tmp_path / "a.png", transparency=bytes([255, 100]))
+    assert (load_image(tmp_path / "a.png", 6, "squash") == [9, 8, 7]).all()
+
+
+@pytest.mark.parametrize(("dtype", "ending"), [("uint16", "png"), ("uint16", "tif"), ("float32", "tif")])
+def test_deep_grey_is_scaled_by_its_own_range(tmp_path: Path, dtype: str, ending: str) -> None:
+    values = np.array([[1000, 1000], [2000, 3000]], dtype=dtype)
+    Image.fromarray(values).save(tmp_path / f"a.{ending}")
+    # (value - 1000) / 2000 * 255: 2000 is 127.5, rounded to even.
+    assert load_image(tmp_path / f"a.{ending}", 2, "squash")[..., 0].tolist() == [[0, 0], [128, 255]]
+
+
+def test_constant_deep_grey_is_black(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 3000, dtype=np.uint16)).save(tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png", 4, "squash").max() == 0
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 3), dtype=np.uint8)
+    pixels[:, :2] = [255, 0, 0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise: what is stored on the left comes to the top
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    image = load_image(tmp_path / "a.png", 4, "squash")
+    assert (image[:2] == [255, 0, 0]).all()
+    assert image[2:].max() == 0
+
+
+def wide(tmp_path: Path) -> NDArray[np.uint8]:
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (80, 40), (255, 255, 255)).save(path)
+    return load_image(path, 40, "pad")
+
+
+def test_pad_keeps_the_aspect_ratio_on_black(tmp_path: Path) -> None:
+    image = wide(tmp_path)
+    assert image[:10].max() == image[30:].max() == 0
+    assert image[10:30].min() == 255
+
+
+def test_squash_is_the_references_resize(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    expected = np.asarray(Image.fromarray(pixels).resize((20, 20)))  # Pillow's default, as Med-R1 calls it
+    assert (load_image(tmp_path / "a.png", 20, "squash") == expected).all()
+
+
+def test_errors_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"none\.png"):
+        load_image(tmp_path / "none.png", 8, "squash")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"text\.png"):
+        load_image(tmp_path / "text.png", 8, "squash")
+    whole = flat("RGB", (1, 2, 3), tmp_path / "whole.bmp").read_bytes()
+    (tmp_path / "cut.bmp").write_bytes(whole[:-30])
+    with pytest.raises(ValueError, match=r"cut\.bmp"):
+        load_image(tmp_path / "cut.bmp", 8, "squash")
+    monkeypatch.setattr(images, "MAX_PIXELS", 35)
+    with pytest.raises(ValueError, match=r"whole\.bmp.*6 x 6 pixels are more than 35"):
+        load_image(tmp_path / "whole.bmp", 8, "squash")
+
+
+def test_every_real_image(shared_data: Path) -> None:
+    paths = [path for path in (shared_data / "realmini" / "Images").rglob("*") if path.is_file()]
+    assert len(paths) == 148
+    for path in paths:
+        image = load_image(path, 84, "squash")
+        assert image.shape == (84, 84, 3)
+        assert image.std() > 5, path  # something is to be seen
