@@ -1,0 +1,77 @@
+"""The numbers of one step, under the names that `tracking.METRICS` documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from medr1_ray.ledger import LedgerCounts
+from medr1_ray.types import Group, Span, UpdateReport
+
+_DRIVER_PHASES = ("rollout", "update", "weight_sync", "parity", "evaluation", "checkpoint")
+
+
+def step_metrics(
+    groups: Sequence[Group],
+    report: UpdateReport,
+    counts: LedgerCounts,
+    refused: Mapping[str, int],
+    spans: Sequence[Span],
+) -> dict[str, float | None]:
+    """Metrics of the step that `report` is of; None where there was nothing to measure.
+
+    `refused` counts questions that were no prompts, by reason; `spans` are those since the step before.
+    """
+    totals = np.concatenate([group.rewards.total for group in groups])
+    lengths = np.concatenate([group.completions.lengths for group in groups])
+    staleness = report.version - len(report.steps) - np.concatenate([g.completions.versions for g in groups])
+    statistics = report.statistics
+    driver = {phase: _seconds(spans, "driver", phase) for phase in _DRIVER_PHASES}
+    step_seconds = driver["rollout"] + driver["update"] + driver["weight_sync"] + driver["parity"]
+    return {
+        "reward/total_mean": float(totals.mean()),
+        "reward/total_std": float(totals.std()),
+        "reward/group_std_mean": float(np.mean([group.rewards.total.std(ddof=1) for group in groups])),
+        "reward/accuracy_mean": float(np.mean([group.rewards.correct.mean() for group in groups])),
+        "reward/format_mean": float(np.mean([group.rewards.well_formed.mean() for group in groups])),
+        "reward/zero_variance_fraction": report.groups_zero_variance / report.groups,
+        "completion/length_tokens_mean": float(lengths.mean()),
+        "completion/length_tokens_max": float(lengths.max()),
+        "completion/truncated_fraction": float(np.mean([g.completions.truncated.mean() for g in groups])),
+        "completion/no_answer_fraction": float(
+            np.mean([answer is None for group in groups for answer in group.rewards.answers])
+        ),
+        "policy/entropy": statistics.entropy,
+        "policy/ratio_max": statistics.ratio_max,
+        "policy/clip_low_fraction": statistics.clip_low_fraction,
+        "policy/clip_high_fraction": statistics.clip_high_fraction,
+        "policy/importance_mean": statistics.importance_mean,
+        "policy/importance_capped_fraction": statistics.importance_capped_fraction,
+        "policy/kl": statistics.kl,
+        "policy/logprob_gap_mean": statistics.logprob_gap_mean,
+        "policy/logprob_gap_max": statistics.logprob_gap_max,
+        "policy/version_drift": statistics.version_drift,
+        "loss/total": float(np.mean([step.loss for step in report.steps])),
+        "optim/grad_norm": float(np.mean([step.grad_norm for step in report.steps])),
+        "optim/learning_rate": report.steps[-1].learning_rate,
+        "staleness/mean": float(staleness.mean()),
+        "staleness/max": float(staleness.max()),
+        "ledger/groups_issued": counts.issued,
+        "ledger/groups_used": counts.used,
+        "ledger/groups_in_flight": counts.in_flight,
+        "ledger/groups_dropped": counts.dropped_total,
+        "ledger/groups_zero_variance": counts.zero_variance,
+        "ledger/prompts_dropped": sum(refused.values()),
+        "time/step_seconds": step_seconds,
+        "time/reward_seconds": _seconds(spans, "reward", ""),
+        **{f"time/{phase}_seconds": seconds for phase, seconds in driver.items()},
+        "perf/completions_per_second": lengths.size / step_seconds,
+        "perf/rollout_tokens_per_second": float(lengths.sum()) / step_seconds,
+        "perf/learner_tokens_per_second": report.padded_tokens / driver["update"],
+    }
+
+
+def _seconds(spans: Iterable[Span], actor: str, phase: str) -> float:
+    """Seconds of all phases whose actor and phase begin with these."""
+    return sum(span.seconds for span in spans if span.actor.startswith(actor) and span.phase.startswith(phase))
