@@ -245,8 +245,8 @@ class PolicyStatistics:
     """Means over the tokens that went through the learner; None where there was no such token.
 
     `entropy` is the estimate -mean(log-probability of the sampled token) in nats; `kl` the mean of the chosen
-    estimator; `logprob_gap_*` the absolute difference between learner and engine over tokens that were sampled with
-    the learner's own weights; `version_drift` the same over tokens of older weights.
+    estimator; `logprob_gap_*` the absolute difference between learner and engine over the `logprob_gap_tokens` that
+    were sampled with the learner's own weights; `version_drift` its mean over tokens of older weights.
     """
 
     entropy: float | None
@@ -256,6 +256,7 @@ class PolicyStatistics:
     importance_mean: float | None
     importance_capped_fraction: float | None
     kl: float | None
+    logprob_gap_tokens: int
     logprob_gap_mean: float | None
     logprob_gap_max: float | None
     version_drift: float | None

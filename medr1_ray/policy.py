@@ -1,0 +1,155 @@
+"""The policy in the learner: a Qwen2-VL or Qwen2.5-VL that scores completions as the engine sampled them.
+
+Needs torch and transformers only: no Ray, vLLM or DeepSpeed. Shapes as in `packing.py`, and V the vocabulary, H the
+hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoImageProcessor, AutoModelForImageTextToText
+
+from medr1_ray.config import ModelSettings
+from medr1_ray.packing import Images, PackedBatch, tree_mask
+from medr1_ray.vocabulary import BANNED_LOGIT_BIAS, Vocabulary
+
+LOGITS_PER_CHUNK = 2**26
+"""Float32 logits that exist at once (256 MiB): with 151,936 words, 441 tokens."""
+
+POSITION_BLOCK = 256
+
+
+class Policy(nn.Module):
+    """A vision-language model whose forward returns the log-probabilities of completion tokens.
+
+    Args:
+        model: `Qwen2VLForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`.
+        vocabulary: of the same checkpoint; its banned tokens get the engine's logit bias.
+        temperature: the one that sampled.
+    """
+
+    def __init__(self, model: Any, vocabulary: Vocabulary, temperature: float) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.vocabulary = vocabulary
+        self.head = CompletionHead(model.lm_head.weight, vocabulary, temperature)
+        self._positions: dict[tuple[int, tuple[int, int, int]], Tensor] = {}
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Float32 [S]: log-probabilities under the distribution that was sampled (banned tokens, temperature)."""
+        hidden = self.model.model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            # The form that transformers takes as final, for it builds no mask of its own then.
+            attention_mask={"full_attention": tree_mask(batch.segment)},
+            pixel_values=batch.images.pixel_values,
+            image_grid_thw=batch.images.grid_thw,
+            use_cache=False,
+        ).last_hidden_state
+        logprobs: Tensor = self.head(hidden.flatten(0, 1)[batch.predictors], batch.targets)
+        return logprobs
+
+    def prompt_positions(self, image_at: int, grid: tuple[int, int, int], length: int) -> Tensor:
+        """M-RoPE positions int64 [3, length] of text with one image, from the model's own rule.
+
+        Positions do not depend on what follows, so one table per place and shape of the image serves all prompts.
+        """
+        key = (image_at, grid)
+        table = self._positions.get(key)
+        if table is None or table.shape[1] < length:
+            merge = self.model.config.vision_config.spatial_merge_size
+            visual = grid[0] * grid[1] * grid[2] // merge**2
+            kinds = torch.zeros(1, -(-length // POSITION_BLOCK) * POSITION_BLOCK, dtype=torch.int)
+            kinds[0, image_at : image_at + visual] = 1
+            positions, _ = self.model.model.get_rope_index(
+                torch.zeros_like(kinds, dtype=torch.long), kinds, image_grid_thw=torch.tensor([grid])
+            )
+            table = self._positions[key] = positions[:, 0]
+        return table[:, :length]
+
+
+class CompletionHead(nn.Module):
+    """The language-model head, applied to the positions that predict a completion token and to no other.
+
+    A module of its own that owns the whole loop over chunks, so that ZeRO-3 gathers the weight once however many
+    chunks a rank has (ranks with different numbers of gathers would wait for each other for ever).
+    """
+
+    logit_bias: Tensor
+
+    def __init__(self, weight: nn.Parameter, vocabulary: Vocabulary, temperature: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.temperature = temperature
+        self.chunk_tokens = max(1, LOGITS_PER_CHUNK // weight.shape[0])
+        bias = torch.zeros(weight.shape[0])
+        bias[list(vocabulary.banned)] = BANNED_LOGIT_BIAS
+        self.register_buffer("logit_bias", bias, persistent=False)
+
+    def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log-probabilities float32 [S] of `targets` int64 [S] from hidden states [S, H].
+
+        Several chunks are recomputed in the backward pass, so that the logits of one exist at a time.
+        """
+        if targets.numel() <= self.chunk_tokens:
+            return self._logprobs(hidden, targets)
+        chunks = zip(hidden.split(self.chunk_tokens), targets.split(self.chunk_tokens), strict=True)
+        return torch.cat([checkpoint(self._logprobs, h, t, use_reentrant=False) for h, t in chunks])
+
+    def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        # The engine's own order: float32, bias, temperature, normalisation.
+        logits = (
+            nn.functional.linear(hidden, self.weight).float().add_(self.logit_bias).div_(self.temperature)
+        )
+        return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
+
+
+class ImagePatcher:
+    """Images through the checkpoint's own image processor, as the engine does it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._processor: Any = AutoImageProcessor.from_pretrained(path)
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Images:
+        """Patches of uint8 [H, W, 3] images, which may differ in size."""
+        tensors = [torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for image in images]
+        patches = self._processor(images=tensors, input_data_format="channels_first", return_tensors="pt")
+        grid = patches["image_grid_thw"]
+        visual = grid.prod(dim=1) // self._processor.merge_size**2
+        return Images(patches["pixel_values"], grid, tuple(visual.tolist()))
+
+
+def load_model(path: str | Path, dtype: torch.dtype, settings: ModelSettings) -> Any:
+    """Load a checkpoint for training, on the CPU.
+
+    Raises ValueError for a model whose language model has sliding-window layers, which the shared prompt's mask does
+    not know.
+    """
+    model = AutoModelForImageTextToText.from_pretrained(
+        path, dtype=dtype, attn_implementation={"text_config": "sdpa", "vision_config": settings.attention}
+    )
+    if "sliding_attention" in getattr(model.config.get_text_config(), "layer_types", ()):
+        raise ValueError(
+            f"model.path={str(path)!r}: its language model has sliding-window layers, which the learner does not "
+            "support; set use_sliding_window to false in its config.json"
+        )
+    model.model.visual.requires_grad_(settings.train_vision_tower)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
+
+
+def checkpoint_name(name: str) -> str:
+    """A parameter's name in Hugging Face checkpoints of Qwen2-VL and Qwen2.5-VL, from its name in the model."""
+    for inside, outside in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+        if name.startswith(inside):
+            return outside + name.removeprefix(inside)
+    return name
