@@ -1,0 +1,245 @@
+"""The driver's handle on the learner: W actors in one placement group, and an update as one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from medr1_ray import grpo, packing
+from medr1_ray.config import Config
+from medr1_ray.learner_actor import LearnerActor
+from medr1_ray.packing import ScoredPrompt
+from medr1_ray.types import (
+    BatchSize,
+    Group,
+    GroupScore,
+    MicroBatch,
+    OptimizerStep,
+    RankReport,
+    UpdateReport,
+    UpdateRequest,
+    WeightUpdate,
+)
+
+
+class Learner:
+    """The DeepSpeed ranks as one object. The constructor asks for the actors, `start` waits for them.
+
+    Consumes scored groups, produces reports and weight updates; waits for all ranks in every call, each with a
+    deadline. Methods raise RuntimeError when a rank dies or is late, naming it and what it was doing, and pass on a
+    rank's own ValueError.
+
+    Args:
+        name: the ranks are the actors `<name>-0`, `<name>-1`, ...
+    """
+
+    def __init__(self, config: Config, name: str = "learner") -> None:
+        self._config = config
+        self._name = name
+        settings = config.learner
+        self._placement = placement_group(
+            [{"CPU": settings.cpus_per_rank, "GPU": settings.gpus_per_rank}] * settings.world_size,
+            strategy="PACK",
+            name=name,
+        )
+        self._ranks: list[Any] = [self._create(rank) for rank in range(settings.world_size)]
+
+    def start(self) -> None:
+        """Wait until every rank is placed and has loaded the model."""
+        cluster, settings = self._config.cluster, self._config.learner
+        if not self._placement.wait(cluster.placement_timeout_seconds):
+            raise RuntimeError(
+                f"no place for the learner after cluster.placement_timeout_seconds="
+                f"{cluster.placement_timeout_seconds:g}: it needs {settings.world_size} x "
+                f"{settings.cpus_per_rank:g} CPUs and {settings.gpus_per_rank:g} GPUs; the cluster has "
+                f"{ray.available_resources()} free. Lower learner.world_size, learner.cpus_per_rank or "
+                "learner.gpus_per_rank, or add nodes"
+            )
+        deadline = cluster.start_timeout_seconds
+        (address,) = self._wait([self._ranks[0].rendezvous_address.remote()], "finding an address", deadline)
+        self._call("start", [(address,)] * len(self._ranks), "starting", deadline)
+
+    def update(self, groups: Sequence[Group], version: int) -> UpdateReport:
+        """Take `train.updates_per_rollout` optimizer steps on these groups, from policy version `version`.
+
+        Groups whose rewards are all equal do not go through the model where that changes nothing (no KL): they count in
+        the loss's normalisers all the same, so that the gradient is the whole batch's.
+        """
+        config, world_size = self._config, self._config.learner.world_size
+        batch = BatchSize(
+            completions=sum(group.completions.lengths.size for group in groups),
+            tokens=sum(group.completions.token_ids.size for group in groups),
+            max_tokens=config.rollout.max_tokens,
+        )
+        equal = [bool(group.rewards.total.max() == group.rewards.total.min()) for group in groups]
+        kept = _that_teach(groups, equal, world_size) if config.loss.kl_beta == 0 else list(groups)
+        lengths = [packing.row_tokens(group.prompt, group.completions) for group in kept]
+        plans = packing.plan(lengths, world_size, config.learner.micro_batch_tokens)
+        requests = [(_request(kept, plan, batch, version),) for plan in plans]
+        reports = self._call(
+            "update",
+            requests,
+            f"updating from policy version {version}",
+            config.cluster.update_timeout_seconds,
+        )
+        return UpdateReport(
+            version=version + config.train.updates_per_rollout,
+            steps=_merge_steps(reports),
+            statistics=grpo.statistics(report.sums for report in reports),
+            groups=len(groups),
+            groups_zero_variance=sum(equal),
+            groups_skipped=len(groups) - len(kept),
+            tokens=batch.tokens,
+            padded_tokens=sum(
+                len(micro_batch.groups) * max(lengths[i] for i in micro_batch.groups)
+                for plan in plans
+                for micro_batch in plan
+            ),
+            spans=tuple(span for report in reports for span in report.spans),
+        )
+
+    def score(self, groups: Sequence[ScoredPrompt], *, plain: bool = False) -> list[GroupScore]:
+        """The policy's log-probabilities of completions, one score per group and in their order.
+
+        `plain` gives each completion a row of its own, without the shared prompt: slower, and the same but for
+        rounding, so that a difference shows which of the two is wrong.
+        """
+        lengths = [packing.row_tokens(prompt, completions) for prompt, completions in groups]
+        plans = packing.plan(
+            lengths, self._config.learner.world_size, self._config.learner.micro_batch_tokens
+        )
+        requests = []
+        for plan in plans:
+            indices, micro_batches = _share(plan)
+            requests.append((tuple(groups[i] for i in indices), micro_batches, plain))
+        answers = self._call("score", requests, "scoring", self._config.cluster.update_timeout_seconds)
+        scores: dict[int, GroupScore] = {}
+        for plan, answer in zip(plans, answers, strict=True):
+            order = [i for micro_batch in plan if not micro_batch.padding for i in micro_batch.groups]
+            scores.update(zip(order, answer, strict=True))
+        return [scores[i] for i in range(len(groups))]
+
+    def export_weights(self, version: int) -> WeightUpdate:
+        """All parameters as policy version `version`, in Ray's object store."""
+        arguments = [(version,)] * len(self._ranks)
+        what = f"publishing policy version {version}"
+        update: WeightUpdate = self._call(
+            "export_weights", arguments, what, self._config.cluster.sync_timeout_seconds
+        )[0]
+        return update
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into `folder` (on a file system that all ranks share): Hugging Face files on top,
+        `learner_state/` for `load`."""
+        self._call(
+            "save",
+            [(folder.resolve(),)] * len(self._ranks),
+            f"saving to {folder}",
+            self._config.cluster.update_timeout_seconds,
+        )
+
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint that `save` wrote."""
+        self._call(
+            "load",
+            [(folder.resolve(),)] * len(self._ranks),
+            f"loading {folder}",
+            self._config.cluster.start_timeout_seconds,
+        )
+
+    def close(self) -> None:
+        """End the actors and give back their place; safe to call twice."""
+        for actor in self._ranks:
+            ray.kill(actor)
+        self._ranks = []
+        remove_placement_group(self._placement)
+
+    def _create(self, rank: int) -> Any:
+        settings = self._config.learner
+        environment = {"OMP_NUM_THREADS": str(settings.threads)}
+        if settings.gpus_per_rank == 0:
+            environment["DS_ACCELERATOR"] = "cpu"
+        options = {
+            "name": f"{self._name}-{rank}",
+            "num_cpus": settings.cpus_per_rank,
+            "num_gpus": settings.gpus_per_rank,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._placement, placement_group_bundle_index=rank
+            ),
+            "runtime_env": {"env_vars": environment},
+        }
+        return ray.remote(LearnerActor).options(**options).remote(self._config, rank, f"{self._name}-{rank}")
+
+    def _call(
+        self, method: str, arguments: Sequence[tuple[Any, ...]], what: str, deadline_seconds: float
+    ) -> list[Any]:
+        references = [
+            getattr(actor, method).remote(*given) for actor, given in zip(self._ranks, arguments, strict=True)
+        ]
+        return self._wait(references, what, deadline_seconds)
+
+    def _wait(self, references: list[Any], what: str, deadline_seconds: float) -> list[Any]:
+        """The answers of rank 0, 1, ...; the first failure of any rank, whichever is still waiting for whom."""
+        end = time.monotonic() + deadline_seconds
+        waiting = list(references)
+        while waiting:
+            ready, waiting = ray.wait(waiting, timeout=max(0.0, end - time.monotonic()))
+            if not ready:
+                late = ", ".join(f"{self._name}-{references.index(reference)}" for reference in waiting)
+                raise RuntimeError(
+                    f"{late}: still {what} after {deadline_seconds:g} s; the deadline is in `cluster`"
+                )
+            try:
+                ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, ValueError):
+                    raise error.cause from None
+                raise RuntimeError(
+                    f"{self._name}-{references.index(ready[0])} failed while {what}: {error}"
+                ) from error
+            except ray.exceptions.RayActorError as error:
+                raise RuntimeError(
+                    f"{self._name}-{references.index(ready[0])} died while {what}: {error}"
+                ) from error
+        answers: list[Any] = ray.get(references)
+        return answers
+
+
+def _that_teach(groups: Sequence[Group], equal: Sequence[bool], world_size: int) -> list[Group]:
+    """Groups with unequal rewards; others join them only so that every rank has one."""
+    teaching = [group for group, is_equal in zip(groups, equal, strict=True) if not is_equal]
+    others = [group for group, is_equal in zip(groups, equal, strict=True) if is_equal]
+    return teaching + others[: max(0, world_size - len(teaching))]
+
+
+def _share(plan: Sequence[MicroBatch]) -> tuple[list[int], tuple[MicroBatch, ...]]:
+    """The groups that a rank needs, once each, and its micro-batches in terms of them."""
+    indices = sorted({i for micro_batch in plan for i in micro_batch.groups})
+    place = {index: i for i, index in enumerate(indices)}
+    return indices, tuple(
+        MicroBatch(tuple(place[i] for i in micro_batch.groups), micro_batch.padding) for micro_batch in plan
+    )
+
+
+def _request(
+    groups: Sequence[Group], plan: Sequence[MicroBatch], batch: BatchSize, version: int
+) -> UpdateRequest:
+    indices, micro_batches = _share(plan)
+    return UpdateRequest(version, tuple(groups[i] for i in indices), micro_batches, batch)
+
+
+def _merge_steps(reports: Sequence[RankReport]) -> tuple[OptimizerStep, ...]:
+    """The ranks' shares of the loss add up; norm and rate are the same on all."""
+    return tuple(
+        OptimizerStep(
+            float(np.sum([step.loss for step in ranks])), ranks[0].grad_norm, ranks[0].learning_rate
+        )
+        for ranks in zip(*(report.steps for report in reports), strict=True)
+    )

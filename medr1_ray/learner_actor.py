@@ -1,0 +1,277 @@
+"""The Ray actor that is one DeepSpeed rank of the learner. Created by `Learner`, one per `learner.world_size`.
+
+Consumes `UpdateRequest`s, produces reports, log-probabilities and weights. The ranks move in step: every method below
+`start` is called on all of them, since ZeRO's collectives wait for every rank (until their deadline).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medr1_ray import grpo
+from medr1_ray.config import Config
+from medr1_ray.packing import Images, PackedBatch, ScoredPrompt, pack_groups, pack_plain
+from medr1_ray.policy import ImagePatcher, Policy, checkpoint_name, load_model
+from medr1_ray.schedule import learning_rate
+from medr1_ray.types import (
+    GroupScore,
+    MicroBatch,
+    OptimizerStep,
+    RankReport,
+    Span,
+    TokenSums,
+    UpdateRequest,
+    WeightUpdate,
+)
+from medr1_ray.vocabulary import load_vocabulary
+from medr1_ray.weight_sync import ObjectStoreTransport
+
+LEARNER_STATE = "learner_state"
+LAYOUT_FILE = "layout.json"
+# What belongs to a checkpoint beside its weights and configs: tokenizer, processor, chat template.
+COMPANION_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+WRITTEN_BY_US = ("config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A micro-batch made ready: on the CPU, without the reference's log-probabilities."""
+
+    packed: PackedBatch
+    advantages: Tensor
+    weights: Tensor
+    rollout_logprobs: Tensor
+    versions: Tensor
+    padding: bool
+
+
+class LearnerActor:
+    """One rank: the policy's shard, its optimizer, and the reference when a KL is taken."""
+
+    def __init__(self, config: Config, rank: int, name: str) -> None:
+        self._config = config
+        self._name = name
+        self._path = config.model.folder
+        self._rank = rank
+        self._spans: list[Span] = []
+        torch.set_num_threads(config.learner.threads)
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def rendezvous_address(self) -> str:
+        """host:port at which this rank can be joined; asked of rank 0."""
+        import ray
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        return f"{ray.util.get_node_ip_address()}:{port}"
+
+    def start(self, address: str) -> None:
+        """Join the other ranks, load the model, build the engine."""
+        # Here and not on top: the driver imports this module to create the actor and needs no DeepSpeed.
+        from medr1_ray import zero
+
+        config = self._config
+        self._zero = zero
+        self._device = zero.join(address, self._rank, config.learner.world_size, config)
+        vocabulary = load_vocabulary(self._path)
+        model = load_model(self._path, getattr(torch, config.model.dtype), config.model)
+        self._model = model
+        self._policy = Policy(model, vocabulary, config.rollout.temperature)
+        self._patch = ImagePatcher(self._path)
+        self._engine = zero.build_engine(self._policy, config)
+        self._reference = None
+        if config.loss.kl_beta > 0:
+            from medr1_ray.reference import Reference
+
+            self._reference = Reference(self._path, vocabulary, config, self._device)
+
+    def update(self, request: UpdateRequest) -> RankReport:
+        """Take `train.updates_per_rollout` optimizer steps on the whole batch, of which this rank has a share.
+
+        Raises:
+            ValueError: a group's image became another number of visual tokens than in the engine.
+            RuntimeError: the gradient is not finite; the weights are lost, the last checkpoint is not.
+        """
+        self._spans = []
+        config, world_size = self._config, self._config.learner.world_size
+        with self._span("pack"):
+            work = [self._prepare(micro_batch, request) for micro_batch in request.micro_batches]
+        references: Sequence[Tensor | None] = [None] * len(work)
+        if self._reference is not None:
+            with self._span("reference"):
+                references = self._reference.logprobs([item.packed for item in work])
+        old: list[Tensor] = []
+        steps, sums = [], TokenSums()
+        for number in range(config.train.updates_per_rollout):
+            version, loss_share = request.version + number, 0.0
+            rate = learning_rate(config.learner, version, config.train.steps)
+            for group in self._engine.optimizer.param_groups:
+                group["lr"] = rate
+            with self._span("forward_backward"):
+                for i, item in enumerate(work):
+                    self._engine.set_gradient_accumulation_boundary(i == len(work) - 1)
+                    logprobs = self._engine(item.packed.to(self._device))
+                    if number == 0:
+                        old.append(logprobs.detach())
+                    tokens = self._tokens(item, references[i])
+                    loss, part = grpo.loss_and_sums(logprobs, old[i], tokens, config.loss, version)
+                    # DeepSpeed takes the mean over ranks; the loss is a sum over them.
+                    self._engine.backward(loss * world_size)
+                    loss_share += loss.item()
+                    if not item.padding:
+                        sums += part
+            with self._span("optimizer_step"):
+                self._engine.step()
+            norm = float(self._engine.get_global_grad_norm())
+            if not math.isfinite(norm):
+                raise RuntimeError(
+                    f"the gradient's norm is {norm} at optimizer step {version + 1} ({self._name}, loss share "
+                    f"{loss_share:g}): the weights are lost. Resume from the last checkpoint, with a smaller "
+                    f"learner.learning_rate (now {rate:g}) or learner.max_grad_norm"
+                )
+            steps.append(OptimizerStep(loss_share, norm, rate))
+        return RankReport(tuple(steps), sums, tuple(self._spans))
+
+    def score(
+        self, groups: tuple[ScoredPrompt, ...], micro_batches: tuple[MicroBatch, ...], plain: bool
+    ) -> list[GroupScore]:
+        """Scores of the groups of all micro-batches that are no padding, in the micro-batches' order; `plain` scores
+        each completion in a row of its own."""
+        scores = []
+        self._engine.eval()
+        for micro_batch in micro_batches:
+            members = [groups[i] for i in micro_batch.groups]
+            images = self._patch([prompt.image for prompt, _ in members])
+            packed = self._pack(members, images, plain)
+            with torch.no_grad():
+                logprobs = self._engine(packed.to(self._device)).cpu().numpy()
+            if not micro_batch.padding:
+                ends = np.cumsum([completions.token_ids.size for _, completions in members])
+                parts = np.split(logprobs, ends[:-1])
+                scores += [
+                    GroupScore(part, visual) for part, visual in zip(parts, images.visual_tokens, strict=True)
+                ]
+        self._engine.train()
+        return scores
+
+    def export_weights(self, version: int) -> WeightUpdate | None:
+        """Publish all parameters in the compute dtype under their checkpoint names; rank 0 returns the update.
+
+        The buckets live in Ray's object store as long as somebody holds the update.
+        """
+        import ray
+
+        named = self._named_parameters()
+        if self._rank == 0:
+            return ObjectStoreTransport(put=ray.put, get=ray.get).send(named, version)
+        deque(named, maxlen=0)  # take part in the gathering
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Write Hugging Face files on top of `folder` and the optimizer's shards into `learner_state/`."""
+        if self._rank == 0:
+            whole = {name: tensor.to("cpu", copy=True) for name, tensor in self._named_parameters()}
+            self._write_checkpoint(folder, whole)
+        else:
+            deque(self._named_parameters(), maxlen=0)
+        self._engine.save_checkpoint(str(folder / LEARNER_STATE), tag="zero", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Continue from a folder that `save` wrote.
+
+        Raises ValueError where it was written by another number of ranks or at another ZeRO stage.
+        """
+        saved = json.loads((folder / LEARNER_STATE / LAYOUT_FILE).read_text())
+        for key, ours in self._layout().items():
+            if saved[key] != ours:
+                raise ValueError(
+                    f"learner.{key}={ours}, but {folder} was saved with {saved[key]}; resume with learner.{key}="
+                    f"{saved[key]}, or start a new run with model.path={folder}"
+                )
+        path, _ = self._engine.load_checkpoint(str(folder / LEARNER_STATE), tag="zero")
+        if path is None:
+            raise ValueError(
+                f"{folder / LEARNER_STATE} is not complete: DeepSpeed found nothing to load there"
+            )
+
+    def _prepare(self, micro_batch: MicroBatch, request: UpdateRequest) -> _Work:
+        groups = [request.groups[i] for i in micro_batch.groups]
+        images = self._patch([group.prompt.image for group in groups])
+        for group, visual in zip(groups, images.visual_tokens, strict=True):
+            if visual != group.completions.visual_tokens:
+                raise ValueError(
+                    f"the image of prompt {group.prompt.id!r} became {group.completions.visual_tokens} visual "
+                    f"tokens in {group.completions.actor} and {visual} in {self._name}; both must run the "
+                    "same image processor (look for image limits in rollout.engine, e.g. mm_processor_kwargs)"
+                )
+        completions = [group.completions for group in groups]
+        lengths = torch.from_numpy(np.concatenate([c.lengths for c in completions])).long()
+        rewards = torch.from_numpy(np.stack([group.rewards.total for group in groups]))
+        advantages = grpo.group_advantages(rewards, self._config.loss.advantage_std).flatten()
+        weights = grpo.token_weights(lengths, self._config.loss.aggregation, request.batch)
+        return _Work(
+            packed=self._pack([(group.prompt, group.completions) for group in groups], images, plain=False),
+            advantages=advantages.repeat_interleave(lengths),
+            weights=torch.zeros_like(weights) if micro_batch.padding else weights,
+            rollout_logprobs=torch.from_numpy(np.concatenate([c.rollout_logprobs for c in completions])),
+            versions=torch.from_numpy(np.concatenate([c.versions for c in completions])),
+            padding=micro_batch.padding,
+        )
+
+    def _pack(self, groups: Sequence[ScoredPrompt], images: Images, plain: bool) -> PackedBatch:
+        vocabulary = self._policy.vocabulary
+        pack = pack_plain if plain else pack_groups
+        return pack(groups, images, vocabulary.image_pad, vocabulary.pad, self._policy.prompt_positions)
+
+    def _tokens(self, work: _Work, reference: Tensor | None) -> grpo.TokenBatch:
+        return grpo.TokenBatch(
+            advantages=work.advantages.to(self._device),
+            weights=work.weights.to(self._device),
+            rollout_logprobs=work.rollout_logprobs.to(self._device),
+            versions=work.versions.to(self._device),
+            reference_logprobs=reference,
+        )
+
+    def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self._zero.whole_parameters(self._model):
+            yield checkpoint_name(name), tensor
+
+    def _layout(self) -> dict[str, Any]:
+        return {"world_size": self._config.learner.world_size, "zero_stage": self._config.learner.zero_stage}
+
+    def _write_checkpoint(self, folder: Path, whole: dict[str, Tensor]) -> None:
+        from huggingface_hub import save_torch_state_dict
+
+        (folder / LEARNER_STATE).mkdir(parents=True, exist_ok=True)
+        save_torch_state_dict(whole, folder, metadata={"format": "pt"})
+        self._model.config.architectures = [type(self._model).__name__]
+        self._model.config.save_pretrained(folder)
+        self._model.generation_config.save_pretrained(folder)
+        for file in self._path.iterdir():
+            weights_index = file.name.endswith(".index.json")
+            if file.suffix in COMPANION_SUFFIXES and file.name not in WRITTEN_BY_US and not weights_index:
+                shutil.copyfile(file, folder / file.name)
+        (folder / LEARNER_STATE / LAYOUT_FILE).write_text(json.dumps(self._layout()))
+
+    @contextmanager
+    def _span(self, phase: str) -> Iterator[None]:
+        start = time.time()
+        yield
+        self._spans.append(Span(self._name, phase, start, time.time()))

@@ -1,0 +1,258 @@
+"""Real DeepSpeed under Ray: one rank at ZeRO-1 and two at ZeRO-3, against an update written out in plain torch."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from medr1_ray import grpo, packing, tiny
+from medr1_ray.config import (
+    Config,
+    DataSettings,
+    LearnerSettings,
+    LossSettings,
+    ModelSettings,
+    ReferenceSettings,
+    RunSettings,
+    TrainSettings,
+)
+from medr1_ray.learner import Learner
+from medr1_ray.policy import ImagePatcher, Policy, load_model
+from medr1_ray.types import BatchSize, Completions, Group, Prompt, Question, Rewards, Span
+from medr1_ray.vocabulary import load_vocabulary
+
+# Adam makes steps of about the rate out of gradients of any size: rounding shows, at most as a tenth of the rate.
+RATE, STEPS, BETA, SIZE = 1e-4, 4, 0.5, 4
+SPAN = Span("test", "test", 0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def groups() -> list[Group]:
+    """Recorded rollouts: seven prompts of two image sizes, one of them with equal rewards."""
+    random = np.random.default_rng(0)
+    vocabulary = load_vocabulary(tiny.model_path())
+    return [_group(i, vocabulary, random) for i in range(7)]
+
+
+def _group(number, vocabulary, random):
+    name = f"p{number}"
+    ids = random.integers(10, 400, 12 + number).astype(np.int32)
+    start, image_pad, end = vocabulary.vision_start, vocabulary.image_pad, vocabulary.banned[3]
+    ids[3:6] = [start, image_pad, end]
+    height, width = [(56, 56), (84, 56)][number % 2]
+    lengths = random.integers(1, 5, SIZE).astype(np.int32)
+    tokens = random.integers(10, 400, lengths.sum()).astype(np.int32)
+    rewards = np.float32([1, 1, 1, 1]) if number == 3 else np.float32([0, 1, 2, number % 3])
+    return Group(
+        Prompt(
+            name,
+            Question(name, "/none", "What?", ("x", "y"), 0, "CT", "modality recognition", "none"),
+            ids,
+            random.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        ),
+        Completions(
+            prompt_id=name,
+            actor="rollout-0",
+            token_ids=tokens,
+            rollout_logprobs=random.normal(-6, 0.5, tokens.size).astype(np.float32),
+            versions=np.zeros(tokens.size, np.int32),
+            lengths=lengths,
+            truncated=np.zeros(SIZE, bool),
+            texts=("",) * SIZE,
+            visual_tokens=height * width // 28**2,
+            span=SPAN,
+        ),
+        Rewards(
+            name, ("accuracy",), rewards[:, None], rewards, rewards > 0, rewards > 0, ("A",) * SIZE, SPAN
+        ),
+    )
+
+
+def config(**learner) -> Config:
+    return Config(
+        run=RunSettings(dir="unused"),
+        model=ModelSettings(path="tiny"),
+        data=DataSettings(format="phantoms", root="unused"),
+        train=TrainSettings(steps=STEPS, prompts_per_step=7, group_size=SIZE),
+        loss=LossSettings(kl_beta=BETA, importance_cap=1.5),
+        learner=LearnerSettings(
+            cpus_per_rank=0.25, learning_rate=RATE, weight_decay=0.1, max_grad_norm=0.5, **learner
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def learners(ray_cluster):
+    one = Learner(config(world_size=1, zero_stage=1), "one")
+    # So few tokens that ranks need several micro-batches and one of them padding.
+    two = Learner(
+        config(world_size=2, zero_stage=3, micro_batch_tokens=64).model_copy(
+            update={"reference": ReferenceSettings(sharded=True)}
+        ),
+        "two",
+    )
+    one.start()
+    two.start()
+    yield one, two
+    one.close()
+    two.close()
+
+
+@pytest.fixture(scope="module")
+def trained(learners, groups, tmp_path_factory):
+    """Both learners after two updates: their reports and saved folders."""
+    found = []
+    for learner in learners:
+        folder = tmp_path_factory.mktemp("checkpoint")
+        reports = [learner.update(groups, version) for version in range(2)]
+        learner.save(folder)
+        found.append((reports, folder))
+    return found
+
+
+def by_hand(groups):
+    """The same two updates by torch alone: the whole batch at once, plain rows, one AdamW, one clipping."""
+    settings = config()
+    vocabulary = load_vocabulary(tiny.model_path())
+
+    def load():
+        model = load_model(tiny.model_path(), torch.float32, settings.model)
+        return Policy(model, vocabulary, settings.rollout.temperature)
+
+    policy, reference = load(), load()
+    pairs = [(group.prompt, group.completions) for group in groups]
+    images = ImagePatcher(tiny.model_path())([group.prompt.image for group in groups])
+    batch = packing.pack_plain(pairs, images, vocabulary.image_pad, vocabulary.pad, policy.prompt_positions)
+    lengths = torch.from_numpy(np.concatenate([g.completions.lengths for g in groups])).long()
+    rewards = torch.from_numpy(np.stack([group.rewards.total for group in groups]))
+    size = BatchSize(len(lengths), int(lengths.sum()), settings.rollout.max_tokens)
+    with torch.no_grad():
+        reference_logprobs = reference(batch)
+    tokens = grpo.TokenBatch(
+        advantages=grpo.group_advantages(rewards, std=True).flatten().repeat_interleave(lengths),
+        weights=grpo.token_weights(lengths, "sequence", size),
+        rollout_logprobs=torch.from_numpy(np.concatenate([g.completions.rollout_logprobs for g in groups])),
+        versions=torch.zeros(int(lengths.sum())),
+        reference_logprobs=reference_logprobs,
+    )
+    parameters = list(policy.model.parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.1},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    )
+    losses, norms = [], []
+    for step in range(2):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * (STEPS - step) / STEPS
+        logprobs = policy(batch)
+        loss, _ = grpo.loss_and_sums(logprobs, logprobs.detach(), tokens, settings.loss, step)
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters, 0.5).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, norms, policy.model
+
+
+def test_updates_are_those_of_plain_torch_whatever_the_ranks(trained, groups):
+    losses, norms, model = by_hand(groups)
+    assert min(norms) > 0.5  # clipped, and so the scale of the gradient would not show otherwise
+    for reports, folder in trained:
+        assert [report.steps[0].loss for report in reports] == pytest.approx(losses, rel=1e-5, abs=1e-6)
+        assert [report.steps[0].grad_norm for report in reports] == pytest.approx(norms, rel=1e-5)
+        assert [report.steps[0].learning_rate for report in reports] == pytest.approx([RATE, 0.75 * RATE])
+        saved = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+        for name, expected in model.state_dict().items():
+            torch.testing.assert_close(
+                saved[name], expected, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def test_one_and_two_ranks_agree(trained):
+    (one, one_folder), (two, two_folder) = trained
+    for a, b in zip(one, two, strict=True):
+        assert b.steps[0].loss == pytest.approx(a.steps[0].loss, abs=1e-5)
+        for name, value in vars(a.statistics).items():
+            assert getattr(b.statistics, name) == (value and pytest.approx(value, rel=1e-4, abs=1e-6)), name
+        assert (a.version, a.groups, a.groups_zero_variance, a.groups_skipped) == (b.version, 7, 1, 0)
+    a, b = (load_file(folder / "model.safetensors") for folder in (one_folder, two_folder))
+    start = load_file(tiny.model_path() / "model.safetensors")
+    assert a.keys() == b.keys() == start.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    moved = sum((a[name] - start[name]).abs().mean() > 5e-5 for name in a)
+    assert moved > 0.9 * len(a)
+
+
+def test_the_second_update_has_a_divergence_from_the_start_model(trained):
+    for reports, _ in trained:
+        assert reports[0].statistics.kl == pytest.approx(0.0, abs=1e-6)
+        assert reports[1].statistics.kl > 1e-5
+
+
+def test_exported_weights_are_the_saved_ones(learners, trained):
+    from medr1_ray.weight_sync import read_bucket
+
+    for learner, (_, folder) in zip(learners, trained, strict=True):
+        update = learner.export_weights(2)
+        exported = {
+            name: tensor
+            for bucket in update.buckets
+            for name, tensor in read_bucket(ray.get(bucket.data).copy(), bucket)
+        }
+        saved = load_file(folder / "model.safetensors")
+        assert update.version == 2
+        assert exported.keys() == saved.keys()
+        assert all(torch.equal(exported[name], saved[name]) for name in saved)
+
+
+def test_scores_in_order_shared_and_plain(learners, trained, groups):
+    pairs = [(group.prompt, group.completions) for group in groups]
+    one, two = (learner.score(pairs) for learner in learners)
+    plain = learners[1].score(pairs, plain=True)
+    for group, a, b, c in zip(groups, one, two, plain, strict=True):
+        assert a.visual_tokens == group.completions.visual_tokens
+        assert a.policy_logprobs.shape == group.completions.token_ids.shape
+        np.testing.assert_allclose(a.policy_logprobs, b.policy_logprobs, atol=1e-4)
+        np.testing.assert_allclose(b.policy_logprobs, c.policy_logprobs, atol=1e-5)
+
+
+def test_a_loaded_checkpoint_goes_on_as_if_nothing_had_happened(learners, trained, groups):
+    for learner, (_, folder) in zip(learners, trained, strict=True):
+        went_on = learner.update(groups, 2)
+        learner.load(folder)
+        resumed = learner.update(groups, 2)
+        assert resumed.steps == went_on.steps
+
+
+def test_another_layout_refuses_the_checkpoint(learners, trained):
+    with pytest.raises(ValueError, match=r"learner\.world_size=1, but .* was saved with 2"):
+        learners[0].load(trained[1][1])
+
+
+def test_another_number_of_visual_tokens_is_refused(learners, groups):
+    group = groups[0]
+    wrong = replace(group, completions=replace(group.completions, visual_tokens=5))
+    with pytest.raises(ValueError, match=r"became 5 visual tokens in rollout-0 and 4 in one-0"):
+        learners[0].update([wrong], 2)
+
+
+def test_a_passed_deadline_names_the_rank_and_what_it_was_doing(learners):
+    learner = Learner.__new__(Learner)
+    vars(learner).update(vars(learners[0]))
+    cluster = learner._config.cluster.model_copy(update={"sync_timeout_seconds": 1e-4})
+    learner._config = learner._config.model_copy(update={"cluster": cluster})
+    with pytest.raises(RuntimeError, match=r"one-0: still publishing policy version 3 after 0\.0001 s"):
+        learner.export_weights(3)
+
+
+def test_a_dead_rank_is_named(learners, groups):
+    ray.kill(ray.get_actor("two-1"))
+    with pytest.raises(RuntimeError, match=r"two-1 died while scoring"):
+        learners[1].score([(group.prompt, group.completions) for group in groups])
