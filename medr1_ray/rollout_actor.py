@@ -1,0 +1,273 @@
+"""The rollout actor: one vLLM engine that turns prompts into groups of completions, and follows the learner.
+
+Consumes: prompts and weight updates. Produces: `Completions`. Waits for: its engine, each call with a deadline.
+Unblocked by: the first `load_weights`. All calls share one asyncio loop, so that control never waits behind generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import sys
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+from medr1_ray.code_digest import code_digest
+from medr1_ray.config import Config
+from medr1_ray.types import Completions, Prompt, Sampling, Span, WeightUpdate
+
+REMEMBERED_REQUESTS = 1024
+
+
+class NotServingError(RuntimeError):
+    """The engine holds no whole policy version: it generates nothing until a weight update has succeeded."""
+
+
+class WeightLoadError(RuntimeError):
+    """A weight update failed or passed its deadline; the actor does not serve until a later one succeeds."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """A finished weight update: for `paused_seconds` of its `seconds` the engine generated nothing."""
+
+    version: int
+    digest: str
+    seconds: float
+    paused_seconds: float
+
+
+@dataclass(frozen=True)
+class RolloutStatus:
+    """`version` is the policy version being served; None when there is none, and then `failure` says why."""
+
+    actor: str
+    version: int | None
+    failure: str | None
+    running_requests: int
+
+
+class RolloutActor:
+    """Ray actor around vLLM's AsyncLLM.
+
+    It serves nothing before its first `load_weights`: restarted by Ray, it would otherwise serve the start model.
+
+    Args:
+        config: the run's settings.
+        index: the number of this actor; it is called `rollout-<index>`.
+        driver_code_digest: `code_digest()` of the driver.
+
+    Raises:
+        ValueError: this process runs other code than the driver.
+    """
+
+    def __init__(self, config: Config, index: int, driver_code_digest: str) -> None:
+        self._name = f"rollout-{index}"
+        self._config = config
+        self._driver_code_digest = driver_code_digest
+        self._require_same_code("the actor", code_digest())
+        _write_output_to(config.run.dir / "logs" / f"{self._name}.log")
+
+        from medr1_ray import rollout_engine
+
+        rollout_engine.set_environment(config)
+
+        import ray
+        import torch
+        from transformers import AutoTokenizer
+
+        from medr1_ray.vocabulary import load_vocabulary
+        from medr1_ray.weight_sync import ObjectStoreTransport
+
+        torch.set_num_threads(config.rollout.threads)
+        model = _checkpoint(config)
+        self._vocabulary = load_vocabulary(model)
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._transport = ObjectStoreTransport(put=ray.put, get=ray.get)
+        self._engine = rollout_engine.start_engine(config, model, index)
+        self._requests: OrderedDict[str, asyncio.Task[Completions]] = OrderedDict()
+        self._loading = asyncio.Lock()
+        self._loaded: LoadReport | None = None
+        self._failure: str | None = "no weights have been loaded yet"
+
+    def __repr__(self) -> str:
+        return f"RolloutActor({self._name})"
+
+    async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
+        """Sample a group for one prompt; the prompt and its image enter the engine once.
+
+        Idempotent by `request_id` for as long as the policy version stays: a repeated call joins the running one or
+        gets its result.
+
+        Raises:
+            NotServingError: no whole policy version is loaded, or the one being loaded meanwhile failed.
+            TimeoutError: not done within `cluster.rollout_timeout_seconds`.
+            ValueError: the engine refused the prompt, e.g. because it is too long.
+            RuntimeError: the engine process died.
+        """
+        task = self._requests.get(request_id)
+        if task is None:
+            self._require_serving()
+            task = asyncio.create_task(self._generate(request_id, prompt, sampling))
+            self._remember(request_id, task)
+        try:
+            # Shielded: a caller that goes away must not take the request from one that joined it.
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                self._require_serving()
+            raise
+
+    async def load_weights(self, update: WeightUpdate) -> LoadReport:
+        """Bring the engine to `update.version`; requests in flight wait and go on with the new weights.
+
+        Idempotent by version. After a failure nothing is served until a whole update has succeeded.
+
+        Raises:
+            WeightLoadError: wrong bytes, parameters that do not fit, a dead engine, or longer than
+                `cluster.sync_timeout_seconds`.
+            ValueError: the update is older than the weights at hand, or the engine runs other code than the driver.
+        """
+        async with self._loading:
+            held = self._loaded
+            if held is not None and update.version < held.version:
+                raise ValueError(
+                    f"{self._name} holds policy version {held.version}; version {update.version} came too late"
+                )
+            if held is not None and self._failure is None and held.digest == update.digest:
+                return held
+            try:
+                async with asyncio.timeout(self._config.cluster.sync_timeout_seconds):
+                    self._loaded = await self._load(update)
+            except BaseException as error:
+                self._fail(f"policy version {update.version} could not be loaded: {type(error).__name__}: {error}")
+                if isinstance(error, Exception):
+                    raise WeightLoadError(f"{self._name}: {self._failure}") from error
+                raise
+            self._failure = None
+            self._forget_finished()
+            return self._loaded
+
+    async def status(self) -> RolloutStatus:
+        """What is being served, at once, whatever the engine is doing."""
+        return RolloutStatus(
+            actor=self._name,
+            version=self._loaded.version if self._loaded is not None and self._failure is None else None,
+            failure=self._failure,
+            running_requests=sum(not task.done() for task in self._requests.values()),
+        )
+
+    async def ping(self) -> str:
+        """The actor's name, once the engine has started.
+
+        Raises:
+            RuntimeError: the engine process died.
+        """
+        if self._engine.errored:
+            raise self._death()
+        return self._name
+
+    async def shutdown(self) -> None:
+        """Stop the engine process."""
+        self._fail("the actor was shut down")
+        self._engine.shutdown()
+
+    async def _generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        from medr1_ray.rollout_engine import engine_prompt, sampling_params, to_completions
+
+        start = time.time()
+        params = sampling_params(sampling, self._vocabulary, request_id)
+        try:
+            async with asyncio.timeout(self._config.cluster.rollout_timeout_seconds):
+                async for output in self._engine.generate(engine_prompt(prompt), params, request_id):
+                    final = output
+        except EngineDeadError as error:
+            raise self._death() from error
+        except ValueError as error:
+            raise ValueError(f"{self._name}: the engine refused prompt {prompt.id!r}: {error}") from None
+        span = Span(self._name, "rollout", start, time.time())
+        return to_completions(final, prompt, self._name, self._vocabulary, self._tokenizer, span)
+
+    async def _load(self, update: WeightUpdate) -> LoadReport:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        start = time.monotonic()
+        if self._loaded is None:
+            for digest in await self._engine.collective_rpc("medr1_code_digest"):
+                self._require_same_code("its engine process", digest)
+        await self._engine.collective_rpc("medr1_abandon_update")
+        stage = self._transport.stage(update)
+        staged = await asyncio.to_thread(stage.__enter__)
+        try:
+            pause_start = time.monotonic()
+            # Finishing an update clears no cache; this clears the prefix cache and that of the vision encoder.
+            await self._engine.pause_generation(mode="keep", clear_cache=True)
+            await self._engine.start_weight_update()
+            await self._engine.update_weights(
+                WeightTransferUpdateRequest(update_info={"staged": pickle.dumps(staged)})
+            )
+            await self._engine.finish_weight_update(weight_version=str(update.version))
+            await self._engine.resume_generation()
+            end = time.monotonic()
+        finally:
+            await asyncio.to_thread(stage.__exit__, None, None, None)
+        return LoadReport(update.version, update.digest, seconds=end - start, paused_seconds=end - pause_start)
+
+    def _fail(self, failure: str) -> None:
+        self._failure = failure
+        for task in self._requests.values():
+            task.cancel()
+
+    def _death(self) -> RuntimeError:
+        return RuntimeError(f"{self._name}: the engine process died; see logs/{self._name}.log in run.dir")
+
+    def _require_serving(self) -> None:
+        if self._failure is not None:
+            raise NotServingError(f"{self._name} serves nothing: {self._failure}")
+
+    def _require_same_code(self, where: str, digest: str) -> None:
+        if digest != self._driver_code_digest:
+            raise ValueError(
+                f"{self._name}: {where} runs other code of medr1_ray (digest {digest}, at {Path(__file__).parent}) "
+                f"than the driver (digest {self._driver_code_digest}). Install the driver's version on every node, or "
+                "submit the code with `ray job submit --working-dir`"
+            )
+
+    def _remember(self, request_id: str, task: asyncio.Task[Completions]) -> None:
+        self._requests[request_id] = task
+        task.add_done_callback(lambda done: self._forget_failed(request_id, done))
+        done = [key for key, known in self._requests.items() if known.done()]
+        for key in done[: max(0, len(done) - REMEMBERED_REQUESTS)]:
+            del self._requests[key]
+
+    def _forget_failed(self, request_id: str, task: asyncio.Task[Completions]) -> None:
+        if (task.cancelled() or task.exception() is not None) and self._requests.get(request_id) is task:
+            del self._requests[request_id]
+
+    def _forget_finished(self) -> None:
+        for request_id in [key for key, task in self._requests.items() if task.done()]:
+            del self._requests[request_id]
+
+
+def _checkpoint(config: Config) -> str:
+    if config.model.path != "tiny":
+        return config.model.path
+    from medr1_ray.tiny import model_path
+
+    return str(model_path())
+
+
+def _write_output_to(path: Path) -> None:
+    """Send what this process and its children print to a file: vLLM talks a lot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
