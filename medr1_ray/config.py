@@ -107,7 +107,7 @@ class DataSettings(Settings):
 
     format: Literal["phantoms", "omnimedvqa", "medr1"]
     root: Path
-    """Folder of the dataset. Phantoms are written there when it does not exist."""
+    """Folder of the dataset. Phantoms are written below it, into a folder for their seed and number."""
     seed: int = 0
     """Seed of the phantoms and of the train / evaluation split."""
     train_file: str | None = None

@@ -95,10 +95,12 @@ def _read(
 ) -> tuple[tuple[Question, ...], tuple[Question, ...], tuple[Dropped, ...]]:
     root = settings.root
     if settings.format == "phantoms":
+        # A folder for each seed and size, so that changing one setting does not clash with what is there.
+        root = root / f"seed-{settings.seed}-images-{settings.phantom_images}"
         try:
             ensure_dataset(root, settings.phantom_images, settings.seed)
         except ValueError as error:
-            raise ValueError(f"data.root={root}: {error}") from error
+            raise ValueError(f"data.root={settings.root}: {error}") from error
     elif not root.is_dir():
         raise ValueError(f"data.root={root} is no folder; give the folder of the dataset")
     if settings.format == "medr1":

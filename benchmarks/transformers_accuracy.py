@@ -1,0 +1,66 @@
+"""The final accuracy of a run once more, by transformers' own `generate`: no vLLM, no Ray, no packing.
+
+    python benchmarks/transformers_accuracy.py runs/phantom_cpu
+
+Reads the newest checkpoint and the questions of `evaluations/after.jsonl`, answers them greedily, and prints both
+accuracies; exits with 1 where they differ by more than a point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from medr1_ray.answer_parsing import parse_answer
+from medr1_ray.config_loading import load_config
+from medr1_ray.data.images import load_image
+from medr1_ray.prompts import chat_messages
+from medr1_ray.types import Question
+
+BATCH = 50
+TOLERANCE = 0.01
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a finished run's directory")
+    run: Path = parser.parse_args().run
+    config = load_config([run / "config.yaml"])
+    checkpoint = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor.tokenizer.padding_side = "left"
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+    rows = [json.loads(line) for line in (run / "evaluations" / "after.jsonl").read_text().splitlines()]
+    questions = [Question(**{**row["question"], "options": tuple(row["question"]["options"])}) for row in rows]
+    correct = 0
+    for start in range(0, len(questions), BATCH):
+        batch = questions[start : start + BATCH]
+        chats = [
+            processor.apply_chat_template(chat_messages(q, config.mode), add_generation_prompt=True) for q in batch
+        ]
+        images = [
+            Image.fromarray(load_image(q.image_path, config.data.image_size, config.data.image_fit)) for q in batch
+        ]
+        inputs = processor(text=chats, images=images, padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            output = model.generate(**inputs, do_sample=False, max_new_tokens=config.rollout.max_tokens)
+        texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        correct += sum(
+            parse_answer(text, question, config.mode).letter == question.gold_letter
+            for text, question in zip(texts, batch, strict=True)
+        )
+    ours = sum(row["correct"] for row in rows) / len(rows)
+    theirs = correct / len(rows)
+    print(f"accuracy over {len(rows)} questions: {ours:.4f} in the run, {theirs:.4f} by transformers alone")
+    return 0 if abs(ours - theirs) <= TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

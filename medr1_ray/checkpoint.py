@@ -1,0 +1,100 @@
+"""Checkpoints published atomically: a folder under `checkpoints/` is whole or not there.
+
+    checkpoints/checkpoint-10/   Hugging Face files on top, learner_state/, state.json
+    checkpoints/latest           text: the name of the newest folder, renamed into place
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from medr1_ray.data.stream import StreamState
+
+STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a resumed run continues from, beside weights and optimizer.
+
+    `unused_prompts` are the ids that were issued but not used when the checkpoint was written; they are issued
+    again, so that a resume neither skips nor repeats a question. The counts are those of the ledger without them.
+    """
+
+    step: int
+    stream: StreamState
+    unused_prompts: tuple[str, ...]
+    groups_used: int
+    groups_zero_variance: int
+    groups_dropped: dict[str, int]
+    completions: int
+    seconds: dict[str, float]
+    config_digest: str
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: `<run>/checkpoints`.
+        keep: how many to keep; older ones are deleted after a newer one is published.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder = folder
+        self._keep = keep
+
+    def publish(self, state: RunState, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill a folder, add the state, and rename it into place."""
+        name = f"checkpoint-{state.step}"
+        target = self._folder / name
+        partial = self._folder / f".{name}.partial"
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        write(partial)
+        (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1))
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        pointer = self._folder / ".latest.partial"
+        pointer.write_text(name + "\n")
+        os.replace(pointer, self._folder / "latest")
+        self._forget_old()
+        return target
+
+    def latest(self) -> Path:
+        """The newest checkpoint. Raises ValueError when there is none."""
+        pointer = self._folder / "latest"
+        if not pointer.exists():
+            raise ValueError(
+                f"no checkpoint to resume from: {pointer} does not exist. Start without --resume, or set run.dir to a "
+                "run that has saved one (run.save_every)"
+            )
+        return self._folder / pointer.read_text().strip()
+
+    def _forget_old(self) -> None:
+        steps = sorted(int(path.name.split("-")[1]) for path in self._folder.glob("checkpoint-*"))
+        for step in steps[: -self._keep]:
+            shutil.rmtree(self._folder / f"checkpoint-{step}")
+
+
+def read_state(checkpoint: Path) -> RunState:
+    """The state of a published checkpoint. Raises ValueError when the file is missing or of another format."""
+    path = checkpoint / STATE_FILE
+    try:
+        fields = json.loads(path.read_text())
+        return RunState(
+            **{
+                **fields,
+                "stream": StreamState(**fields["stream"]),
+                "unused_prompts": tuple(fields["unused_prompts"]),
+            }
+        )
+    except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is no state of this program's checkpoints: {error!r}") from error

@@ -1,0 +1,64 @@
+"""`python -m medr1_ray.train --config FILE… [key.sub=value …] [--dry-run] [--resume]`: GRPO on a Ray cluster.
+
+One loop for synchronous (`train.max_staleness: 0`) and asynchronous training: what differs is how many groups the
+pool may have in flight while the learner updates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from medr1_ray.config import Config
+from medr1_ray.config_loading import load_config
+from medr1_ray.dry_run import dry_run
+
+
+def train(config: Config, *, resume: bool = False) -> Path:
+    """Run a training to its end; returns the path of its `summary.json`.
+
+    Raises:
+        ValueError: a setting, the data or the run directory is not usable; nothing has been trained.
+        RuntimeError: an actor failed or passed its deadline, or engine and learner disagree (`ParityError`). The last
+            checkpoint can be resumed.
+    """
+    from medr1_ray.startup import open_session
+
+    with open_session(config, resume=resume) as session:
+        session.sync_weights()
+        session.evaluate_before()
+        while session.step < config.train.steps:
+            groups = session.take_groups()
+            report = session.update(groups)
+            session.sync_weights()
+            session.log_step(groups, report)
+            session.evaluate_if_due()
+            session.save_if_due()
+        session.save()
+        session.evaluate_after()
+        return session.summarise()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m medr1_ray.train", description="GRPO on a Ray cluster.")
+    parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; later files win")
+    parser.add_argument("--dry-run", action="store_true", help="print settings, actors and memory; start nothing")
+    parser.add_argument("--resume", action="store_true", help="continue from the run's latest checkpoint")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the files")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.dry_run:
+            print(dry_run(config))
+        else:
+            train(config, resume=options.resume)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
