@@ -149,7 +149,7 @@ class RolloutSettings(Settings):
     max_tokens: PositiveInt = 256
     max_prompt_tokens: PositiveInt = 1024
     """Longest prompt, visual tokens included; longer ones are dropped and counted."""
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: NonNegativeInt = 0
     tensor_parallel_size: PositiveInt = 1

@@ -105,7 +105,7 @@ class RolloutActor:
         Raises:
             NotServingError: no whole policy version is loaded, or the one being loaded meanwhile failed.
             TimeoutError: not done within `cluster.rollout_timeout_seconds`.
-            ValueError: the engine refused the prompt, e.g. because it is too long.
+            ValueError: the engine refused the prompt (too long) or the sampling (a greedy group of several).
             RuntimeError: the engine process died.
         """
         task = self._requests.get(request_id)
@@ -171,24 +171,25 @@ class RolloutActor:
         return self._name
 
     async def shutdown(self) -> None:
-        """Stop the engine process."""
+        """Stop the engine process, at once: it has nothing to save."""
         self._fail("the actor was shut down")
-        self._engine.shutdown()
+        self._engine.shutdown(timeout=0.0)
 
     async def _generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         from medr1_ray.rollout_engine import engine_prompt, sampling_params, to_completions
 
         start = time.time()
-        params = sampling_params(sampling, self._vocabulary, request_id)
         try:
+            params = sampling_params(sampling, self._vocabulary, request_id)
             async with asyncio.timeout(self._config.cluster.rollout_timeout_seconds):
                 async for output in self._engine.generate(engine_prompt(prompt), params, request_id):
                     final = output
         except EngineDeadError as error:
             raise self._death() from error
-        except ValueError as error:
+        except VLLMClientError as error:  # not picklable
             raise ValueError(f"{self._name}: the engine refused prompt {prompt.id!r}: {error}") from None
         span = Span(self._name, "rollout", start, time.time())
         return to_completions(final, prompt, self._name, self._vocabulary, self._tokenizer, span)

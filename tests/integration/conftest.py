@@ -111,3 +111,25 @@ def start_weights() -> dict[str, torch.Tensor]:
 
     model = AutoModelForImageTextToText.from_pretrained(model_path(), dtype=torch.float32)
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.fixture(scope="session")
+def scrambled(start_weights: dict[str, torch.Tensor]) -> Callable[..., dict[str, torch.Tensor]]:
+    """The tiny model's shape and scale with another function: the elements of each tensor in another order.
+
+    `(seed, start=start_weights, only="")` scrambles the tensors of `start` whose name has `only` in it. Completions of
+    such a model are long and varied.
+    """
+
+    def scramble(
+        seed: int, start: dict[str, torch.Tensor] = start_weights, only: str = ""
+    ) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(tensor.shape)
+            if only in name
+            else tensor
+            for name, tensor in start.items()
+        }
+
+    return scramble

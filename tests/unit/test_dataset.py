@@ -116,7 +116,7 @@ def test_filters(phantoms: DataSettings) -> None:
             r"data\.question_types: 'Grading' is unknown; use .*Lesion Grading",
         ),
         ({"modalities": ("Unknown",)}, r"no training question is left.*data\.modalities=\['Unknown'\]"),
-        ({"phantom_images": 8}, r"data\.root=.*96"),
+        ({"phantom_images": 8}, "no evaluation question is left"),
     ],
 )
 def test_wrong_settings(phantoms: DataSettings, change: dict[str, Any], message: str) -> None:
