@@ -10,9 +10,9 @@ with rho_t = exp(policy - old) and c_t = min(exp(old - rollout), cap). The weigh
 sum over micro-batches and ranks is the same however the batch is cut.
 
 What differs from GRPO (Shao et al., arXiv 2402.03300, eq. 3 and 4), and why:
-- w_t is 1 / (N |o|) there (`sequence`). `token` is DAPO's 1 / S (arXiv 2503.14476, eq. 8), which does not give the
-  tokens of long completions less weight; `dr_grpo` is 1 / (N max_tokens) (arXiv 2503.20783, section 3.2), which does
-  not reward long wrong completions.
+- w_t is 1 / (N |o|) there (`sequence`). `token` is DAPO's 1 / S (arXiv 2503.14476, section 3.3), which gives the
+  tokens of long completions no less weight; `dr_grpo` is 1 / (N max_tokens) (arXiv 2503.20783, section 3.2), which
+  does not reward long wrong completions.
 - The upper and the lower clip differ if wanted (DAPO, section 3.1).
 - c_t corrects for the engine that sampled: its kernels round otherwise, and in asynchronous training its weights are
   older. It is truncated importance sampling (Ionides 2008; per token as in Yao et al. 2025, "Your efficient RL

@@ -79,7 +79,7 @@ class Learner:
             max_tokens=config.rollout.max_tokens,
         )
         equal = [bool(group.rewards.total.max() == group.rewards.total.min()) for group in groups]
-        kept = _that_teach(groups, equal, world_size) if config.loss.kl_beta == 0 else list(groups)
+        kept = groups_that_teach(groups, equal, world_size) if config.loss.kl_beta == 0 else list(groups)
         lengths = [packing.row_tokens(group.prompt, group.completions) for group in kept]
         plans = packing.plan(lengths, world_size, config.learner.micro_batch_tokens)
         requests = [(_request(kept, plan, batch, version),) for plan in plans]
@@ -212,7 +212,7 @@ class Learner:
         return answers
 
 
-def _that_teach(groups: Sequence[Group], equal: Sequence[bool], world_size: int) -> list[Group]:
+def groups_that_teach(groups: Sequence[Group], equal: Sequence[bool], world_size: int) -> list[Group]:
     """Groups with unequal rewards; others join them only so that every rank has one."""
     teaching = [group for group, is_equal in zip(groups, equal, strict=True) if not is_equal]
     others = [group for group, is_equal in zip(groups, equal, strict=True) if is_equal]

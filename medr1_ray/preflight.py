@@ -1,4 +1,4 @@
-"""What this machine must have before anything is installed; run by the Makefile, with any Python from 3.6 on.
+"""What this machine must have before anything is installed; run by the Makefile, with any Python from 3.9 on.
 
 Prints every missing thing with its remedy to stderr and exits with 1.
 """
@@ -8,9 +8,10 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterator
 
 
-def missing():
+def missing() -> Iterator[str]:
     """One sentence for each thing that is missing."""
     major, minor = sys.version_info[:2]
     if not (3, 11) <= (major, minor) < (3, 13):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from medr1_ray.code_digest import code_digest
 from medr1_ray.config import Config
 from medr1_ray.evaluation import Evaluation, EvaluationLog
 from medr1_ray.ledger import LedgerCounts
@@ -52,6 +53,7 @@ def summarise(
         "groups_zero_variance": counts.zero_variance,
         "groups_dropped": counts.dropped_total,
         "groups_dropped_by_reason": counts.dropped,
+        "code_digest": code_digest(),
     }
 
 
