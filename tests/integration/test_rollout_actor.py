@@ -4,16 +4,25 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import torch
-from transformers import AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    AutoTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from medr1_ray.code_digest import code_digest
 from medr1_ray.config import Config
+from medr1_ray.packing import pack_groups
+from medr1_ray.policy import ImagePatcher, Policy
 from medr1_ray.rollout_actor import NotServingError, RolloutActor, WeightLoadError
 from medr1_ray.tiny import model_path
 from medr1_ray.types import Completions, Prompt, Sampling
@@ -37,9 +46,51 @@ def actor(rollout_actor: Any, weights: Weights) -> Any:
 
 
 @pytest.fixture(scope="module")
-def doomed_actor(ray_cluster: None, engine_config: Config) -> Any:
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A random Qwen2.5-VL with window attention, a head of its own and as many words as the real Qwen2 has, saved."""
+    tiny = AutoConfig.from_pretrained(model_path())
+    ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 151_936,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "initializer_range": 0.1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]},
+            "tie_word_embeddings": False,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "out_hidden_size": 64,
+            "intermediate_size": 96,
+            "num_heads": 2,
+            "patch_size": 14,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+            "initializer_range": 0.1,
+        },
+        tie_word_embeddings=False,
+        **{name: getattr(tiny, name) for name in ids},
+    )
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(config).float()
+    folder = tmp_path_factory.mktemp("qwen2_5_vl")
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(model_path()).save_pretrained(folder)
+    model.name_or_path = str(folder)
+    return model
+
+
+@pytest.fixture(scope="module")
+def doomed_actor(ray_cluster: None, engine_config: Config, other_model: Any) -> Any:
     """Another actor, whose engine will be killed; started early, so that it starts beside the shared one."""
-    return ray.remote(RolloutActor).options(num_cpus=0).remote(engine_config, 1, code_digest())
+    settings = {"model": engine_config.model.model_copy(update={"path": other_model.name_or_path})}
+    config = engine_config.model_copy(update=settings)
+    return ray.remote(RolloutActor).options(num_cpus=0).remote(config, 1, code_digest())
 
 
 def load(actor: Any, weights: Weights, version: int) -> None:
@@ -162,10 +213,36 @@ def test_other_code_than_the_drivers_is_refused(ray_cluster: None, engine_config
         ray.get(stranger.ping.remote())
 
 
-def test_a_dead_engine_is_a_clear_error_and_no_hang(
-    doomed_actor: Any, engine_config: Config, make_prompt: Callable[[str], Prompt], weights: Weights
+def test_engine_and_learner_agree_for_qwen2_5_vl_with_the_real_number_of_words(
+    doomed_actor: Any, other_model: Any, make_prompt: Callable[[str], Prompt], scrambled: Callable[..., Weights]
 ) -> None:
+    weights = scrambled(1, start=dict(other_model.named_parameters()))
     load(doomed_actor, weights, 1)
+    with torch.no_grad():
+        for name, parameter in other_model.named_parameters():
+            parameter.copy_(weights[name])
+    square = make_prompt("square")
+    prompts = [square, replace(make_prompt("wide"), image=np.tile(square.image, (1, 2, 1))[:, :140])]
+    sampling = Sampling(4, 10, temperature=0.7)
+    found = ray.get([doomed_actor.generate.remote(p.id, p, sampling) for p in prompts], timeout=60)
+
+    vocabulary = load_vocabulary(other_model.name_or_path)
+    policy = Policy(other_model, vocabulary, sampling.temperature)
+    images = ImagePatcher(model_path())([prompt.image for prompt in prompts])
+    groups = list(zip(prompts, found, strict=True))
+    batch = pack_groups(groups, images, vocabulary.image_pad, vocabulary.pad, policy.prompt_positions)
+    with torch.no_grad():
+        expected = policy(batch).numpy()
+    assert [completions.visual_tokens for completions in found] == [9, 15]  # 84 and 140 pixels: 3 and 5 of 28
+    assert len(set(np.concatenate([completions.token_ids for completions in found]).tolist())) > 40
+    assert np.abs(expected - np.concatenate([completions.rollout_logprobs for completions in found])).max() <= 1e-4
+
+
+def test_a_dead_engine_is_a_clear_error_and_no_hang(
+    doomed_actor: Any, other_model: Any, engine_config: Config, make_prompt: Callable[[str], Prompt]
+) -> None:
+    weights = dict(other_model.named_parameters())
+    load(doomed_actor, weights, 2)
     running = doomed_actor.generate.remote("running", make_prompt("a"), Sampling(32, 300, temperature=1.0))
     assert not ray.wait([running], timeout=0.5)[0]
     log = (engine_config.run.dir / "logs" / "rollout-1.log").read_text()
@@ -178,5 +255,5 @@ def test_a_dead_engine_is_a_clear_error_and_no_hang(
     for call in calls:
         with pytest.raises(RuntimeError, match="engine process died"):
             ray.get(call(), timeout=60)
-    with pytest.raises(WeightLoadError, match="version 2 could not be loaded"):
-        load(doomed_actor, weights, 2)
+    with pytest.raises(WeightLoadError, match="version 3 could not be loaded"):
+        load(doomed_actor, weights, 3)

@@ -69,6 +69,7 @@ def test_after_a_sync_the_engine_computes_as_a_fresh_one_on_the_saved_checkpoint
 ) -> None:
     prompt = make_prompt("cat")
     old, new = scrambled(1), scrambled(2)
+    fresh = generated_by_a_fresh_engine(engine_config, saved(new, tmp_path), "after", prompt)
     load(rollout_actor, old)
     before = generate(rollout_actor, "before", prompt)  # fills the prefix cache and the vision encoder's
     update = load(rollout_actor, new)
@@ -78,11 +79,10 @@ def test_after_a_sync_the_engine_computes_as_a_fresh_one_on_the_saved_checkpoint
     assert largest_gap(transformers_logprobs, old, prompt, before) <= EQUAL
     assert largest_gap(transformers_logprobs, new, prompt, after) <= EQUAL
     assert largest_gap(transformers_logprobs, old, prompt, after) >= DIFFERENT
-    fresh = generated_by_a_fresh_engine(engine_config, saved(new, tmp_path), "after", prompt)
-    token_ids, logprobs = asyncio.run(fresh)
+    token_ids, logprobs = ray.get(fresh)
     assert token_ids == after.token_ids.tolist()
     assert len(set(token_ids)) > 10  # sampled, not repeated
-    assert np.abs(logprobs - after.rollout_logprobs).max() <= EQUAL
+    assert np.abs(np.array(logprobs) - after.rollout_logprobs).max() <= EQUAL
 
 
 @pytest.mark.parametrize("part", ["visual.patch_embed", "visual.merger", "layers.3", "embed_tokens"])
@@ -237,17 +237,28 @@ def saved(weights: Weights, folder: Path) -> Path:
     return folder
 
 
-async def generated_by_a_fresh_engine(
-    config: Config, checkpoint: Path, request_id: str, prompt: Prompt
-) -> tuple[list[int], np.ndarray]:
-    """Token ids and log-probabilities of the same request, by an engine that never received an update."""
-    rollout_engine.set_environment(config)
-    engine = rollout_engine.start_engine(config, str(checkpoint), 7)
-    try:
-        params = rollout_engine.sampling_params(SEEDED, load_vocabulary(checkpoint), request_id)
-        async for output in engine.generate(rollout_engine.engine_prompt(prompt), params, request_id):
-            answers = output.outputs
-    finally:
-        engine.shutdown()
-    logprobs = [logprob for answer in answers for logprob in answer.logprobs.logprobs]
-    return [token for answer in answers for token in answer.token_ids], np.array(logprobs)
+def generated_by_a_fresh_engine(config: Config, checkpoint: Path, request_id: str, prompt: Prompt) -> Any:
+    """Reference to (token ids, log-probabilities) of a request, by an engine that never receives an update."""
+
+    # Defined in here, Ray sends it by value: its workers cannot import a test module.
+    @ray.remote(num_cpus=0)
+    def generated(sampling: Sampling) -> tuple[list[int], list[float]]:
+        rollout_engine.set_environment(config)
+        engine = rollout_engine.start_engine(config, str(checkpoint), 7)
+        params = rollout_engine.sampling_params(sampling, load_vocabulary(checkpoint), request_id)
+
+        async def final() -> Any:
+            async for output in engine.generate(rollout_engine.engine_prompt(prompt), params, request_id):
+                last = output
+            return last
+
+        try:
+            answers = asyncio.run(final()).outputs
+        finally:
+            engine.shutdown(timeout=0.0)
+        return (
+            [token for answer in answers for token in answer.token_ids],
+            [logprob for answer in answers for logprob in answer.logprobs.logprobs],
+        )
+
+    return generated.remote(SEEDED)
