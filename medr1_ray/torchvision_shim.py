@@ -45,6 +45,14 @@ def repair_imports() -> None:
     for package, pattern in HIDDEN_IF_BROKEN.items():
         if _is_broken(package, pattern):
             sys.modules[package] = None  # type: ignore[assignment]  # Python's mark of a module not to be found
+            _forget(package)
+
+
+def _forget(package: str) -> None:
+    """Where transformers was imported before torch, it remembers that the package is there."""
+    transformers = sys.modules.get("transformers.utils.import_utils")
+    if transformers is not None:
+        getattr(transformers, f"is_{package}_available").cache_clear()
 
 
 def _is_broken(package: str, pattern: str) -> bool:

@@ -57,6 +57,11 @@ def test_torchvision_and_the_processor_import_whatever_build_is_installed() -> N
     assert run(script) == "Qwen2VLProcessor"
 
 
+def test_transformers_first_works_too() -> None:
+    script = "import transformers; from transformers import AutoImageProcessor as P; print(P.__name__)"
+    assert run(script) == "AutoImageProcessor"
+
+
 def test_torchvision_first_works_too() -> None:
     assert run("import torchvision; print(torchvision.__name__)") == "torchvision"
 
