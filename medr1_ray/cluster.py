@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from pathlib import Path
@@ -22,7 +23,7 @@ def connect(config: Config) -> None:
     """
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return
     needed = sum(demand.count * demand.cpus for demand in demands(config))
     # Actors of one machine take turns (generation, then the update), so that their logical CPUs may exceed its cores.
@@ -31,6 +32,7 @@ def connect(config: Config) -> None:
         num_cpus=max(os.cpu_count() or 1, math.ceil(needed)),
         include_dashboard=False,
         log_to_driver=False,
+        logging_level=logging.ERROR,
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
     )
     gpus_there = ray.cluster_resources().get("GPU", 0.0)

@@ -185,7 +185,7 @@ def _rollout_lines(group: Group, advantage_std: bool) -> Iterable[dict[str, Any]
     from medr1_ray.grpo import group_advantages
 
     question, completions, rewards = group.prompt.question, group.completions, group.rewards
-    advantages = group_advantages(torch.from_numpy(rewards.total)[None], advantage_std)[0].tolist()
+    advantages = group_advantages(torch.tensor(rewards.total)[None], advantage_std)[0].tolist()
     versions = np.split(completions.versions, np.cumsum(completions.lengths)[:-1])
     for i, text in enumerate(completions.texts):
         yield {
