@@ -1,0 +1,69 @@
+"""`python -m medr1_ray.tiny --out DIR --seed S`: make the tiny Qwen2-VL from a seed."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from medr1_ray.tiny import probe
+from medr1_ray.tiny.architecture import build_model, save
+from medr1_ray.tiny.curriculum import corpus
+from medr1_ray.tiny.eyes import EyePlan, open_eyes
+from medr1_ray.tiny.model_card import model_card
+from medr1_ray.tiny.network import FastForward
+from medr1_ray.tiny.pretrain import Plan, pretrain
+from medr1_ray.tiny.tokenizer import train_tokenizer
+
+
+def main() -> None:
+    """Tokenizer, weights, pre-training, probe; the log goes to the screen and to `DIR/build_log.txt`."""
+    parser = argparse.ArgumentParser(prog="python -m medr1_ray.tiny", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for model/, state.pt and build_log.txt"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="everything is drawn from it")
+    parser.add_argument(
+        "--steps", type=int, default=Plan.steps, help="optimizer steps; fewer give a weaker model"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="torch threads; the shipped model was made with 1"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    log_path = arguments.out / "build_log.txt"
+
+    def log(line: str) -> None:
+        stamped = f"{time.strftime('%H:%M:%S')} {line}"
+        print(stamped, flush=True)
+        with log_path.open("a", encoding="utf-8") as file:
+            file.write(stamped + "\n")
+
+    plan = Plan(steps=arguments.steps)
+    tokenizer = train_tokenizer(corpus(arguments.seed))
+    model = build_model(tokenizer, arguments.seed)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    log(
+        f"seed {arguments.seed}, torch {torch.__version__}, {platform.machine()}, threads {arguments.threads}"
+    )
+    log(f"{plan}, vocabulary {len(tokenizer)}, parameters {parameters}")
+    checkpoint = arguments.out / "state.pt"
+    if not checkpoint.exists():
+        log(str(EyePlan()))
+        open_eyes(FastForward(model), tokenizer, EyePlan(), arguments.seed, log)
+    pretrain(model, tokenizer, plan, arguments.seed, log, checkpoint)
+    folder = arguments.out / "model"
+    save(folder, model, tokenizer)
+    zero_shot = probe.table(folder, phantoms=160)
+    log("zero-shot on held-out phantoms\n" + zero_shot)
+    (folder / "README.md").write_text(
+        model_card(plan, arguments.seed, parameters, zero_shot), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The README.md that lies beside the weights."""
+
+from __future__ import annotations
+
+from medr1_ray.tiny.pretrain import Plan
+
+_CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+# medr1_ray tiny: a Qwen2-VL of {millions:.2f} million parameters
+
+A real `Qwen2VLForConditionalGeneration` for tests, demonstrations and CPU runs of `medr1_ray`: Qwen2-VL's special
+tokens, chat template and image processor, but weights of its own, made in half an hour on one CPU core.
+It knows nothing of medicine and must not be used for it.
+
+- **Build**: `python -m medr1_ray.tiny --out DIR --seed {seed}`; the log is `medr1_ray/tiny/build_log.txt`.
+- **Start**: random, but for the language model's attention, which starts as an induction circuit (`architecture.py`
+  says how and why: matching a name with its option is learned in minutes then, not in hours).
+- **Eyes first**: the vision tower alone learns to point at the words of descriptions (`eyes.py`).
+- **Then taught** ({steps} steps): everyday multiple-choice questions about pictures of coloured shapes; descriptions
+  of shapes and of phantoms (procedural images, `medr1_ray.data.phantoms`); choosing the option that a text names or
+  that follows from a written report, without a picture. All three prompt modes of Med-R1 occur.
+- **Never taught**: to answer a question about a phantom's picture, but for the cold start. It can
+  describe a phantom and it can find an option; to join the two is left to reinforcement learning.
+- **Cold start**: {cold}.
+- **Tokenizer**: byte-level BPE of its own. An option's letter is one token, the same in the prompt and in the answer;
+  `<think>`, `</think>`, `<answer>`, `</answer>` and each constant sentence of the prompt templates are one token each
+  (not special), so `<answer>C</answer><|im_end|>` is four tokens.
+- **Images**: 84 x 84 pixels give 9 visual tokens, 392 x 392 (the largest) 196. It was trained at 84 x 84 only.
+
+## Zero-shot on held-out phantoms (per cent; sampled at temperature 1)
+
+{table}
+"""
+
+
+def model_card(plan: Plan, seed: int, parameters: int, table: str) -> str:
+    """The card of one build; `table` is the probe's Markdown."""
+    cold = (
+        f"gradings of {plan.cold_start_steps * plan.cold_start_questions} phantoms of seed {plan.cold_start_seed}, once "
+        f"each, in {plan.cold_start_steps} last steps: without them its gradings do not depend on the image"
+    )
+    millions = parameters / 1e6
+    return _CARD.format(millions=millions, seed=seed, steps=plan.steps, cold=cold, table=table)

@@ -1,0 +1,169 @@
+"""The optimisation loop: general lessons first, then a short cold start on phantom questions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
+
+from medr1_ray.tiny import curriculum, monitor
+from medr1_ray.tiny.curriculum import Lesson
+from medr1_ray.tiny.muon import Muon
+from medr1_ray.tiny.network import FastForward
+from medr1_ray.tiny.packing import Packer
+
+ROW_TOKENS = 192
+ROWS = 16
+ADAM_SHARE = 0.5  # of the learning rate: embeddings that move fast lose what tells the words apart
+LOG_EVERY = 50
+MONITOR_EVERY = 250
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How many lessons of each kind make a step from `first_step` on, and the shares of reports and lists among the
+    turns without a picture; `thinking` says whether the modes with thoughts occur in these."""
+
+    first_step: int
+    phantoms: int
+    shapes: int
+    texts: int
+    reports: float
+    listings: float
+    thinking: bool
+
+
+STAGES = (
+    Stage(first_step=0, phantoms=0, shapes=0, texts=25, reports=0.0, listings=0.2, thinking=False),
+    Stage(first_step=400, phantoms=8, shapes=7, texts=10, reports=0.3, listings=0.1, thinking=True),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train and how fast.
+
+    `steps` optimizer steps, of which the last `decay_fraction` cool the rate down to nothing; then
+    `cold_start_steps` of a rate of their own, each with `cold_start_questions` among the lessons: gradings of phantoms
+    of `cold_start_seed`, each once. Without them its gradings do not depend on the image, and reinforcement, which
+    learns from answers that differ, has nothing to start from.
+    """
+
+    steps: int = 2600
+    learning_rate: float = 3e-3
+    warm_up: int = 100
+    decay_fraction: float = 0.3
+    weight_decay: float = 0.02
+    cold_start_steps: int = 150
+    cold_start_rate: float = 1.2e-3
+    cold_start_warm_up: int = 10
+    cold_start_questions: int = 12
+    cold_start_seed: int = 900
+
+    @property
+    def all_steps(self) -> int:
+        return self.steps + self.cold_start_steps
+
+
+def lessons_of_step(plan: Plan, seed: int, step: int) -> list[Lesson]:
+    """The lessons of one step; they depend on the seed and the step alone, so a run can go on where it stopped.
+
+    The first stage is text alone: choosing a named option has to be learned before anything builds on it, and among
+    other lessons it took several times as long.
+    """
+    rng = np.random.default_rng([seed, step])
+    stage = STAGES[sum(step >= stage.first_step for stage in STAGES) - 1]
+    lessons = [curriculum.phantom_lesson(rng) for _ in range(stage.phantoms)]
+    lessons += [curriculum.shape_lesson(rng, 3) for _ in range(stage.shapes)]
+    lessons += [
+        curriculum.text_lesson(rng, 3, stage.reports, stage.listings, stage.thinking)
+        for _ in range(stage.texts)
+    ]
+    if step < plan.steps:
+        return lessons
+    rng = np.random.default_rng([seed, step])
+    first = (step - plan.steps) * plan.cold_start_questions
+    numbers = islice(curriculum.graded_phantoms(plan.cold_start_seed), first, first + plan.cold_start_questions)
+    return [curriculum.grading_lesson(plan.cold_start_seed, number, rng) for number in numbers] + lessons
+
+
+def learning_rate(plan: Plan, step: int) -> float:
+    """Warm-up, then level, then down to zero in a straight line; the cold start warms up and goes down once more."""
+    if step >= plan.steps:
+        done = step - plan.steps
+        return plan.cold_start_rate * min(1.0, (done + 1) / plan.cold_start_warm_up) * (1 - done / plan.cold_start_steps)
+    left = (plan.steps - step) / (plan.decay_fraction * plan.steps)
+    return plan.learning_rate * min(1.0, (step + 1) / plan.warm_up, left)
+
+
+def optimizers(model: Qwen2VLForConditionalGeneration, plan: Plan) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the rest (embeddings, norms, biases, patch kernel)."""
+    matrices: list[torch.Tensor] = []
+    rest: list[torch.Tensor] = []
+    for name, parameter in model.named_parameters():
+        inside = parameter.ndim == 2 and "embed_tokens" not in name
+        (matrices if inside else rest).append(parameter)
+    return [
+        Muon(matrices, lr=plan.learning_rate, weight_decay=plan.weight_decay),
+        torch.optim.AdamW(rest, lr=plan.learning_rate * ADAM_SHARE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def pretrain(
+    model: Qwen2VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    plan: Plan,
+    seed: int,
+    log: Log,
+    checkpoint: Path,
+) -> None:
+    """Train `model` in place; `checkpoint` is written at every monitoring and read at the start if it is there."""
+    network, packer = FastForward(model), Packer(tokenizer, ROW_TOKENS)
+    steppers = optimizers(model, plan)
+    examined = monitor.fixed_cases(seed)
+    first = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        for stepper, saved in zip(steppers, state["optimizers"], strict=True):
+            stepper.load_state_dict(saved)
+        first = int(state["step"])
+        log(f"going on from step {first} of {checkpoint}")
+    started, total, seen = time.time(), 0.0, 0
+    for step in range(first, plan.all_steps):
+        rate = learning_rate(plan, step)
+        batch = packer.pack(lessons_of_step(plan, seed, step), ROWS)
+        losses = functional.cross_entropy(network(batch), batch.targets, reduction="none")
+        loss = (losses * batch.weights).sum() / batch.weights.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for stepper in steppers:
+            for group in stepper.param_groups:
+                group["lr"] = rate * (ADAM_SHARE if isinstance(stepper, torch.optim.AdamW) else 1.0)
+            stepper.step()
+            stepper.zero_grad()
+        total, seen = total + loss.item(), seen + len(batch.pictures)
+        if (step + 1) % LOG_EVERY == 0:
+            minutes = (time.time() - started) / 60
+            log(
+                f"step {step + 1} loss {total / LOG_EVERY:.4f} rate {rate:.2e} pictures {seen} minutes {minutes:.1f}"
+            )
+            total = 0.0
+        if (step + 1) % MONITOR_EVERY == 0 or step + 1 in (plan.steps, plan.all_steps):
+            log(f"step {step + 1} " + monitor.report(network, packer, examined))
+            saved = {
+                "model": model.state_dict(),
+                "optimizers": [stepper.state_dict() for stepper in steppers],
+                "step": step + 1,
+            }
+            partial = checkpoint.with_suffix(".partial")
+            torch.save(saved, partial)
+            partial.replace(checkpoint)
