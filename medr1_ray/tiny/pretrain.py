@@ -99,7 +99,8 @@ def learning_rate(plan: Plan, step: int) -> float:
     """Warm-up, then level, then down to zero in a straight line; the cold start warms up and goes down once more."""
     if step >= plan.steps:
         done = step - plan.steps
-        return plan.cold_start_rate * min(1.0, (done + 1) / plan.cold_start_warm_up) * (1 - done / plan.cold_start_steps)
+        warmth = min(1.0, (done + 1) / plan.cold_start_warm_up)
+        return plan.cold_start_rate * warmth * (1 - done / plan.cold_start_steps)
     left = (plan.steps - step) / (plan.decay_fraction * plan.steps)
     return plan.learning_rate * min(1.0, (step + 1) / plan.warm_up, left)
 
