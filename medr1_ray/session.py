@@ -92,8 +92,8 @@ class Session:
         self.progress.update(self.step, metrics)
         if gap.mean > self.config.gap_mean_limit:
             raise ParityError(
-                f"step {self.step}: the rollout log-probabilities are {gap.mean:.2e} nats from the learner's in the mean, "
-                f"over {gap.tokens} tokens of the same policy version; the limit is {self.config.gap_mean_limit:g} "
+                f"step {self.step}: the rollout log-probabilities are {gap.mean:.2e} nats from the learner's in the "
+                f"mean, over {gap.tokens} tokens of the same policy version; the limit is {self.config.gap_mean_limit:g} "
                 "(parity.gap_mean_limit)"
             )
 
