@@ -93,8 +93,8 @@ class Session:
         if gap.mean > self.config.gap_mean_limit:
             raise ParityError(
                 f"step {self.step}: the rollout log-probabilities are {gap.mean:.2e} nats from the learner's in the "
-                f"mean, over {gap.tokens} tokens of the same policy version; the limit is {self.config.gap_mean_limit:g} "
-                "(parity.gap_mean_limit)"
+                f"mean, over {gap.tokens} tokens of the same policy version; the limit is "
+                f"{self.config.gap_mean_limit:g} (parity.gap_mean_limit)"
             )
 
     def evaluate_before(self) -> None:
