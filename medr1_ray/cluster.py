@@ -41,5 +41,6 @@ def connect(config: Config) -> None:
         asked = "; ".join(f"{d.count} x {d.name}: {d.gpus:g} GPU" for d in demands(config) if d.gpus)
         raise ValueError(
             f"the run asks for {gpus_needed:g} GPUs ({asked}), but this machine has {gpus_there:g}. Lower "
-            "rollout.actors, learner.world_size, rollout.gpus_per_actor or learner.gpus_per_rank, or give cluster.address"
+            "rollout.actors, learner.world_size, rollout.gpus_per_actor or learner.gpus_per_rank, or give "
+            "cluster.address"
         )
