@@ -1,6 +1,6 @@
 """What the tiny model is taught: everyday pictures, descriptions of phantoms, and choosing a named option.
 
-Questions about phantom images are not among the lessons, but for the gradings of the short cold start.
+Questions about phantom images are not among the lessons, but for the gradings and diagnoses of the short cold start.
 """
 
 from __future__ import annotations
@@ -228,10 +228,10 @@ def graded_phantoms(seed: int) -> Iterator[int]:
     return (number for number in count() if phantom_facts(seed, number).lesion)
 
 
-def grading_lesson(seed: int, number: int, rng: np.random.Generator) -> Lesson:
-    """The question for the grade of one phantom's lesion."""
+def question_lesson(seed: int, number: int, question_type: str, rng: np.random.Generator) -> Lesson:
+    """The question of one type about one phantom."""
     case = phantom_case(seed, number)
-    (question,) = [question for question in case.questions if question.question_type == "Lesion Grading"]
+    (question,) = [question for question in case.questions if question.question_type == question_type]
     return Lesson(case.image, (choose_turn(phantom_item(question), random_mode(rng)),))
 
 

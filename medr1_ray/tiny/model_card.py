@@ -39,8 +39,10 @@ It knows nothing of medicine and must not be used for it.
 def model_card(plan: Plan, seed: int, parameters: int, table: str) -> str:
     """The card of one build; `table` is the probe's Markdown."""
     cold = (
-        f"gradings of {plan.cold_start_steps * plan.cold_start_questions} phantoms of seed {plan.cold_start_seed}, "
-        f"once each, in {plan.cold_start_steps} last steps: without them its gradings do not depend on the image"
+        f"{plan.cold_start_steps * plan.cold_start_gradings} questions for the grade of a lesion and "
+        f"{plan.cold_start_steps * plan.cold_start_diagnoses} for its presence, on phantoms of seed "
+        f"{plan.cold_start_seed}, once each, in {plan.cold_start_steps} last steps: without them its answers to these "
+        "do not depend on the image"
     )
     millions = parameters / 1e6
     return _CARD.format(millions=millions, seed=seed, steps=plan.steps, cold=cold, table=table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +52,9 @@ class Plan:
     """How long to train and how fast.
 
     `steps` optimizer steps, of which the last `decay_fraction` cool the rate down to nothing; then
-    `cold_start_steps` of a rate of their own, each with `cold_start_questions` among the lessons: gradings of phantoms
-    of `cold_start_seed`, each once. Without them its gradings do not depend on the image, and reinforcement, which
-    learns from answers that differ, has nothing to start from.
+    `cold_start_steps` of a rate of their own, each with `cold_start_gradings` and `cold_start_diagnoses` of phantoms of
+    `cold_start_seed` among the lessons, each once. Without them its answers to these do not depend on the image, and
+    reinforcement, which learns from answers that differ, has nothing to start from.
     """
 
     steps: int = 2600
@@ -65,7 +65,8 @@ class Plan:
     cold_start_steps: int = 150
     cold_start_rate: float = 1.2e-3
     cold_start_warm_up: int = 10
-    cold_start_questions: int = 12
+    cold_start_gradings: int = 12
+    cold_start_diagnoses: int = 4
     cold_start_seed: int = 900
 
     @property
@@ -90,9 +91,15 @@ def lessons_of_step(plan: Plan, seed: int, step: int) -> list[Lesson]:
     if step < plan.steps:
         return lessons
     rng = np.random.default_rng([seed, step])
-    first = (step - plan.steps) * plan.cold_start_questions
-    numbers = islice(curriculum.graded_phantoms(plan.cold_start_seed), first, first + plan.cold_start_questions)
-    return [curriculum.grading_lesson(plan.cold_start_seed, number, rng) for number in numbers] + lessons
+    cold = []
+    for kind, numbers, each in (
+        ("Lesion Grading", curriculum.graded_phantoms(plan.cold_start_seed), plan.cold_start_gradings),
+        ("Disease Diagnosis", count(), plan.cold_start_diagnoses),
+    ):
+        first = (step - plan.steps) * each
+        for number in islice(numbers, first, first + each):
+            cold.append(curriculum.question_lesson(plan.cold_start_seed, number, kind, rng))
+    return cold + lessons
 
 
 def learning_rate(plan: Plan, step: int) -> float:

@@ -26,7 +26,8 @@ from medr1_ray.types import BatchSize, Completions, Group, Prompt, Question, Rew
 from medr1_ray.vocabulary import load_vocabulary
 
 # Adam makes steps of about the rate out of gradients of any size: rounding shows, at most as a tenth of the rate.
-RATE, STEPS, BETA, SIZE = 1e-4, 4, 0.5, 4
+# At larger rates Adam turns rounding of gradients near zero into differences above 1e-5.
+RATE, STEPS, BETA, SIZE = 5e-5, 4, 0.5, 4
 SPAN = Span("test", "test", 0.0, 0.0)
 
 
@@ -186,7 +187,7 @@ def test_one_and_two_ranks_agree(trained):
     assert a.keys() == b.keys() == start.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    moved = sum((a[name] - start[name]).abs().mean() > 5e-5 for name in a)
+    moved = sum((a[name] - start[name]).abs().mean() > RATE / 2 for name in a)
     assert moved > 0.9 * len(a)
 
 

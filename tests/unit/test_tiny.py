@@ -17,8 +17,8 @@ from medr1_ray.tiny import model_path
 from medr1_ray.tiny.curriculum import (
     POOLS,
     graded_phantoms,
-    grading_lesson,
     phantom_lesson,
+    question_lesson,
     shape_lesson,
     text_lesson,
 )
@@ -135,7 +135,7 @@ def test_patches_equal_the_processors(processor) -> None:
 def test_packed_rows_equal_transformers_one_by_one(processor, tokenizer, model) -> None:
     rng = np.random.default_rng(1)
     lessons = [text_lesson(rng, 2, 0.4, 0.3, True), shape_lesson(rng, 2), phantom_lesson(rng)]
-    lessons.append(grading_lesson(0, next(graded_phantoms(0)), rng))
+    lessons.append(question_lesson(0, next(graded_phantoms(0)), "Lesion Grading", rng))
     network = FastForward(model)
     for lesson in lessons:
         alone = Packer(tokenizer, 384).pack([lesson], 1)
