@@ -142,7 +142,9 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     try:
         client = {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
         for _ in range(60):
-            if subprocess.run(["ray", "job", "list"], env=client, capture_output=True).returncode == 0:
+            # The head answers before its job agent can take a job; only a job tells.
+            trial = ["ray", "job", "submit", "--no-wait", "--", "true"]
+            if subprocess.run(trial, env=client, capture_output=True).returncode == 0:
                 break
             assert process.poll() is None, (tmp_path / "head.log").read_text()
             time.sleep(1)
