@@ -1,5 +1,6 @@
 """Fixtures that unit and integration tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,5 +11,6 @@ def shared_data() -> Path:
     """Real data for tests, beside the repository and not part of it."""
     folder = Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
+        assert "CI" not in os.environ, f"{folder} is missing: CI must not skip what needs it"
         pytest.skip(f"{folder} is not here")
     return folder
