@@ -122,6 +122,9 @@ class DataSettings(Settings):
     modalities: tuple[str, ...] = ()
     """Keep only these (canonical names); empty keeps all."""
     question_types: tuple[str, ...] = ()
+    sampling_weights: dict[str, float] = Field(default_factory=dict)
+    """How often training questions of a modality or question type (by name) come, relative to the others; 1 where not
+    named."""
 
 
 class TrainSettings(Settings):
@@ -168,7 +171,9 @@ class RolloutSettings(Settings):
 class RewardSettings(Settings):
     """Reward functions by name (or `module:function`) with their weights."""
 
-    functions: dict[str, float] = Field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0}, min_length=1)
+    functions: dict[str, float] = Field(
+        default_factory=lambda: {"accuracy": 1.0, "format": 1.0}, min_length=1
+    )
     timeout_seconds: PositiveFloat = 10.0
     actors: PositiveInt = 1
 

@@ -143,7 +143,6 @@ def statistics(parts: Iterable[TokenSums]) -> PolicyStatistics:
         return value / count if count else None
 
     return PolicyStatistics(
-        entropy=mean(-total.logprob, total.tokens),
         ratio_max=total.ratio_max if total.tokens else None,
         clip_low_fraction=mean(total.clipped_low, total.tokens),
         clip_high_fraction=mean(total.clipped_high, total.tokens),
@@ -174,7 +173,6 @@ def _sums(
     own_gap = torch.where(same, gap, 0.0)
     values = torch.stack(
         [
-            policy.sum(),
             ratio.max(),
             ((ratio < 1 - settings.clip_low) & (tokens.advantages < 0)).sum(),
             ((ratio > 1 + settings.clip_high) & (tokens.advantages > 0)).sum(),
@@ -187,10 +185,9 @@ def _sums(
             gap.sum() - own_gap.sum(),
         ]
     ).tolist()
-    (logprob, ratio_max, low, high, weight, capped, kl_sum, same_count, gap_sum, gap_max, drift) = values
+    (ratio_max, low, high, weight, capped, kl_sum, same_count, gap_sum, gap_max, drift) = values
     return TokenSums(
         tokens=policy.numel(),
-        logprob=logprob,
         ratio_max=ratio_max,
         clipped_low=low,
         clipped_high=high,

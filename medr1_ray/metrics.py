@@ -42,7 +42,9 @@ def step_metrics(
         "completion/no_answer_fraction": float(
             np.mean([answer is None for group in groups for answer in group.rewards.answers])
         ),
-        "policy/entropy": statistics.entropy,
+        "policy/entropy": -float(
+            np.concatenate([group.completions.rollout_logprobs for group in groups]).mean()
+        ),
         "policy/ratio_max": statistics.ratio_max,
         "policy/clip_low_fraction": statistics.clip_low_fraction,
         "policy/clip_high_fraction": statistics.clip_high_fraction,
@@ -74,4 +76,6 @@ def step_metrics(
 
 def _seconds(spans: Iterable[Span], actor: str, phase: str) -> float:
     """Seconds of all phases whose actor and phase begin with these."""
-    return sum(span.seconds for span in spans if span.actor.startswith(actor) and span.phase.startswith(phase))
+    return sum(
+        span.seconds for span in spans if span.actor.startswith(actor) and span.phase.startswith(phase)
+    )

@@ -59,7 +59,13 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
     checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
     checkpoint = checkpoints.latest() if resume else None
     state = read_state(checkpoint) if checkpoint else None
-    stream = PromptStream(dataset.train, encoder, config.train.seed, state.stream if state else None)
+    stream = PromptStream(
+        dataset.train,
+        encoder,
+        config.train.seed,
+        state.stream if state else None,
+        config.data.sampling_weights,
+    )
     progress = Progress(config.train.steps)
     progress.message(dataset.description)
     evaluation_prompts, refused = _encode_all(dataset.evaluation, encoder)

@@ -39,7 +39,7 @@ METRICS: dict[str, str] = {
     "completion/length_tokens_max": "the same, largest of the step",
     "completion/truncated_fraction": "completions that the length limit stopped, as a fraction",
     "completion/no_answer_fraction": "completions in which the default parser found no letter, as a fraction",
-    "policy/entropy": "estimate of the policy's entropy, -mean log-probability of the sampled tokens, in nats",
+    "policy/entropy": "estimate of the policy's entropy: -mean log-probability of the sampled tokens, in nats",
     "policy/ratio_max": "largest ratio of policy to old policy of a token",
     "policy/clip_low_fraction": "tokens whose ratio was clipped from below, as a fraction",
     "policy/clip_high_fraction": "tokens whose ratio was clipped from above, as a fraction",

@@ -209,7 +209,6 @@ class TokenSums:
     """Sums and maxima over tokens that add up over micro-batches and ranks; `grpo.statistics` makes means of them."""
 
     tokens: float = 0.0
-    logprob: float = 0.0
     ratio_max: float = -math.inf
     clipped_low: float = 0.0
     clipped_high: float = 0.0
@@ -244,12 +243,11 @@ class RankReport:
 class PolicyStatistics:
     """Means over the tokens that went through the learner; None where there was no such token.
 
-    `entropy` is the estimate -mean(log-probability of the sampled token) in nats; `kl` the mean of the chosen
-    estimator; `logprob_gap_*` the absolute difference between learner and engine over the `logprob_gap_tokens` that
-    were sampled with the learner's own weights; `version_drift` its mean over tokens of older weights.
+    `kl` is the mean of the chosen estimator; `logprob_gap_*` the absolute difference between learner and engine over
+    the `logprob_gap_tokens` that were sampled with the learner's own weights; `version_drift` its mean over tokens of
+    older weights.
     """
 
-    entropy: float | None
     ratio_max: float | None
     clip_low_fraction: float | None
     clip_high_fraction: float | None

@@ -1,14 +1,17 @@
-"""The training prompts of a run: shuffled epochs without end, resumable at the exact question."""
+"""The training prompts of a run: shuffled epochs without end, weighted if wanted, resumable at the exact question."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.types import Prompt, Question
@@ -20,7 +23,8 @@ logger = logging.getLogger(__name__)
 class StreamState:
     """Where a stream stands: the next question is number `position` of the shuffled epoch `epoch`.
 
-    `dropped` counts the questions passed over, by reason; `digest` is over the questions in their order.
+    `dropped` counts the questions passed over, by reason; `digest` is over the questions in their order and the
+    weights.
     """
 
     seed: int
@@ -32,6 +36,9 @@ class StreamState:
 
 class PromptStream:
     """Endless prompts: each epoch holds every question once, in an order drawn from the seed and the epoch.
+
+    With `weights` (of modalities and question types by name, 1 where not named) a question of weight w comes w / mean
+    weight times in an epoch: the whole part for certain, the rest by chance.
 
     Questions that cannot be prompts are passed over and counted in `state().dropped`, once per epoch; the log
     names each once. With `state` the stream goes on where that state was taken.
@@ -46,14 +53,18 @@ class PromptStream:
         encoder: PromptEncoder,
         seed: int,
         state: StreamState | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         if not questions:
             raise ValueError("no training questions; see data.root, data.modalities and data.question_types")
-        digest = _digest(questions)
+        weights = weights or {}
+        digest = _digest(questions, weights)
         state = state or StreamState(seed, digest)
         if (state.seed, state.digest) != (seed, digest):
             what = (
-                f"train.seed {state.seed}, now {seed}" if state.seed != seed else "other training questions"
+                f"train.seed {state.seed}, now {seed}"
+                if state.seed != seed
+                else "other training questions or data.sampling_weights"
             )
             raise ValueError(
                 f"the run to resume was started with {what}: resume with the settings and data of then, "
@@ -63,6 +74,7 @@ class PromptStream:
         self._encoder = encoder
         self._seed = seed
         self._digest = digest
+        self._expected = _expected_visits(questions, weights)
         self._epoch = state.epoch
         self._position = state.position
         self._dropped = Counter(state.dropped)
@@ -106,8 +118,9 @@ class PromptStream:
             ValueError: if no prompt of this stream has the id, or its image cannot be read any more.
         """
         match = re.fullmatch(r"(\d+)\.(\d+):(.*)", prompt_id, re.DOTALL)
-        if match and int(match[2]) < len(self._questions):
-            question = self._questions[self._shuffled(int(match[1]))[int(match[2])]]
+        if match:
+            order = self._shuffled(int(match[1]))
+            question = self._questions[order[min(int(match[2]), len(order) - 1)]]
             if question.id == match[3]:
                 encoded = self._encode(question, prompt_id)
                 if isinstance(encoded, Refused):
@@ -128,17 +141,48 @@ class PromptStream:
 
     def _advance(self) -> None:
         self._position += 1
-        if self._position == len(self._questions):
+        if self._position == len(self._order):
             self._epoch, self._position = self._epoch + 1, 0
             self._order = self._shuffled(self._epoch)
 
     def _shuffled(self, epoch: int) -> list[int]:
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._questions))
-        return [int(index) for index in order]
+        generator = np.random.default_rng([self._seed, epoch])
+        if (self._expected == 1).all():
+            return [int(index) for index in generator.permutation(len(self._questions))]
+        visits = np.floor(self._expected + generator.random(len(self._questions))).astype(int)
+        return [int(index) for index in generator.permutation(np.repeat(np.arange(len(visits)), visits))]
 
 
-def _digest(questions: tuple[Question, ...]) -> str:
+def _expected_visits(questions: tuple[Question, ...], weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """Float64 [N], mean 1: how often an epoch holds each question."""
+    present = {question.modality for question in questions} | {
+        question.question_type for question in questions
+    }
+    for name, weight in weights.items():
+        if name not in present:
+            raise ValueError(
+                f"data.sampling_weights: {name!r} is no modality or question type of the training questions; "
+                f"they have {', '.join(sorted(present))}"
+            )
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise ValueError(
+                f"data.sampling_weights: {name!r} has weight {weight}; give a number from 0 upward"
+            )
+    raw = np.array(
+        [
+            weights.get(question.modality, 1.0) * weights.get(question.question_type, 1.0)
+            for question in questions
+        ]
+    )
+    if not raw.any():
+        raise ValueError("data.sampling_weights leave no training question: all have weight 0")
+    return np.asarray(raw / raw.mean())
+
+
+def _digest(questions: tuple[Question, ...], weights: Mapping[str, float]) -> str:
     content = hashlib.blake2b(digest_size=16)
+    for name in sorted(weights):
+        content.update(f"{name}\0{weights[name]!r}\n".encode())
     for question in questions:
         content.update(f"{question.id}\0{question.text}\0{question.answer}\n".encode())
     return content.hexdigest()

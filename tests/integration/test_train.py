@@ -88,12 +88,16 @@ def test_a_resumed_run_goes_on_with_the_prompts_that_were_issued_and_not_used(as
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 5
     assert summary["groups_used"] == 5 * 8
-    used = [line["prompt_id"] for step in range(1, 6) for line in _lines(run / f"rollouts/step-{step:06d}.jsonl")]
+    used = [
+        line["prompt_id"] for step in range(1, 6) for line in _lines(run / f"rollouts/step-{step:06d}.jsonl")
+    ]
     positions = sorted({int(prompt_id.partition(":")[0].partition(".")[2]) for prompt_id in used})
     dropped = summary["groups_dropped"]
     assert len(positions) == 40, "no prompt was used twice"
     assert positions[-1] < 40 + dropped + 2 * 8, "no prompt was skipped but those in flight at the end"
-    first_steps = {line["prompt_id"] for step in (1, 2, 3) for line in _lines(run / f"rollouts/step-{step:06d}.jsonl")}
+    first_steps = {
+        line["prompt_id"] for step in (1, 2, 3) for line in _lines(run / f"rollouts/step-{step:06d}.jsonl")
+    }
     state_steps = [line["step"] for line in _lines(run / "metrics.jsonl") if "reward/total_mean" in line]
     assert state_steps == [1, 2, 3, 4, 5]
     assert len(first_steps) == 24
@@ -137,16 +141,18 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     }
     command = ["ray", "start", "--head", "--block", "--num-cpus=4", f"--port={_free_port()}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
+    # Two heads on one machine fight for the agent's fixed default port: the loser answers, but takes no job.
+    command += [f"--dashboard-agent-listen-port={_free_port()}"]
     with (tmp_path / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         client = {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-        for _ in range(60):
-            # The head answers before its job agent can take a job; only a job tells.
-            trial = ["ray", "job", "submit", "--no-wait", "--", "true"]
-            if subprocess.run(trial, env=client, capture_output=True).returncode == 0:
-                break
+        # The head answers before its job agent can take a job; only a job tells.
+        trial = ["ray", "job", "submit", "--no-wait", "--", "true"]
+        deadline = time.monotonic() + 120
+        while (last := subprocess.run(trial, env=client, capture_output=True, text=True)).returncode:
             assert process.poll() is None, (tmp_path / "head.log").read_text()
+            assert time.monotonic() < deadline, f"the head took no job in 120 s: {last.stdout}{last.stderr}"
             time.sleep(1)
         yield client
     finally:

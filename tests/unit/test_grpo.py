@@ -165,12 +165,10 @@ class TestStatistics:
         assert found.logprob_gap_mean == pytest.approx(0.375)  # (1/4 + 1/2) / 2
         assert found.logprob_gap_max == pytest.approx(0.5)
         assert found.version_drift == pytest.approx(1.0)
-        assert found.entropy == pytest.approx(1.0)
 
     def test_no_tokens_have_no_mean(self):
         found = grpo.statistics([TokenSums()])
         assert found.logprob_gap_mean is None
-        assert found.entropy is None
         assert found.ratio_max is None
 
     def test_older_tokens_only(self):

@@ -186,3 +186,55 @@ def test_checkpoint_without_image_pad_is_refused(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}))).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"model\.path=.* has no chat template"):
         PromptEncoder.from_checkpoint(str(tmp_path), "think", 84, "squash", 1024)
+
+
+@pytest.fixture
+def two_kinds(questions: tuple[Question, ...]) -> tuple[Question, ...]:
+    """Eight of one question type and two of another."""
+    return tuple(
+        dataclasses.replace(question, question_type="Rare" if i >= 8 else "Common")
+        for i, question in enumerate(questions)
+    )
+
+
+def test_weights_change_how_often_a_kind_comes(two_kinds: tuple[Question, ...]) -> None:
+    stream = PromptStream(two_kinds, encoder(), seed=3, weights={"Rare": 4.0})
+    kinds = [prompt.question.question_type for prompt in stream.take(4000)]
+    assert kinds.count("Rare") / 4000 == pytest.approx(0.5, abs=0.02)  # 2 x 4 of 8 x 1 + 2 x 4
+    halves = PromptStream(two_kinds, encoder(), seed=3, weights={"Rare": 4.0, "CT": 0.5})
+    assert [prompt.question.question_type for prompt in halves.take(4000)] == kinds, "only ratios count"
+
+
+def test_a_weight_of_zero_leaves_a_kind_out(two_kinds: tuple[Question, ...]) -> None:
+    prompts = PromptStream(two_kinds, encoder(), seed=3, weights={"Rare": 0.0}).take(100)
+    assert {prompt.question.question_type for prompt in prompts} == {"Common"}
+
+
+@pytest.mark.parametrize("taken", [1, 9, 23])
+def test_a_weighted_stream_resumes_and_issues_again(two_kinds: tuple[Question, ...], taken: int) -> None:
+    weights = {"Rare": 3.0}
+    whole = PromptStream(two_kinds, encoder(), seed=3, weights=weights).take(40)
+    assert len({prompt.id for prompt in whole}) == 40
+    stream = PromptStream(two_kinds, encoder(), seed=3, weights=weights)
+    stream.take(taken)
+    resumed = PromptStream(two_kinds, encoder(), seed=3, state=stream.state(), weights=weights)
+    assert [prompt.id for prompt in resumed.take(40 - taken)] == [prompt.id for prompt in whole[taken:]]
+    assert resumed.reissue(whole[17].id).question == whole[17].question
+    with pytest.raises(ValueError, match=r"data\.sampling_weights"):
+        PromptStream(two_kinds, encoder(), seed=3, state=stream.state())
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"Ultra": 1.0}, "'Ultra' is no modality or question type"),
+        ({"Rare": -1.0}, "'Rare' has weight -1.0"),
+        ({"Rare": float("nan")}, "has weight nan"),
+        ({"CT": 0.0}, "leave no training question"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(
+    two_kinds: tuple[Question, ...], weights: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        PromptStream(two_kinds, encoder(), seed=3, weights=weights)
