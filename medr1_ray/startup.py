@@ -65,6 +65,7 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
         config.train.seed,
         state.stream if state else None,
         config.data.sampling_weights,
+        config.data.shuffle_options,
     )
     progress = Progress(config.train.steps)
     progress.message(dataset.description)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 
@@ -238,3 +239,37 @@ def test_weights_that_mean_nothing_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         PromptStream(two_kinds, encoder(), seed=3, weights=weights)
+
+
+@pytest.fixture
+def four_options(questions: tuple[Question, ...]) -> tuple[Question, ...]:
+    return tuple(
+        dataclasses.replace(question, options=tuple(f"{question.id}-{x}" for x in "wxyz"), answer=i % 4)
+        for i, question in enumerate(questions)
+    )
+
+
+def test_shuffled_options_take_the_gold_letter_along(four_options: tuple[Question, ...]) -> None:
+    given = {question.id: question for question in four_options}
+    letters: Counter[str] = Counter()
+    orders: set[tuple[str, ...]] = set()
+    for prompt in PromptStream(four_options, encoder(), seed=3, options_shuffled=True).take(2000):
+        question, original = prompt.question, given[prompt.question.id]
+        assert sorted(question.options) == sorted(original.options)
+        assert question.options[question.answer] == original.options[original.answer]
+        letters[question.gold_letter] += 1
+        if question.id == "q:0":
+            orders.add(question.options)
+    assert all(count == pytest.approx(500, abs=100) for count in letters.values())
+    assert len(orders) == 24, "200 epochs show each of the 24 orders"
+
+
+def test_a_stream_of_shuffled_options_resumes_and_issues_again(four_options: tuple[Question, ...]) -> None:
+    whole = PromptStream(four_options, encoder(), seed=3, options_shuffled=True).take(25)
+    stream = PromptStream(four_options, encoder(), seed=3, options_shuffled=True)
+    stream.take(13)
+    resumed = PromptStream(four_options, encoder(), seed=3, state=stream.state(), options_shuffled=True)
+    assert [prompt.question for prompt in resumed.take(12)] == [prompt.question for prompt in whole[13:]]
+    assert [resumed.reissue(prompt.id).question for prompt in whole] == [prompt.question for prompt in whole]
+    with pytest.raises(ValueError, match=r"data\.shuffle_options"):
+        PromptStream(four_options, encoder(), seed=3, state=stream.state())
