@@ -1,6 +1,6 @@
 """Pass rates: how often a model answers a question rightly. Measured by `evaluate --samples k`, used as a filter.
 
-The file is JSON Lines, a question in each: `{"id": "Chest CT Scan:12", "pass_rate": 0.25}`.
+The file is JSON Lines, a question in each: `{"id": "Chest CT Scan:12", "pass_rate": 0.25}`; more keys do no harm.
 """
 
 from __future__ import annotations
@@ -23,11 +23,6 @@ class Filtered:
     unmeasured: int
 
 
-def write_pass_rates(path: Path, rates: Mapping[str, float]) -> None:
-    """Write the pass rates, in [0, 1], of questions by id."""
-    path.write_text("".join(json.dumps({"id": id_, "pass_rate": rate}) + "\n" for id_, rate in rates.items()))
-
-
 def read_pass_rates(path: Path) -> dict[str, float]:
     """The pass rates by question id; of several lines with an id the last counts.
 
@@ -35,7 +30,7 @@ def read_pass_rates(path: Path) -> dict[str, float]:
         ValueError: if the file cannot be read, or a line is not of the form above.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"data.pass_rates={path}: cannot be read ({error}); give a file that `evaluate --samples k` wrote"

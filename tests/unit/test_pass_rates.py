@@ -7,7 +7,7 @@ import pytest
 
 from medr1_ray.config_data import DataSettings
 from medr1_ray.data.dataset import open_dataset
-from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates, write_pass_rates
+from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates
 from medr1_ray.types import Question
 
 QUESTIONS = tuple(
@@ -15,9 +15,14 @@ QUESTIONS = tuple(
 )
 
 
+def write_rates(path: Path, rates: dict[str, float]) -> None:
+    rows = ({"id": id_, "pass_rate": rate, "samples": 4} for id_, rate in rates.items())
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def test_rates_are_read_as_written(tmp_path: Path) -> None:
-    rates = {"Chest CT Scan:1": 0.25, "ü:2": 1.0}
-    write_pass_rates(tmp_path / "rates.jsonl", rates)
+    rates = {"Chest CT Scan:1": 0.25, "ü\u2028:2": 1.0}
+    write_rates(tmp_path / "rates.jsonl", rates)
     assert read_pass_rates(tmp_path / "rates.jsonl") == rates
 
 
@@ -68,7 +73,7 @@ def test_training_questions_are_filtered_and_evaluation_ones_are_not(tmp_path: P
     row = {"image": "I/a.png", "problem": "What? A)x, B)y", "solution": "<answer> A </answer>"}
     for part in ("train", "test"):
         (tmp_path / f"CT_{part}.json").write_text(json.dumps([row] * 4))
-    write_pass_rates(
+    write_rates(
         tmp_path / "rates.jsonl", {"CT_train:0": 0.0, "CT_train:1": 0.5, "CT_train:2": 1.0, "CT_test:0": 0.0}
     )
     dataset = open_dataset(
