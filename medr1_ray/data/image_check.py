@@ -99,8 +99,9 @@ def _cosines() -> NDArray[np.float32]:
 
 
 def _pixel_hash(picture: Image.Image) -> str:
-    shape = f"{picture.width} {picture.height} ".encode()
-    return hashlib.blake2b(shape + picture.tobytes(), digest_size=16).hexdigest()
+    content = hashlib.blake2b(f"{picture.width} {picture.height} ".encode(), digest_size=16)
+    content.update(picture.tobytes())
+    return content.hexdigest()
 
 
 def _look_at_header(path: str, size: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -40,7 +41,14 @@ def facts_of_images(root: Path, paths: Sequence[str], record: Path, workers: int
     unknown = [path for path in paths if path not in known]
     with (
         record.open("a", encoding="utf-8") as file,
-        tqdm(total=len(paths), initial=len(facts), unit="image", desc="images", smoothing=0.02) as bar,
+        tqdm(
+            total=len(paths),
+            initial=len(facts),
+            desc="images",
+            unit="image",
+            smoothing=0.02,
+            mininterval=0.1 if sys.stderr.isatty() else 10,
+        ) as bar,
     ):
         for found in run_checks(partial(check_images, root), _batches(unknown), workers):
             for one in found:

@@ -51,13 +51,14 @@ def read_rgb(path: str | Path) -> Image.Image:
         with Image.open(path, formats=IMAGE_FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise ValueError(f"{file.width} x {file.height} pixels are more than {MAX_PIXELS}")
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode in _DEEP_MODES:
-                upright = _to_eight_bits(upright)
-            elif "transparency" in upright.info:
+            ImageOps.exif_transpose(file, in_place=True)
+            picture: Image.Image = file
+            if picture.mode in _DEEP_MODES:
+                picture = _to_eight_bits(picture)
+            elif "transparency" in picture.info:
                 # Straight to RGB, Pillow warns about palettes with transparency.
-                upright = upright.convert("RGBA")
-            return upright.convert("RGB")
+                picture = picture.convert("RGBA")
+            return picture.convert("RGB")
     except Exception as error:  # of damaged files Pillow raises whatever its decoders stumble over
         raise ValueError(f"{path}: cannot be read as an image ({error}); replace the file") from error
 

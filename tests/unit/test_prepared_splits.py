@@ -260,6 +260,22 @@ def test_realmini_loses_nothing(realmini: Path, shared_data: Path) -> None:
     assert {q.id: q for part in split.parts.values() for q in part} == {q.id: q for q in own}
 
 
+def test_realmini_manifest_is_a_dataset(realmini: Path, shared_data: Path, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    table = Dataset.from_parquet(str(realmini / "manifest.parquet"), cache_dir=str(tmp_path))
+    first = table[0]
+    assert table.num_rows == 395
+    assert (first["id"], first["gold_letter"], first["gold_text"]) == (
+        "Brain MRI:0",
+        "C",
+        "Magnetic resonance imaging (MRI)",
+    )
+    assert (first["image_path"], first["scan"]) == ("Images/Brain MRI/brain1_000.png", "Images/Brain MRI/brain1")
+    with Image.open(shared_data / "realmini" / first["image_path"]) as image:
+        assert (first["width"], first["height"]) == image.size
+
+
 def test_realmini_keeps_volumes_whole(realmini: Path) -> None:
     content = json.loads((realmini / "splits" / "grouped.json").read_text())
     assert content["leakage"]["test"]["shared_image"] == 0
