@@ -42,18 +42,20 @@ class DataSettings(Settings):
     named."""
     shuffle_options: bool = False
     """Give each training prompt its options in a random order, another one in each epoch."""
-    pass_rates: Path | None = None
-    """Pass rates of training questions, as `evaluate --samples k` writes them (JSON Lines: id, pass_rate)."""
+    pass_rates: Literal["online"] | Path | None = None
+    """Filter training questions by how often they are answered rightly: a file of pass rates, as `evaluate --samples k`
+    writes it (JSON Lines: id, pass_rate; questions without one stay), or `online`, by their groups in this training:
+    what was outside the limits rests for an epoch."""
     min_pass_rate: Fraction = 0.0
-    """With `pass_rates`: leave out training questions that are passed less often; without a pass rate they stay."""
     max_pass_rate: Fraction = 1.0
 
     @model_validator(mode="after")
     def _pass_rates(self) -> Self:
-        if self.pass_rates is None and (self.min_pass_rate, self.max_pass_rate) != (0, 1):
+        limits = f"data.min_pass_rate={self.min_pass_rate}, data.max_pass_rate={self.max_pass_rate}"
+        if (self.pass_rates is None) != ((self.min_pass_rate, self.max_pass_rate) == (0, 1)):
             raise ValueError(
-                f"data.min_pass_rate={self.min_pass_rate}, data.max_pass_rate={self.max_pass_rate} need "
-                "data.pass_rates: the file of pass rates that `evaluate --samples k` writes"
+                f"data.pass_rates={self.pass_rates} with {limits}: give pass rates (online, or the file that `evaluate "
+                "--samples k` writes) and limits narrower than 0 to 1 together, or neither"
             )
         if self.min_pass_rate > self.max_pass_rate:
             raise ValueError(
@@ -61,3 +63,8 @@ class DataSettings(Settings):
                 "question would be left"
             )
         return self
+
+    @property
+    def online_pass_rate_limits(self) -> tuple[float, float] | None:
+        """Lowest and highest pass rate of questions that are asked in each epoch; None without this filter."""
+        return (self.min_pass_rate, self.max_pass_rate) if self.pass_rates == "online" else None

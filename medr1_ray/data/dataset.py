@@ -6,6 +6,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from medr1_ray.config_data import DataSettings
 from medr1_ray.data.medr1_rows import read_medr1_rows
@@ -130,7 +131,7 @@ def _read(
 def _within_pass_rates(
     train: tuple[Question, ...], settings: DataSettings
 ) -> tuple[tuple[Question, ...], tuple[str, ...]]:
-    if settings.pass_rates is None:
+    if not isinstance(settings.pass_rates, Path):
         return train, ()
     lowest, highest = settings.min_pass_rate, settings.max_pass_rate
     filtered = filter_by_pass_rate(train, read_pass_rates(settings.pass_rates), lowest, highest)

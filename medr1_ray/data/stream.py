@@ -19,13 +19,17 @@ from medr1_ray.types import Prompt, Question
 
 logger = logging.getLogger(__name__)
 
+RESTING = "resting because of its pass rate"
+_PROMPT_ID = re.compile(r"(\d+)\.(\d+):(.*)", re.DOTALL)
+
 
 @dataclass(frozen=True)
 class StreamState:
     """Where a stream stands: the next question is number `position` of the shuffled epoch `epoch`.
 
     `dropped` counts the questions passed over, by reason; `digest` is over the questions in their order, the
-    weights and whether options are shuffled.
+    weights and whether options are shuffled. `resting` has the epoch in which a question is passed over because of its
+    pass rate, by id.
     """
 
     seed: int
@@ -33,6 +37,7 @@ class StreamState:
     epoch: int = 0
     position: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    resting: dict[str, int] = field(default_factory=dict)
 
 
 class PromptStream:
@@ -41,6 +46,9 @@ class PromptStream:
     With `weights` (of modalities and question types by name, 1 where not named) a question of weight w comes w / mean
     weight times in an epoch: the whole part for certain, the rest by chance. With `options_shuffled` each prompt has
     its options in an order drawn from the seed, the epoch and the position.
+
+    With `pass_rate_limits` (lowest, highest) a question whose pass rate, as told to `observe`, is outside of them rests
+    for an epoch; then it is asked again, since the policy has changed.
 
     Questions that cannot be prompts are passed over and counted in `state().dropped`, once per epoch; the log
     names each once. With `state` the stream goes on where that state was taken.
@@ -57,6 +65,7 @@ class PromptStream:
         state: StreamState | None = None,
         weights: Mapping[str, float] | None = None,
         options_shuffled: bool = False,
+        pass_rate_limits: tuple[float, float] | None = None,
     ) -> None:
         if not questions:
             raise ValueError("no training questions; see data.root, data.modalities and data.question_types")
@@ -78,6 +87,8 @@ class PromptStream:
         self._seed = seed
         self._digest = digest
         self._options_shuffled = options_shuffled
+        self._pass_rate_limits = pass_rate_limits
+        self._resting = dict(state.resting)
         self._expected = _expected_visits(questions, weights)
         self._epoch = state.epoch
         self._position = state.position
@@ -87,7 +98,9 @@ class PromptStream:
 
     def state(self) -> StreamState:
         """The state from which a new stream yields what this one would yield next."""
-        return StreamState(self._seed, self._digest, self._epoch, self._position, dict(self._dropped))
+        return StreamState(
+            self._seed, self._digest, self._epoch, self._position, dict(self._dropped), dict(self._resting)
+        )
 
     def take(self, count: int) -> list[Prompt]:
         """The next `count` prompts; their ids `<epoch>.<position>:<question id>` are unique in the run.
@@ -99,6 +112,10 @@ class PromptStream:
         refused_in_a_row = 0
         while len(prompts) < count:
             question = self._questions[self._order[self._position]]
+            if self._resting.get(question.id) == self._epoch:
+                self._dropped[RESTING] += 1
+                self._advance()
+                continue
             encoded = self._encode(question, self._epoch, self._position)
             self._advance()
             if isinstance(encoded, Prompt):
@@ -115,13 +132,25 @@ class PromptStream:
                 )
         return prompts
 
+    def observe(self, prompt_id: str, pass_rate: float) -> None:
+        """Take note of how often a prompt of this stream was answered rightly, in [0, 1]."""
+        match = _PROMPT_ID.fullmatch(prompt_id)
+        assert match is not None
+        if self._pass_rate_limits is None:
+            return
+        lowest, highest = self._pass_rate_limits
+        if lowest <= pass_rate <= highest:
+            self._resting.pop(match[3], None)
+        else:
+            self._resting[match[3]] = int(match[1]) + 1
+
     def reissue(self, prompt_id: str) -> Prompt:
         """The prompt that `take` gave this id, in this run or in the one that is resumed.
 
         Raises:
             ValueError: if no prompt of this stream has the id, or its image cannot be read any more.
         """
-        match = re.fullmatch(r"(\d+)\.(\d+):(.*)", prompt_id, re.DOTALL)
+        match = _PROMPT_ID.fullmatch(prompt_id)
         if match:
             epoch, position = int(match[1]), int(match[2])
             order = self._shuffled(epoch)
@@ -151,6 +180,7 @@ class PromptStream:
         self._position += 1
         if self._position == len(self._order):
             self._epoch, self._position = self._epoch + 1, 0
+            self._resting = {id_: epoch for id_, epoch in self._resting.items() if epoch >= self._epoch}
             self._order = self._shuffled(self._epoch)
 
     def _shuffled(self, epoch: int) -> list[int]:

@@ -61,8 +61,10 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_limits_without_rates_and_the_wrong_way_round() -> None:
-    with pytest.raises(ValueError, match=r"data\.min_pass_rate=0\.1.* need data\.pass_rates"):
+    with pytest.raises(ValueError, match=r"data\.pass_rates=None with data\.min_pass_rate=0\.1, .*together"):
         DataSettings(format="phantoms", root="x", min_pass_rate=0.1)
+    with pytest.raises(ValueError, match=r"data\.pass_rates=online with .*data\.max_pass_rate=1\.0.*together"):
+        DataSettings(format="phantoms", root="x", pass_rates="online")
     with pytest.raises(ValueError, match=r"data\.min_pass_rate=0\.8 is above data\.max_pass_rate=0\.2"):
         DataSettings(format="phantoms", root="x", pass_rates="r", min_pass_rate=0.8, max_pass_rate=0.2)
 
@@ -92,3 +94,11 @@ def test_training_questions_are_filtered_and_evaluation_ones_are_not(tmp_path: P
     assert (
         "left out of training by pass rate: 1 below 0.1, 1 above 0.9; 1 without a pass rate stay" in dataset.description
     )
+
+
+def test_online_is_no_file() -> None:
+    settings = DataSettings(format="phantoms", root="x", pass_rates="online", min_pass_rate=0.1)
+    assert settings.online_pass_rate_limits == (0.1, 1.0)
+    of_file = DataSettings(format="phantoms", root="x", pass_rates="rates.jsonl", min_pass_rate=0.1)
+    assert of_file.pass_rates == Path("rates.jsonl")
+    assert of_file.online_pass_rate_limits is None
