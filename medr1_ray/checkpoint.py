@@ -32,6 +32,8 @@ class RunState:
     groups_used: int
     groups_zero_variance: int
     groups_dropped: dict[str, int]
+    groups_reissued: int
+    answers_late: int
     completions: int
     seconds: dict[str, float]
     config_digest: str

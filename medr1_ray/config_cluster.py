@@ -28,6 +28,11 @@ class PoolSize(Settings):
         """Fewest and most rollout actors."""
         return self.min_actors or self.actors, self.max_actors or self.actors
 
+    @property
+    def is_elastic(self) -> bool:
+        fewest, most = self.actor_range
+        return fewest < most
+
     @model_validator(mode="after")
     def _actors_in_range(self) -> Self:
         fewest, most = self.actor_range

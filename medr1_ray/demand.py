@@ -1,7 +1,9 @@
-"""What the actors of a run ask Ray for."""
+"""What the actors of a run ask Ray for, and whether nodes can give it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from medr1_ray.config import Config
@@ -11,19 +13,74 @@ REWARD_ACTOR_CPUS = 0.1
 
 @dataclass(frozen=True)
 class Demand:
-    """Logical CPUs and GPUs of one kind of actor; `count` of them."""
+    """Logical CPUs and GPUs of one kind of actor, `count` of them, on nodes with these labels."""
 
     name: str
     count: int
     cpus: float
     gpus: float
+    labels: Mapping[str, str]
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Under Ray's names, without those of which nothing is asked."""
+        return {kind: amount for kind, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
+
+    def describe(self) -> str:
+        amounts = ", ".join(f"{amount:g} {kind}" for kind, amount in self.resources.items())
+        labels = ", ".join(f"{label}={value}" for label, value in self.labels.items())
+        return f"{self.count} x ({amounts})" + (f" on nodes labelled {labels}" if labels else "")
 
 
-def demands(config: Config) -> tuple[Demand, ...]:
-    """The learner ranks, the rollout actors and the reward actors."""
-    learner, rollout = config.learner, config.rollout
+def demands(config: Config, rollout_actors: int | None = None) -> tuple[Demand, ...]:
+    """The learner ranks, the rollout actors (`rollout.actors`, unless given) and the reward actors."""
+    learner, rollout, labels = config.learner, config.rollout, config.cluster.labels
+    actors = rollout.actors if rollout_actors is None else rollout_actors
     return (
-        Demand("learner rank", learner.world_size, learner.cpus_per_rank, learner.gpus_per_rank),
-        Demand("rollout actor", rollout.actors, rollout.cpus_per_actor, rollout.gpus_per_actor),
-        Demand("reward actor", config.reward.actors, REWARD_ACTOR_CPUS, 0.0),
+        Demand("learner rank", learner.world_size, learner.cpus_per_rank, learner.gpus_per_rank, labels.learner),
+        Demand("rollout actor", actors, rollout.cpus_per_actor, rollout.gpus_per_actor, labels.rollout),
+        Demand("reward actor", config.reward.actors, REWARD_ACTOR_CPUS, 0.0, labels.reward),
     )
+
+
+def unplaceable(
+    wanted: Sequence[Demand], nodes: Sequence[tuple[Mapping[str, float], Mapping[str, str]]]
+) -> str | None:
+    """Why the demands cannot be met by nodes with these resources and labels, even if all were free; None if they may.
+
+    Looks at each demand alone and at the sums, so that it never calls impossible what is possible.
+    """
+    for demand in wanted:
+        fitting = [resources for resources, labels in nodes if labels_match(demand.labels, labels)]
+        places = sum(
+            min(math.floor(node.get(kind, 0.0) / amount) for kind, amount in demand.resources.items())
+            for node in fitting
+        )
+        if places < demand.count:
+            return (
+                f"the run needs {demand.describe()} for its {demand.name}s, but the {len(nodes)} nodes have room "
+                f"for {places} of them"
+                + (f" ({len(fitting)} nodes have the labels)" if demand.labels else "")
+            )
+    for kind in ("CPU", "GPU"):
+        needed = sum(demand.count * demand.resources.get(kind, 0.0) for demand in wanted)
+        there = sum(resources.get(kind, 0.0) for resources, _ in nodes)
+        if needed > there:
+            parts = ", ".join(
+                f"{demand.count} {demand.name}s: {demand.count * demand.resources[kind]:g}"
+                for demand in wanted
+                if kind in demand.resources
+            )
+            return f"the run needs {needed:g} {kind}s ({parts}), but the {len(nodes)} nodes have {there:g}"
+    return None
+
+
+def labels_match(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Whether a node with these labels fits Ray's label selector: `value`, `!value`, `in(a,b)` or `!in(a,b)`."""
+
+    def matches(wanted: str, found: str | None) -> bool:
+        positive = wanted.removeprefix("!")
+        inner = positive[3:-1] if positive.startswith("in(") and positive.endswith(")") else positive
+        return (found in [value.strip() for value in inner.split(",")]) != wanted.startswith("!")
+
+    return all(matches(wanted, labels.get(label)) for label, wanted in selector.items())

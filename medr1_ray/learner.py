@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from medr1_ray import grpo, packing
 from medr1_ray.config import Config
+from medr1_ray.demand import demands
 from medr1_ray.learner_actor import LearnerActor
 from medr1_ray.packing import ScoredPrompt
+from medr1_ray.placement import ask_for_place, wait_for_place
 from medr1_ray.types import (
     BatchSize,
     Group,
@@ -27,6 +27,8 @@ from medr1_ray.types import (
     UpdateRequest,
     WeightUpdate,
 )
+
+_MEANWHILE_SECONDS = 0.2
 
 
 class Learner:
@@ -44,31 +46,22 @@ class Learner:
         self._config = config
         self._name = name
         settings = config.learner
-        self._placement = placement_group(
-            [{"CPU": settings.cpus_per_rank, "GPU": settings.gpus_per_rank}] * settings.world_size,
-            strategy="PACK",
-            name=name,
-        )
+        self._place = ask_for_place(name, demands(config)[0], "PACK")
         self._ranks: list[Any] = [self._create(rank) for rank in range(settings.world_size)]
 
-    def start(self) -> None:
-        """Wait until every rank is placed and has loaded the model."""
-        cluster, settings = self._config.cluster, self._config.learner
-        if not self._placement.wait(cluster.placement_timeout_seconds):
-            raise RuntimeError(
-                f"no place for the learner after cluster.placement_timeout_seconds="
-                f"{cluster.placement_timeout_seconds:g}: it needs {settings.world_size} x "
-                f"{settings.cpus_per_rank:g} CPUs and {settings.gpus_per_rank:g} GPUs; the cluster has "
-                f"{ray.available_resources()} free. Lower learner.world_size, learner.cpus_per_rank or "
-                "learner.gpus_per_rank, or add nodes"
-            )
-        deadline = cluster.start_timeout_seconds
+    def start(self, say: Callable[[str], None] = print) -> None:
+        """Wait until every rank is placed and has loaded the model; `say` takes what is missing meanwhile."""
+        wait_for_place(self._place, self._config.cluster.placement_timeout_seconds, say)
+        deadline = self._config.cluster.start_timeout_seconds
         (address,) = self._wait([self._ranks[0].rendezvous_address.remote()], "finding an address", deadline)
         self._call("start", [(address,)] * len(self._ranks), "starting", deadline)
 
-    def update(self, groups: Sequence[Group], version: int) -> UpdateReport:
+    def update(
+        self, groups: Sequence[Group], version: int, meanwhile: Callable[[], None] | None = None
+    ) -> UpdateReport:
         """Take `train.updates_per_rollout` optimizer steps on these groups, from policy version `version`.
 
+        `meanwhile` is called again and again until the ranks are done.
         Groups whose rewards are all equal do not go through the model where that changes nothing (no KL): they count in
         the loss's normalisers all the same, so that the gradient is the whole batch's.
         """
@@ -78,7 +71,7 @@ class Learner:
             tokens=sum(group.completions.token_ids.size for group in groups),
             max_tokens=config.rollout.max_tokens,
         )
-        equal = [bool(group.rewards.total.max() == group.rewards.total.min()) for group in groups]
+        equal = [group.rewards.all_equal for group in groups]
         kept = groups_that_teach(groups, equal, world_size) if config.loss.kl_beta == 0 else list(groups)
         lengths = [packing.row_tokens(group.prompt, group.completions) for group in kept]
         plans = packing.plan(lengths, world_size, config.learner.micro_batch_tokens)
@@ -88,6 +81,7 @@ class Learner:
             requests,
             f"updating from policy version {version}",
             config.cluster.update_timeout_seconds,
+            meanwhile,
         )
         return UpdateReport(
             version=version + config.train.updates_per_rollout,
@@ -159,7 +153,7 @@ class Learner:
         for actor in self._ranks:
             ray.kill(actor)
         self._ranks = []
-        remove_placement_group(self._placement)
+        self._place.give_back()
 
     def _create(self, rank: int) -> Any:
         settings = self._config.learner
@@ -167,31 +161,41 @@ class Learner:
         if settings.gpus_per_rank == 0:
             environment["DS_ACCELERATOR"] = "cpu"
         options = {
+            **self._place.options(bundle=rank),
             "name": f"{self._name}-{rank}",
-            "num_cpus": settings.cpus_per_rank,
-            "num_gpus": settings.gpus_per_rank,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self._placement, placement_group_bundle_index=rank
-            ),
             "runtime_env": {"env_vars": environment},
         }
         return ray.remote(LearnerActor).options(**options).remote(self._config, rank, f"{self._name}-{rank}")
 
     def _call(
-        self, method: str, arguments: Sequence[tuple[Any, ...]], what: str, deadline_seconds: float
+        self,
+        method: str,
+        arguments: Sequence[tuple[Any, ...]],
+        what: str,
+        deadline_seconds: float,
+        meanwhile: Callable[[], None] | None = None,
     ) -> list[Any]:
         references = [
             getattr(actor, method).remote(*given) for actor, given in zip(self._ranks, arguments, strict=True)
         ]
-        return self._wait(references, what, deadline_seconds)
+        return self._wait(references, what, deadline_seconds, meanwhile)
 
-    def _wait(self, references: list[Any], what: str, deadline_seconds: float) -> list[Any]:
+    def _wait(
+        self,
+        references: list[Any],
+        what: str,
+        deadline_seconds: float,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> list[Any]:
         """The answers of rank 0, 1, ...; the first failure of any rank, whichever is still waiting for whom."""
         end = time.monotonic() + deadline_seconds
         waiting = list(references)
         while waiting:
-            ready, waiting = ray.wait(waiting, timeout=max(0.0, end - time.monotonic()))
-            if not ready:
+            left = max(0.0, end - time.monotonic())
+            ready, waiting = ray.wait(waiting, timeout=min(left, _MEANWHILE_SECONDS) if meanwhile else left)
+            if meanwhile:
+                meanwhile()
+            if not ready and time.monotonic() >= end:
                 late = ", ".join(f"{self._name}-{references.index(reference)}" for reference in waiting)
                 raise RuntimeError(
                     f"{late}: still {what} after {deadline_seconds:g} s; the deadline is in `cluster`"

@@ -23,13 +23,19 @@ class Stage(Enum):
 
 @dataclass(frozen=True)
 class LedgerCounts:
-    """The sums at one moment; `issued == used + dropped + in_flight` always holds."""
+    """The sums at one moment; `issued == used + dropped + in_flight` always holds.
+
+    `reissued` counts how often a group was taken from a lost actor and issued again, `late` the answers to groups that
+    had been taken from their actor or had ended.
+    """
 
     issued: int
     used: int
     zero_variance: int
     in_flight: int
     dropped: dict[str, int]
+    reissued: int
+    late: int
 
     @property
     def dropped_total(self) -> int:
@@ -42,6 +48,7 @@ class _Entry:
     since_seconds: float
     actor: str | None = None
     oldest_version: int | None = None
+    losses: int = 0
 
 
 class Ledger:
@@ -49,7 +56,7 @@ class Ledger:
 
     Args:
         clock: seconds, monotonic.
-        issued, used, zero_variance, dropped: the totals of the run so far, when it is resumed.
+        issued, used, zero_variance, dropped, reissued, late: the totals of the run so far, when it is resumed.
     """
 
     def __init__(
@@ -60,12 +67,16 @@ class Ledger:
         used: int = 0,
         zero_variance: int = 0,
         dropped: dict[str, int] | None = None,
+        reissued: int = 0,
+        late: int = 0,
     ) -> None:
         self._clock = clock
         self._issued = issued
         self._used = used
         self._zero_variance = zero_variance
         self._dropped = Counter(dropped or {})
+        self._reissued = reissued
+        self._late = late
         self._entries: dict[str, _Entry] = {}  # in the order of issue
 
     def issue(self, prompt_id: str) -> None:
@@ -87,13 +98,17 @@ class Ledger:
             if entry.stage is Stage.GENERATING and entry.actor == actor
         ]
         for prompt_id in lost:
-            self._move(prompt_id, Stage.GENERATING, Stage.WAITING).actor = None
+            entry = self._move(prompt_id, Stage.GENERATING, Stage.WAITING)
+            entry.actor = None
+            entry.losses += 1
+        self._reissued += len(lost)
         return lost
 
     def generated(self, prompt_id: str, actor: str, oldest_version: int) -> bool:
-        """An answer arrived. False when it is late: the group was taken from this actor or is gone."""
+        """An answer arrived. False when it is late (and counted): the group was taken from this actor or is gone."""
         entry = self._entries.get(prompt_id)
         if entry is None or entry.stage is not Stage.GENERATING or entry.actor != actor:
+            self._late += 1
             return False
         self._move(prompt_id, Stage.GENERATING, Stage.SCORING).oldest_version = oldest_version
         return True
@@ -138,14 +153,18 @@ class Ledger:
                 load[entry.actor] += 1
         return load
 
-    def overdue(self, limit_seconds: float) -> dict[str, str]:
-        """Ids of groups that generate or score for longer than the limit, each with where it is stuck."""
+    def overdue(self, stage: Stage, limit_seconds: float) -> dict[str, str | None]:
+        """Ids of groups that have been at this stage for longer than the limit, each with its rollout actor."""
         now = self._clock()
         return {
-            prompt_id: f"{entry.stage.value} on {entry.actor or 'a reward actor'}"
+            prompt_id: entry.actor
             for prompt_id, entry in self._entries.items()
-            if entry.stage in (Stage.GENERATING, Stage.SCORING) and now - entry.since_seconds > limit_seconds
+            if entry.stage is stage and now - entry.since_seconds > limit_seconds
         }
+
+    def losses(self, prompt_id: str) -> int:
+        """How many actors were lost with this group."""
+        return self._entries[prompt_id].losses
 
     def counts(self) -> LedgerCounts:
         """The sums; raises AssertionError when they do not add up, which only a bug can cause."""
@@ -155,6 +174,8 @@ class Ledger:
             zero_variance=self._zero_variance,
             in_flight=len(self._entries),
             dropped=dict(self._dropped),
+            reissued=self._reissued,
+            late=self._late,
         )
         assert counts.issued == counts.used + counts.dropped_total + counts.in_flight, counts
         return counts

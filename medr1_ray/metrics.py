@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from medr1_ray.ledger import LedgerCounts
+from medr1_ray.membership import Leave, MembershipCounts
 from medr1_ray.types import Group, Span, UpdateReport
 
 _DRIVER_PHASES = ("rollout", "update", "weight_sync", "parity", "evaluation", "checkpoint")
@@ -16,6 +17,7 @@ def step_metrics(
     groups: Sequence[Group],
     report: UpdateReport,
     counts: LedgerCounts,
+    members: MembershipCounts,
     refused: Mapping[str, int],
     spans: Sequence[Span],
 ) -> dict[str, float | None]:
@@ -64,7 +66,12 @@ def step_metrics(
         "ledger/groups_in_flight": counts.in_flight,
         "ledger/groups_dropped": counts.dropped_total,
         "ledger/groups_zero_variance": counts.zero_variance,
+        "ledger/groups_reissued": counts.reissued,
+        "ledger/answers_late": counts.late,
         "ledger/prompts_dropped": sum(refused.values()),
+        "pool/actors_wanted": members.target,
+        "pool/actors_serving": members.serving,
+        "pool/actors_lost": members.gone[Leave.LOST] + members.gone[Leave.FAILED],
         "time/step_seconds": step_seconds,
         "time/reward_seconds": _seconds(spans, "reward", ""),
         **{f"time/{phase}_seconds": seconds for phase, seconds in driver.items()},

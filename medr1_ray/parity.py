@@ -66,7 +66,7 @@ class ParityGate:
         self._limit = limit
 
     def check(self, version: int) -> Gap:
-        """Probe all rollout actors at `version`.
+        """Probe all rollout actors that serve at `version`; one that is lost meanwhile is left out.
 
         Raises:
             ParityError: an actor made another number of visual tokens of an image than the learner, sampled with the
@@ -75,6 +75,8 @@ class ParityGate:
         total = Gap()
         for actor in self._pool.rollout_names:
             completions = self._pool.probe(actor, self._prompts, self._sampling, version)
+            if completions is None:
+                continue
             scores = self._learner.score(list(zip(self._prompts, completions, strict=True)))
             total += self._compare(actor, completions, scores, version)
         return total

@@ -1,14 +1,14 @@
 """The rollout pool: prompts in, scored groups out. The books are kept by `ledger.py`; this is Ray around them.
 
-Consumes: prompts from the stream. Produces: `Group`s, oldest first. Waits for: rollout actors and reward actors,
-each call with a deadline. Unblocked by: `load_weights`, which makes room for the next step's groups.
+Consumes: prompts from the stream. Produces: `Group`s, oldest first. Waits for: the actors of `fleet.py`, which come and
+go, and reward actors, each call with a deadline. Unblocked by: `load_weights`, which makes room for the next groups.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,21 +16,19 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from medr1_ray.calls import Calls, describe_error
 from medr1_ray.config import Config
 from medr1_ray.data.stream import PromptStream
+from medr1_ray.fleet import RolloutFleet
 from medr1_ray.ledger import Ledger, Stage, room
+from medr1_ray.membership import MembershipCounts
 from medr1_ray.rollout_actor import LoadReport
+from medr1_ray.rollout_engine import groups_at_once
+from medr1_ray.scaling import BusyTime
 from medr1_ray.types import Completions, Group, Prompt, Rewards, Sampling, Span, WeightUpdate
 
 _POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class PoolActors:
-    """Handles by name. Rollout and reward actors do not know each other."""
-
-    rollout: dict[str, Any]
-    reward: dict[str, Any]
+_MOST_LOSSES = 10  # A group that so many actors were lost with is taken for the cause.
 
 
 @dataclass
@@ -61,18 +59,29 @@ class RolloutPool:
 
     Args:
         config: the run's settings.
-        actors: started actors.
+        fleet: the rollout actors.
+        reward_actors: started reward actors, which Ray restarts when they die: a score is a function of its arguments.
+        calls: where answers are awaited, shared with the fleet.
         stream: where training prompts come from.
         ledger: the run's accounts (totals restored when it is resumed).
     """
 
-    def __init__(self, config: Config, actors: PoolActors, stream: PromptStream, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        config: Config,
+        fleet: RolloutFleet,
+        reward_actors: Sequence[Any],
+        calls: Calls,
+        stream: PromptStream,
+        ledger: Ledger,
+    ) -> None:
         self._config = config
-        self._actors = actors
+        self._fleet = fleet
+        self._calls = calls
         self._stream = stream
-        self._next_reward_actor = itertools.cycle(actors.reward.values())
-        self._pending: dict[Any, Callable[[Any], None]] = {}
+        self._next_reward_actor = itertools.cycle(reward_actors)
         self._spans: list[Span] = []
+        self._busy = BusyTime()
         self._evaluations = itertools.count()
         self._training = _Workload(
             "train",
@@ -85,10 +94,19 @@ class RolloutPool:
                 top_k=config.rollout.top_k,
             ),
         )
+        self._workloads = [self._training]
 
     @property
     def ledger(self) -> Ledger:
         return self._training.ledger
+
+    @property
+    def rollout_names(self) -> list[str]:
+        """The rollout actors that serve now."""
+        return list(self._fleet.serving)
+
+    def membership(self) -> MembershipCounts:
+        return self._fleet.counts()
 
     def fill(self, versions_ahead: int) -> None:
         """Issue as many groups as can be used before they are too old.
@@ -106,7 +124,7 @@ class RolloutPool:
         )
         for prompt in self._stream.take(missing):
             self._training.add(prompt)
-        self._assign(self._training)
+        self._assign()
 
     def issue_again(self, prompts: Sequence[Prompt]) -> None:
         """Issue prompts that an interrupted run had issued and not used, before the stream goes on."""
@@ -123,7 +141,7 @@ class RolloutPool:
         With dynamic sampling, groups of equal rewards are dropped and replaced until the refill limit is reached.
 
         Raises:
-            RuntimeError: an actor failed or passed its deadline.
+            RuntimeError: a reward actor failed, or no rollout actor is left and none comes in time.
         """
         wanted = self._config.train.prompts_per_step
         refills = wanted * self._config.train.max_refills if self._config.train.dynamic_sampling else 0
@@ -131,7 +149,7 @@ class RolloutPool:
             for prompt_id in self.ledger.drop_stale(version, self._config.train.max_staleness):
                 self._training.discard(prompt_id)
             for prompt_id in self.ledger.at(Stage.READY):
-                if refills > 0 and has_zero_variance(self._training.groups[prompt_id]):
+                if refills > 0 and self._training.groups[prompt_id].rewards.all_equal:
                     self.ledger.drop(prompt_id, "zero_variance")
                     self._training.discard(prompt_id)
                     refills -= 1
@@ -139,72 +157,107 @@ class RolloutPool:
             ready = self.ledger.at(Stage.READY)[:wanted]
             if len(ready) == wanted:
                 return [self._use(prompt_id) for prompt_id in ready]
-            self._poll()
+            self.poll(_POLL_SECONDS)
 
     def run(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
         """Generate and score prompts outside the training's accounts (evaluation, probes), in the given order."""
         work = _Workload(f"evaluation-{next(self._evaluations)}", Ledger(time.monotonic), sampling)
         for prompt in prompts:
             work.add(prompt)
-        self._assign(work)
+        self._workloads.append(work)
+        self._assign()
         while len(work.groups) < len(prompts):
-            self._poll(work)
+            self.poll(_POLL_SECONDS)
+        self._workloads.remove(work)
         return [work.groups[prompt.id] for prompt in prompts]
 
     def probe(
         self, actor: str, prompts: Sequence[Prompt], sampling: Sampling, version: int
-    ) -> list[Completions]:
-        """Generate on one actor, unscored: what the parity gate compares at `version`."""
-        handle = self._actors.rollout[actor]
+    ) -> list[Completions] | None:
+        """Generate on one actor, unscored: what the parity gate compares at `version`. None when the actor is lost."""
+        handle = self._fleet.serving.get(actor)
+        if handle is None:
+            return None
         refs = [handle.generate.remote(f"probe-{version}/{prompt.id}", prompt, sampling) for prompt in prompts]
-        return self._get(refs, f"a probe on {actor}", self._config.cluster.rollout_timeout_seconds)
-
-    @property
-    def rollout_names(self) -> list[str]:
-        return list(self._actors.rollout)
+        try:
+            answers: list[Completions] = ray.get(refs, timeout=self._config.cluster.rollout_timeout_seconds)
+        except RayError as error:
+            self._fleet.on_error(actor, error)
+            return None
+        return answers
 
     def load_weights(self, update: WeightUpdate) -> list[LoadReport]:
         """Bring every rollout actor to `update.version`; requests in flight go on with the new weights."""
-        refs = [actor.load_weights.remote(update) for actor in self._actors.rollout.values()]
-        what = f"weight sync to version {update.version} on {', '.join(self._actors.rollout)}"
-        reports: list[LoadReport] = self._get(refs, what, self._config.cluster.sync_timeout_seconds)
-        for name, report in zip(self._actors.rollout, reports, strict=True):
-            if (report.version, report.digest) != (update.version, update.digest):
-                raise RuntimeError(
-                    f"{name} holds version {report.version} with digest {report.digest} after the sync of version "
-                    f"{update.version} with digest {update.digest}; its completions would be of unknown weights"
-                )
-        return reports
+        return self._fleet.load_weights(update)
+
+    def scale(self, actors: int) -> None:
+        """Have so many rollout actors; they come and go in the background."""
+        self._fleet.scale(actors)
+
+    def poll(self, timeout_seconds: float = 0.0) -> None:
+        """Handle what has arrived, waiting this long for the first answer, and let actors come and go.
+
+        Raises:
+            RuntimeError: a reward actor failed, or no rollout actor is left and none comes in time.
+        """
+        self._calls.poll(timeout_seconds)
+        self._fleet.tick()
+        self._give_up_the_overdue()
+        for name in self._fleet.take_gone():
+            for work in self._workloads:
+                self._issue_again_after(name, work)
+        for name in self._fleet.draining:
+            if not any(work.ledger.load_of([name])[name] for work in self._workloads):
+                self._fleet.has_drained(name)
+        self._assign()
 
     def drain_spans(self) -> list[Span]:
         """The spans of generation and scoring since the last call."""
         spans, self._spans = self._spans, []
         return spans
 
+    def take_busy_seconds(self) -> float:
+        """Actor-seconds of generation for the training since the last call."""
+        return self._busy.take()
+
     def _use(self, prompt_id: str) -> Group:
         group = self._training.discard(prompt_id)
-        self.ledger.use(prompt_id, zero_variance=has_zero_variance(group))
+        self.ledger.use(prompt_id, zero_variance=group.rewards.all_equal)
         return group
 
-    def _assign(self, work: _Workload) -> None:
-        load = self._training.ledger.load_of(self.rollout_names)
-        for prompt_id in work.ledger.at(Stage.WAITING):
-            name = min(load, key=load.__getitem__)
-            load[name] += 1
-            work.ledger.assign(prompt_id, name)
-            ref = self._actors.rollout[name].generate.remote(
-                f"{work.name}/{prompt_id}", work.prompts[prompt_id], work.sampling
-            )
-            self._pending[ref] = partial(self._on_generated, work, name)
+    def _assign(self) -> None:
+        """Give waiting groups to the actors with the fewest, none more than its engine samples at once.
+
+        What is left waits for whoever is free next: an actor that joins, for one.
+        """
+        serving = self._fleet.serving
+        load = dict.fromkeys(serving, 0)
+        for work in self._workloads:
+            for name, groups in work.ledger.load_of(list(serving)).items():
+                load[name] += groups
+        limit = groups_at_once(self._config)
+        for work in self._workloads:
+            for prompt_id in work.ledger.at(Stage.WAITING):
+                if not load or min(load.values()) >= limit:
+                    return
+                name = min(load, key=load.__getitem__)
+                load[name] += 1
+                work.ledger.assign(prompt_id, name)
+                ref = serving[name].generate.remote(
+                    f"{work.name}/{prompt_id}", work.prompts[prompt_id], work.sampling
+                )
+                self._calls.add(ref, partial(self._on_generated, work, name), partial(self._on_lost, name))
 
     def _on_generated(self, work: _Workload, actor: str, completions: Completions) -> None:
-        self._spans.append(completions.span)
         if not work.ledger.generated(completions.prompt_id, actor, int(completions.versions.min())):
             return
+        self._spans.append(completions.span)
+        if work is self._training:
+            self._busy.add(completions.span)
         work.completions[completions.prompt_id] = completions
         question = work.prompts[completions.prompt_id].question
         ref = next(self._next_reward_actor).score.remote(completions.prompt_id, completions.texts, question)
-        self._pending[ref] = partial(self._on_scored, work)
+        self._calls.add(ref, partial(self._on_scored, work), self._on_not_scored)
 
     def _on_scored(self, work: _Workload, rewards: Rewards) -> None:
         self._spans.append(rewards.span)
@@ -214,40 +267,32 @@ class RolloutPool:
         if work is self._training:
             self._stream.observe(rewards.prompt_id, float(rewards.correct.mean()))
 
-    def _poll(self, work: _Workload | None = None) -> None:
-        """Handle what has arrived; wait a moment for the first. Raises when something is overdue."""
-        refs = list(self._pending)
-        done, _ = ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
-        if done:
-            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        for ref in done:
-            on_done = self._pending.pop(ref)
-            on_done(ray.get(ref))
+    def _on_lost(self, actor: str, error: RayError) -> None:
+        if isinstance(error, ValueError):  # The engine refused the prompt: any other would do so too.
+            raise error
+        self._fleet.on_error(actor, error)
+
+    def _on_not_scored(self, error: RayError) -> None:
+        if isinstance(error, ValueError):
+            raise error
+        raise RuntimeError(f"a reward actor failed: {describe_error(error)}") from error
+
+    def _issue_again_after(self, actor: str, work: _Workload) -> None:
+        for prompt_id in work.ledger.lose_actor(actor):
+            if work.ledger.losses(prompt_id) == _MOST_LOSSES:
+                raise RuntimeError(
+                    f"{_MOST_LOSSES} rollout actors in turn were lost while they generated {prompt_id!r}, {actor} the "
+                    "last. Look at their files under logs/; raise cluster.rollout_timeout_seconds if they were slow"
+                )
+
+    def _give_up_the_overdue(self) -> None:
         limit = self._config.cluster.rollout_timeout_seconds
-        overdue = (work or self._training).ledger.overdue(limit)
-        if overdue:
-            prompt_id, where = next(iter(overdue.items()))
-            raise RuntimeError(
-                f"{len(overdue)} group(s) are unfinished after cluster.rollout_timeout_seconds={limit:g}, among them "
-                f"{prompt_id!r}, {where}. Look at the actor's file under logs/; raise the limit if it was only slow"
-            )
-
-    def _get(self, refs: list[Any], what: str, timeout_seconds: float) -> list[Any]:
-        try:
-            results: list[Any] = ray.get(refs, timeout=timeout_seconds)
-        except ray.exceptions.GetTimeoutError as error:
-            raise RuntimeError(
-                f"{what} did not end within {timeout_seconds:g} seconds; look at the actors' files under logs/"
-            ) from error
-        except RayError as error:
-            raise RuntimeError(f"{what} failed: {error}") from error
-        return results
-
-
-def has_zero_variance(group: Group) -> bool:
-    """Whether all rewards of the group are equal, so that no completion has an advantage.
-
-    Compares extremes: the float mean of equal rewards need not equal them.
-    """
-    total = group.rewards.total
-    return bool(total.max() == total.min())
+        for work in self._workloads:
+            for prompt_id, actor in work.ledger.overdue(Stage.GENERATING, limit).items():
+                assert actor is not None
+                self._fleet.lose(actor, f"{prompt_id!r} unfinished after cluster.rollout_timeout_seconds={limit:g}")
+            for prompt_id in work.ledger.overdue(Stage.SCORING, limit):
+                raise RuntimeError(
+                    f"{prompt_id!r} was not scored within cluster.rollout_timeout_seconds={limit:g}; look at the "
+                    "reward actors in Ray's logs"
+                )

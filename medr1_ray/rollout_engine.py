@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 KV_CACHE_BYTES_ON_CPU = 2**30
+MAX_NUM_SEQS = 256
+
+
+def groups_at_once(config: Config) -> int:
+    """Groups whose completions an engine samples at the same time: more only wait in its queue."""
+    return max(1, int(config.rollout.engine.get("max_num_seqs", MAX_NUM_SEQS)) // config.train.group_size)
 
 
 def set_environment(config: Config) -> None:
@@ -44,7 +50,7 @@ def engine_arguments(config: Config, model: str, index: int) -> dict[str, Any]:
         "dtype": config.model.dtype,
         "tensor_parallel_size": rollout.tensor_parallel_size,
         "max_model_len": rollout.max_prompt_tokens + rollout.max_tokens,
-        "max_num_seqs": 256,
+        "max_num_seqs": MAX_NUM_SEQS,
         "generation_config": "vllm",
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": EXTENSION,

@@ -18,6 +18,7 @@ from medr1_ray.metrics import step_metrics
 from medr1_ray.parity import Gap, ParityError, ParityGate
 from medr1_ray.pool import RolloutPool
 from medr1_ray.progress import Progress
+from medr1_ray.scaling import Scaling
 from medr1_ray.summary import Totals, summarise
 from medr1_ray.tracking import Tracker
 from medr1_ray.types import Group, Prompt, Span, UpdateReport
@@ -42,11 +43,12 @@ class Session:
     progress: Progress
     checkpoints: Checkpoints
     totals: Totals
+    scaling: Scaling
     _syncs: int = 0
     _spans: list[Span] = field(default_factory=list)
 
     def take_groups(self) -> list[Group]:
-        """The groups of the next step: waits for the rollout actors."""
+        """The groups of the next step: waits for rollout actors, as long as any is left or may come."""
         with self._phase("rollout"):
             return self.pool.take(self.step)
 
@@ -55,12 +57,12 @@ class Session:
         versions = self.config.train.updates_per_rollout
         self.pool.fill(versions_ahead=versions)
         with self._phase("update"):
-            report = self.learner.update(groups, self.step)
+            report = self.learner.update(groups, self.step, meanwhile=self.pool.poll)
         self.step += versions
         return report
 
     def sync_weights(self) -> None:
-        """Bring the learner's weights to every rollout actor and check their parity where rollouts do not show it.
+        """Bring the learner's weights to every rollout actor that is up; check parity where rollouts do not show it.
 
         Synchronous rollouts are of the learner's own version, so that every update measures the gap; the gate runs at
         the start and after the first update. Asynchronous rollouts mix versions: the gate runs after every sync.
@@ -84,18 +86,26 @@ class Session:
         self.totals.completions += sum(len(group.rewards.total) for group in groups)
         spans = [*self._spans, *self.pool.drain_spans(), *report.spans]
         self._spans.clear()
-        metrics = step_metrics(groups, report, self.pool.ledger.counts(), self.stream.state().dropped, spans)
+        metrics = step_metrics(
+            groups, report, self.pool.ledger.counts(), self.pool.membership(), self.stream.state().dropped, spans
+        )
         self.tracker.log(self.step, metrics)
         self.tracker.log_spans(self.step, spans)
         if self._due(self.config.run.rollouts_every):
             self.tracker.write_rollouts(self.step, groups)
         self.progress.update(self.step, metrics)
+        waiting, step = metrics["time/rollout_seconds"] or 0.0, metrics["time/step_seconds"] or 0.0
+        self.scaling.measure(waiting, step - waiting, self.pool.take_busy_seconds())
         if gap.mean > self.config.gap_mean_limit:
             raise ParityError(
                 f"step {self.step}: the rollout log-probabilities are {gap.mean:.2e} nats from the learner's in the "
                 f"mean, over {gap.tokens} tokens of the same policy version; the limit is "
                 f"{self.config.gap_mean_limit:g} (parity.gap_mean_limit)"
             )
+
+    def scale_rollouts(self) -> None:
+        """Have as many rollout actors as keep the learner busy, judging by the steps done; waits for none of them."""
+        self.pool.scale(self.scaling.choose(self.pool.membership().target))
 
     def evaluate_before(self) -> None:
         """Evaluate the start model, unless this run has done so before it was interrupted."""
@@ -128,6 +138,8 @@ class Session:
                 groups_used=counts.used,
                 groups_zero_variance=counts.zero_variance,
                 groups_dropped=counts.dropped,
+                groups_reissued=counts.reissued,
+                answers_late=counts.late,
                 completions=self.totals.completions,
                 seconds=self.totals.seconds,
                 config_digest=config_digest(self.config),
@@ -136,7 +148,9 @@ class Session:
 
     def summarise(self) -> Path:
         """Write `summary.json` and say on the terminal what came of the run."""
-        summary = summarise(self.config, self.step, self.evaluations, self.totals, self.pool.ledger.counts())
+        summary = summarise(
+            self.config, self.step, self.evaluations, self.totals, self.pool.ledger.counts(), self.pool.membership()
+        )
         path = self.tracker.write_summary(summary)
         self.progress.close(summary)
         return path

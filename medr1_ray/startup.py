@@ -6,34 +6,38 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from medr1_ray.calls import Calls, describe_error
 from medr1_ray.checkpoint import Checkpoints, RunState, read_state
 from medr1_ray.cluster import connect
-from medr1_ray.code_digest import code_digest
 from medr1_ray.config import Config
 from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.demand import REWARD_ACTOR_CPUS
+from medr1_ray.demand import REWARD_ACTOR_CPUS, demands
 from medr1_ray.evaluation import EvaluationLog
+from medr1_ray.fleet import RolloutFleet
 from medr1_ray.learner import Learner
 from medr1_ray.ledger import Ledger
 from medr1_ray.parity import ParityGate
-from medr1_ray.pool import PoolActors, RolloutPool
+from medr1_ray.placement import describe_missing, release_nodes
+from medr1_ray.pool import RolloutPool
 from medr1_ray.progress import Progress
 from medr1_ray.reward_actor import RewardActor
 from medr1_ray.rewards import resolve
-from medr1_ray.rollout_actor import RolloutActor
 from medr1_ray.run_directory import open_run_directory
+from medr1_ray.scaling import Scaling
 from medr1_ray.session import Session
 from medr1_ray.summary import Totals
 from medr1_ray.tracking import Tracker
 from medr1_ray.types import Prompt, Question, Sampling
 
 _PROBE_GROUP_SIZE = 2
+_SCORE_RETRIES = 2
 
 
 @contextmanager
@@ -77,12 +81,15 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
     connect(config)
     try:
         learner = Learner(config)
-        actors = _start_pool_actors(config)
-        learner.start()
+        calls = Calls()
+        fleet = RolloutFleet(config, calls, progress.message)
+        reward_actors = _start_reward_actors(config)
+        learner.start(progress.message)
         if checkpoint:
             learner.load(checkpoint)
-        _wait_until_up(actors, config)
-        pool = RolloutPool(config, actors, stream, _ledger(state))
+        fleet.wait_until_up()
+        _wait_until_up(reward_actors, config)
+        pool = RolloutPool(config, fleet, list(reward_actors.values()), calls, stream, _ledger(state))
         if state:
             pool.issue_again([stream.reissue(prompt_id) for prompt_id in state.unused_prompts])
         totals = Totals(state.completions, dict(state.seconds)) if state else Totals()
@@ -106,10 +113,18 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
             progress=progress,
             checkpoints=checkpoints,
             totals=totals,
+            scaling=Scaling(
+                config.rollout.actor_range,
+                config.rollout.target_idle_fraction,
+                config.rollout.scale_every,
+                overlapping=config.train.max_staleness > 0,
+            ),
         )
     finally:
         progress.close()
         tracker.close()
+        if config.rollout.is_elastic and ray.is_initialized():
+            release_nodes()
         ray.shutdown()
 
 
@@ -125,45 +140,35 @@ def _encode_all(questions: tuple[Question, ...], encoder: PromptEncoder) -> tupl
     return prompts, refused
 
 
-def _start_pool_actors(config: Config) -> PoolActors:
-    rollout = {
-        f"rollout-{index}": ray.remote(RolloutActor)
+def _start_reward_actors(config: Config) -> dict[str, Any]:
+    labels = dict(config.cluster.labels.reward)
+    return {
+        name: ray.remote(RewardActor)
         .options(
-            name=f"rollout-{index}",
-            num_cpus=config.rollout.cpus_per_actor,
-            num_gpus=config.rollout.gpus_per_actor,
-            max_concurrency=1000,
+            name=name,
+            num_cpus=REWARD_ACTOR_CPUS,
+            label_selector=labels or None,
+            max_restarts=-1,
+            max_task_retries=_SCORE_RETRIES,
         )
-        .remote(config, index, code_digest())
-        for index in range(config.rollout.actors)
+        .remote(config.reward.functions, config.mode, config.reward.timeout_seconds, name)
+        for name in (f"reward-{index}" for index in range(config.reward.actors))
     }
-    reward = {
-        f"reward-{index}": ray.remote(RewardActor)
-        .options(name=f"reward-{index}", num_cpus=REWARD_ACTOR_CPUS)
-        .remote(config.reward.functions, config.mode, config.reward.timeout_seconds, f"reward-{index}")
-        for index in range(config.reward.actors)
-    }
-    return PoolActors(rollout, reward)
 
 
-def _wait_until_up(actors: PoolActors, config: Config) -> None:
-    named = {**actors.rollout, **actors.reward}
-    pings = {actor.ping.remote(): name for name, actor in named.items()}
-    done, late = ray.wait(list(pings), num_returns=len(pings), timeout=config.cluster.start_timeout_seconds)
+def _wait_until_up(reward_actors: dict[str, Any], config: Config) -> None:
+    pings = {actor.ping.remote(): name for name, actor in reward_actors.items()}
+    limit = config.cluster.start_timeout_seconds
+    done, late = ray.wait(list(pings), num_returns=len(pings), timeout=limit)
     for ping in done:
         try:
             ray.get(ping)
         except RayError as error:
-            reason = str(error).strip().splitlines()[-1]  # of a traceback, the exception itself
-            raise RuntimeError(
-                f"{pings[ping]} did not start: {reason} (more in {config.run.dir}/logs/{pings[ping]}.log)"
-            ) from error
+            raise RuntimeError(f"{pings[ping]} did not start: {describe_error(error)}") from error
     if late:
         names = ", ".join(pings[ping] for ping in late)
-        raise RuntimeError(
-            f"not up after cluster.start_timeout_seconds={config.cluster.start_timeout_seconds:g}: {names}. Free in "
-            f"the cluster: {ray.available_resources()}. Look at {config.run.dir}/logs, add nodes or raise the limit"
-        )
+        missing = describe_missing(demands(config)[2])
+        raise RuntimeError(f"not up after cluster.start_timeout_seconds={limit:g}: {names}; {missing}")
 
 
 def _ledger(state: RunState | None) -> Ledger:
@@ -175,4 +180,6 @@ def _ledger(state: RunState | None) -> Ledger:
         used=state.groups_used,
         zero_variance=state.groups_zero_variance,
         dropped=state.groups_dropped,
+        reissued=state.groups_reissued,
+        late=state.answers_late,
     )

@@ -9,6 +9,7 @@ from medr1_ray.code_digest import code_digest
 from medr1_ray.config import Config
 from medr1_ray.evaluation import Evaluation, EvaluationLog
 from medr1_ray.ledger import LedgerCounts
+from medr1_ray.membership import Leave, MembershipCounts
 from medr1_ray.parity import Gap
 
 # The phases of the loop, whose time the throughput is of; start-up, evaluation and checkpoints are not.
@@ -25,7 +26,12 @@ class Totals:
 
 
 def summarise(
-    config: Config, step: int, evaluations: EvaluationLog, totals: Totals, counts: LedgerCounts
+    config: Config,
+    step: int,
+    evaluations: EvaluationLog,
+    totals: Totals,
+    counts: LedgerCounts,
+    members: MembershipCounts,
 ) -> dict[str, Any]:
     """The content of `summary.json`; accuracies are fractions, times seconds, gaps nats."""
     loop_seconds = sum(totals.seconds.get(phase, 0.0) for phase in _LOOP_PHASES)
@@ -53,6 +59,9 @@ def summarise(
         "groups_zero_variance": counts.zero_variance,
         "groups_dropped": counts.dropped_total,
         "groups_dropped_by_reason": counts.dropped,
+        "groups_reissued": counts.reissued,
+        "answers_late": counts.late,
+        "rollout_actors": {"asked": members.asked, **{why.value: members.gone[why] for why in Leave}},
         "code_digest": code_digest(),
     }
 

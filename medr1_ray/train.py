@@ -20,8 +20,8 @@ def train(config: Config, *, resume: bool = False) -> Path:
 
     Raises:
         ValueError: a setting, the data or the run directory is not usable; nothing has been trained.
-        RuntimeError: an actor failed or passed its deadline, or engine and learner disagree (`ParityError`). The last
-            checkpoint can be resumed.
+        RuntimeError: the learner or a reward actor failed, no rollout actor was left for too long, or engine and
+            learner disagree (`ParityError`). The last checkpoint can be resumed.
     """
     from medr1_ray.startup import open_session
 
@@ -33,6 +33,7 @@ def train(config: Config, *, resume: bool = False) -> Path:
             report = session.update(groups)
             session.sync_weights()
             session.log_step(groups, report)
+            session.scale_rollouts()
             session.evaluate_if_due()
             session.save_if_due()
         session.save()

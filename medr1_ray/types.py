@@ -123,6 +123,11 @@ class Rewards:
     answers: tuple[str | None, ...]
     span: Span
 
+    @property
+    def all_equal(self) -> bool:
+        """Whether no completion has an advantage. Of extremes: the float mean of equal rewards need not equal them."""
+        return bool(self.total.max() == self.total.min())
+
 
 @dataclass(frozen=True)
 class Group:

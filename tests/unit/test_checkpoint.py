@@ -17,6 +17,8 @@ def _state(step: int) -> RunState:
         unused_prompts=("2.1:q",),
         groups_used=4,
         groups_zero_variance=1,
+        groups_reissued=2,
+        answers_late=1,
         groups_dropped={"stale": 2},
         completions=32,
         seconds={"rollout": 1.5},

@@ -50,6 +50,8 @@ def test_groups_of_a_lost_actor_wait_again_and_its_late_answer_is_refused() -> N
     ledger.assign("p", "b")
     assert not ledger.generated("p", "a", 0)
     assert ledger.generated("p", "b", 0)
+    assert (ledger.losses("p"), ledger.losses("q")) == (1, 0)
+    assert (ledger.counts().reissued, ledger.counts().late) == (2, 1)
     assert not ledger.generated("p", "b", 0), "a second copy of the same answer is late as well"
     assert ledger.counts().in_flight == 3
 
@@ -69,9 +71,10 @@ def test_overdue_names_the_actor() -> None:
     ledger.issue("p")
     ledger.assign("p", "rollout-0")
     clock.now = 10.0
-    assert ledger.overdue(10.0) == {}
+    assert ledger.overdue(Stage.GENERATING, 10.0) == {}
     clock.now = 10.1
-    assert ledger.overdue(10.0) == {"p": "generating on rollout-0"}
+    assert ledger.overdue(Stage.GENERATING, 10.0) == {"p": "rollout-0"}
+    assert ledger.overdue(Stage.SCORING, 10.0) == {}
 
 
 def test_load_counts_what_generates() -> None:

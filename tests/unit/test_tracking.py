@@ -16,6 +16,7 @@ import pytest
 
 from medr1_ray.config import Config
 from medr1_ray.ledger import LedgerCounts
+from medr1_ray.membership import Membership
 from medr1_ray.metrics import step_metrics
 from medr1_ray.progress import Progress
 from medr1_ray.tracking import METRICS, Tracker
@@ -233,11 +234,12 @@ def test_what_is_emitted_is_what_is_documented() -> None:
         Span("reward-0", "reward", 1.0, 1.5),
     )
     report = UpdateReport(6, (OptimizerStep(0.1, 1.0, 1e-4),), statistics, 1, 0, 0, 4, 20, spans)
-    counts = LedgerCounts(issued=3, used=1, zero_variance=0, in_flight=1, dropped={"stale": 1})
-    metrics = step_metrics([a_group()], report, counts, {"too long": 2}, spans)
+    counts = LedgerCounts(issued=3, used=1, zero_variance=0, in_flight=1, dropped={"stale": 1}, reissued=1, late=1)
+    members = Membership(lambda: 0.0, target=2).counts()
+    metrics = step_metrics([a_group()], report, counts, members, {"too long": 2}, spans)
     evaluated = {name for name in METRICS if name.startswith("eval/")}
     assert metrics.keys() == METRICS.keys() - evaluated
-    assert len(METRICS) <= 45
+    assert len(METRICS) <= 50
 
 
 def test_tensorboard(config: Config) -> None:

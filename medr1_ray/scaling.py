@@ -1,0 +1,88 @@
+"""How many rollout actors keep the learner busy: from what was measured, without knowing Ray.
+
+Seconds of a step: the driver waits for groups for `waiting`, and does everything else (update, weight sync) in `other`.
+Generation takes `busy` actor-seconds a step, however many actors share it. To wait for no more than the fraction t of
+the time, a step may last other / (1 - t), of which other * t / (1 - t) is waiting. The groups must be done
+
+- in the whole of that step, where generation goes on during the update (asynchronous),
+- in its waiting alone, where it does not (synchronous),
+
+so that `busy` divided by these seconds is the number of actors. Groups that share an engine do not slow each other
+down in proportion, so the number is approached in rounds, each measured anew.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from medr1_ray.types import Span
+
+
+class BusyTime:
+    """Seconds during which each actor had a group to generate: the union of the spans, as they come in."""
+
+    def __init__(self) -> None:
+        self._busy_until: dict[str, float] = {}
+        self._seconds = 0.0
+
+    def add(self, span: Span) -> None:
+        """Spans of one actor that began earlier count for what lies after those that came in before."""
+        start = max(span.start_seconds, self._busy_until.get(span.actor, -math.inf))
+        self._seconds += max(0.0, span.end_seconds - start)
+        self._busy_until[span.actor] = max(start, span.end_seconds)
+
+    def take(self) -> float:
+        """Actor-seconds since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+@dataclass
+class Scaling:
+    """Chooses the number of rollout actors, each time that `every` steps have been measured.
+
+    `range` is the fewest and the most, `target_idle_fraction` the share of the time that the learner may wait for
+    groups, `overlapping` whether generation goes on while the learner updates.
+    """
+
+    range: tuple[int, int]
+    target_idle_fraction: float
+    every: int
+    overlapping: bool
+    _waiting: float = field(default=0.0, init=False)
+    _other: float = field(default=0.0, init=False)
+    _busy: float = field(default=0.0, init=False)
+    _steps: int = field(default=0, init=False)
+    _idle_fraction: float | None = field(default=None, init=False)
+
+    @property
+    def idle_fraction(self) -> float | None:
+        """Share of the time that the learner waited for groups in the steps measured last."""
+        return self._idle_fraction
+
+    def measure(self, waiting_seconds: float, other_seconds: float, busy_seconds: float) -> None:
+        """What one step took; the seconds are those at the top of this file."""
+        self._waiting += waiting_seconds
+        self._other += other_seconds
+        self._busy += busy_seconds
+        self._steps += 1
+
+    def choose(self, target: int) -> int:
+        """The number to have from now on: `target`, the present one, until enough steps have been measured.
+
+        It grows only when the learner waits for longer than it may, and shrinks only when it does not.
+        """
+        if self._steps < self.every:
+            return target
+        waiting, other, busy = self._waiting, self._other, self._busy
+        self._waiting = self._other = self._busy = 0.0
+        self._steps = 0
+        idle = self._idle_fraction = waiting / (waiting + other)
+        window = other / (1 - self.target_idle_fraction)
+        if not self.overlapping:
+            window *= self.target_idle_fraction
+        needed = math.ceil(busy / window)
+        fewest, most = self.range
+        chosen = max(needed, target) if idle > self.target_idle_fraction else min(needed, target)
+        return min(max(chosen, fewest), most)
