@@ -60,7 +60,7 @@ class RolloutPool:
     Args:
         config: the run's settings.
         fleet: the rollout actors.
-        reward_actors: started reward actors, which Ray restarts when they die: a score is a function of its arguments.
+        reward_actors: handles of reward actors.
         calls: where answers are awaited, shared with the fleet.
         stream: where training prompts come from.
         ledger: the run's accounts (totals restored when it is resumed).

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from medr1_ray.config import Config
 from medr1_ray.types import Span
 
 
@@ -55,6 +56,13 @@ class Scaling:
     _busy: float = field(default=0.0, init=False)
     _steps: int = field(default=0, init=False)
     _idle_fraction: float | None = field(default=None, init=False)
+
+    @classmethod
+    def of(cls, config: Config) -> Scaling:
+        """For a run with these settings."""
+        rollout = config.rollout
+        overlapping = config.train.max_staleness > 0
+        return cls(rollout.actor_range, rollout.target_idle_fraction, rollout.scale_every, overlapping)
 
     @property
     def idle_fraction(self) -> float | None:

@@ -83,7 +83,7 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
         learner = Learner(config)
         calls = Calls()
         fleet = RolloutFleet(config, calls, progress.message)
-        reward_actors = _start_reward_actors(config)
+        reward_actors = start_reward_actors(config)
         learner.start(progress.message)
         if checkpoint:
             learner.load(checkpoint)
@@ -113,12 +113,7 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
             progress=progress,
             checkpoints=checkpoints,
             totals=totals,
-            scaling=Scaling(
-                config.rollout.actor_range,
-                config.rollout.target_idle_fraction,
-                config.rollout.scale_every,
-                overlapping=config.train.max_staleness > 0,
-            ),
+            scaling=Scaling.of(config),
         )
     finally:
         progress.close()
@@ -140,7 +135,8 @@ def _encode_all(questions: tuple[Question, ...], encoder: PromptEncoder) -> tupl
     return prompts, refused
 
 
-def _start_reward_actors(config: Config) -> dict[str, Any]:
+def start_reward_actors(config: Config) -> dict[str, Any]:
+    """The reward actors by name. Ray restarts them and asks them again: a score is a function of its arguments."""
     labels = dict(config.cluster.labels.reward)
     return {
         name: ray.remote(RewardActor)
