@@ -1,7 +1,7 @@
 """The elastic pool on a cluster of several nodes, with fake engines: what a run does when actors come and go.
 
-The nodes are processes of this machine (`ray.cluster_utils.Cluster`); each run is a process of its own, which tells what
-happens to it in lines of JSON.
+The nodes are processes of this machine (`ray.cluster_utils.Cluster`); each run is a process of its own, which tells
+what happens to it in lines of JSON.
 """
 
 from __future__ import annotations

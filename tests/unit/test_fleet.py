@@ -1,0 +1,265 @@
+"""The fleet without Ray: actors answer when the test's world lets them, and the clock moves when somebody waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RayError
+
+from medr1_ray import fleet as fleet_module
+from medr1_ray.config import Config
+from medr1_ray.fleet import RolloutFleet
+from medr1_ray.membership import Leave, Stage
+from medr1_ray.rollout_actor import LoadReport
+from medr1_ray.types import WeightUpdate
+
+
+class World:
+    """What is outside the fleet: places, actors, nodes and time. It stands in for `Calls` as well."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.places = 10
+        self.silent: set[str] = set()
+        self.dead: set[str] = set()
+        self.load_seconds = 1.0
+        self.draining: dict[str, float] = {}
+        self.killed: list[str] = []
+        self.said: list[str] = []
+        self.pending: list[tuple[float, str, Any, Callable[[Any], None], Callable[[RayError], None]]] = []
+
+    def add(self, reference: Any, then: Callable[[Any], None], otherwise: Callable[[RayError], None]) -> None:
+        name, seconds, answer = reference
+        self.pending.append((self.now + seconds, name, answer, then, otherwise))
+
+    def poll(self, timeout_seconds: float) -> None:
+        self.now += timeout_seconds
+        pending, self.pending = self.pending, []
+        for entry in pending:
+            at, name, answer, then, otherwise = entry
+            if name in self.dead:
+                otherwise(ActorDiedError())
+            elif name in self.silent or at > self.now:
+                self.pending.append(entry)
+            else:
+                then(answer)
+
+    def launch(self, config: Config, index: int, options: Mapping[str, Any]) -> Any:
+        return Actor(self, options["name"])
+
+
+class Method:
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.remote = call
+
+
+class Actor:
+    def __init__(self, world: World, name: str) -> None:
+        self.name = name
+        self.ping = Method(lambda: (name, 2.0, name))
+        self.load_weights = Method(
+            lambda update: (name, world.load_seconds, LoadReport(update.version, update.digest, 1.0, 1.0))
+        )
+
+
+class Place:
+    def __init__(self, world: World, name: str) -> None:
+        self._world, self._name = world, name
+        world.places -= 1
+        self._there = world.places >= 0
+
+    def is_there(self) -> bool:
+        self._there = self._there or self._world.places >= 0
+        return self._there
+
+    def node_id(self) -> str:
+        return f"node of {self._name}"
+
+    def options(self) -> dict[str, Any]:
+        return {}
+
+    def give_back(self) -> None:
+        self._world.places += 1
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    monkeypatch.setattr(fleet_module, "ask_for_place", lambda name, demand, strategy: Place(world, name))
+    monkeypatch.setattr(fleet_module, "draining_nodes", lambda: world.draining)
+    monkeypatch.setattr(fleet_module, "describe_missing", lambda demand: f"{demand.count} missing")
+    monkeypatch.setattr(fleet_module, "request_nodes", lambda config, actors: world.said.append(f"request {actors}"))
+    monkeypatch.setattr(fleet_module.ray, "kill", lambda handle: world.killed.append(handle.name))
+    return world
+
+
+def a_fleet(world: World, **rollout: Any) -> RolloutFleet:
+    cluster = {"placement_timeout_seconds": 30, "start_timeout_seconds": 20, "sync_timeout_seconds": 10}
+    config = Config.model_validate(
+        {
+            "run": {"dir": Path("run")},
+            "data": {"format": "phantoms", "root": Path("data")},
+            "train": {"steps": 1},
+            "rollout": rollout,
+            "cluster": cluster,
+        }
+    )
+    return RolloutFleet(config, world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
+
+
+def update(version: int) -> WeightUpdate:
+    return WeightUpdate(version, (), f"digest {version}")
+
+
+def serving_fleet(world: World, **rollout: Any) -> RolloutFleet:
+    fleet = a_fleet(world, **rollout)
+    fleet.wait_until_up()
+    fleet.load_weights(update(0))
+    fleet.tick()
+    return fleet
+
+
+def pass_time(world: World, fleet: RolloutFleet, seconds: float) -> None:
+    end = world.now + seconds
+    while world.now < end:
+        world.poll(0.5)
+        fleet.tick()
+
+
+def test_a_run_begins_with_the_fewest_and_the_others_join_in_the_background(world: World) -> None:
+    world.silent.add("rollout-1")
+    fleet = a_fleet(world, actors=2, min_actors=1)
+    fleet.wait_until_up()
+    assert fleet.serving.keys() == set(), "nobody serves before the first weights"
+    fleet.load_weights(update(0))
+    assert fleet.serving.keys() == {"rollout-0"}
+    world.silent.clear()
+    pass_time(world, fleet, 5)
+    assert fleet.serving.keys() == {"rollout-0", "rollout-1"}
+    assert any("rollout-1 has joined with version 0" in text for text in world.said)
+
+
+def test_a_dead_actor_is_replaced_by_one_that_holds_the_current_weights(world: World) -> None:
+    fleet = serving_fleet(world, actors=2)
+    world.dead.add("rollout-0")
+    start = world.now
+    reports = fleet.load_weights(update(1))
+    assert world.now - start <= 2, "a sync does not wait for the dead"
+    assert [report.version for report in reports] == [1]
+    assert fleet.take_gone() == ["rollout-0"]
+    assert fleet.take_gone() == []
+    pass_time(world, fleet, 5)
+    assert fleet.serving.keys() == {"rollout-1", "rollout-2"}
+    assert fleet.counts().gone[Leave.LOST] == 1
+
+
+def test_a_sync_waits_for_a_silent_actor_up_to_its_deadline_only(world: World) -> None:
+    fleet = serving_fleet(world, actors=2)
+    world.silent.add("rollout-1")
+    start = world.now
+    assert len(fleet.load_weights(update(1))) == 1
+    assert 10 < world.now - start < 12
+    assert fleet.take_gone() == ["rollout-1"]
+    assert "rollout-1" in world.killed
+
+
+def test_no_sync_waits_for_an_actor_that_loads_its_first_weights(world: World) -> None:
+    fleet = serving_fleet(world, actors=1, max_actors=2)
+    fleet.scale(2)
+    pass_time(world, fleet, 1)
+    world.load_seconds = 5.0
+    pass_time(world, fleet, 2)  # rollout-1 is up and loads version 0, slowly
+    world.load_seconds = 1.0
+    start = world.now
+    fleet.load_weights(update(1))
+    assert world.now - start <= 2
+    assert fleet.serving.keys() == {"rollout-0"}, "version 0 is not current any more"
+    pass_time(world, fleet, 6)
+    assert fleet.serving.keys() == {"rollout-0", "rollout-1"}
+
+
+def test_other_bytes_than_were_sent_are_never_served(world: World) -> None:
+    fleet = serving_fleet(world, actors=2)
+    broken = fleet.serving["rollout-0"]
+    broken.load_weights = Method(lambda sent: ("rollout-0", 1.0, LoadReport(sent.version, "other", 1.0, 1.0)))
+    assert len(fleet.load_weights(update(1))) == 1
+    assert fleet.take_gone() == ["rollout-0"]
+    assert fleet.counts().gone[Leave.FAILED] == 1
+
+
+def test_a_preemption_notice_drains_and_a_replacement_is_asked_for_at_once(world: World) -> None:
+    fleet = serving_fleet(world, actors=2)
+    world.draining["node of rollout-0"] = 60.0
+    pass_time(world, fleet, 6)
+    assert fleet.draining == ["rollout-0"]
+    assert fleet.serving.keys() == {"rollout-1", "rollout-2"}
+    assert len(fleet.load_weights(update(1))) == 3, "it keeps up with the weights as long as it works"
+    fleet.has_drained("rollout-0")
+    assert fleet.take_gone() == ["rollout-0"]
+    assert fleet.counts().gone == {Leave.DRAINED: 1, Leave.CANCELLED: 0, Leave.LOST: 0, Leave.FAILED: 0}
+
+
+def test_what_is_not_drained_in_time_is_issued_again(world: World) -> None:
+    fleet = serving_fleet(world, actors=1)
+    world.draining["node of rollout-0"] = 3.0
+    pass_time(world, fleet, 5)
+    assert fleet.take_gone() == ["rollout-0"]
+
+
+def test_scaling_down_cancels_who_waits_and_drains_who_serves(world: World) -> None:
+    world.places = 2
+    fleet = serving_fleet(world, actors=2, min_actors=1, max_actors=4)
+    fleet.scale(3)
+    pass_time(world, fleet, 2)
+    assert fleet.counts().at[Stage.WANTED] == 1
+    fleet.scale(1)
+    pass_time(world, fleet, 1)
+    assert fleet.draining == ["rollout-1"]
+    assert fleet.counts().gone[Leave.CANCELLED] == 1
+    assert [text for text in world.said if text.startswith("request")] == ["request 2", "request 3", "request 1"]
+
+
+def test_a_failure_before_anybody_has_served_ends_the_run(world: World) -> None:
+    fleet = a_fleet(world, actors=1)
+    fleet.wait_until_up()
+    with pytest.raises(RuntimeError, match="rollout-0 did not start: wrong model"):
+        fleet.lose("rollout-0", "wrong model", own_failure=True)
+
+
+def test_a_start_that_takes_too_long_ends_a_run_that_has_not_begun(world: World) -> None:
+    world.silent.add("rollout-0")
+    fleet = a_fleet(world, actors=1)
+    with pytest.raises(RuntimeError, match=r"did not start: it did not start within cluster.start_timeout_seconds=20"):
+        fleet.wait_until_up()
+
+
+def test_no_place_is_an_error_after_its_deadline(world: World) -> None:
+    world.places = 1
+    fleet = a_fleet(world, actors=2)
+    with pytest.raises(RuntimeError, match=r"no place for rollout-1 after .*=30: 1 missing"):
+        fleet.wait_until_up()
+    assert 30 < world.now < 32
+
+
+def test_nobody_left_is_an_error_after_a_deadline_that_says_why(world: World) -> None:
+    fleet = serving_fleet(world, actors=1)
+    world.places = -1
+    fleet.lose("rollout-0", "its node died")
+    with pytest.raises(RuntimeError, match="Lost last: rollout-0: its node died.*1 missing"):
+        pass_time(world, fleet, 100)
+    assert 50 < world.now < 60
+    assert any("waiting for rollout-1" in text for text in world.said)
+
+
+def test_three_failures_in_a_row_with_nobody_left_are_hopeless(world: World) -> None:
+    fleet = serving_fleet(world, actors=1)
+    fleet.lose("rollout-0", "bad", own_failure=True)
+    with pytest.raises(RuntimeError, match="3 in a row failed by themselves"):
+        for _ in range(100):
+            pass_time(world, fleet, 0.5)
+            for name in fleet.counts().at[Stage.STARTING] * [f"rollout-{fleet.counts().asked - 1}"]:
+                fleet.lose(name, "bad", own_failure=True)
+    assert world.now < 30
