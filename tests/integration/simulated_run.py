@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -52,12 +53,12 @@ def run(
     special: Mapping[str, Mapping[str, Any]] | None = None,
     update_seconds: float = 0.0,
     targets: Mapping[str, int] | None = None,
-    idle_from: int | None = None,
 ) -> None:
     """`train.steps` steps, each of which "updates" for `update_seconds`.
 
     `special` is the behaviour of single actors by number, `targets` says at which steps how many actors are wanted;
-    without it the number follows from what is measured. From step `idle_from` on, updates take ten times as long.
+    without it the number follows from what is measured. The line `slower` on standard input makes the updates take ten
+    times as long, `stop` makes the step the last.
     """
     config = Config.model_validate(
         {"run": {"dir": Path("unused")}, "data": {"format": "phantoms", "root": Path("unused")}, **settings}
@@ -75,6 +76,8 @@ def run(
     )
     scaling = Scaling.of(config)
     fleet.wait_until_up()
+    told: set[str] = set()
+    threading.Thread(target=lambda: told.update(map(str.strip, iter(sys.stdin.readline, ""))), daemon=True).start()
     for step in range(config.train.steps):
         if targets and str(step) in targets:
             pool.scale(targets[str(step)])
@@ -90,7 +93,7 @@ def run(
         )
         taken = time.monotonic()
         pool.fill(versions_ahead=1)
-        update_until = taken + update_seconds * (10 if idle_from is not None and step >= idle_from else 1)
+        update_until = taken + update_seconds * (10 if "slower" in told else 1)
         while time.monotonic() < update_until:
             pool.poll(0.05)
         busy = pool.take_busy_seconds()
@@ -109,6 +112,8 @@ def run(
             target=pool.membership().target,
             nodes=sum(node["Alive"] for node in ray.nodes()),
         )
+        if "stop" in told:
+            break
     release_nodes()
     members = pool.membership()
     tell("end", asked=members.asked, gone={why.value: number for why, number in members.gone.items()})

@@ -6,65 +6,21 @@ what happens to it in lines of JSON.
 
 from __future__ import annotations
 
-import json
-import queue
+import os
 import signal
+import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.cluster_utils import Cluster
 
-SIMULATION = Path(__file__).with_name("simulated_run.py")
-SLOTS = {"engine": {"max_num_seqs": 16}}  # 4 groups of 4 at once
-STEP = {"prompts_per_step": 16, "group_size": 4}
-DEADLINES = {"placement_timeout_seconds": 20, "start_timeout_seconds": 60, "sync_timeout_seconds": 60}
-
-
-class Run:
-    """A simulated run and the lines it has written."""
-
-    def __init__(self, address: str, *, cluster: dict[str, Any] | None = None, **arguments: Any) -> None:
-        settings = {**arguments.pop("settings"), "cluster": {"address": address, **DEADLINES, **(cluster or {})}}
-        command = [sys.executable, str(SIMULATION), json.dumps({"settings": settings, **arguments})]
-        self.lines: list[dict[str, Any]] = []
-        self._queue: queue.Queue[str] = queue.Queue()
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._queue.put(line)
-        self._queue.put("")
-
-    def until(self, event: str, timeout: float = 60.0, **values: Any) -> dict[str, Any]:
-        """The next line of this event with these values; fails when the run ends before."""
-        end = time.monotonic() + timeout
-        while True:
-            text = self._queue.get(timeout=max(0.1, end - time.monotonic()))
-            if not text.startswith("{"):
-                assert text, f"the run ended without {event} {values}: {self.said()}"
-                continue
-            line = json.loads(text)
-            self.lines.append(line)
-            if line["event"] == event and all(line[key] == value for key, value in values.items()):
-                return line
-            assert line["event"] != "error", line["text"]
-
-    def finish(self) -> dict[str, Any]:
-        return self.until("end")
-
-    def steps(self) -> list[dict[str, Any]]:
-        return [line for line in self.lines if line["event"] == "step"]
-
-    def said(self) -> list[str]:
-        return [line["text"] for line in self.lines if line["event"] in ("say", "error")]
+from tests.integration.process_nodes import HEAD_ID, cluster_settings
+from tests.integration.simulation import SLOTS, STEP, SimulatedRun
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,8 +34,8 @@ def no_authentication() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head for reward actors, without room for rollout actors, and one node."""
-    head = {"num_cpus": 1, "labels": {"role": "head"}, "include_dashboard": False}
+    """A head for what a learner and reward actors need, and one node for rollout actors."""
+    head = {"num_cpus": 2, "labels": {"role": "head"}, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(num_cpus=1, labels={"role": "rollout"})
     yield cluster
@@ -104,14 +60,9 @@ def nodes(cluster: Cluster) -> Iterator[Any]:
 LABELS = {"labels": {"rollout": {"role": "rollout"}, "reward": {"role": "head"}}}
 
 
-def books_add_up(line: dict[str, Any]) -> bool:
-    ledger = line["ledger"]
-    return bool(ledger["issued"] == ledger["used"] + sum(ledger["dropped"].values()) + ledger["in_flight"])
-
-
 def test_throughput_follows_the_number_of_actors(cluster: Cluster, nodes: Any) -> None:
     nodes(4)
-    run = Run(
+    run = SimulatedRun(
         cluster.address,
         cluster=LABELS,
         settings={"train": {"steps": 9, **STEP}, "rollout": {"actors": 1, "max_actors": 4, **SLOTS}},
@@ -128,7 +79,7 @@ def test_throughput_follows_the_number_of_actors(cluster: Cluster, nodes: Any) -
 def test_a_run_outlives_the_loss_of_actors_and_nodes(cluster: Cluster, nodes: Any) -> None:
     """Six changes: one dies and one hangs in mid-sync, one holds other bytes, a node is removed, added and drained."""
     first = set(nodes(3))
-    run = Run(
+    run = SimulatedRun(
         cluster.address,
         cluster={**LABELS, "sync_timeout_seconds": 3},
         settings={"train": {"steps": 40, **STEP}, "rollout": {"actors": 3, "min_actors": 2, **SLOTS}},
@@ -147,7 +98,7 @@ def test_a_run_outlives_the_loss_of_actors_and_nodes(cluster: Cluster, nodes: An
     subprocess.run(command, check=True, capture_output=True)
     end = run.finish()
 
-    assert all(books_add_up(line) for line in run.steps())
+    assert run.books_add_up()
     last = run.steps()[-1]["ledger"]
     assert last["used"] == 40 * 16
     assert last["reissued"] > 0, "groups of the removed node were issued again"
@@ -164,7 +115,7 @@ def test_a_run_outlives_the_loss_of_actors_and_nodes(cluster: Cluster, nodes: An
 
 def test_the_end_of_the_last_actor_is_an_error_after_a_deadline(cluster: Cluster, nodes: Any) -> None:
     nodes(1)
-    run = Run(
+    run = SimulatedRun(
         cluster.address,
         cluster={**LABELS, "placement_timeout_seconds": 2, "start_timeout_seconds": 8},
         settings={"train": {"steps": 1000, **STEP}, "rollout": {"actors": 1, **SLOTS}},
@@ -179,7 +130,7 @@ def test_the_end_of_the_last_actor_is_an_error_after_a_deadline(cluster: Cluster
 
 def test_what_can_never_fit_fails_at_once(cluster: Cluster, nodes: Any) -> None:
     nodes(1)
-    run = Run(
+    run = SimulatedRun(
         cluster.address,
         cluster=LABELS,
         settings={"train": {"steps": 1, **STEP}, "rollout": {"actors": 3, "min_actors": 2, **SLOTS}},
@@ -191,14 +142,14 @@ def test_what_can_never_fit_fails_at_once(cluster: Cluster, nodes: Any) -> None:
 
 def test_what_fits_but_is_taken_fails_at_a_deadline_and_says_what_is_missing(cluster: Cluster, nodes: Any) -> None:
     nodes(1)
-    first = Run(
+    first = SimulatedRun(
         cluster.address,
         cluster=LABELS,
         settings={"train": {"steps": 1000, **STEP}, "rollout": {"actors": 1, **SLOTS}},
         behaviour={"group_seconds": 0.1},
     )
     first.until("step", step=0)
-    second = Run(
+    second = SimulatedRun(
         cluster.address,
         cluster={**LABELS, "placement_timeout_seconds": 1},
         settings={"train": {"steps": 1, **STEP}, "rollout": {"actors": 1, **SLOTS}},
@@ -212,7 +163,7 @@ def test_what_fits_but_is_taken_fails_at_a_deadline_and_says_what_is_missing(clu
 
 def test_wrong_code_ends_a_run_before_it_begins(cluster: Cluster, nodes: Any) -> None:
     nodes(1)
-    run = Run(
+    run = SimulatedRun(
         cluster.address,
         cluster={**LABELS, "sync_timeout_seconds": 2},
         settings={"train": {"steps": 1, **STEP}, "rollout": {"actors": 1, **SLOTS}},
@@ -220,3 +171,137 @@ def test_wrong_code_ends_a_run_before_it_begins(cluster: Cluster, nodes: Any) ->
     )
     with pytest.raises(AssertionError, match=r"rollout-0 did not start: it holds version 0 with digest 000"):
         run.finish()
+
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def ray_process(*arguments: str, inside: tuple[str, ...] = (), **environment: str) -> Iterator[None]:
+    """`ray start --block` with these arguments, until the context is left."""
+    command = [*inside, str(Path(sys.executable).with_name("ray")), "start", "--block", *arguments]
+    command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={_free_port()}"]
+    with subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def test_the_autoscaler_follows_the_request_up_and_down(tmp_path: Path) -> None:
+    """One node to begin with, four while the learner waits, one when updates take longer than generation."""
+    address = f"127.0.0.1:{_free_port()}"
+    settings = tmp_path / "cluster.json"
+    settings.write_text(cluster_settings(address, most_nodes=4, idle_minutes=0.05))
+    head = ray_process(
+        "--head",
+        "--num-cpus=2",
+        "--node-ip-address=127.0.0.1",
+        f"--port={address.rpartition(':')[2]}",
+        "--include-dashboard=false",
+        "--labels=role=head",
+        f"--autoscaling-config={settings}",
+        RAY_enable_autoscaler_v2="1",
+        AUTOSCALER_UPDATE_INTERVAL_S="1",
+        RAY_CLOUD_INSTANCE_ID=HEAD_ID,
+        RAY_NODE_TYPE_NAME="head",
+        PYTHONPATH=f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    )
+    with head:
+        rollout = {"actors": 1, "max_actors": 4, "scale_every": 2, **SLOTS}
+        run = SimulatedRun(
+            address,
+            cluster={**LABELS, "placement_timeout_seconds": 90},
+            settings={"train": {"steps": 10_000, **STEP}, "rollout": rollout},
+            # 16 groups, 4 at once, 0.2 seconds each: 0.8 actor-seconds a step. Of 0.4 seconds of update follow
+            # 0.8 / (0.4 / 0.8 * 0.2) = 8 actors, of 4 seconds one.
+            behaviour={"group_seconds": 0.2},
+            update_seconds=0.4,
+        )
+        run.until("step", timeout=120, nodes=2)
+        run.until("step", timeout=120, nodes=5, serving=4)
+        run.tell("slower")
+        run.until("step", timeout=120, target=1)
+        run.until("step", timeout=120, nodes=2, serving=1)
+        run.tell("stop")
+        run.finish()
+        assert run.books_add_up()
+
+
+@contextmanager
+def network(nodes: int) -> Iterator[tuple[str, list[str]]]:
+    """A bridge, and a network namespace for each node; yields the bridge's address and the nodes' names.
+
+    Node n has the address 10.98.7.(10 + n), and `ip link set <name> down` cuts it off.
+    """
+    bridge = f"mr{os.getpid() % 10**6}"
+    names = [f"{bridge}n{n}" for n in range(nodes)]
+    commands = [f"link add {bridge} type bridge", f"address add 10.98.7.1/24 dev {bridge}", f"link set {bridge} up"]
+    for n, name in enumerate(names):
+        commands += [
+            f"netns add {name}",
+            f"link add {name} type veth peer name eth0 netns {name}",
+            f"link set {name} master {bridge} up",
+            f"-n {name} address add 10.98.7.{10 + n}/24 dev eth0",
+            f"-n {name} link set eth0 up",
+            f"-n {name} link set lo up",
+        ]
+    try:
+        for command in commands:
+            done = subprocess.run(["ip", *command.split()], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"no network namespaces here: ip {command}: {done.stderr.strip()}")
+        yield "10.98.7.1", names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+        subprocess.run(["ip", "link", "delete", bridge], capture_output=True)
+
+
+def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline() -> None:
+    deadline = 5
+    with network(2) as (address, names):
+        port = _free_port()
+        head = ray_process(
+            "--head",
+        "--num-cpus=2",
+            f"--node-ip-address={address}",
+            f"--port={port}",
+            "--include-dashboard=false",
+            "--labels=role=head",
+        )
+        first, second = (
+            ray_process(
+                f"--address={address}:{port}",
+                "--num-cpus=1",
+                f"--node-ip-address=10.98.7.{10 + n}",
+                "--labels=role=rollout",
+                inside=("ip", "netns", "exec", name),
+            )
+            for n, name in enumerate(names)
+        )
+        with head, first, second:
+            run = SimulatedRun(
+                f"{address}:{port}",
+                cluster={**LABELS, "placement_timeout_seconds": 60, "sync_timeout_seconds": deadline},
+                settings={"train": {"steps": 8, **STEP}, "rollout": {"actors": 2, **SLOTS}},
+                behaviour={"group_seconds": 0.1, "load_seconds": 2.0},
+            )
+            run.until("step", timeout=120, step=1)
+            run.until("sync", version=2)
+            subprocess.run(["ip", "link", "set", names[0], "down"], check=True)
+            end = run.finish()
+    assert run.books_add_up()
+    assert [len(line["actors"]) for line in run.steps()] == [2, 2, 1, 1, 1, 1, 1, 1]
+    assert max(line["sync_seconds"] for line in run.steps()) < deadline + 3
+    assert end["gone"]["lost"] == 1
