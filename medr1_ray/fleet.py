@@ -134,11 +134,11 @@ class RolloutFleet:
             self.tick()
         return reports
 
-    def scale(self, target: int) -> None:
+    def scale(self, target: int, why: str) -> None:
         """Have so many actors: more are started in the background, those too many are drained."""
         if target == self._membership.target:
             return
-        self._say(f"rollout actors: {target} wanted, {self._membership.target} before")
+        self._say(f"rollout actors: {target} wanted, {self._membership.target} before: {why}")
         self._membership.target = target
         request_nodes(self._config, target)
 

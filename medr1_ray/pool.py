@@ -190,9 +190,9 @@ class RolloutPool:
         """Bring every rollout actor to `update.version`; requests in flight go on with the new weights."""
         return self._fleet.load_weights(update)
 
-    def scale(self, actors: int) -> None:
+    def scale(self, actors: int, why: str) -> None:
         """Have so many rollout actors; they come and go in the background."""
-        self._fleet.scale(actors)
+        self._fleet.scale(actors, why)
 
     def poll(self, timeout_seconds: float = 0.0) -> None:
         """Handle what has arrived, waiting this long for the first answer, and let actors come and go.

@@ -105,7 +105,8 @@ class Session:
 
     def scale_rollouts(self) -> None:
         """Have as many rollout actors as keep the learner busy, judging by the steps done; waits for none of them."""
-        self.pool.scale(self.scaling.choose(self.pool.membership().target))
+        actors = self.scaling.choose(self.pool.membership().target)
+        self.pool.scale(actors, f"the learner waited for {self.scaling.idle_fraction or 0.0:.0%} of the last steps")
 
     def evaluate_before(self) -> None:
         """Evaluate the start model, unless this run has done so before it was interrupted."""

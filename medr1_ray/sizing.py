@@ -307,5 +307,5 @@ def rollout_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
 
 def weight_sync_bytes(config: Config, shape: ModelShape) -> int:
     """Main memory that a weight sync takes on a node with learner rank 0 and engines: the published buckets in Ray's
-    object store and the file that the node's engines read."""
-    return 2 * shape.parameters * DTYPE_BYTES[config.model.dtype]
+    object store, those of the version before (kept for actors that join), and the file that the node's engines read."""
+    return 3 * shape.parameters * DTYPE_BYTES[config.model.dtype]

@@ -1,7 +1,7 @@
 """A node provider for Ray's autoscaler whose nodes are `ray start` processes of this machine.
 
 Ray's own fake provider needs a file that its wheel lacks, and refuses to be used as an `external` one. This one is
-named in the cluster's settings as `provider: {type: external, module: tests.integration.process_nodes.ProcessNodeProvider}`.
+named in the cluster's settings as an external provider's `module`: tests.integration.process_nodes.ProcessNodeProvider.
 """
 
 from __future__ import annotations

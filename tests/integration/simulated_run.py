@@ -80,7 +80,7 @@ def run(
     threading.Thread(target=lambda: told.update(map(str.strip, iter(sys.stdin.readline, ""))), daemon=True).start()
     for step in range(config.train.steps):
         if targets and str(step) in targets:
-            pool.scale(targets[str(step)])
+            pool.scale(targets[str(step)], "as told")
             while pool.membership().serving != targets[str(step)] and step:
                 pool.poll(0.1)
         start = time.monotonic()
@@ -99,7 +99,7 @@ def run(
         busy = pool.take_busy_seconds()
         scaling.measure(taken - synced, synced - start + time.monotonic() - taken, busy)
         if targets is None:
-            pool.scale(scaling.choose(pool.membership().target))
+            pool.scale(scaling.choose(pool.membership().target), f"idle {scaling.idle_fraction}")
         counts = pool.ledger.counts()
         tell(
             "step",

@@ -160,26 +160,45 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         process.wait(30)
 
 
-def test_a_changed_copy_of_the_code_is_submitted_as_a_job(head: dict[str, str], tmp_path: Path) -> None:
+def test_a_changed_copy_of_the_code_is_a_job_that_can_be_stopped_and_resumed(
+    head: dict[str, str], tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     for folder in ("medr1_ray", "configs"):
         shutil.copytree(REPOSITORY / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     changed = copy / "medr1_ray" / "prompts.py"
     changed.write_text(changed.read_text().replace("Your task: ", "Your duty: "))
     run = tmp_path / "run"
-    command = ["ray", "job", "submit", "--working-dir", str(copy), "--", "python", "-m", "medr1_ray.train"]
-    command += ["--config", "configs/phantom_cpu.yaml", *SMALL, "train.steps=3", "rollout.actors=1"]
-    command += [f"run.dir={run}", f"data.root={tmp_path / 'phantoms'}"]
+    submit = ["ray", "job", "submit", "--working-dir", str(copy)]
+    training = ["--", "python", "-m", "medr1_ray.train", "--config", "configs/phantom_cpu.yaml", *SMALL]
+    training += ["rollout.actors=1", "run.save_every=1", f"run.dir={run}", f"data.root={tmp_path / 'phantoms'}"]
 
-    unknown = subprocess.run(
-        command, env={**head, "RAY_AUTH_TOKEN": "b" * 64}, capture_output=True, text=True, timeout=60
-    )
+    def ray(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, env={**head, **environment}, capture_output=True, text=True, timeout=500
+        )
+
+    unknown = ray(*submit, *training, "train.steps=3", RAY_AUTH_TOKEN="b" * 64)
     assert unknown.returncode != 0, "a wrong token must be refused"
 
-    done = subprocess.run(command, env=head, capture_output=True, text=True, timeout=500)
+    begun = ray(*submit, "--no-wait", "--submission-id=first", *training, "train.steps=10000")
+    assert begun.returncode == 0, begun.stdout + begun.stderr
+    latest = run / "checkpoints" / "latest"
+    deadline = time.monotonic() + 300
+    while not latest.exists():
+        status = ray("ray", "job", "status", "first")
+        assert time.monotonic() < deadline, status.stdout
+        assert "FAILED" not in status.stdout, status.stdout + ray("ray", "job", "logs", "first").stdout
+        time.sleep(1)
+    stopped = ray("ray", "job", "stop", "first")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+
+    steps = int(latest.read_text().strip().rpartition("-")[2]) + 2
+    done = ray(*submit, *training, f"train.steps={steps}", "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["steps"] == 3
+    assert summary["steps"] == steps
+    assert summary["groups_used"] == steps * 8, "the resumed run goes on where the stopped one was saved"
     digest = subprocess.run(
         [sys.executable, "-c", "from medr1_ray.code_digest import code_digest; print(code_digest())"],
         cwd=copy,

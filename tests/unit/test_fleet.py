@@ -168,7 +168,7 @@ def test_a_sync_waits_for_a_silent_actor_up_to_its_deadline_only(world: World) -
 
 def test_no_sync_waits_for_an_actor_that_loads_its_first_weights(world: World) -> None:
     fleet = serving_fleet(world, actors=1, max_actors=2)
-    fleet.scale(2)
+    fleet.scale(2, "of the test")
     pass_time(world, fleet, 1)
     world.load_seconds = 5.0
     pass_time(world, fleet, 2)  # rollout-1 is up and loads version 0, slowly
@@ -212,10 +212,10 @@ def test_what_is_not_drained_in_time_is_issued_again(world: World) -> None:
 def test_scaling_down_cancels_who_waits_and_drains_who_serves(world: World) -> None:
     world.places = 2
     fleet = serving_fleet(world, actors=2, min_actors=1, max_actors=4)
-    fleet.scale(3)
+    fleet.scale(3, "of the test")
     pass_time(world, fleet, 2)
     assert fleet.counts().at[Stage.WANTED] == 1
-    fleet.scale(1)
+    fleet.scale(1, "of the test")
     pass_time(world, fleet, 1)
     assert fleet.draining == ["rollout-1"]
     assert fleet.counts().gone[Leave.CANCELLED] == 1

@@ -223,4 +223,4 @@ def test_a_rollout_actor(shape: ModelShape) -> None:
 
 
 def test_a_weight_sync_holds_the_weights_twice(shape: ModelShape) -> None:
-    assert weight_sync_bytes(recipe(), shape) == 4 * PARAMETERS_2B
+    assert weight_sync_bytes(recipe(), shape) == 3 * 2 * PARAMETERS_2B
