@@ -273,7 +273,9 @@ class RolloutFleet:
             self._has_served = True
         elif self._has_served:
             cluster = self._config.cluster
-            limit = cluster.placement_timeout_seconds + cluster.start_timeout_seconds
+            limit = cluster.placement_timeout_seconds
+            if len(waiting) < counts.present:
+                limit += cluster.start_timeout_seconds
             seconds = self._membership.empty_seconds()
             if counts.failures_in_a_row >= _HOPELESS_FAILURES or seconds > limit:
                 raise RuntimeError(
