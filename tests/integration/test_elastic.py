@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from ray.cluster_utils import Cluster
 
 from tests.integration.process_nodes import HEAD_ID, cluster_settings
 from tests.integration.simulation import SLOTS, STEP, SimulatedRun
+
+Simulate = Callable[..., SimulatedRun]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,12 +58,27 @@ def nodes(cluster: Cluster) -> Iterator[Any]:
     have(1)
 
 
+@pytest.fixture
+def simulate() -> Iterator[Simulate]:
+    """Starts simulated runs, which end with the test."""
+    runs: list[SimulatedRun] = []
+
+    def start(*arguments: Any, **named: Any) -> SimulatedRun:
+        runs.append(SimulatedRun(*arguments, **named))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.process.kill()
+        run.process.wait()
+
+
 LABELS = {"labels": {"rollout": {"role": "rollout"}, "reward": {"role": "head"}}}
 
 
-def test_throughput_follows_the_number_of_actors(cluster: Cluster, nodes: Any) -> None:
+def test_throughput_follows_the_number_of_actors(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
     nodes(4)
-    run = SimulatedRun(
+    run = simulate(
         cluster.address,
         cluster=LABELS,
         settings={"train": {"steps": 9, **STEP}, "rollout": {"actors": 1, "max_actors": 4, **SLOTS}},
@@ -75,11 +92,11 @@ def test_throughput_follows_the_number_of_actors(cluster: Cluster, nodes: Any) -
         assert expected <= fastest < 1.1 * expected
 
 
-def test_a_run_outlives_the_loss_of_actors_and_nodes(cluster: Cluster, nodes: Any) -> None:
+def test_a_run_outlives_the_loss_of_actors_and_nodes(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
     """One dies and one hangs in mid-sync, one holds other bytes, a node is killed, added, and told to go."""
     first = list(nodes(3))
     deadline = 6
-    run = SimulatedRun(
+    run = simulate(
         cluster.address,
         cluster={**LABELS, "sync_timeout_seconds": deadline},
         settings={"train": {"steps": 10_000, **STEP}, "rollout": {"actors": 3, "min_actors": 2, **SLOTS}},
@@ -113,9 +130,9 @@ def test_a_run_outlives_the_loss_of_actors_and_nodes(cluster: Cluster, nodes: An
     assert end["asked"] == 8, "each was replaced, and the last of them waits for a node"
 
 
-def test_the_end_of_the_last_actor_is_an_error_after_a_deadline(cluster: Cluster, nodes: Any) -> None:
+def test_the_end_of_the_last_actor_is_an_error_after_a_deadline(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
     nodes(1)
-    run = SimulatedRun(
+    run = simulate(
         cluster.address,
         cluster={**LABELS, "placement_timeout_seconds": 5},
         settings={"train": {"steps": 10_000, **STEP}, "rollout": {"actors": 1, **SLOTS}},
@@ -128,9 +145,9 @@ def test_the_end_of_the_last_actor_is_an_error_after_a_deadline(cluster: Cluster
         run.finish()
 
 
-def test_what_can_never_fit_fails_at_once(cluster: Cluster, nodes: Any) -> None:
+def test_what_can_never_fit_fails_at_once(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
     nodes(1)
-    run = SimulatedRun(
+    run = simulate(
         cluster.address,
         cluster=LABELS,
         settings={"train": {"steps": 1, **STEP}, "rollout": {"actors": 3, "min_actors": 2, **SLOTS}},
@@ -140,16 +157,16 @@ def test_what_can_never_fit_fails_at_once(cluster: Cluster, nodes: Any) -> None:
         run.finish()
 
 
-def test_what_fits_but_is_taken_fails_at_a_deadline_and_says_what_is_missing(cluster: Cluster, nodes: Any) -> None:
+def test_what_fits_but_is_taken_fails_at_a_deadline_and_says_what_is_missing(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
     nodes(1)
-    first = SimulatedRun(
+    first = simulate(
         cluster.address,
         cluster=LABELS,
         settings={"train": {"steps": 10_000, **STEP}, "rollout": {"actors": 1, **SLOTS}},
         behaviour={"group_seconds": 0.1},
     )
     first.until("step", step=0)
-    second = SimulatedRun(
+    second = simulate(
         cluster.address,
         cluster={**LABELS, "placement_timeout_seconds": 1},
         settings={"train": {"steps": 1, **STEP}, "rollout": {"actors": 1, **SLOTS}},
@@ -161,9 +178,9 @@ def test_what_fits_but_is_taken_fails_at_a_deadline_and_says_what_is_missing(clu
     first.finish()
 
 
-def test_a_failure_of_the_first_actor_ends_the_run(cluster: Cluster, nodes: Any) -> None:
+def test_a_failure_of_the_first_actor_ends_the_run(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
     nodes(1)
-    run = SimulatedRun(
+    run = simulate(
         cluster.address,
         cluster={**LABELS, "sync_timeout_seconds": 2},
         settings={"train": {"steps": 1, **STEP}, "rollout": {"actors": 1, **SLOTS}},
@@ -197,7 +214,7 @@ def ray_process(*arguments: str, inside: tuple[str, ...] = (), **environment: st
             process.wait(30)
 
 
-def test_the_autoscaler_follows_the_request_up_and_down(tmp_path: Path) -> None:
+def test_the_autoscaler_follows_the_request_up_and_down(tmp_path: Path, simulate: Simulate) -> None:
     """One node to begin with, four while the learner waits, one when updates take longer than generation."""
     address = f"127.0.0.1:{_free_port()}"
     settings = tmp_path / "cluster.json"
@@ -219,7 +236,7 @@ def test_the_autoscaler_follows_the_request_up_and_down(tmp_path: Path) -> None:
     )
     with head:
         rollout = {"actors": 1, "max_actors": 4, "scale_every": 2, **SLOTS}
-        run = SimulatedRun(
+        run = simulate(
             address,
             cluster={**LABELS, "placement_timeout_seconds": 90},
             settings={"train": {"steps": 10_000, **STEP}, "rollout": rollout},
@@ -268,7 +285,7 @@ def network(nodes: int) -> Iterator[tuple[str, list[str]]]:
         subprocess.run(["ip", "link", "delete", bridge], capture_output=True)
 
 
-def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline() -> None:
+def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline(simulate: Simulate) -> None:
     deadline = 5
     with network(2) as (address, names):
         port = _free_port()
@@ -291,7 +308,7 @@ def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline() -> Non
             for n, name in enumerate(names)
         )
         with head, first, second:
-            run = SimulatedRun(
+            run = simulate(
                 f"{address}:{port}",
                 cluster={**LABELS, "placement_timeout_seconds": 60, "sync_timeout_seconds": deadline},
                 settings={"train": {"steps": 8, **STEP}, "rollout": {"actors": 2, **SLOTS}},
