@@ -92,7 +92,9 @@ def test_throughput_follows_the_number_of_actors(cluster: Cluster, nodes: Any, s
         assert expected <= fastest < 1.1 * expected
 
 
-def test_a_run_outlives_the_loss_of_actors_and_nodes(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
+def test_a_run_outlives_the_loss_of_actors_and_nodes(
+    cluster: Cluster, nodes: Any, simulate: Simulate
+) -> None:
     """One dies and one hangs in mid-sync, one holds other bytes, a node is killed, added, and told to go."""
     first = list(nodes(3))
     deadline = 6
@@ -130,7 +132,9 @@ def test_a_run_outlives_the_loss_of_actors_and_nodes(cluster: Cluster, nodes: An
     assert end["asked"] == 8, "each was replaced, and the last of them waits for a node"
 
 
-def test_the_end_of_the_last_actor_is_an_error_after_a_deadline(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
+def test_the_end_of_the_last_actor_is_an_error_after_a_deadline(
+    cluster: Cluster, nodes: Any, simulate: Simulate
+) -> None:
     nodes(1)
     run = simulate(
         cluster.address,
@@ -157,7 +161,9 @@ def test_what_can_never_fit_fails_at_once(cluster: Cluster, nodes: Any, simulate
         run.finish()
 
 
-def test_what_fits_but_is_taken_fails_at_a_deadline_and_says_what_is_missing(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
+def test_what_fits_but_is_taken_fails_at_a_deadline_and_says_what_is_missing(
+    cluster: Cluster, nodes: Any, simulate: Simulate
+) -> None:
     nodes(1)
     first = simulate(
         cluster.address,
