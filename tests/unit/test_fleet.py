@@ -2,116 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayError
 
-from medr1_ray import fleet as fleet_module
-from medr1_ray.config import Config
 from medr1_ray.fleet import RolloutFleet
 from medr1_ray.membership import Leave, Stage
 from medr1_ray.rollout_actor import LoadReport
-from medr1_ray.types import WeightUpdate
-
-
-class World:
-    """What is outside the fleet: places, actors, nodes and time. It stands in for `Calls` as well."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.places = 10
-        self.silent: set[str] = set()
-        self.dead: set[str] = set()
-        self.load_seconds = 1.0
-        self.draining: dict[str, float] = {}
-        self.killed: list[str] = []
-        self.said: list[str] = []
-        self.pending: list[tuple[float, str, Any, Callable[[Any], None], Callable[[RayError], None]]] = []
-
-    def add(self, reference: Any, then: Callable[[Any], None], otherwise: Callable[[RayError], None]) -> None:
-        name, seconds, answer = reference
-        self.pending.append((self.now + seconds, name, answer, then, otherwise))
-
-    def poll(self, timeout_seconds: float) -> None:
-        self.now += timeout_seconds
-        pending, self.pending = self.pending, []
-        for entry in pending:
-            at, name, answer, then, otherwise = entry
-            if name in self.dead:
-                otherwise(ActorDiedError())
-            elif name in self.silent or at > self.now:
-                self.pending.append(entry)
-            else:
-                then(answer)
-
-    def launch(self, config: Config, index: int, options: Mapping[str, Any]) -> Any:
-        return Actor(self, options["name"])
-
-
-class Method:
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.remote = call
-
-
-class Actor:
-    def __init__(self, world: World, name: str) -> None:
-        self.name = name
-        self.ping = Method(lambda: (name, 2.0, name))
-        self.load_weights = Method(
-            lambda update: (name, world.load_seconds, LoadReport(update.version, update.digest, 1.0, 1.0))
-        )
-
-
-class Place:
-    def __init__(self, world: World, name: str) -> None:
-        self._world, self._name = world, name
-        world.places -= 1
-        self._there = world.places >= 0
-
-    def is_there(self) -> bool:
-        self._there = self._there or self._world.places >= 0
-        return self._there
-
-    def node_id(self) -> str:
-        return f"node of {self._name}"
-
-    def options(self) -> dict[str, Any]:
-        return {}
-
-    def give_back(self) -> None:
-        self._world.places += 1
+from tests.unit.fleet_world import Method, World, a_config, install, update
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    monkeypatch.setattr(fleet_module, "ask_for_place", lambda name, demand, strategy: Place(world, name))
-    monkeypatch.setattr(fleet_module, "draining_nodes", lambda: world.draining)
-    monkeypatch.setattr(fleet_module, "describe_missing", lambda demand: f"{demand.count} missing")
-    monkeypatch.setattr(fleet_module, "request_nodes", lambda config, actors: world.said.append(f"request {actors}"))
-    monkeypatch.setattr(fleet_module.ray, "kill", lambda handle: world.killed.append(handle.name))
+    install(world, monkeypatch)
     return world
 
 
 def a_fleet(world: World, **rollout: Any) -> RolloutFleet:
-    cluster = {"placement_timeout_seconds": 30, "start_timeout_seconds": 20, "sync_timeout_seconds": 10}
-    config = Config.model_validate(
-        {
-            "run": {"dir": Path("run")},
-            "data": {"format": "phantoms", "root": Path("data")},
-            "train": {"steps": 1},
-            "rollout": rollout,
-            "cluster": cluster,
-        }
-    )
-    return RolloutFleet(config, world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
-
-
-def update(version: int) -> WeightUpdate:
-    return WeightUpdate(version, (), f"digest {version}")
+    return RolloutFleet(a_config(**rollout), world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
 
 
 def serving_fleet(world: World, **rollout: Any) -> RolloutFleet:
