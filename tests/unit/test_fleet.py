@@ -87,7 +87,7 @@ def test_no_sync_waits_for_an_actor_that_loads_its_first_weights(world: World) -
     assert world.now - start <= 2
     assert fleet.serving.keys() == {"rollout-0"}, "version 0 is not current any more"
     pass_time(world, fleet, 6)
-    assert fleet.serving.keys() == {"rollout-0", "rollout-1"}
+    assert {name: actor.version for name, actor in fleet.serving.items()} == {"rollout-0": 1, "rollout-1": 1}
 
 
 def test_other_bytes_than_were_sent_are_never_served(world: World) -> None:

@@ -124,7 +124,7 @@ def test_a_group_that_ten_actors_were_lost_with_is_taken_for_the_cause(world: Wo
 @pytest.mark.parametrize("seed", range(8))
 def test_every_step_gets_its_groups_through_random_faults(world: World, seed: int, max_staleness: int) -> None:
     rng = random.Random(seed)
-    _, pool = a_pool(world, max_staleness, actors=3, min_actors=1, max_actors=5)
+    fleet, pool = a_pool(world, max_staleness, actors=3, min_actors=1, max_actors=5)
     used: list[str] = []
 
     def happens() -> None:
@@ -144,6 +144,7 @@ def test_every_step_gets_its_groups_through_random_faults(world: World, seed: in
         start = world.now
         pool.load_weights(update(version))
         assert world.now - start < 10 + 2, "no sync waits beyond its deadline"
+        assert {actor.version for actor in fleet.serving.values()} <= {version}
         groups = pool.take(version)
         assert len(groups) == 6
         for group in groups:
