@@ -1,7 +1,7 @@
 """The rollout actors of a run: started, given weights, drained and replaced. The states are `membership.py`'s.
 
 Produces: serving actors. Waits for: places, engines and weights, in the background; only a weight sync is waited for,
-up to its deadline, and only on actors that are up. Unblocked by: `tick`, called whenever the pool looks for answers.
+up to its deadline, and only on actors that are up. Unblocked by: `poll`, which whoever waits for something calls.
 """
 
 from __future__ import annotations
@@ -109,8 +109,7 @@ class RolloutFleet:
         fewest, _ = self._config.rollout.actor_range
         limit = self._config.cluster.placement_timeout_seconds
         while len(self._membership.at(*_UP)) < fewest:
-            self._calls.poll(_POLL_SECONDS)
-            self.tick()
+            self.poll(_POLL_SECONDS)
             waiting = self._membership.at(Stage.WANTED)
             if waiting and self._membership.seconds_at_stage(waiting[0]) > limit:
                 raise RuntimeError(
@@ -130,8 +129,7 @@ class RolloutFleet:
         for name in names:
             self._load(name, reports.append)
         while any(name in self._actors and self._actors[name].loading is update for name in names):
-            self._calls.poll(_POLL_SECONDS)
-            self.tick()
+            self.poll(_POLL_SECONDS)
         return reports
 
     def scale(self, target: int, why: str) -> None:
@@ -162,6 +160,11 @@ class RolloutFleet:
     def has_drained(self, name: str) -> None:
         """A draining actor has nothing left to do."""
         self._end(name, Leave.DRAINED, "it has finished what it had")
+
+    def poll(self, timeout_seconds: float = 0.0) -> None:
+        """Handle answers, waiting this long for the first, and let members in and out."""
+        self._calls.poll(timeout_seconds)
+        self.tick()
 
     def tick(self) -> None:
         """Let members in and out; never waits.

@@ -31,6 +31,10 @@ from medr1_ray.types import (
 _MEANWHILE_SECONDS = 0.2
 
 
+def _nothing() -> None:
+    """What a caller has to do meanwhile, unless it says otherwise."""
+
+
 class Learner:
     """The DeepSpeed ranks as one object. The constructor asks for the actors, `start` waits for them.
 
@@ -49,15 +53,18 @@ class Learner:
         self._place = ask_for_place(name, demands(config)[0], "PACK")
         self._ranks: list[Any] = [self._create(rank) for rank in range(settings.world_size)]
 
-    def start(self, say: Callable[[str], None] = print) -> None:
-        """Wait until every rank is placed and has loaded the model; `say` takes what is missing meanwhile."""
-        wait_for_place(self._place, self._config.cluster.placement_timeout_seconds, say)
+    def start(self, say: Callable[[str], None] = print, meanwhile: Callable[[], None] = _nothing) -> None:
+        """Wait until every rank is placed and has loaded the model.
+
+        `say` takes what is missing, `meanwhile` is called again and again.
+        """
+        wait_for_place(self._place, self._config.cluster.placement_timeout_seconds, say, meanwhile)
         deadline = self._config.cluster.start_timeout_seconds
-        (address,) = self._wait([self._ranks[0].rendezvous_address.remote()], "finding an address", deadline)
-        self._call("start", [(address,)] * len(self._ranks), "starting", deadline)
+        (address,) = self._wait([self._ranks[0].rendezvous_address.remote()], "finding an address", deadline, meanwhile)
+        self._call("start", [(address,)] * len(self._ranks), "starting", deadline, meanwhile)
 
     def update(
-        self, groups: Sequence[Group], version: int, meanwhile: Callable[[], None] | None = None
+        self, groups: Sequence[Group], version: int, meanwhile: Callable[[], None] = _nothing
     ) -> UpdateReport:
         """Take `train.updates_per_rollout` optimizer steps on these groups, from policy version `version`.
 
@@ -173,7 +180,7 @@ class Learner:
         arguments: Sequence[tuple[Any, ...]],
         what: str,
         deadline_seconds: float,
-        meanwhile: Callable[[], None] | None = None,
+        meanwhile: Callable[[], None] = _nothing,
     ) -> list[Any]:
         references = [
             getattr(actor, method).remote(*given) for actor, given in zip(self._ranks, arguments, strict=True)
@@ -185,16 +192,15 @@ class Learner:
         references: list[Any],
         what: str,
         deadline_seconds: float,
-        meanwhile: Callable[[], None] | None = None,
+        meanwhile: Callable[[], None] = _nothing,
     ) -> list[Any]:
         """The answers of rank 0, 1, ...; the first failure of any rank, whichever is still waiting for whom."""
         end = time.monotonic() + deadline_seconds
         waiting = list(references)
         while waiting:
             left = max(0.0, end - time.monotonic())
-            ready, waiting = ray.wait(waiting, timeout=min(left, _MEANWHILE_SECONDS) if meanwhile else left)
-            if meanwhile:
-                meanwhile()
+            ready, waiting = ray.wait(waiting, timeout=min(left, _MEANWHILE_SECONDS))
+            meanwhile()
             if not ready and time.monotonic() >= end:
                 late = ", ".join(f"{self._name}-{references.index(reference)}" for reference in waiting)
                 raise RuntimeError(

@@ -64,8 +64,10 @@ def ask_for_place(name: str, demand: Demand, strategy: str) -> Place:
     return Place(name, demand, group)
 
 
-def wait_for_place(place: Place, timeout_seconds: float, say: Callable[[str], None]) -> None:
-    """Wait, and `say` now and then what is missing and for how long.
+def wait_for_place(
+    place: Place, timeout_seconds: float, say: Callable[[str], None], meanwhile: Callable[[], None]
+) -> None:
+    """Wait, and `say` now and then what is missing and for how long; `meanwhile` is called again and again.
 
     Raises:
         RuntimeError: not there within the limit (`cluster.placement_timeout_seconds`).
@@ -81,6 +83,7 @@ def wait_for_place(place: Place, timeout_seconds: float, say: Callable[[str], No
         if now - said > _SAY_EVERY_SECONDS:
             said = now
             say(f"waiting for a place for {place.name} for {now - start:.0f} s: {describe_missing(place.demand)}")
+        meanwhile()
         time.sleep(_POLL_SECONDS)
 
 

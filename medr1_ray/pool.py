@@ -200,8 +200,7 @@ class RolloutPool:
         Raises:
             RuntimeError: a reward actor failed, or no rollout actor is left and none comes in time.
         """
-        self._calls.poll(timeout_seconds)
-        self._fleet.tick()
+        self._fleet.poll(timeout_seconds)
         self._give_up_the_overdue()
         for name in self._fleet.take_gone():
             for work in self._workloads:

@@ -84,7 +84,7 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
         calls = Calls()
         fleet = RolloutFleet(config, calls, progress.message)
         reward_actors = start_reward_actors(config)
-        learner.start(progress.message)
+        learner.start(progress.message, meanwhile=fleet.poll)  # engines start beside the learner
         if checkpoint:
             learner.load(checkpoint)
         fleet.wait_until_up()

@@ -101,6 +101,13 @@ def cluster_settings(address: str, most_nodes: int, idle_minutes: float) -> str:
             },
             "auth": {"ssh_user": "nobody"},
             "cluster_synced_files": [],
+            "file_mounts": {},
+            "initialization_commands": [],
+            "setup_commands": [],
+            "head_setup_commands": [],
+            "worker_setup_commands": [],
+            "head_start_ray_commands": [],
+            "worker_start_ray_commands": [],
             "head_node_type": "head",
             "available_node_types": {
                 "head": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},

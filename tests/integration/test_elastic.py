@@ -287,6 +287,7 @@ def network(nodes: int) -> Iterator[tuple[str, list[str]]]:
         yield "10.98.7.1", names
     finally:
         for name in names:
+            subprocess.run(["ip", "link", "delete", name], capture_output=True)
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
         subprocess.run(["ip", "link", "delete", bridge], capture_output=True)
 
