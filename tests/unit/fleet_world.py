@@ -12,8 +12,10 @@ from ray.exceptions import ActorDiedError, RayError
 
 from medr1_ray import fleet as fleet_module
 from medr1_ray.config import Config
+from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.stream import PromptStream
 from medr1_ray.rollout_actor import LoadReport
-from medr1_ray.types import Completions, Prompt, Rewards, Sampling, Span, WeightUpdate
+from medr1_ray.types import Completions, Prompt, Question, Rewards, Sampling, Span, WeightUpdate
 
 
 class World:
@@ -132,6 +134,24 @@ def install(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fleet_module, "describe_missing", lambda demand: f"{demand.count} missing")
     patch.setattr(fleet_module, "request_nodes", lambda config, actors: world.said.append(f"request {actors}"))
     patch.setattr(fleet_module.ray, "kill", lambda handle: world.killed.append(handle.name))
+
+
+class Encoder(PromptEncoder):
+    """Prompts without an image file."""
+
+    def __init__(self) -> None:
+        pass
+
+    def encode(self, question: Question, prompt_id: str) -> Prompt:
+        return Prompt(prompt_id, question, np.zeros(4, np.int32), np.zeros((28, 28, 3), np.uint8))
+
+
+QUESTION = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "none")
+
+
+def a_stream() -> PromptStream:
+    """Of one question, again and again."""
+    return PromptStream((QUESTION,), Encoder(), 0)
 
 
 def a_config(train: Mapping[str, Any] | None = None, **rollout: Any) -> Config:

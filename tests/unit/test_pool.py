@@ -6,27 +6,14 @@ import random
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pytest
 
-from medr1_ray.data.encoding import PromptEncoder
-from medr1_ray.data.stream import PromptStream
 from medr1_ray.fleet import RolloutFleet
 from medr1_ray.ledger import Ledger
 from medr1_ray.membership import Leave
 from medr1_ray.pool import RolloutPool
-from medr1_ray.types import Prompt, Question, Sampling
-from tests.unit.fleet_world import RewardActor, World, a_config, install, update
-
-QUESTION = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "none")
-
-
-class Encoder(PromptEncoder):
-    def __init__(self) -> None:
-        pass
-
-    def encode(self, question: Question, prompt_id: str) -> Prompt:
-        return Prompt(prompt_id, question, np.zeros(4, np.int32), np.zeros((28, 28, 3), np.uint8))
+from medr1_ray.types import Sampling
+from tests.unit.fleet_world import QUESTION, Encoder, RewardActor, World, a_config, a_stream, install, update
 
 
 @pytest.fixture
@@ -42,8 +29,7 @@ def a_pool(world: World, max_staleness: int = 0, **rollout: Any) -> tuple[Rollou
     config = a_config(train, engine={"max_num_seqs": 8}, **rollout)
     fleet = RolloutFleet(config, world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
     ledger = Ledger(lambda: world.now)
-    stream = PromptStream((QUESTION,), Encoder(), 0)
-    pool = RolloutPool(config, fleet, [RewardActor(world)], world, stream, ledger)  # type: ignore[arg-type]
+    pool = RolloutPool(config, fleet, [RewardActor(world)], world, a_stream(), ledger)  # type: ignore[arg-type]
     fleet.wait_until_up()
     pool.load_weights(update(0))
     return fleet, pool
