@@ -251,7 +251,7 @@ def test_the_autoscaler_follows_the_request_up_and_down(tmp_path: Path, simulate
             behaviour={"group_seconds": 0.2},
             update_seconds=0.4,
         )
-        run.until("step", timeout=120, nodes=2)
+        run.until("step", timeout=120, serving=1)
         run.until("step", timeout=120, nodes=5, serving=4)
         run.tell("slower")
         run.until("step", timeout=120, target=1)
