@@ -15,6 +15,7 @@ from medr1_ray import tiny
 from medr1_ray.config_base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from medr1_ray.config_cluster import ClusterSettings, PoolSize
 from medr1_ray.config_data import DataSettings
+from medr1_ray.config_placement import refuse_impossible_placement
 from medr1_ray.types import Mode
 
 Dtype = Literal["float32", "bfloat16"]
@@ -29,6 +30,7 @@ ENGINE_KEYS_OF_OURS = frozenset(
         "logprobs_mode",
         "worker_extension_cls",
         "weight_transfer_config",
+        "enable_sleep_mode",
         "seed",
     }
 )
@@ -254,4 +256,5 @@ class Config(Settings):
                 f"data.train_file={self.data.train_file}, data.eval_file={self.data.eval_file}: "
                 "data.format=medr1 needs both (annotation files relative to data.root)"
             )
+        refuse_impossible_placement(self)
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -61,6 +61,11 @@ class ClusterSettings(Settings):
     address: str | None = None
     """Ray address; none joins the cluster of the job (RAY_ADDRESS) or starts a local one."""
     labels: PlacementLabels = PlacementLabels()
+    weight_transport: Literal["object_store", "nccl", "ipc"] = "object_store"
+    """How weights reach the engines: through Ray's object store (anywhere), by NCCL broadcast between GPUs, or by CUDA
+    IPC on one GPU (`colocated`)."""
+    colocated: bool = False
+    """Each learner rank shares its GPU with one engine, which sleeps while the learner updates; for small clusters."""
     placement_timeout_seconds: PositiveFloat = 120.0
     """How long the learner, or a run without any rollout actor, waits for a place."""
     start_timeout_seconds: PositiveFloat = 600.0

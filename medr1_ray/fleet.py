@@ -56,6 +56,7 @@ class RolloutFleet:
         say: takes a line for the operator, for each change of membership.
         launch: starts an actor; a simulation gives another one.
         clock: seconds, monotonic.
+        ask: gives an actor's place, by its name; by default one of its own.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class RolloutFleet:
         say: Callable[[str], None],
         launch: Launcher = launch_rollout_actor,
         clock: Callable[[], float] = time.monotonic,
+        ask: Callable[[str], Place] | None = None,
     ) -> None:
         self._config = config
         self._calls = calls
         self._say = say
         self._launch = launch
+        self._ask = ask or self._ask_for_own_place
         self._clock = clock
         self._membership = Membership(clock, config.rollout.actors)
         self._actors: dict[str, _Actor] = {}
@@ -86,6 +89,15 @@ class RolloutFleet:
     def serving(self) -> dict[str, Any]:
         """Handles, by name, of the actors that take prompts."""
         return {name: self._actors[name].handle for name in self._membership.at(Stage.SERVING)}
+
+    @property
+    def up(self) -> dict[str, Any]:
+        """Handles, by name, of the actors that take weights now."""
+        return {
+            name: self._actors[name].handle
+            for name in self._membership.at(*_UP)
+            if self._actors[name].loading is None
+        }
 
     @property
     def draining(self) -> list[str]:
@@ -124,7 +136,7 @@ class RolloutFleet:
         One that is still loading an older version is not waited for: it loads this one next.
         """
         self._current = update
-        names = [name for name in self._membership.at(*_UP) if self._actors[name].loading is None]
+        names = list(self.up)
         reports: list[LoadReport] = []
         for name in names:
             self._load(name, reports.append)
@@ -182,12 +194,14 @@ class RolloutFleet:
             self._retire(name, self._config.cluster.rollout_timeout_seconds, "there are more than needed")
         for _ in range(self._membership.missing()):
             name = self._membership.ask()
-            demand = demands(self._config, 1)[1]
-            self._actors[name] = _Actor(ask_for_place(name, demand, "STRICT_PACK"))
+            self._actors[name] = _Actor(self._ask(name))
         for name in self._membership.at(Stage.WANTED):
             if self._actors[name].place.is_there():
                 self._start(name)
         self._look_after_the_empty()
+
+    def _ask_for_own_place(self, name: str) -> Place:
+        return ask_for_place(name, demands(self._config, 1)[1], "STRICT_PACK")
 
     def _start(self, name: str) -> None:
         actor = self._actors[name]
@@ -200,7 +214,7 @@ class RolloutFleet:
     def _on_up(self, name: str, _: str) -> None:
         if self._membership.stage(name) is Stage.STARTING:
             self._membership.up(name)
-            if self._current is not None:
+            if self._current is not None and self._current.lasting:
                 self._load(name)
 
     def _load(self, name: str, then: Callable[[LoadReport], None] = lambda report: None) -> None:
@@ -211,8 +225,15 @@ class RolloutFleet:
         self._calls.add(
             actor.handle.load_weights.remote(update),
             partial(self._on_loaded, name, update, then),
-            partial(self.on_error, name),
+            partial(self._on_load_error, name, update),
         )
+
+    def _on_load_error(self, name: str, update: WeightUpdate, error: RayError) -> None:
+        if update.lasting or not is_own_failure(error):
+            self.on_error(name, error)
+        elif self._membership.stage(name) is not None:
+            # Where all receive together one that died fails the others as well; they are asked again.
+            self._actors[name].loading = None
 
     def _on_loaded(
         self, name: str, update: WeightUpdate, then: Callable[[LoadReport], None], report: LoadReport
@@ -229,7 +250,8 @@ class RolloutFleet:
         self._actors[name].loading = None
         then(report)
         if update is not self._current:
-            self._load(name)
+            if self._current is not None and self._current.lasting:
+                self._load(name)
         elif self._membership.stage(name) is Stage.JOINING:
             self._membership.joined(name)
             if self._has_served:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from medr1_ray.config import Config
 from medr1_ray.demand import demands
 from medr1_ray.learner_actor import LearnerActor
 from medr1_ray.packing import ScoredPrompt
-from medr1_ray.placement import ask_for_place, wait_for_place
+from medr1_ray.placement import Place, SharedPlace, ask_for_place, wait_for_place
 from medr1_ray.types import (
     BatchSize,
     Group,
@@ -25,14 +26,24 @@ from medr1_ray.types import (
     RankReport,
     UpdateReport,
     UpdateRequest,
+    WeightGroup,
     WeightUpdate,
 )
+from medr1_ray.weight_ipc import merged
 
 _MEANWHILE_SECONDS = 0.2
 
 
 def _nothing() -> None:
     """What a caller has to do meanwhile, unless it says otherwise."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of all ranks that is under way."""
+
+    references: list[Any]
+    what: str
 
 
 class Learner:
@@ -50,7 +61,10 @@ class Learner:
         self._config = config
         self._name = name
         settings = config.learner
-        self._place = ask_for_place(name, demands(config)[0], "PACK")
+        own = demands(config)[0]
+        if config.cluster.colocated:
+            own = replace(own, cpus=own.cpus + config.rollout.cpus_per_actor, gpus=1.0)
+        self._place = ask_for_place(name, own, "PACK")
         self._ranks: list[Any] = [self._create(rank) for rank in range(settings.world_size)]
 
     def start(self, say: Callable[[str], None] = print, meanwhile: Callable[[], None] = _nothing) -> None:
@@ -62,6 +76,12 @@ class Learner:
         deadline = self._config.cluster.start_timeout_seconds
         (address,) = self._wait([self._ranks[0].rendezvous_address.remote()], "finding an address", deadline, meanwhile)
         self._call("start", [(address,)] * len(self._ranks), "starting", deadline, meanwhile)
+
+    def places_beside(self) -> Callable[[str], Place]:
+        """Places for engines on the ranks' GPUs, one beside each rank, when they are colocated."""
+        free = list(range(self._config.learner.world_size))
+        demand = demands(self._config)[1]
+        return lambda name: SharedPlace(name, demand, self._place.group, free.pop(0), free)
 
     def update(
         self, groups: Sequence[Group], version: int, meanwhile: Callable[[], None] = _nothing
@@ -127,14 +147,34 @@ class Learner:
             scores.update(zip(order, answer, strict=True))
         return [scores[i] for i in range(len(groups))]
 
-    def export_weights(self, version: int) -> WeightUpdate:
-        """All parameters as policy version `version`, in Ray's object store."""
-        arguments = [(version,)] * len(self._ranks)
-        what = f"publishing policy version {version}"
-        update: WeightUpdate = self._call(
-            "export_weights", arguments, what, self._config.cluster.sync_timeout_seconds
-        )[0]
-        return update
+    def export_weights(self, version: int, *, to_newcomers: bool = True) -> WeightUpdate:
+        """All parameters as policy version `version`, offered by `cluster.weight_transport`.
+
+        `to_newcomers`: an engine may lack what is frozen. Raises ValueError where the ranks' parameters differ.
+        """
+        arguments = [(version, to_newcomers)] * len(self._ranks)
+        return merged(self._call("export_weights", arguments, f"publishing policy version {version}", self._sync))
+
+    def send_weights(self) -> Call:
+        """Let all ranks move what they exported, while the engines receive; `finish` waits for it."""
+        return self._start("send_weights", "sending weights")
+
+    def release_weights(self) -> None:
+        """Free what was exported, when the engines have it."""
+        self.finish(self._start("release_weights", "freeing exported weights"))
+
+    def weight_group_address(self) -> str:
+        """host:port at which a weight group can meet."""
+        (address,) = self._wait([self._ranks[0].rendezvous_address.remote()], "finding an address", self._sync)
+        return str(address)
+
+    def join_weight_group(self, address: str, world_size: int) -> Call:
+        """Let all ranks meet the engines of a broadcast, which must join meanwhile; `finish` waits for it."""
+        return self._start("join_weight_group", "joining the weight group", WeightGroup(address, world_size, 0))
+
+    def finish(self, call: Call) -> None:
+        """Wait for a call that was started."""
+        self._wait(call.references, call.what, self._sync)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint into `folder` (on a file system that all ranks share): Hugging Face files on top,
@@ -170,9 +210,18 @@ class Learner:
         options = {
             **self._place.options(bundle=rank),
             "name": f"{self._name}-{rank}",
+            "num_cpus": settings.cpus_per_rank,
+            "num_gpus": settings.gpus_per_rank,
             "runtime_env": {"env_vars": environment},
         }
         return ray.remote(LearnerActor).options(**options).remote(self._config, rank, f"{self._name}-{rank}")
+
+    @property
+    def _sync(self) -> float:
+        return self._config.cluster.sync_timeout_seconds
+
+    def _start(self, method: str, what: str, *arguments: Any) -> Call:
+        return Call([getattr(actor, method).remote(*arguments) for actor in self._ranks], what)
 
     def _call(
         self,

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from medr1_ray import grpo
 from medr1_ray.config import Config
 from medr1_ray.packing import Images, PackedBatch, ScoredPrompt, pack_groups, pack_plain
-from medr1_ray.policy import ImagePatcher, Policy, checkpoint_name, load_model
+from medr1_ray.policy import ImagePatcher, Policy, checkpoint_name, is_frozen, load_model
 from medr1_ray.schedule import learning_rate
 from medr1_ray.types import (
     GroupScore,
@@ -35,10 +36,11 @@ from medr1_ray.types import (
     Span,
     TokenSums,
     UpdateRequest,
+    WeightGroup,
     WeightUpdate,
 )
 from medr1_ray.vocabulary import load_vocabulary
-from medr1_ray.weight_sync import ObjectStoreTransport
+from medr1_ray.weight_transports import weight_sender
 
 LEARNER_STATE = "learner_state"
 LAYOUT_FILE = "layout.json"
@@ -74,7 +76,7 @@ class LearnerActor:
         return self._name
 
     def rendezvous_address(self) -> str:
-        """host:port at which this rank can be joined; asked of rank 0."""
+        """host:port at which this rank can be joined, a new port each time; asked of rank 0."""
         import ray
 
         with socket.socket() as free:
@@ -96,6 +98,8 @@ class LearnerActor:
         self._policy = Policy(model, vocabulary, config.rollout.temperature)
         self._patch = ImagePatcher(self._path)
         self._engine = zero.build_engine(self._policy, config)
+        self._weights: Any = weight_sender(config, self._rank, self._device)
+        self._source = zero.ShardedWeights(model, partial(is_frozen, config.model), checkpoint_name)
         self._reference = None
         if config.loss.kl_beta > 0:
             from medr1_ray.reference import Reference
@@ -171,18 +175,27 @@ class LearnerActor:
         self._engine.train()
         return scores
 
-    def export_weights(self, version: int) -> WeightUpdate | None:
-        """Publish all parameters in the compute dtype under their checkpoint names; rank 0 returns the update.
+    def export_weights(self, version: int, to_newcomers: bool) -> WeightUpdate | None:
+        """Offer all parameters, in the compute dtype and under their checkpoint names, to the engines.
 
-        The buckets live in Ray's object store as long as somebody holds the update.
+        `to_newcomers`: an engine may lack what is frozen. Some ranks have nothing to say.
         """
-        import ray
+        self._return_memory()
+        update: WeightUpdate | None = self._weights.offer(self._source, version, to_newcomers=to_newcomers)
+        return update
 
-        named = self._named_parameters()
-        if self._rank == 0:
-            return ObjectStoreTransport(put=ray.put, get=ray.get).send(named, version)
-        deque(named, maxlen=0)  # take part in the gathering
-        return None
+    def send_weights(self) -> None:
+        """Move what was exported, while the engines receive; for transports that take both ends at once."""
+        self._weights.send()
+
+    def release_weights(self) -> None:
+        """Free what was exported; the engines have loaded it."""
+        self._weights.release()
+        self._return_memory()
+
+    def join_weight_group(self, group: WeightGroup) -> None:
+        """Meet the engines of a broadcast (`cluster.weight_transport: nccl`)."""
+        self._weights.join(group)
 
     def save(self, folder: Path) -> None:
         """Write Hugging Face files on top of `folder` and the optimizer's shards into `learner_state/`."""
@@ -210,6 +223,11 @@ class LearnerActor:
             raise ValueError(
                 f"{folder / LEARNER_STATE} is not complete: DeepSpeed found nothing to load there"
             )
+
+    def _return_memory(self) -> None:
+        """Give what PyTorch keeps for later back to the GPU, where an engine is about to wake on it."""
+        if self._config.cluster.colocated:
+            torch.cuda.empty_cache()
 
     def _prepare(self, micro_batch: MicroBatch, request: UpdateRequest) -> _Work:
         groups = [request.groups[i] for i in micro_batch.groups]

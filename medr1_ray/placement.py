@@ -53,6 +53,23 @@ class Place:
         remove_placement_group(self.group)
 
 
+@dataclass(frozen=True)
+class SharedPlace(Place):
+    """One bundle of another's placement group; given back, it is `free` for the next."""
+
+    bundle: int
+    free: list[int]
+
+    def node_id(self) -> str:
+        return str(placement_group_table(self.group)["bundles_to_node_id"][self.bundle])
+
+    def options(self, bundle: int = 0) -> dict[str, Any]:
+        return super().options(self.bundle)
+
+    def give_back(self) -> None:
+        self.free.append(self.bundle)
+
+
 def ask_for_place(name: str, demand: Demand, strategy: str) -> Place:
     """Ask for a bundle for each actor of the demand; `strategy` is Ray's (`PACK`, `STRICT_PACK`)."""
     group = placement_group(

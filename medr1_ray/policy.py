@@ -147,6 +147,11 @@ def load_model(path: str | Path, dtype: torch.dtype, settings: ModelSettings) ->
     return model.train()
 
 
+def is_frozen(settings: ModelSettings, name: str) -> bool:
+    """Whether a parameter, by its name in the model, never changes in a run."""
+    return not settings.train_vision_tower and name.startswith("model.visual.")
+
+
 def checkpoint_name(name: str) -> str:
     """A parameter's name in Hugging Face checkpoints of Qwen2-VL and Qwen2.5-VL, from its name in the model."""
     for inside, outside in (("model.visual.", "visual."), ("model.language_model.", "model.")):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from medr1_ray.calls import Calls, describe_error
 from medr1_ray.config import Config
@@ -184,6 +184,32 @@ class RolloutPool:
         except RayError as error:
             self._fleet.on_error(actor, error)
             return None
+        return answers
+
+    def call(self, method: str, what: str, arguments: Mapping[str, tuple[Any, ...]] | None = None) -> dict[str, Any]:
+        """Answers of a method of every rollout actor that is up, by name; `arguments` are of each actor, none by
+        default. One that is dead is given up and left out.
+
+        Raises:
+            RuntimeError: an actor failed in it, or did not answer within `cluster.sync_timeout_seconds`.
+        """
+        limit = self._config.cluster.sync_timeout_seconds
+        refs = {
+            name: getattr(actor, method).remote(*(arguments[name] if arguments else ()))
+            for name, actor in self._fleet.up.items()
+            if arguments is None or name in arguments
+        }
+        ray.wait(list(refs.values()), num_returns=len(refs), timeout=limit) if refs else None
+        answers: dict[str, Any] = {}
+        for name, ref in refs.items():
+            try:
+                answers[name] = ray.get(ref, timeout=0)
+            except RayActorError as error:
+                self._fleet.on_error(name, error)
+            except GetTimeoutError as error:
+                raise RuntimeError(f"{name}: still {what} after {limit:g} s") from error
+            except RayError as error:
+                raise RuntimeError(f"{name} failed while {what}: {error}") from error
         return answers
 
     def load_weights(self, update: WeightUpdate) -> list[LoadReport]:

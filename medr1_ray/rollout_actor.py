@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import sys
 import time
+import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 from medr1_ray.code_digest import code_digest
 from medr1_ray.config import Config
-from medr1_ray.types import Completions, Prompt, Sampling, Span, WeightUpdate
+from medr1_ray.types import Completions, Prompt, Sampling, Span, WeightGroup, WeightMember, WeightUpdate
+from medr1_ray.weight_loader import WeightLoader
 
 REMEMBERED_REQUESTS = 1024
 
@@ -75,19 +76,19 @@ class RolloutActor:
 
         rollout_engine.set_environment(config)
 
-        import ray
         import torch
         from transformers import AutoTokenizer
 
         from medr1_ray.vocabulary import load_vocabulary
-        from medr1_ray.weight_sync import ObjectStoreTransport
+        from medr1_ray.weight_transports import weight_receiver
 
         torch.set_num_threads(config.rollout.threads)
         model = _checkpoint(config)
         self._vocabulary = load_vocabulary(model)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._transport = ObjectStoreTransport(put=ray.put, get=ray.get)
         self._engine = rollout_engine.start_engine(config, model, index)
+        self._loader = WeightLoader(self._engine, weight_receiver(config))
+        self._incarnation = uuid.uuid4().hex
         self._requests: OrderedDict[str, asyncio.Task[Completions]] = OrderedDict()
         self._loading = asyncio.Lock()
         self._loaded: LoadReport | None = None
@@ -137,7 +138,8 @@ class RolloutActor:
                 raise ValueError(
                     f"{self._name} holds policy version {held.version}; version {update.version} came too late"
                 )
-            if held is not None and self._failure is None and held.digest == update.digest:
+            # One that does not last is being sent to all, who must all take it.
+            if held is not None and self._failure is None and held.digest == update.digest and update.lasting:
                 return held
             try:
                 async with asyncio.timeout(self._config.cluster.sync_timeout_seconds):
@@ -150,6 +152,32 @@ class RolloutActor:
             self._failure = None
             self._forget_finished()
             return self._loaded
+
+    async def weight_member(self) -> WeightMember:
+        """What a weight group must know of this engine."""
+        ranks = len(await self._engine.collective_rpc("medr1_code_digest"))
+        return WeightMember(self._name, self._incarnation, ranks)
+
+    async def join_weight_group(self, group: WeightGroup) -> None:
+        """Meet the learner and the other engines of a broadcast, leaving the group of before.
+
+        Raises WeightLoadError when not all come within `cluster.sync_timeout_seconds`.
+        """
+        async with self._loading:
+            try:
+                await self._loader.join(group, self._config.cluster.sync_timeout_seconds)
+            except Exception as error:
+                raise WeightLoadError(f"{self._name} is in no weight group: {error}") from error
+
+    async def sleep(self) -> None:
+        """Leave the GPU to the learner: weights and cache are thrown away, requests wait for the next ones."""
+        async with self._loading:
+            await self._loader.sleep()
+
+    async def wake(self) -> None:
+        """Take the rest of the GPU's memory back after `load_weights`, and go on generating."""
+        async with self._loading:
+            await self._loader.wake()
 
     async def status(self) -> RolloutStatus:
         """What is being served, at once, whatever the engine is doing."""
@@ -195,29 +223,12 @@ class RolloutActor:
         return to_completions(final, prompt, self._name, self._vocabulary, self._tokenizer, span)
 
     async def _load(self, update: WeightUpdate) -> LoadReport:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         start = time.monotonic()
         if self._loaded is None:
             for digest in await self._engine.collective_rpc("medr1_code_digest"):
                 self._require_same_code("its engine process", digest)
-        await self._engine.collective_rpc("medr1_abandon_update")
-        stage = self._transport.stage(update)
-        staged = await asyncio.to_thread(stage.__enter__)
-        try:
-            pause_start = time.monotonic()
-            # Finishing an update clears no cache; this clears the prefix cache and that of the vision encoder.
-            await self._engine.pause_generation(mode="keep", clear_cache=True)
-            await self._engine.start_weight_update()
-            await self._engine.update_weights(
-                WeightTransferUpdateRequest(update_info={"staged": pickle.dumps(staged)})
-            )
-            await self._engine.finish_weight_update(weight_version=str(update.version))
-            await self._engine.resume_generation()
-            end = time.monotonic()
-        finally:
-            await asyncio.to_thread(stage.__exit__, None, None, None)
-        return LoadReport(update.version, update.digest, seconds=end - start, paused_seconds=end - pause_start)
+        paused_seconds = await self._loader.load(update)
+        return LoadReport(update.version, update.digest, time.monotonic() - start, paused_seconds)
 
     def _fail(self, failure: str) -> None:
         self._failure = failure

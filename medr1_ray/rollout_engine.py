@@ -41,7 +41,7 @@ def set_environment(config: Config) -> None:
 
 def engine_arguments(config: Config, model: str, index: int) -> dict[str, Any]:
     """vLLM engine arguments of rollout actor `index`; those of `rollout.engine` win over the defaults here."""
-    from medr1_ray.vllm_plugin import BACKEND, EXTENSION
+    from medr1_ray.vllm_plugin import BACKENDS, EXTENSION
 
     rollout = config.rollout
     on_cpu = rollout.gpus_per_actor == 0
@@ -54,7 +54,8 @@ def engine_arguments(config: Config, model: str, index: int) -> dict[str, Any]:
         "generation_config": "vllm",
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": EXTENSION,
-        "weight_transfer_config": {"backend": BACKEND},
+        "weight_transfer_config": {"backend": BACKENDS[config.cluster.weight_transport][0]},
+        "enable_sleep_mode": config.cluster.colocated,
         "seed": config.train.seed + index,
         # The completions of a group share their prompt through the prefix cache.
         "enable_prefix_caching": True,

@@ -22,6 +22,7 @@ from medr1_ray.scaling import Scaling
 from medr1_ray.summary import Totals, summarise
 from medr1_ray.tracking import Tracker
 from medr1_ray.types import Group, Prompt, Span, UpdateReport
+from medr1_ray.weight_channel import WeightChannel
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Session:
     step: int
     learner: Learner
     pool: RolloutPool
+    weights: WeightChannel
     stream: PromptStream
     gate: ParityGate
     evaluation_prompts: Sequence[Prompt]
@@ -57,6 +59,7 @@ class Session:
         versions = self.config.train.updates_per_rollout
         self.pool.fill(versions_ahead=versions)
         with self._phase("update"):
+            self.weights.make_room()
             report = self.learner.update(groups, self.step, meanwhile=self.pool.poll)
         self.step += versions
         return report
@@ -68,7 +71,7 @@ class Session:
         the start and after the first update. Asynchronous rollouts mix versions: the gate runs after every sync.
         """
         with self._phase("weight_sync"):
-            self.pool.load_weights(self.learner.export_weights(self.step))
+            self.weights.sync(self.step)
         if self._syncs < 2 or self.config.train.max_staleness > 0:
             with self._phase("parity"):
                 self.totals.gap += self.gate.check(self.step)

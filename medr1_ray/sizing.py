@@ -194,6 +194,9 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
     if config.loss.kl_beta > 0:
         parts += _reference_parts(config, shape)
     parts += _activation_parts(config, shape, batch)
+    if config.cluster.weight_transport == "ipc":
+        exported = shape.parameters * value_bytes
+        parts.append(Part("exported weights", exported, "device", "while engines read them (CUDA IPC)"))
     if learner.gpus_per_rank > 0:
         parts.append(Part("CUDA context", CUDA_CONTEXT_BYTES, "device", "about; it depends on the driver"))
         loading = shape.parameters * value_bytes
@@ -307,5 +310,8 @@ def rollout_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
 
 def weight_sync_bytes(config: Config, shape: ModelShape) -> int:
     """Main memory that a weight sync takes on a node with learner rank 0 and engines: the published buckets in Ray's
-    object store, those of the version before (kept for actors that join), and the file that the node's engines read."""
+    object store, those of the version before (kept for actors that join), and the file that the node's engines read.
+    None where weights stay on GPUs."""
+    if config.cluster.weight_transport != "object_store":
+        return 0
     return 3 * shape.parameters * DTYPE_BYTES[config.model.dtype]

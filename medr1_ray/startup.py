@@ -35,6 +35,7 @@ from medr1_ray.session import Session
 from medr1_ray.summary import Totals
 from medr1_ray.tracking import Tracker
 from medr1_ray.types import Prompt, Question, Sampling
+from medr1_ray.weight_channel import weight_channel
 
 _PROBE_GROUP_SIZE = 2
 _SCORE_RETRIES = 2
@@ -82,9 +83,14 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
     try:
         learner = Learner(config)
         calls = Calls()
-        fleet = RolloutFleet(config, calls, progress.message)
+        if config.cluster.colocated:
+            learner.start(progress.message)  # first, for an engine takes what memory its GPU has left
+            fleet = RolloutFleet(config, calls, progress.message, ask=learner.places_beside())
+        else:
+            fleet = RolloutFleet(config, calls, progress.message)
         reward_actors = start_reward_actors(config)
-        learner.start(progress.message, meanwhile=fleet.poll)  # engines start beside the learner
+        if not config.cluster.colocated:
+            learner.start(progress.message, meanwhile=fleet.poll)  # engines start beside the learner
         if checkpoint:
             learner.load(checkpoint)
         fleet.wait_until_up()
@@ -99,6 +105,7 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
             step=state.step if state else 0,
             learner=learner,
             pool=pool,
+            weights=weight_channel(config, learner, pool),
             stream=stream,
             gate=ParityGate(
                 pool,

@@ -1,74 +1,87 @@
-"""How a policy version travels from the learner to the engines: flat buckets in an object store, one file per node.
+"""How a policy version travels from the learner to the engines: one protocol, and the buckets that it moves.
 
-    learner rank 0            Ray's object store            each node                     each engine process
-    write_buckets ──put──▶ uint8 buckets, few, large ──get──▶ one file in shared memory ──mmap──▶ verify, read_bucket
-
-vLLM's engine core is no Ray worker and cannot resolve an ObjectRef, hence the file. This module knows neither Ray nor
-vLLM: `put` and `get` are given to it.
+A transport has two ends: a `WeightSender` in each learner rank, a `WeightReceiver` in each rollout actor. What comes
+out of a receiver goes to vLLM's workers, where `vllm_plugin.py` and its like check it and load it. The transports:
+`weight_object_store.py` (anywhere), `weight_nccl.py` (between GPUs), `weight_ipc.py` (on one GPU). Whatever the way,
+an update is complete, of one version, and proven by digests before an engine serves from it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import IO, Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 
 from medr1_ray.types import TensorSpec, WeightBucket, WeightUpdate
 
 ALIGNMENT_BYTES = 64
 BUCKET_BYTES = 256 * 2**20
-SHARED_MEMORY = Path("/dev/shm")
 
 
 class WeightDigestError(ValueError):
     """The bytes at hand are not those that the learner sent."""
 
 
-@dataclass(frozen=True)
-class StagedUpdate:
-    """An update whose buckets lie in one file of this node: `data` of each bucket is its byte offset in the file."""
+class WeightSource(Protocol):
+    """The learner's parameters under their checkpoint names, those that are `frozen` or the others.
 
-    path: str
-    update: WeightUpdate
+    Going through `tensors` gathers shards: all ranks do it together. A tensor is whole only until the next is asked
+    for. `specs` are the same parameters in the same order, without gathering; their offsets are 0.
+    """
+
+    def specs(self, *, frozen: bool) -> list[TensorSpec]: ...
+
+    def tensors(self, *, frozen: bool) -> Iterator[tuple[str, torch.Tensor]]: ...
 
 
-class WeightTransport(Protocol):
-    """Moves all parameters of one policy version; the learner sends, each rollout actor stages for its engine."""
+class WeightSender(Protocol):
+    """A learner rank's end of a transport. Every rank calls the same methods in the same order."""
 
-    def send(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> WeightUpdate:
-        """Publish the tensors; each is copied before the next is asked for, so a gathered shard may be freed."""
+    def offer(self, source: WeightSource, version: int, *, to_newcomers: bool) -> WeightUpdate | None:
+        """What the engines must know to receive the version; None on ranks that have nothing to say.
+
+        Frozen parameters are left out where the transport decides so and nobody is new (`to_newcomers`).
+        """
         ...
 
-    def stage(self, update: WeightUpdate) -> AbstractContextManager[StagedUpdate]:
-        """Make the update readable by the processes of this node for as long as the context is open."""
+    def send(self) -> None:
+        """Move the bytes, where that takes both ends at once; comes after `offer`, while the engines receive."""
+        ...
+
+    def release(self) -> None:
+        """Free what the engines no longer read; comes after all have loaded."""
         ...
 
 
-@dataclass(frozen=True)
-class ObjectStoreTransport:
-    """Buckets through an object store: `put` returns a reference, `get` its uint8 array (`ray.put`, `ray.get`)."""
+class WeightReceiver(Protocol):
+    """A rollout actor's end of a transport."""
 
-    put: Callable[[NDArray[np.uint8]], Any]
-    get: Callable[[Any], NDArray[np.uint8]]
-    bucket_bytes: int = BUCKET_BYTES
+    def receive(
+        self, update: WeightUpdate, held: frozenset[str]
+    ) -> AbstractContextManager[tuple[bytes, ...]]:
+        """What the engine's workers get, one `update_weights` call each, valid while the context is open.
 
-    def send(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> WeightUpdate:
-        return write_buckets(named_tensors, version, self.bucket_bytes, self.put)
+        `held` has the digests of the frozen buckets that the engine holds.
+        """
+        ...
 
-    def stage(self, update: WeightUpdate) -> AbstractContextManager[StagedUpdate]:
-        return staged(update, self.get)
+
+def without_held(update: WeightUpdate, held: frozenset[str]) -> WeightUpdate:
+    """The update without sending the frozen buckets that an engine holds."""
+    return replace(
+        update,
+        buckets=tuple(
+            replace(bucket, sent=False, data=None) if bucket.frozen and bucket.digest in held else bucket
+            for bucket in update.buckets
+        ),
+    )
 
 
 def write_buckets(
@@ -77,10 +90,21 @@ def write_buckets(
     bucket_bytes: int,
     put: Callable[[NDArray[np.uint8]], Any],
 ) -> WeightUpdate:
+    """An update of these tensors, all of them sent, in buckets as `fill_buckets` makes them."""
+    buckets = fill_buckets(named_tensors, bucket_bytes, put)
+    return WeightUpdate(version, buckets, update_digest(version, buckets))
+
+
+def fill_buckets(
+    named_tensors: Iterable[tuple[str, torch.Tensor]],
+    bucket_bytes: int,
+    put: Callable[[NDArray[np.uint8]], Any],
+) -> tuple[WeightBucket, ...]:
     """Pack tensors of any dtype and device into flat uint8 buckets of about `bucket_bytes`, and `put` each.
 
     Tensors start at multiples of 64 bytes and are never cut: one that is larger than `bucket_bytes` gets a bucket of
-    its own. Raises ValueError when a name comes twice.
+    its own. The same memory is filled for every bucket, so `put` must copy it. Raises ValueError when a name comes
+    twice.
     """
     buckets: list[WeightBucket] = []
     names: set[str] = set()
@@ -90,27 +114,55 @@ def write_buckets(
 
     def close() -> None:
         data = buffer[:used]
-        buckets.append(WeightBucket(tuple(specs), used, _digest(data), put(data)))
+        buckets.append(WeightBucket(tuple(specs), used, bytes_digest(data), put(data)))
 
     for name, tensor in named_tensors:
         if name in names:
-            raise ValueError(f"parameter {name!r} was sent twice in policy version {version}; send each once")
+            raise ValueError(f"parameter {name!r} was sent twice in one policy version; send each once")
         names.add(name)
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         size = flat.numel()
         if specs and used + size > bucket_bytes:
             close()
             specs, used = [], 0
-            buffer = np.empty(bucket_bytes, np.uint8)
         if size > buffer.size:
-            buffer = np.empty(_aligned(size), np.uint8)
-        specs.append(TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), used))
+            buffer = np.empty(aligned(size), np.uint8)
+        specs.append(tensor_spec(name, tensor, used))
         torch.from_numpy(buffer[used : used + size]).copy_(flat)
-        buffer[used + size : _aligned(used + size)] = 0
-        used = min(_aligned(used + size), buffer.size)
+        buffer[used + size : aligned(used + size)] = 0
+        used = min(aligned(used + size), buffer.size)
     if specs:
         close()
-    return WeightUpdate(version, tuple(buckets), update_digest(version, buckets))
+    return tuple(buckets)
+
+
+def tensor_spec(name: str, tensor: torch.Tensor, offset: int = 0) -> TensorSpec:
+    """Where a tensor lies in its bucket."""
+    return TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset)
+
+
+def size_bytes(spec: TensorSpec) -> int:
+    """Bytes of the tensor's elements."""
+    size: int = getattr(torch, spec.dtype).itemsize
+    return int(np.prod(spec.shape, dtype=np.int64)) * size
+
+
+def packed_bucket(specs: Sequence[TensorSpec], digest: str, *, frozen: bool = False) -> WeightBucket:
+    """Tensors laid end to end without gaps, as vLLM packs them.
+
+    Raises ValueError where they are of several dtypes: one would not start at a multiple of its size.
+    """
+    dtypes = sorted({spec.dtype for spec in specs})
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"parameters of several dtypes ({', '.join(dtypes)}) cannot be packed without gaps; use "
+            "cluster.weight_transport=object_store"
+        )
+    placed, used = [], 0
+    for spec in specs:
+        placed.append(replace(spec, offset=used))
+        used += size_bytes(spec)
+    return WeightBucket(tuple(placed), used, digest, None, frozen)
 
 
 def update_digest(version: int, buckets: Iterable[WeightBucket]) -> str:
@@ -121,114 +173,19 @@ def update_digest(version: int, buckets: Iterable[WeightBucket]) -> str:
     return state.hexdigest()
 
 
-@contextmanager
-def staged(update: WeightUpdate, get: Callable[[Any], NDArray[np.uint8]]) -> Iterator[StagedUpdate]:
-    """Hold the update's file of this node; the first of several actors fetches and writes, the last one removes.
-
-    A lock on the file itself says that somebody reads it, and the kernel drops that lock with its process: whatever
-    is found unlocked was left by a crash and is removed.
-    """
-    size = sum(bucket.size_bytes for bucket in update.buckets)
-    directory = _staging_directory(size)
-    path = directory / f"{update.digest}.weights"
-    with _node_lock(directory):
-        for left_over in directory.glob("*.weights*"):
-            if left_over != path:
-                _remove_unless_in_use(left_over)
-        if not path.exists():
-            _write(path, update, get)
-        reader = path.open("rb")
-        fcntl.flock(reader, fcntl.LOCK_SH)
-    try:
-        yield StagedUpdate(str(path), _with_file_offsets(update))
-    finally:
-        with _node_lock(directory):
-            reader.close()
-            _remove_unless_in_use(path)
-
-
 def read_bucket(buffer: NDArray[np.uint8], bucket: WeightBucket) -> Iterator[tuple[str, torch.Tensor]]:
     """The bucket's tensors as views of `buffer` (uint8 [size_bytes]), without a copy."""
     memory = torch.from_numpy(buffer)
     for spec in bucket.tensors:
         dtype = getattr(torch, spec.dtype)
-        size = int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize
-        yield spec.name, memory[spec.offset : spec.offset + size].view(dtype).reshape(spec.shape)
+        yield spec.name, memory[spec.offset : spec.offset + size_bytes(spec)].view(dtype).reshape(spec.shape)
 
 
-def open_staged(staged_update: StagedUpdate) -> list[tuple[WeightBucket, NDArray[np.uint8]]]:
-    """Map the file, check every digest over the bytes that will be loaded, and return buckets with their buffers.
-
-    The mapping is private and outlives the file's removal. Raises WeightDigestError.
-    """
-    update = staged_update.update
-    file = np.memmap(staged_update.path, np.uint8, mode="c")
-    buffers = [file[bucket.data : bucket.data + bucket.size_bytes] for bucket in update.buckets]
-    # hashlib lets go of the interpreter lock, so buckets are hashed side by side where there are cores.
-    with ThreadPoolExecutor(max_workers=min(8, max(1, len(buffers)))) as pool:
-        found = list(pool.map(_digest, buffers))
-    for number, (bucket, digest) in enumerate(zip(update.buckets, found, strict=True)):
-        if digest != bucket.digest:
-            raise WeightDigestError(
-                f"policy version {update.version}: bucket {number} of {len(buffers)} has digest {digest}, the "
-                f"learner sent {bucket.digest}; nothing was loaded"
-            )
-    if update_digest(update.version, update.buckets) != update.digest:
-        raise WeightDigestError(
-            f"policy version {update.version}: names, shapes, order or version do not match the learner's digest "
-            f"{update.digest}; nothing was loaded"
-        )
-    return list(zip(update.buckets, buffers, strict=True))
+def bytes_digest(data: NDArray[np.uint8]) -> str:
+    """Hex XXH3-128: it finds what goes wrong by accident, at the speed of memory. Nobody here would forge weights."""
+    return xxhash.xxh3_128_hexdigest(data.data)
 
 
-def _digest(data: NDArray[np.uint8]) -> str:
-    return hashlib.blake2b(data.data, digest_size=16).hexdigest()
-
-
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """The size, up to the next multiple of 64 bytes."""
     return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def _with_file_offsets(update: WeightUpdate) -> WeightUpdate:
-    start, buckets = 0, []
-    for bucket in update.buckets:
-        buckets.append(replace(bucket, data=start))
-        start += _aligned(bucket.size_bytes)
-    return replace(update, buckets=tuple(buckets))
-
-
-def _staging_directory(size_bytes: int) -> Path:
-    roomy = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 1.1 * size_bytes
-    directory = (SHARED_MEMORY if roomy else Path(tempfile.gettempdir())) / f"medr1_ray-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return directory
-
-
-def _write(path: Path, update: WeightUpdate, get: Callable[[Any], NDArray[np.uint8]]) -> None:
-    partial = path.with_suffix(".weights-partial")
-    with partial.open("wb") as file:
-        for bucket in update.buckets:
-            data = get(bucket.data)
-            file.write(data.data)
-            file.write(bytes(_aligned(data.size) - data.size))
-    partial.rename(path)
-
-
-@contextmanager
-def _node_lock(directory: Path) -> Iterator[None]:
-    with (directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _remove_unless_in_use(path: Path) -> None:
-    try:
-        file: IO[bytes] = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        path.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medr1_ray.config import Config
+from medr1_ray.types import TensorSpec
 
 GATHER_BYTES = 256 * 2**20
 """Parameters gathered from their shards at once, at least one."""
@@ -100,19 +101,53 @@ def engine_config(config: Config, parameters: int) -> dict[str, Any]:
     return {**ours, **settings.deepspeed, "zero_optimization": sharding}
 
 
-def whole_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole tensors of all parameters, each tied one once, gathered a bucket at a time where ZeRO-3 has cut
-    them. Every rank must go through all of it; a tensor is whole only until the next is asked for."""
-    for bucket in _buckets(model):
+class ShardedWeights:
+    """A `WeightSource` over a model that DeepSpeed may have cut: `frozen` says which parameters are, by their name in
+    the model; `rename` gives the name in checkpoints."""
+
+    def __init__(
+        self, model: nn.Module, frozen: Callable[[str], bool], rename: Callable[[str], str]
+    ) -> None:
+        self._model = model
+        self._frozen = frozen
+        self._rename = rename
+
+    def specs(self, *, frozen: bool) -> list[TensorSpec]:
+        """Names, dtypes and whole shapes, without gathering."""
+        return [
+            TensorSpec(
+                self._rename(name),
+                str(parameter.dtype).removeprefix("torch."),
+                tuple(getattr(parameter, "ds_shape", parameter.shape)),
+                0,
+            )
+            for name, parameter in self._model.named_parameters()
+            if self._frozen(name) == frozen
+        ]
+
+    def tensors(self, *, frozen: bool) -> Iterator[tuple[str, Tensor]]:
+        """Names and whole tensors, in the order of `specs`."""
+        for name, tensor in whole_parameters(self._model, lambda name: self._frozen(name) == frozen):
+            yield self._rename(name), tensor
+
+
+def whole_parameters(
+    model: nn.Module, chosen: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole tensors of the chosen parameters, each tied one once, gathered a bucket at a time where ZeRO-3
+    has cut them. Every rank must go through all of it; a tensor is whole only until the next is asked for."""
+    for bucket in _buckets(model, chosen):
         with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
             for name, parameter in bucket:
                 yield name, parameter.detach()
 
 
-def _buckets(model: nn.Module) -> Iterator[list[tuple[str, nn.Parameter]]]:
+def _buckets(model: nn.Module, chosen: Callable[[str], bool]) -> Iterator[list[tuple[str, nn.Parameter]]]:
     bucket: list[tuple[str, nn.Parameter]] = []
     size = 0
     for name, parameter in model.named_parameters():
+        if not chosen(name):
+            continue
         needed = int(getattr(parameter, "ds_numel", parameter.numel())) * parameter.element_size()
         if bucket and size + needed > GATHER_BYTES:
             yield bucket

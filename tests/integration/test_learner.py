@@ -213,6 +213,18 @@ def test_exported_weights_are_the_saved_ones(learners, trained):
         assert all(torch.equal(exported[name], saved[name]) for name in saved)
 
 
+def test_what_a_rank_says_of_its_parameters_is_what_it_gathers(learners, trained):
+    def told_and_gathered(rank):
+        from medr1_ray.weight_sync import tensor_spec
+
+        source = rank._source
+        return source.specs(frozen=False), [tensor_spec(*named) for named in source.tensors(frozen=False)]
+
+    for learner in learners:
+        for told, gathered in ray.get([rank.__ray_call__.remote(told_and_gathered) for rank in learner._ranks]):
+            assert told == gathered
+
+
 def test_scores_in_order_shared_and_plain(learners, trained, groups):
     pairs = [(group.prompt, group.completions) for group in groups]
     one, two = (learner.score(pairs) for learner in learners)

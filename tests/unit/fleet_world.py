@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from medr1_ray import fleet as fleet_module
 from medr1_ray.config import Config
@@ -27,6 +27,7 @@ class World:
         self.silent: set[str] = set()
         self.dead: set[str] = set()
         self.dead_from = "start"
+        self.failing: set[str] = set()
         self.load_seconds = 1.0
         self.group_seconds = 2.0
         self.draining: dict[str, float] = {}
@@ -47,6 +48,8 @@ class World:
             at, name, answer, then, otherwise = entry
             if name in self.dead and (self.dead_from == "start" or isinstance(answer, Completions)):
                 otherwise(ActorDiedError())
+            elif name in self.failing:
+                otherwise(RayTaskError("load_weights", "a member is dead", RuntimeError("a member is dead")))
             elif name in self.silent or at > self.now:
                 self.pending.append(entry)
             else:

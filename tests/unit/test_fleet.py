@@ -9,6 +9,7 @@ import pytest
 from medr1_ray.fleet import RolloutFleet
 from medr1_ray.membership import Leave, Stage
 from medr1_ray.rollout_actor import LoadReport
+from medr1_ray.types import WeightUpdate
 from tests.unit.fleet_world import Method, World, a_config, install, update
 
 
@@ -172,3 +173,31 @@ def test_three_failures_in_a_row_with_nobody_left_are_hopeless(world: World) -> 
         fleet.lose(name, "bad", own_failure=True)
     with pytest.raises(RuntimeError, match="3 in a row failed by themselves"):
         pass_time(world, fleet, 1)
+
+
+def passing_update(version: int) -> WeightUpdate:
+    return WeightUpdate(version, (), f"digest {version}", lasting=False)
+
+
+def test_a_newcomer_waits_for_the_next_sync_where_updates_do_not_last(world: World) -> None:
+    fleet = serving_fleet(world, actors=1, max_actors=2)
+    fleet.load_weights(passing_update(1))
+    fleet.scale(2, "the test says so")
+    pass_time(world, fleet, 5)
+    assert fleet.up.keys() == {"rollout-0", "rollout-1"}
+    assert fleet.serving.keys() == {"rollout-0"}
+    assert len(fleet.load_weights(passing_update(2))) == 2
+    fleet.tick()
+    assert fleet.serving.keys() == {"rollout-0", "rollout-1"}
+
+
+def test_a_broken_broadcast_costs_only_the_dead_actor(world: World) -> None:
+    fleet = serving_fleet(world, actors=2)
+    world.dead.add("rollout-0")
+    world.failing.add("rollout-1")
+    assert fleet.load_weights(passing_update(1)) == []
+    assert fleet.take_gone() == ["rollout-0"]
+    assert fleet.up.keys() == {"rollout-1"}
+    world.failing.clear()
+    assert len(fleet.load_weights(passing_update(1))) == 1
+    assert fleet.counts().gone[Leave.FAILED] == 0

@@ -224,3 +224,16 @@ def test_a_rollout_actor(shape: ModelShape) -> None:
 
 def test_a_weight_sync_holds_the_weights_twice(shape: ModelShape) -> None:
     assert weight_sync_bytes(recipe(), shape) == 3 * 2 * PARAMETERS_2B
+
+
+def test_weights_that_stay_on_gpus_take_no_main_memory_but_through_ipc_the_gpus(shape: ModelShape) -> None:
+    shared = recipe(
+        "cluster.colocated=true",
+        "cluster.weight_transport=ipc",
+        "learner.gpus_per_rank=0.5",
+        "rollout.gpus_per_actor=0.5",
+    )
+    assert weight_sync_bytes(shared, shape) == 0
+    exported = by_name(learner_parts(shared, shape))["exported weights"]
+    assert (exported.bytes, exported.place) == (2 * PARAMETERS_2B, "device")
+    assert weight_sync_bytes(recipe("cluster.weight_transport=nccl"), shape) == 0

@@ -1,6 +1,8 @@
 """Buckets and their file: layout, digests, and who removes what."""
 
 import importlib.util
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,9 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from medr1_ray import code_digest, weight_sync
-from medr1_ray.types import WeightUpdate
-from medr1_ray.weight_sync import WeightDigestError, open_staged, read_bucket, staged, write_buckets
+from medr1_ray import code_digest, weight_object_store
+from medr1_ray.types import TensorSpec, WeightUpdate
+from medr1_ray.weight_object_store import ObjectStoreReceiver, ObjectStoreSender, open_staged, staged
+from medr1_ray.weight_sync import WeightDigestError, read_bucket, write_buckets
 
 TENSORS = {
     "a": torch.arange(15, dtype=torch.bfloat16).reshape(3, 5),  # 30 bytes
@@ -26,7 +29,7 @@ TENSORS = {
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder where files are staged."""
-    monkeypatch.setattr(weight_sync, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(weight_object_store, "SHARED_MEMORY", tmp_path)
     return tmp_path
 
 
@@ -156,11 +159,69 @@ def test_a_failed_fetch_leaves_nothing_that_could_be_taken_for_an_update(directo
 
 
 def test_without_shared_memory_the_temp_folder_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_sync, "SHARED_MEMORY", tmp_path / "not-there")
+    monkeypatch.setattr(weight_object_store, "SHARED_MEMORY", tmp_path / "not-there")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with staged(written(), as_is) as update:
         assert Path(update.path).is_relative_to(tmp_path)
         assert len(open_staged(update)) == 3
+
+
+class Source:
+    """`TENSORS`, of which `c` and `d` are frozen; notes what was gone through."""
+
+    def __init__(self) -> None:
+        self.gathered: list[str] = []
+
+    def specs(self, *, frozen: bool) -> list[TensorSpec]:
+        raise AssertionError("the object store needs no specs")
+
+    def tensors(self, *, frozen: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in TENSORS.items():
+            if (name in "cd") == frozen:
+                self.gathered.append(name)
+                yield name, tensor
+
+
+def test_frozen_parameters_are_put_once_and_fetched_by_those_who_lack_them(directory: Path) -> None:
+    put: list[int] = []
+
+    def store(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        put.append(array.size)
+        return in_store(array)
+
+    fetched: list[int] = []
+
+    def get(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        fetched.append(array.size)
+        return array
+
+    sender, source = ObjectStoreSender(store, rank=0, bucket_bytes=1024), Source()
+    updates = [sender.offer(source, version, to_newcomers=False) for version in (1, 2)]
+    assert source.gathered == [*"cd", *"abe", *"abe"]
+    assert put == [512, 128, 128]
+    first, second = updates
+    assert first is not None
+    assert second is not None
+    assert [bucket.frozen for bucket in second.buckets] == [True, False]
+    assert second.lasting
+    receiver = ObjectStoreReceiver(get)
+    held = frozenset({first.buckets[0].digest})
+    for known, names in ((frozenset[str](), [*"cdabe"]), (held, [*"abe"])):
+        with receiver.receive(second, known) as (payload,):
+            on_node = pickle.loads(payload)
+            buckets = open_staged(on_node)
+            assert [name for bucket, buffer in buckets for name, _ in read_bucket(buffer, bucket)] == names
+            assert on_node.update.digest == second.digest  # of all parameters, those at hand too
+    assert fetched == [512, 128, 128]
+
+
+def test_ranks_other_than_the_first_only_take_part_in_gathering() -> None:
+    def never(array: NDArray[np.uint8]) -> Any:
+        raise AssertionError("only rank 0 publishes")
+
+    source = Source()
+    assert ObjectStoreSender(never, rank=1).offer(source, 1, to_newcomers=True) is None
+    assert source.gathered == [*"cdabe"]
 
 
 def test_changed_code_has_another_digest(tmp_path: Path) -> None:
