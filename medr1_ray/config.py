@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medr1_ray import tiny
+from medr1_ray.config_hardware import HardwareSettings
 from medr1_ray.types import Mode
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -262,6 +263,7 @@ class Config(Settings):
     learner: LearnerSettings = LearnerSettings()
     parity: ParitySettings = ParitySettings()
     cluster: ClusterSettings = ClusterSettings()
+    hardware: HardwareSettings = HardwareSettings()
 
     @property
     def gap_mean_limit(self) -> float:
