@@ -9,16 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from medr1_ray import tiny
+from medr1_ray.config_base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from medr1_ray.config_cluster import ClusterSettings, PoolSize
 from medr1_ray.config_hardware import HardwareSettings
 from medr1_ray.types import Mode
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
 Dtype = Literal["float32", "bfloat16"]
 
 ENGINE_KEYS_OF_OURS = frozenset(
@@ -46,12 +44,6 @@ DEEPSPEED_KEYS_OF_OURS = frozenset(
         "fp16",
     }
 )
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 S = TypeVar("S", bound=Settings)
@@ -146,10 +138,9 @@ class TrainSettings(Settings):
     """With dynamic sampling: stop refilling a step after this many times `prompts_per_step` prompts."""
 
 
-class RolloutSettings(Settings):
-    """Generation."""
+class RolloutSettings(PoolSize):
+    """Generation, and how many actors do it."""
 
-    actors: PositiveInt = 1
     max_tokens: PositiveInt = 256
     max_prompt_tokens: PositiveInt = 1024
     """Longest prompt, visual tokens included; longer ones are dropped and counted."""
@@ -234,18 +225,6 @@ class ParitySettings(Settings):
     gap_mean_limit: PositiveFloat | None = None
     """Nats; by default 1e-3 in float32 and 2e-2 in bfloat16."""
     probe_prompts: PositiveInt = 4
-
-
-class ClusterSettings(Settings):
-    """Ray, and the deadlines of everything that waits."""
-
-    address: str | None = None
-    """Ray address; none joins the cluster of the job (RAY_ADDRESS) or starts a local one."""
-    placement_timeout_seconds: PositiveFloat = 120.0
-    start_timeout_seconds: PositiveFloat = 600.0
-    rollout_timeout_seconds: PositiveFloat = 600.0
-    update_timeout_seconds: PositiveFloat = 1800.0
-    sync_timeout_seconds: PositiveFloat = 300.0
 
 
 class Config(Settings):
