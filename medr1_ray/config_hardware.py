@@ -5,49 +5,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field
-
-Rate = Annotated[float, Field(gt=0)]
-Seconds = Annotated[float, Field(ge=0)]
+from medr1_ray.config_base import NonNegativeFloat, PositiveFloat, Settings
 
 
-class Device(BaseModel):
+class Device(Settings):
     """One GPU, or the cores of one process where there is none. Rates are those attained, not those of a data sheet."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    matmul_flops_per_second: Rate | None = None
+    matmul_flops_per_second: PositiveFloat | None = None
     """Of matrix products in the compute dtype; without it there are no estimates of time."""
-    attention_flops_per_second: Rate | None = None
+    attention_flops_per_second: PositiveFloat | None = None
     """Of attention's two products and softmax; by default as fast as other products."""
-    memory_bytes_per_second: Rate | None = None
+    memory_bytes_per_second: PositiveFloat | None = None
     """Reading weights and keys and values, and the optimizer's states; without it that takes no time."""
-    layer_seconds: Seconds = 0.0
+    layer_seconds: NonNegativeFloat = 0.0
     """Of starting one layer's kernels, forward and backward in the learner, forward in the engine."""
-    price_per_hour: Seconds | None = None
+    price_per_hour: NonNegativeFloat | None = None
     """Of one device with its share of the machine, in any currency."""
 
 
-class HardwareSettings(BaseModel):
+class HardwareSettings(Settings):
     """The devices of learner and rollout actors, and what is paid beside arithmetic."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     learner: Device = Device()
     rollout: Device = Device()
-    image_seconds_per_megapixel: Seconds = 0.0
+    image_seconds_per_megapixel: NonNegativeFloat = 0.0
     """Cutting an image into patches, once in the engine and once in the learner."""
-    prompt_seconds: Seconds = 0.0
+    prompt_seconds: NonNegativeFloat = 0.0
     """Of an engine, for one prompt beside its arithmetic."""
-    completion_seconds: Seconds = 0.0
+    completion_seconds: NonNegativeFloat = 0.0
     """Of an engine, for one completion beside its tokens."""
-    token_seconds: Seconds = 0.0
+    token_seconds: NonNegativeFloat = 0.0
     """Of an engine, for one sampled token beside its arithmetic."""
-    sync_seconds: Seconds = 0.0
+    sync_seconds: NonNegativeFloat = 0.0
     """Of a weight sync of no bytes."""
-    sync_bytes_per_second: Rate | None = None
+    sync_bytes_per_second: PositiveFloat | None = None
     """Weights from the learner into the engines; without it only `sync_seconds` counts."""
 
     def price_per_hour(self, learner_devices: float, rollout_devices: float) -> float | None:
