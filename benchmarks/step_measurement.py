@@ -110,7 +110,9 @@ class Bench:
             np.int32,
         )
         self._learner = Learner(self.config, name=f"learner-{name}")
-        self._actor: Any = ray.remote(RolloutActor).options(max_concurrency=1000).remote(self.config, 0, code_digest())
+        self._actor: Any = (
+            ray.remote(RolloutActor).options(max_concurrency=1000).remote(self.config, 0, code_digest())
+        )
         self._learner.start()
         ray.get(self._actor.ping.remote())
         self._processes = _processes([self._actor, *self._learner._ranks])
@@ -142,7 +144,8 @@ class Bench:
         used = [process.cpu_times() for process in self._processes]
         return time.perf_counter(), sum(times.user + times.system for times in used)
 
-    def prompt_text_tokens(self) -> int:
+    @property
+    def text_tokens(self) -> int:
         """Tokens of a prompt without its image."""
         return self._prompt_ids.size - 1
 
@@ -163,7 +166,9 @@ class Bench:
 
 
 def _question(name: str) -> Question:
-    return Question(name, "", "Which imaging modality is this?", ("CT", "MRI", "X-ray"), 0, "CT", "Modality", "none")
+    return Question(
+        name, "", "Which imaging modality is this?", ("CT", "MRI", "X-ray"), 0, "CT", "Modality", "none"
+    )
 
 
 def _scored(prompt: Prompt, completions: Completions) -> Group:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from medr1_ray import tiny
 from medr1_ray.config_base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from medr1_ray.config_cluster import ClusterSettings, PoolSize
-from medr1_ray.config_hardware import HardwareSettings
+from medr1_ray.config_hardware import HardwareSettings, SizingSettings
 from medr1_ray.types import Mode
 
 Dtype = Literal["float32", "bfloat16"]
@@ -243,6 +243,7 @@ class Config(Settings):
     parity: ParitySettings = ParitySettings()
     cluster: ClusterSettings = ClusterSettings()
     hardware: HardwareSettings = HardwareSettings()
+    sizing: SizingSettings = SizingSettings()
 
     @property
     def gap_mean_limit(self) -> float:

@@ -19,6 +19,7 @@ _CHANGEABLE = (
     "run.",
     "cluster.",
     "hardware.",
+    "sizing.",
     "parity.",
     "train.steps",
     "rollout.actors",
