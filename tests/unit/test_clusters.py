@@ -112,8 +112,8 @@ def gcp_schema() -> Callable[[Manifest], None]:
 
 
 def needs(module: str) -> Any:
-    """A cloud's client, which is needed for `ray up` and for nothing else here: it is in no extra, and boto3 does not go
-    with the python-dateutil of constraints.txt."""
+    """A cloud's client, needed for `ray up` and for nothing else here. It is in no extra: boto3 does not go with the
+    python-dateutil of constraints.txt."""
     return pytest.importorskip(module, reason=f"{module} is not installed: node_config is not checked")
 
 
