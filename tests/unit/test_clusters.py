@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 import yaml
 from ray._private.label_utils import parse_node_labels_json
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from medr1_ray.config_loading import load_config
 
 REPOSITORY = Path(__file__).parents[2]
 CLUSTERS = REPOSITORY / "clusters"
@@ -212,6 +215,23 @@ def test_the_job_runs_on_the_cluster_that_raycluster_describes() -> None:
         assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
         claim = volumes[mounts["/runs"]]["persistentVolumeClaim"]["claimName"]
         assert claim == load(CLUSTERS / "kubernetes" / "storage.yaml")["metadata"]["name"]
+
+
+def test_the_jobs_training_is_valid_and_fits_the_groups() -> None:
+    job = load(CLUSTERS / "kubernetes" / "rayjob.yaml")["spec"]
+    words = job["entrypoint"].replace("/opt/medr1_ray", str(REPOSITORY)).split()
+    assert words[:3] == ["python", "-m", "medr1_ray.train"]
+    files = [Path(path) for option, path in pairwise(words) if option == "--config"]
+    config = load_config(files, [word for word in words if "=" in word])
+    learner, rollout = job["rayClusterSpec"]["workerGroupSpecs"]
+
+    def gpus(group: Manifest) -> int:
+        return int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+
+    assert config.learner.world_size * config.learner.gpus_per_rank <= learner["maxReplicas"] * gpus(learner)
+    assert config.rollout.max_actors == rollout["maxReplicas"] * gpus(rollout) / config.rollout.gpus_per_actor
+    assert (config.cluster.labels.learner, config.cluster.labels.rollout) == (learner["labels"], rollout["labels"])
+    assert str(config.run.dir).startswith("/runs/")
 
 
 def test_versions_are_those_that_were_tested() -> None:
