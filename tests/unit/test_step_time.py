@@ -35,7 +35,8 @@ def shape() -> ModelShape:
 
 
 def config(*overrides: str) -> Config:
-    return load_config([CONFIGS / "phantom_cpu.yaml"], overrides)
+    ours = ("loss.kl_beta=0", "train.prompts_per_step=32", "rollout.max_tokens=8")
+    return load_config([CONFIGS / "phantom_cpu.yaml"], (*ours, *overrides))
 
 
 def counted(work: Work) -> float:
