@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from medr1_ray import tiny
 from medr1_ray.config_base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from medr1_ray.config_cluster import ClusterSettings, PoolSize
+from medr1_ray.config_data import DataSettings
 from medr1_ray.config_hardware import HardwareSettings, SizingSettings
 from medr1_ray.types import Mode
 
@@ -93,31 +94,6 @@ class ModelSettings(Settings):
     def folder(self) -> Path:
         """The checkpoint's folder on this machine."""
         return tiny.model_path() if self.path == "tiny" else Path(self.path)
-
-
-class DataSettings(Settings):
-    """Questions and images."""
-
-    format: Literal["phantoms", "omnimedvqa", "medr1"]
-    root: Path
-    """Folder of the dataset. Phantoms are written below it, into a folder for their seed and number."""
-    seed: int = 0
-    """Seed of the phantoms and of the train / evaluation split."""
-    train_file: str | None = None
-    """For `medr1`: annotation file of the training rows, relative to `root`."""
-    eval_file: str | None = None
-    phantom_images: PositiveInt = 6000
-    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the images (never of the rows) held out, where the format has no split of its own."""
-    eval_questions: PositiveInt = 400
-    image_size: Annotated[int, Field(ge=28, le=4096)] = 384
-    image_fit: Literal["squash", "pad"] = "squash"
-    modalities: tuple[str, ...] = ()
-    """Keep only these (canonical names); empty keeps all."""
-    question_types: tuple[str, ...] = ()
-    sampling_weights: dict[str, float] = Field(default_factory=dict)
-    """How often training questions of a modality or question type (by name) come, relative to the others; 1 where not
-    named."""
 
 
 class TrainSettings(Settings):

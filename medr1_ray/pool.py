@@ -211,6 +211,8 @@ class RolloutPool:
         work.ledger.scored(rewards.prompt_id)
         completions = work.completions.pop(rewards.prompt_id)
         work.groups[rewards.prompt_id] = Group(work.prompts[rewards.prompt_id], completions, rewards)
+        if work is self._training:
+            self._stream.observe(rewards.prompt_id, float(rewards.correct.mean()))
 
     def _poll(self, work: _Workload | None = None) -> None:
         """Handle what has arrived; wait a moment for the first. Raises when something is overdue."""

@@ -66,6 +66,8 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
         config.train.seed,
         state.stream if state else None,
         config.data.sampling_weights,
+        config.data.shuffle_options,
+        config.data.online_pass_rate_limits,
     )
     progress = Progress(config.train.steps)
     progress.message(dataset.description)

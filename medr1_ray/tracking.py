@@ -61,7 +61,7 @@ METRICS: dict[str, str] = {
     "ledger/groups_in_flight": "of these, not yet ended",
     "ledger/groups_dropped": "of these, dropped for a counted reason",
     "ledger/groups_zero_variance": "used groups with equal rewards since the run began",
-    "ledger/prompts_dropped": "training questions that were no prompts (too long, image unreadable)",
+    "ledger/prompts_dropped": "training questions passed over (too long, image unreadable, pass rate)",
     "time/step_seconds": "rollout, update, weight sync and parity gate of this step together",
     "time/rollout_seconds": "the driver waiting for groups",
     "time/reward_seconds": "reward actors at work, beside generation",

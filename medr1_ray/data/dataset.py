@@ -6,11 +6,14 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from medr1_ray.config import DataSettings
+from medr1_ray.config_data import DataSettings
 from medr1_ray.data.medr1_rows import read_medr1_rows
 from medr1_ray.data.omnimedvqa import read_omnimedvqa
+from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates
 from medr1_ray.data.phantoms import ensure_dataset
+from medr1_ray.data.prepared import read_split
 from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES
 from medr1_ray.data.reading import Dropped, ReadResult, dropped_by_reason
 from medr1_ray.data.splits import split_by_image
@@ -19,11 +22,13 @@ from medr1_ray.types import Question
 
 @dataclass(frozen=True)
 class Dataset:
-    """`evaluation` is the sample that a run evaluates on; `dropped` are the rows that could not be read."""
+    """`evaluation` is the sample that a run evaluates on; `dropped` are the rows that could not be read; `notes` are
+    lines about what else was left out."""
 
     train: tuple[Question, ...]
     evaluation: tuple[Question, ...]
     dropped: tuple[Dropped, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def shared_images(self) -> int:
@@ -39,6 +44,7 @@ class Dataset:
             f"{self.shared_images} of which are trained on too",
             "train by modality: " + _counts(Counter(question.modality for question in self.train)),
             "train by question type: " + _counts(Counter(question.question_type for question in self.train)),
+            *self.notes,
         ]
         if self.dropped:
             lines.append(f"dropped: {len(self.dropped)} rows: " + _counts(dropped_by_reason(self.dropped)))
@@ -66,8 +72,9 @@ def open_dataset(settings: DataSettings) -> Dataset:
                 f"keeps all) and the rows dropped: {_counts(dropped_by_reason(dropped)) or 'none'}"
             )
     evaluation = stratified_sample(held_out, settings.eval_questions, settings.seed)
-    dataset = Dataset(train, evaluation, dropped)
-    assert settings.format == "medr1" or dataset.shared_images == 0
+    train, notes = _within_pass_rates(train, settings)
+    dataset = Dataset(train, evaluation, dropped, notes)
+    assert settings.format in ("medr1", "prepared") or dataset.shared_images == 0
     return dataset
 
 
@@ -103,6 +110,14 @@ def _read(
             raise ValueError(f"data.root={settings.root}: {error}") from error
     elif not root.is_dir():
         raise ValueError(f"data.root={root} is no folder; give the folder of the dataset")
+    if settings.format == "prepared":
+        split = read_split(root, settings.split)
+        if not split.parts[settings.eval_part]:
+            raise ValueError(
+                f"data.eval_part={settings.eval_part}: data.split={settings.split} has no questions there; it has "
+                + ", ".join(f"{part} {len(questions)}" for part, questions in split.parts.items())
+            )
+        return split.parts["train"], split.parts[settings.eval_part], split.dropped
     if settings.format == "medr1":
         assert settings.train_file is not None  # the config checks both
         assert settings.eval_file is not None
@@ -111,6 +126,22 @@ def _read(
         return train.questions, held_out.questions, train.dropped + held_out.dropped
     result: ReadResult = read_omnimedvqa(root)
     return *split_by_image(result.questions, root, settings.eval_fraction, settings.seed), result.dropped
+
+
+def _within_pass_rates(
+    train: tuple[Question, ...], settings: DataSettings
+) -> tuple[tuple[Question, ...], tuple[str, ...]]:
+    if not isinstance(settings.pass_rates, Path):
+        return train, ()
+    lowest, highest = settings.min_pass_rate, settings.max_pass_rate
+    filtered = filter_by_pass_rate(train, read_pass_rates(settings.pass_rates), lowest, highest)
+    note = (
+        f"left out of training by pass rate: {filtered.too_hard} below {lowest:g}, {filtered.too_easy} above "
+        f"{highest:g}; {filtered.unmeasured} without a pass rate stay"
+    )
+    if not filtered.questions:
+        raise ValueError(f"data.pass_rates={settings.pass_rates}: no training question is left ({note})")
+    return filtered.questions, (note,)
 
 
 def _filtered(questions: tuple[Question, ...], settings: DataSettings) -> tuple[Question, ...]:

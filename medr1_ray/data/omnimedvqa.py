@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from medr1_ray.data.questions import RowError, canonical_modality, canonical_question_type
-from medr1_ray.data.reading import ReadResult, image_path, read_rows, refuse_ambiguous_gold, text_of
+from medr1_ray.data.reading import (
+    ReadResult,
+    image_path,
+    read_rows,
+    refuse_ambiguous_gold,
+    relative_path,
+    text_of,
+)
 from medr1_ray.types import LETTERS, Question
+
+QUESTIONS = "QA_information"
+OPEN_ACCESS = "Open-access"
 
 
 def read_omnimedvqa(root: Path, images_needed: bool = True) -> ReadResult:
@@ -20,20 +30,33 @@ def read_omnimedvqa(root: Path, images_needed: bool = True) -> ReadResult:
     Raises:
         ValueError: if there are no annotation files, or one is no list of rows.
     """
-    folder = root / "QA_information" / "Open-access"
+    folder = root / QUESTIONS / OPEN_ACCESS
     files = sorted(folder.glob("*.json"))
     if not files:
         raise ValueError(
             f"{folder}: no annotation files (*.json) there; the root of the dataset must hold the folders "
             "QA_information/Open-access and Images of OmniMedVQA"
         )
-    results = [
-        read_rows(root, file, lambda row, id_: _question(root, row, id_, images_needed)) for file in files
-    ]
+    results = [read_annotation_file(root, file, images_needed) for file in files]
     return ReadResult(
         tuple(question for result in results for question in result.questions),
         tuple(row for result in results for row in result.dropped),
     )
+
+
+def read_annotation_file(root: Path, file: Path, images_needed: bool) -> ReadResult:
+    """Read one file under `QA_information`; ids are `<file's stem>:<row>`, with the folder where it is not Open-access.
+
+    Raises:
+        ValueError: if it cannot be read or is no list of rows.
+    """
+    return read_rows(root, file, lambda row, id_: _question(root, row, id_, images_needed), file_name(root, file))
+
+
+def file_name(root: Path, file: Path) -> str:
+    """What the ids of a file's questions begin with."""
+    name = Path(relative_path(root, file)).with_suffix("")
+    return name.name if name.parent == Path(QUESTIONS, OPEN_ACCESS) else name.as_posix()
 
 
 def _question(root: Path, row: dict[str, Any], id_: str, images_needed: bool) -> Question:

@@ -13,6 +13,9 @@ from typing import Any
 from medr1_ray.data.questions import RowError
 from medr1_ray.types import Question
 
+MAX_ANNOTATION_BYTES = 256 * 2**20
+"""The largest file of OmniMedVQA has a tenth of that."""
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -36,51 +39,88 @@ def dropped_by_reason(dropped: tuple[Dropped, ...]) -> dict[str, int]:
     return dict(Counter(row.reason for row in dropped).most_common())
 
 
-def read_rows(root: Path, file: Path, parse: Callable[[dict[str, Any], str], Question]) -> ReadResult:
-    """Read a JSON list of rows; `parse` takes a row and the question's id (`<file's stem>:<row>`).
+def load_rows(file: Path) -> list[Any]:
+    """The rows of an annotation file: a JSON list in UTF-8.
+
+    Raises:
+        ValueError: if the file cannot be read, is too large, or holds no list.
+    """
+    try:
+        if file.stat().st_size > MAX_ANNOTATION_BYTES:
+            raise ValueError(f"larger than {MAX_ANNOTATION_BYTES // 2**20} MiB")
+        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: cannot be read as JSON ({error}); give an annotation file") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{file}: holds a {type(rows).__name__}; an annotation file is a list of rows")
+    return rows
+
+
+def read_rows(
+    root: Path, file: Path, parse: Callable[[dict[str, Any], str], Question], name: str | None = None
+) -> ReadResult:
+    """Read a JSON list of rows; `parse` takes a row and the question's id, `<name>:<row>` (by default the file's stem).
 
     Raises:
         ValueError: if the file cannot be read or holds no list.
     """
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: cannot be read as JSON ({error}); give an annotation file") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{file}: holds a {type(rows).__name__}; an annotation file is a list of rows")
     questions: list[Question] = []
     dropped: list[Dropped] = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(load_rows(file)):
         try:
             if not isinstance(row, dict):
                 raise RowError("row is not an object")
-            questions.append(parse(row, f"{file.stem}:{index}"))
+            questions.append(parse(row, f"{name or file.stem}:{index}"))
         except RowError as reason:
-            dropped.append(Dropped(Path(os.path.relpath(file, root)).as_posix(), index, str(reason)))
+            dropped.append(Dropped(relative_path(root, file), index, str(reason)))
     return ReadResult(tuple(questions), tuple(dropped))
 
 
 def text_of(row: dict[str, Any], key: str) -> str:
     """The stripped text under `key`. Raises RowError where there is none."""
     value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
+    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
         raise RowError(f"no {key}")
+    if not isinstance(value, str):
+        raise RowError(f"{key} is no text")
+    if not value.isprintable() and any(0xD800 <= ord(letter) < 0xE000 or letter == "\0" for letter in value):
+        # Half a surrogate pair can be neither written nor tokenized, and no path may hold a zero.
+        raise RowError(f"{key} holds characters that no text has")
     return value.strip()
+
+
+def relative_path(root: Path, path: str | Path) -> str:
+    """`path` relative to `root`, with slashes."""
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def image_path(root: Path, path: str, images_needed: bool) -> str:
     """The absolute path of an image that a row names relative to `root`.
 
     Raises:
-        RowError: if it leads out of `root`, or `images_needed` and there is no such file.
+        RowError: if it leads out of `root`, or `images_needed` and it names no file there.
     """
     absolute = os.path.abspath(root)
     full = os.path.normpath(os.path.join(absolute, path))
     if not full.startswith(absolute + os.sep):
         raise RowError("image path leads out of the dataset's folder")
-    if images_needed and not os.path.isfile(full):
-        raise RowError("image file not found")
+    if images_needed:
+        refuse_missing_image(root, full)
     return full
+
+
+def refuse_missing_image(root: Path, path: str) -> None:
+    """Raise RowError where the absolute `path` below `root` is no file, or a link that leads elsewhere.
+
+    A folder directly below `root` may itself be a link (`Images` on another disk).
+    """
+    if not os.path.isfile(path):
+        exists = os.path.lexists(path)
+        raise RowError("image path is no regular file" if exists else "image file not found")
+    parts = Path(os.path.relpath(path, root)).parts
+    top = os.path.realpath(os.path.join(root, *parts[:1]) if len(parts) > 1 else root)
+    if os.path.commonpath([top, os.path.realpath(path)]) != top:
+        raise RowError("image is a link that leads out of the dataset's folder")
 
 
 def refuse_ambiguous_gold(options: tuple[str, ...], answer: int) -> None:

@@ -1,12 +1,13 @@
-"""Splits by image: never by row, so no evaluated image is trained on."""
+"""Splits by image or by groups of images: never by row, so no evaluated image is trained on."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
+from medr1_ray.data.reading import relative_path
 from medr1_ray.types import Question
 
 
@@ -15,24 +16,46 @@ def split_by_image(
 ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """Split into (train, evaluation), each with all questions of its images, in the order given.
 
-    Within each modality the images are ranked by a hash of the seed and their path relative to `root`, and
-    the first `eval_fraction` of them is held out: at least one, and never all, of a modality with two images
-    or more.
+    `hold_out` chooses the images of each modality, by their path relative to `root`.
     """
-    images: dict[str, set[str]] = defaultdict(set)
+    images: dict[str, dict[str, int]] = defaultdict(dict)
     modality_of: dict[str, str] = {}
     for question in questions:
         # An image that two modalities claim belongs to the first that does.
-        images[modality_of.setdefault(question.image_path, question.modality)].add(question.image_path)
-    held_out: set[str] = set()
-    for paths in images.values():
-        ranked = sorted(paths, key=lambda path: _hash(seed, os.path.relpath(path, os.path.abspath(root))))
-        wanted = max(1, round(eval_fraction * len(ranked)))
-        held_out.update(ranked[: min(wanted, len(ranked) - 1)])
-    train = tuple(question for question in questions if question.image_path not in held_out)
-    evaluation = tuple(question for question in questions if question.image_path in held_out)
-    return train, evaluation
+        modality = modality_of.setdefault(question.image_path, question.modality)
+        images[modality][relative_path(root, question.image_path)] = 1
+    held_out = {
+        path for sizes in images.values() for path in hold_out(sizes, {"evaluation": eval_fraction}, seed)
+    }
+    sides: dict[bool, list[Question]] = {False: [], True: []}
+    for question in questions:
+        sides[relative_path(root, question.image_path) in held_out].append(question)
+    return tuple(sides[False]), tuple(sides[True])
 
 
-def _hash(seed: int, path: str) -> bytes:
-    return hashlib.blake2b(f"{seed}:{Path(path).as_posix()}".encode(), digest_size=16).digest()
+def hold_out(sizes: Mapping[str, int], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    """The part of each group that is held out; those left are for training.
+
+    Args:
+        sizes: images in each group, by a key that stays when the data moves or grows.
+        fractions: share of the images that each part is to have.
+        seed: of the hash of the keys by which the groups are ranked.
+
+    Each part in turn takes the groups in their rank that still fit into its share; where none does, the smallest one.
+    So each part has at least one group, and never all, where there are enough.
+    """
+    left = sorted(sizes, key=lambda key: hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=16).digest())
+    total = sum(sizes.values())
+    parts: dict[str, str] = {}
+    for part, fraction in fractions.items():
+        room = max(1, round(fraction * total))
+        taken: set[str] = set()
+        for key in left:
+            if sizes[key] <= room and len(left) - len(taken) > 1:
+                taken.add(key)
+                room -= sizes[key]
+        if not taken and len(left) > 1:
+            taken.add(min(left, key=lambda key: sizes[key]))
+        parts |= dict.fromkeys(taken, part)
+        left = [key for key in left if key not in taken]
+    return parts

@@ -14,17 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.data.options import shuffle_options
 from medr1_ray.types import Prompt, Question
 
 logger = logging.getLogger(__name__)
+
+RESTING = "resting because of its pass rate"
+_PROMPT_ID = re.compile(r"(\d+)\.(\d+):(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class StreamState:
     """Where a stream stands: the next question is number `position` of the shuffled epoch `epoch`.
 
-    `dropped` counts the questions passed over, by reason; `digest` is over the questions in their order and the
-    weights.
+    `dropped` counts the questions passed over, by reason; `digest` is over the questions in their order, the
+    weights and whether options are shuffled. `resting` has the epoch in which a question is passed over because of its
+    pass rate, by id.
     """
 
     seed: int
@@ -32,13 +37,18 @@ class StreamState:
     epoch: int = 0
     position: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    resting: dict[str, int] = field(default_factory=dict)
 
 
 class PromptStream:
     """Endless prompts: each epoch holds every question once, in an order drawn from the seed and the epoch.
 
     With `weights` (of modalities and question types by name, 1 where not named) a question of weight w comes w / mean
-    weight times in an epoch: the whole part for certain, the rest by chance.
+    weight times in an epoch: the whole part for certain, the rest by chance. With `options_shuffled` each prompt has
+    its options in an order drawn from the seed, the epoch and the position.
+
+    With `pass_rate_limits` (lowest, highest) a question whose pass rate, as told to `observe`, is outside of them rests
+    for an epoch; then it is asked again, since the policy has changed.
 
     Questions that cannot be prompts are passed over and counted in `state().dropped`, once per epoch; the log
     names each once. With `state` the stream goes on where that state was taken.
@@ -54,17 +64,19 @@ class PromptStream:
         seed: int,
         state: StreamState | None = None,
         weights: Mapping[str, float] | None = None,
+        options_shuffled: bool = False,
+        pass_rate_limits: tuple[float, float] | None = None,
     ) -> None:
         if not questions:
             raise ValueError("no training questions; see data.root, data.modalities and data.question_types")
         weights = weights or {}
-        digest = _digest(questions, weights)
+        digest = _digest(questions, weights, options_shuffled)
         state = state or StreamState(seed, digest)
         if (state.seed, state.digest) != (seed, digest):
             what = (
                 f"train.seed {state.seed}, now {seed}"
                 if state.seed != seed
-                else "other training questions or data.sampling_weights"
+                else "other training questions, data.sampling_weights or data.shuffle_options"
             )
             raise ValueError(
                 f"the run to resume was started with {what}: resume with the settings and data of then, "
@@ -74,16 +86,21 @@ class PromptStream:
         self._encoder = encoder
         self._seed = seed
         self._digest = digest
+        self._options_shuffled = options_shuffled
+        self._pass_rate_limits = pass_rate_limits
+        self._resting = dict(state.resting)
         self._expected = _expected_visits(questions, weights)
         self._epoch = state.epoch
         self._position = state.position
         self._dropped = Counter(state.dropped)
-        self._refused: dict[str, Refused] = {}
+        self._refused: dict[Question, Refused] = {}
         self._order = self._shuffled(self._epoch)
 
     def state(self) -> StreamState:
         """The state from which a new stream yields what this one would yield next."""
-        return StreamState(self._seed, self._digest, self._epoch, self._position, dict(self._dropped))
+        return StreamState(
+            self._seed, self._digest, self._epoch, self._position, dict(self._dropped), dict(self._resting)
+        )
 
     def take(self, count: int) -> list[Prompt]:
         """The next `count` prompts; their ids `<epoch>.<position>:<question id>` are unique in the run.
@@ -95,7 +112,11 @@ class PromptStream:
         refused_in_a_row = 0
         while len(prompts) < count:
             question = self._questions[self._order[self._position]]
-            encoded = self._encode(question, f"{self._epoch}.{self._position}:{question.id}")
+            if self._resting.get(question.id) == self._epoch:
+                self._dropped[RESTING] += 1
+                self._advance()
+                continue
+            encoded = self._encode(question, self._epoch, self._position)
             self._advance()
             if isinstance(encoded, Prompt):
                 prompts.append(encoded)
@@ -111,18 +132,31 @@ class PromptStream:
                 )
         return prompts
 
+    def observe(self, prompt_id: str, pass_rate: float) -> None:
+        """Take note of how often a prompt of this stream was answered rightly, in [0, 1]."""
+        match = _PROMPT_ID.fullmatch(prompt_id)
+        assert match is not None
+        if self._pass_rate_limits is None:
+            return
+        lowest, highest = self._pass_rate_limits
+        if lowest <= pass_rate <= highest:
+            self._resting.pop(match[3], None)
+        else:
+            self._resting[match[3]] = int(match[1]) + 1
+
     def reissue(self, prompt_id: str) -> Prompt:
         """The prompt that `take` gave this id, in this run or in the one that is resumed.
 
         Raises:
             ValueError: if no prompt of this stream has the id, or its image cannot be read any more.
         """
-        match = re.fullmatch(r"(\d+)\.(\d+):(.*)", prompt_id, re.DOTALL)
+        match = _PROMPT_ID.fullmatch(prompt_id)
         if match:
-            order = self._shuffled(int(match[1]))
-            question = self._questions[order[min(int(match[2]), len(order) - 1)]]
-            if question.id == match[3]:
-                encoded = self._encode(question, prompt_id)
+            epoch, position = int(match[1]), int(match[2])
+            order = self._shuffled(epoch)
+            question = self._questions[order[position]] if position < len(order) else None
+            if question and question.id == match[3]:
+                encoded = self._encode(question, epoch, position)
                 if isinstance(encoded, Refused):
                     raise ValueError(f"prompt {prompt_id!r} cannot be issued again: {encoded.detail}")
                 return encoded
@@ -130,12 +164,15 @@ class PromptStream:
             f"prompt {prompt_id!r} is none of this stream's; its ids are <epoch>.<position>:<question id>"
         )
 
-    def _encode(self, question: Question, prompt_id: str) -> Prompt | Refused:
-        if question.id in self._refused:
-            return self._refused[question.id]
-        encoded = self._encoder.encode(question, prompt_id)
+    def _encode(self, question: Question, epoch: int, position: int) -> Prompt | Refused:
+        if self._options_shuffled:
+            # Four numbers, the last not 0: NumPy pads seeds with zeros, and `_shuffled` has taken [seed, epoch].
+            question = shuffle_options(question, np.random.default_rng([self._seed, epoch, position, 1]))
+        if question in self._refused:
+            return self._refused[question]
+        encoded = self._encoder.encode(question, f"{epoch}.{position}:{question.id}")
         if isinstance(encoded, Refused):
-            self._refused[question.id] = encoded
+            self._refused[question] = encoded
             logger.warning("dropped (%s): %s", encoded.reason, encoded.detail)
         return encoded
 
@@ -143,6 +180,7 @@ class PromptStream:
         self._position += 1
         if self._position == len(self._order):
             self._epoch, self._position = self._epoch + 1, 0
+            self._resting = {id_: epoch for id_, epoch in self._resting.items() if epoch >= self._epoch}
             self._order = self._shuffled(self._epoch)
 
     def _shuffled(self, epoch: int) -> list[int]:
@@ -179,8 +217,8 @@ def _expected_visits(questions: tuple[Question, ...], weights: Mapping[str, floa
     return np.asarray(raw / raw.mean())
 
 
-def _digest(questions: tuple[Question, ...], weights: Mapping[str, float]) -> str:
-    content = hashlib.blake2b(digest_size=16)
+def _digest(questions: tuple[Question, ...], weights: Mapping[str, float], options_shuffled: bool) -> str:
+    content = hashlib.blake2b(b"options shuffled\n" if options_shuffled else b"", digest_size=16)
     for name in sorted(weights):
         content.update(f"{name}\0{weights[name]!r}\n".encode())
     for question in questions:

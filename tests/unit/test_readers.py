@@ -61,7 +61,7 @@ def test_omnimedvqa_key_modality_and_paths_relative_to_the_working_directory(
     [
         ({"gt_answer": "PET"}, "gold answer not among the options"),
         ({"gt_answer": ""}, "no gt_answer"),
-        ({"question": 3}, "no question"),
+        ({"question": 3}, "question is no text"),
         ({"option_B": None}, "fewer than two options"),
         ({"option_B": "", "option_C": "CT"}, "a letter is missing among the options"),
         ({"option_C": "CT"}, "gold option occurs twice"),

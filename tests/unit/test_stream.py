@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 from medr1_ray.data import encoding
 from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.data.images import load_image
-from medr1_ray.data.stream import PromptStream, StreamState
+from medr1_ray.data.stream import RESTING, PromptStream, StreamState
 from medr1_ray.types import Prompt, Question
 
 IMAGE_PAD_ID = 7
@@ -238,3 +239,96 @@ def test_weights_that_mean_nothing_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         PromptStream(two_kinds, encoder(), seed=3, weights=weights)
+
+
+@pytest.fixture
+def four_options(questions: tuple[Question, ...]) -> tuple[Question, ...]:
+    return tuple(
+        dataclasses.replace(question, options=tuple(f"{question.id}-{x}" for x in "wxyz"), answer=i % 4)
+        for i, question in enumerate(questions)
+    )
+
+
+def test_shuffled_options_take_the_gold_letter_along(four_options: tuple[Question, ...]) -> None:
+    given = {question.id: question for question in four_options}
+    letters: Counter[str] = Counter()
+    orders: set[tuple[str, ...]] = set()
+    for prompt in PromptStream(four_options, encoder(), seed=3, options_shuffled=True).take(2000):
+        question, original = prompt.question, given[prompt.question.id]
+        assert sorted(question.options) == sorted(original.options)
+        assert question.options[question.answer] == original.options[original.answer]
+        letters[question.gold_letter] += 1
+        if question.id == "q:0":
+            orders.add(question.options)
+    assert all(count == pytest.approx(500, abs=100) for count in letters.values())
+    assert len(orders) == 24, "200 epochs show each of the 24 orders"
+
+
+def test_a_stream_of_shuffled_options_resumes_and_issues_again(four_options: tuple[Question, ...]) -> None:
+    whole = PromptStream(four_options, encoder(), seed=3, options_shuffled=True).take(25)
+    stream = PromptStream(four_options, encoder(), seed=3, options_shuffled=True)
+    stream.take(13)
+    resumed = PromptStream(four_options, encoder(), seed=3, state=stream.state(), options_shuffled=True)
+    assert [prompt.question for prompt in resumed.take(12)] == [prompt.question for prompt in whole[13:]]
+    assert [resumed.reissue(prompt.id).question for prompt in whole] == [prompt.question for prompt in whole]
+    with pytest.raises(ValueError, match=r"data\.shuffle_options"):
+        PromptStream(four_options, encoder(), seed=3, state=stream.state())
+
+
+def test_a_question_outside_the_pass_rate_limits_rests_for_an_epoch(questions: tuple[Question, ...]) -> None:
+    rates = {f"q:{i}": i / 9 for i in range(10)}
+    stream = PromptStream(questions, encoder(), seed=3, pass_rate_limits=(0.2, 0.8))
+
+    def epoch(count: int) -> set[str]:
+        prompts = stream.take(count)
+        for prompt in prompts:
+            stream.observe(prompt.id, rates[prompt.question.id])
+        return {prompt.question.id for prompt in prompts}
+
+    within = {f"q:{i}" for i in range(2, 8)}  # 2/9 = 0.22 and 7/9 = 0.78
+    assert epoch(10) == set(rates)
+    assert epoch(6) == within
+    stream.take(1)  # the rest of the second epoch may still lie ahead: four questions in all were passed over
+    assert stream.state().epoch == 2
+    assert stream.state().dropped == {RESTING: 4}
+    # Asked again in the third epoch, where they pass; so none rests in the fourth.
+    rates = dict.fromkeys(rates, 0.5)
+    stream = PromptStream(
+        questions, encoder(), 3, dataclasses.replace(stream.state(), position=0), pass_rate_limits=(0.2, 0.8)
+    )
+    assert epoch(10) == set(rates)
+    assert epoch(10) == set(rates)
+
+
+def test_when_all_questions_rest_the_next_epoch_goes_on(questions: tuple[Question, ...]) -> None:
+    stream = PromptStream(questions, encoder(), seed=3, pass_rate_limits=(0.2, 0.8))
+    for prompt in stream.take(10):
+        stream.observe(prompt.id, 1.0)
+    assert stream.take(1)[0].id.startswith("2.0:")
+    assert stream.state().dropped == {RESTING: 10}
+
+
+@pytest.mark.parametrize("taken", [1, 12, 23])
+def test_a_stream_with_resting_questions_resumes(questions: tuple[Question, ...], taken: int) -> None:
+    def take(stream: PromptStream, count: int) -> list[str]:
+        ids: list[str] = []
+        for _ in range(count):
+            (prompt,) = stream.take(1)
+            stream.observe(prompt.id, 1.0 if prompt.question.id in ("q:1", "q:5") else 0.5)
+            ids.append(prompt.id)
+        return ids
+
+    whole = take(PromptStream(questions, encoder(), seed=3, pass_rate_limits=(0, 0.9)), 40)
+    stream = PromptStream(questions, encoder(), seed=3, pass_rate_limits=(0, 0.9))
+    take(stream, taken)
+    saved = StreamState(**json.loads(json.dumps(dataclasses.asdict(stream.state()))))
+    resumed = PromptStream(questions, encoder(), seed=3, state=saved, pass_rate_limits=(0, 0.9))
+    assert take(resumed, 40 - taken) == whole[taken:]
+
+
+def test_pass_rates_do_nothing_without_limits(questions: tuple[Question, ...]) -> None:
+    stream = PromptStream(questions, encoder(), seed=3)
+    for prompt in stream.take(10):
+        stream.observe(prompt.id, 0.0)
+    assert len({prompt.question.id for prompt in stream.take(10)}) == 10
+    assert stream.state().resting == {}
