@@ -15,6 +15,7 @@ from medr1_ray import tiny
 from medr1_ray.config_base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from medr1_ray.config_cluster import ClusterSettings, PoolSize
 from medr1_ray.config_data import DataSettings
+from medr1_ray.config_hardware import HardwareSettings, SizingSettings
 from medr1_ray.config_placement import refuse_impossible_placement
 from medr1_ray.types import Mode
 
@@ -219,6 +220,8 @@ class Config(Settings):
     learner: LearnerSettings = LearnerSettings()
     parity: ParitySettings = ParitySettings()
     cluster: ClusterSettings = ClusterSettings()
+    hardware: HardwareSettings = HardwareSettings()
+    sizing: SizingSettings = SizingSettings()
 
     @property
     def gap_mean_limit(self) -> float:

@@ -1,4 +1,4 @@
-"""What a run would be, without starting any of it: settings, actors, memory. Needs no checkpoint at hand."""
+"""What a run would be, without starting any of it: settings, actors, memory, time. Needs no checkpoint at hand."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from medr1_ray.config import Config
 from medr1_ray.config_loading import config_digest, config_yaml
 from medr1_ray.demand import demands
-from medr1_ray.sizing import Part, learner_parts, read_shape, rollout_parts, weight_sync_bytes
+from medr1_ray.sizing import ModelShape, Part, learner_parts, read_shape, rollout_parts, weight_sync_bytes
+from medr1_ray.step_time import best_split, epoch_cost, step_size, step_time
 
 REWARD_ACTOR_BYTES = 256 * 2**20
 DRIVER_BYTES = 2**30
 
 
 def dry_run(config: Config) -> str:
-    """The resolved settings, the actors with their CPUs, GPUs and memory, and memory by part; about 110 columns.
+    """The resolved settings, the actors with their CPUs, GPUs and memory, memory by part, and a step's time and price
+    where `hardware` is given; about 110 columns.
 
     Raises:
         ValueError: neither `model.shape` nor `model.path` has the model's config.json.
@@ -45,8 +47,40 @@ def dry_run(config: Config) -> str:
         _part_table(of_learner, on_gpu["learner rank"]),
         "\nMemory of each rollout actor (estimate; of each of its GPUs)",
         _part_table(of_rollout, on_gpu["rollout actor"]),
+        "\nTime (estimate by docs/sizing.md)",
+        _time(config, shape),
     ]
     return "\n".join(sections)
+
+
+def _time(config: Config, shape: ModelShape) -> str:
+    if config.hardware.learner.matmul_flops_per_second is None:
+        return "  none: hardware is not set; give one of configs/hardware/ as one more --config"
+    size, ranks, actors = step_size(config), config.learner.world_size, config.rollout.actors
+    time = step_time(config, shape, size, ranks, actors)
+    completions = f"{size.prompts} x {size.group_size} completions"
+    rows = [
+        ("rollout", f"{time.rollout_seconds:,.2f} s", f"{completions} on {actors} x rollout actor"),
+        ("update", f"{time.update_seconds:,.2f} s", f"rows of {size.row_tokens(shape):,.0f} tokens on {ranks} x rank"),
+        ("weight sync", f"{time.weight_sync_seconds:,.2f} s", "by the object store, to all rollout actors at once"),
+        ("step", f"{time.seconds:,.2f} s", "rollout beside update" if time.overlapped else "one after the other"),
+    ]
+    best = best_split(config, shape)
+    lines = [
+        _table(("part", "time", "how"), rows, right=1),
+        f"  Best split of these devices: learner.world_size={best.ranks}, rollout.actors={best.actors}, "
+        f"{best.time.seconds:,.2f} s a step",
+        _epoch(config, "As configured", time.seconds, ranks, actors),
+        _epoch(config, "With the best split", best.time.seconds, best.ranks, best.actors),
+    ]
+    return "\n".join(lines)
+
+
+def _epoch(config: Config, what: str, step_seconds: float, ranks: int, actors: int) -> str:
+    epoch = epoch_cost(config, step_seconds, ranks, actors)
+    unit = "the run" if config.sizing.epoch_questions is None else "an epoch"
+    price = "hardware.*.price_per_hour is not set" if epoch.price is None else f"price {epoch.price:,.2f}"
+    return f"  {what}, {unit} of {epoch.steps:,} steps takes {epoch.hours:,.2f} h; {price}"
 
 
 def _totals(parts: Sequence[Part], on_gpu: bool) -> tuple[int, int]:

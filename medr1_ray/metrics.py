@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from medr1_ray.busy_time import seconds_of
 from medr1_ray.ledger import LedgerCounts
 from medr1_ray.membership import Leave, MembershipCounts
 from medr1_ray.types import Group, Span, UpdateReport
 
 _DRIVER_PHASES = ("rollout", "update", "weight_sync", "parity", "evaluation", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a step ran on; `price_per_hour` is that of all of it, None where prices are not known."""
+
+    learner_ranks: int
+    rollout_actors: int
+    price_per_hour: float | None
 
 
 def step_metrics(
@@ -20,10 +31,13 @@ def step_metrics(
     members: MembershipCounts,
     refused: Mapping[str, int],
     spans: Sequence[Span],
+    busy: Mapping[str, float],
+    resources: Resources,
 ) -> dict[str, float | None]:
     """Metrics of the step that `report` is of; None where there was nothing to measure.
 
-    `refused` counts questions that were no prompts, by reason; `spans` are those since the step before.
+    `refused` counts questions that were no prompts, by reason; `spans` are those since the step before, and `busy`
+    each actor's seconds at work in them.
     """
     totals = np.concatenate([group.rewards.total for group in groups])
     lengths = np.concatenate([group.completions.lengths for group in groups])
@@ -75,10 +89,20 @@ def step_metrics(
         "time/step_seconds": step_seconds,
         "time/reward_seconds": _seconds(spans, "reward", ""),
         **{f"time/{phase}_seconds": seconds for phase, seconds in driver.items()},
+        "perf/learner_idle_fraction": _idle_fraction(busy, "learner-", resources.learner_ranks * step_seconds),
+        "perf/rollout_idle_fraction": _idle_fraction(busy, "rollout-", resources.rollout_actors * step_seconds),
+        "perf/cost_per_1000_groups": None
+        if resources.price_per_hour is None
+        else resources.price_per_hour * step_seconds / 3600 * 1000 / len(groups),
         "perf/completions_per_second": lengths.size / step_seconds,
         "perf/rollout_tokens_per_second": float(lengths.sum()) / step_seconds,
         "perf/learner_tokens_per_second": report.padded_tokens / driver["update"],
     }
+
+
+def _idle_fraction(busy: Mapping[str, float], role: str, available_seconds: float) -> float:
+    """At least 0: a request that began in the step before brings its seconds along."""
+    return max(0.0, 1.0 - seconds_of(busy, role) / available_seconds)
 
 
 def _seconds(spans: Iterable[Span], actor: str, phase: str) -> float:

@@ -24,7 +24,6 @@ from medr1_ray.ledger import Ledger, Stage, room
 from medr1_ray.membership import MembershipCounts
 from medr1_ray.rollout_actor import LoadReport
 from medr1_ray.rollout_engine import groups_at_once
-from medr1_ray.scaling import BusyTime
 from medr1_ray.types import Completions, Group, Prompt, Rewards, Sampling, Span, WeightUpdate
 
 _POLL_SECONDS = 1.0
@@ -81,7 +80,6 @@ class RolloutPool:
         self._stream = stream
         self._next_reward_actor = itertools.cycle(reward_actors)
         self._spans: list[Span] = []
-        self._busy = BusyTime()
         self._evaluations = itertools.count()
         self._training = _Workload(
             "train",
@@ -241,10 +239,6 @@ class RolloutPool:
         spans, self._spans = self._spans, []
         return spans
 
-    def take_busy_seconds(self) -> float:
-        """Actor-seconds of generation for the training since the last call."""
-        return self._busy.take()
-
     def _use(self, prompt_id: str) -> Group:
         group = self._training.discard(prompt_id)
         self.ledger.use(prompt_id, zero_variance=group.rewards.all_equal)
@@ -277,8 +271,6 @@ class RolloutPool:
         if not work.ledger.generated(completions.prompt_id, actor, int(completions.versions.min())):
             return
         self._spans.append(completions.span)
-        if work is self._training:
-            self._busy.add(completions.span)
         work.completions[completions.prompt_id] = completions
         question = work.prompts[completions.prompt_id].question
         ref = next(self._next_reward_actor).score.remote(completions.prompt_id, completions.texts, question)

@@ -1,6 +1,6 @@
 """Where a run writes: refuses what is not its own.
 
-    runs/<name>/ config.yaml  metrics.jsonl  spans.jsonl  summary.json
+    runs/<name>/ config.yaml  metrics.jsonl  spans.jsonl  timeline.json  summary.json
                  rollouts/  evaluations/  checkpoints/  logs/
 """
 
@@ -18,6 +18,8 @@ from medr1_ray.config_loading import load_config, write_config
 _CHANGEABLE = (
     "run.",
     "cluster.",
+    "hardware.",
+    "sizing.",
     "parity.",
     "train.steps",
     "rollout.actors",

@@ -17,26 +17,6 @@ import math
 from dataclasses import dataclass, field
 
 from medr1_ray.config import Config
-from medr1_ray.types import Span
-
-
-class BusyTime:
-    """Seconds during which each actor had a group to generate: the union of the spans, as they come in."""
-
-    def __init__(self) -> None:
-        self._busy_until: dict[str, float] = {}
-        self._seconds = 0.0
-
-    def add(self, span: Span) -> None:
-        """Spans of one actor that began earlier count for what lies after those that came in before."""
-        start = max(span.start_seconds, self._busy_until.get(span.actor, -math.inf))
-        self._seconds += max(0.0, span.end_seconds - start)
-        self._busy_until[span.actor] = max(start, span.end_seconds)
-
-    def take(self) -> float:
-        """Actor-seconds since the last call."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
 
 
 @dataclass

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medr1_ray.busy_time import BusyTime, seconds_of
 from medr1_ray.checkpoint import Checkpoints, RunState
 from medr1_ray.config import Config
 from medr1_ray.config_loading import config_digest
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation import EvaluationLog, evaluate, with_blank_images, with_shuffled_images
 from medr1_ray.learner import Learner
-from medr1_ray.metrics import step_metrics
+from medr1_ray.metrics import Resources, step_metrics
 from medr1_ray.parity import Gap, ParityError, ParityGate
 from medr1_ray.pool import RolloutPool
 from medr1_ray.progress import Progress
@@ -46,6 +47,7 @@ class Session:
     checkpoints: Checkpoints
     totals: Totals
     scaling: Scaling
+    _busy: BusyTime = field(default_factory=BusyTime)
     _syncs: int = 0
     _spans: list[Span] = field(default_factory=list)
 
@@ -89,8 +91,16 @@ class Session:
         self.totals.completions += sum(len(group.rewards.total) for group in groups)
         spans = [*self._spans, *self.pool.drain_spans(), *report.spans]
         self._spans.clear()
+        busy = self._busy.add(spans)
         metrics = step_metrics(
-            groups, report, self.pool.ledger.counts(), self.pool.membership(), self.stream.state().dropped, spans
+            groups,
+            report,
+            self.pool.ledger.counts(),
+            self.pool.membership(),
+            self.stream.state().dropped,
+            spans,
+            busy,
+            self._resources(),
         )
         self.tracker.log(self.step, metrics)
         self.tracker.log_spans(self.step, spans)
@@ -98,7 +108,7 @@ class Session:
             self.tracker.write_rollouts(self.step, groups)
         self.progress.update(self.step, metrics)
         waiting, step = metrics["time/rollout_seconds"] or 0.0, metrics["time/step_seconds"] or 0.0
-        self.scaling.measure(waiting, step - waiting, self.pool.take_busy_seconds())
+        self.scaling.measure(waiting, step - waiting, seconds_of(busy, "rollout-"))
         if gap.mean > self.config.gap_mean_limit:
             raise ParityError(
                 f"step {self.step}: the rollout log-probabilities are {gap.mean:.2e} nats from the learner's in the "
@@ -170,6 +180,15 @@ class Session:
         self.progress.message(
             f"evaluation {name}: accuracy {evaluation.accuracy:.3f}, format {evaluation.format:.3f}, n {evaluation.n}"
         )
+
+    def _resources(self) -> Resources:
+        """A process without a GPU counts as one device."""
+        learner, rollout = self.config.learner, self.config.rollout
+        actors = len(self.pool.rollout_names)
+        price = self.config.hardware.price_per_hour(
+            learner.world_size * (learner.gpus_per_rank or 1), actors * (rollout.gpus_per_actor or 1)
+        )
+        return Resources(learner.world_size, actors, price)
 
     def _due(self, every: int) -> bool:
         """Whether a step that is a multiple of `every` was passed by the last update."""

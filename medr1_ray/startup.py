@@ -23,6 +23,7 @@ from medr1_ray.evaluation import EvaluationLog
 from medr1_ray.fleet import RolloutFleet
 from medr1_ray.learner import Learner
 from medr1_ray.ledger import Ledger
+from medr1_ray.live_metrics import LiveMetrics
 from medr1_ray.parity import ParityGate
 from medr1_ray.placement import describe_missing, release_nodes
 from medr1_ray.pool import RolloutPool
@@ -78,7 +79,8 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
     evaluation_prompts, refused = _encode_all(dataset.evaluation, encoder)
     for reason, count in refused.items():
         progress.message(f"evaluation: {count} questions left out: {reason}")
-    tracker = Tracker(config, directory.path, state.step if state else 0)
+    live_metrics = LiveMetrics(directory.path.name)
+    tracker = Tracker(config, directory.path, state.step if state else 0, live_metrics.set)
     connect(config)
     try:
         learner = Learner(config)

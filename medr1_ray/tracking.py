@@ -4,6 +4,7 @@
     metrics.discarded-<n>.jsonl  lines of steps that were done again, because the run was resumed before them
     rollouts/step-000010.jsonl   one JSON object a completion
     spans.jsonl                  one JSON object a phase of an actor; never cut: it is what the machines did
+    timeline.json                the same as a Chrome trace, written at the end (timeline.py)
     summary.json                 renamed into place
 
 JSON has no NaN: a number that is not finite is written as "NaN", "Infinity" or "-Infinity" (Python's `float` reads
@@ -17,7 +18,7 @@ import logging
 import math
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medr1_ray.config import Config
+from medr1_ray.timeline import write_timeline
 from medr1_ray.types import Group, Span
 
 METRICS: dict[str, str] = {
@@ -73,6 +75,9 @@ METRICS: dict[str, str] = {
     "time/parity_seconds": "probes of the parity gate",
     "time/evaluation_seconds": "evaluations since the step before",
     "time/checkpoint_seconds": "checkpoints since the step before",
+    "perf/learner_idle_fraction": "share of time/step_seconds that a learner rank does nothing, mean over ranks",
+    "perf/rollout_idle_fraction": "share of time/step_seconds that a rollout actor has no request, mean over actors",
+    "perf/cost_per_1000_groups": "time/step_seconds of all machines at hardware.*.price_per_hour, for 1000 groups",
     "perf/completions_per_second": "completions learned from, over time/step_seconds",
     "perf/rollout_tokens_per_second": "tokens of completions learned from, over time/step_seconds",
     "perf/learner_tokens_per_second": "tokens through the learner's model, prompts included, over its update",
@@ -83,6 +88,11 @@ METRICS: dict[str, str] = {
 _log = logging.getLogger(__name__)
 
 
+def prometheus_name(metric: str) -> str:
+    """The name under which Ray exports a metric: `ray_medr1_reward_total_mean` for `reward/total_mean`."""
+    return f"ray_medr1_{metric.replace('/', '_')}"
+
+
 class Tracker:
     """Writes the files above into `directory`.
 
@@ -90,13 +100,21 @@ class Tracker:
         config: the run's settings; `run.wandb` and `run.tensorboard` say where metrics go beside the files.
         directory: `<run>`, created where it is missing.
         step: steps done so far; 0 for a new run. What a resumed run had written of later steps is moved aside.
+        publish: is given the same metrics as the files.
 
     Raises:
         ValueError: a package that the settings ask for is not installed.
     """
 
-    def __init__(self, config: Config, directory: Path, step: int = 0) -> None:
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        step: int = 0,
+        publish: Callable[[Mapping[str, float | None]], None] | None = None,
+    ) -> None:
         self._directory = directory
+        self._publish = publish
         self._advantage_std = config.loss.advantage_std
         self._metrics = directory / "metrics.jsonl"
         self._rollouts = directory / "rollouts"
@@ -127,6 +145,8 @@ class Tracker:
             if not math.isfinite(value):
                 _log.warning("step %d: %s is %s", step, name, value)
         _append(self._metrics, [{"step": step, **metrics}])
+        if self._publish is not None:
+            self._publish(metrics)
         if self._wandb is not None:
             self._wandb.log({"step": step, **numbers})
         if self._tensorboard is not None:
@@ -154,7 +174,9 @@ class Tracker:
         return path
 
     def close(self) -> None:
-        """Let wandb and TensorBoard finish."""
+        """Write the timeline; let wandb and TensorBoard finish."""
+        if (self._directory / "spans.jsonl").exists():
+            write_timeline(self._directory)
         if self._wandb is not None:
             self._wandb.finish()
         if self._tensorboard is not None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from medr1_ray.busy_time import BusyTime, seconds_of
 from medr1_ray.calls import Calls
 from medr1_ray.cluster import connect
 from medr1_ray.config import Config
@@ -74,7 +75,7 @@ def run(
     pool = RolloutPool(
         config, fleet, reward_actors, calls, PromptStream((question,), Encoder(), 0), Ledger(time.monotonic)
     )
-    scaling = Scaling.of(config)
+    scaling, busy_time = Scaling.of(config), BusyTime()
     fleet.wait_until_up()
     told: set[str] = set()
     threading.Thread(target=lambda: told.update(map(str.strip, iter(sys.stdin.readline, ""))), daemon=True).start()
@@ -96,7 +97,7 @@ def run(
         update_until = taken + update_seconds * (10 if "slower" in told else 1)
         while time.monotonic() < update_until:
             pool.poll(0.05)
-        busy = pool.take_busy_seconds()
+        busy = seconds_of(busy_time.add(pool.drain_spans()), "rollout-")
         scaling.measure(taken - synced, synced - start + time.monotonic() - taken, busy)
         if targets is None:
             pool.scale(scaling.choose(pool.membership().target), f"idle {scaling.idle_fraction}")

@@ -115,6 +115,20 @@ def test_every_phase_of_every_actor_is_a_span(asynchronous_run: Path) -> None:
     assert all(span["end_seconds"] >= span["start_seconds"] for span in spans)
 
 
+def test_a_run_tells_how_idle_it_was_and_leaves_a_timeline(asynchronous_run: Path) -> None:
+    run = asynchronous_run / "run"
+    steps = [line for line in _lines(run / "metrics.jsonl") if "time/step_seconds" in line]
+    for role in ("learner", "rollout"):
+        idle = [line[f"perf/{role}_idle_fraction"] for line in steps]
+        assert all(0 <= fraction < 1 for fraction in idle)
+    assert all(line["perf/cost_per_1000_groups"] is None for line in steps), "no prices were given"
+    events = json.loads((run / "timeline.json").read_text())["traceEvents"]
+    assert {event["args"]["name"] for event in events if event["name"] == "process_name"} == {
+        span["actor"] for span in _lines(run / "spans.jsonl")
+    }
+    assert {event["args"]["step"] for event in events if event["ph"] == "X"} == {1, 2, 3, 4, 5}
+
+
 def test_the_checkpoint_loads_in_transformers(asynchronous_run: Path) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

@@ -4,21 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from medr1_ray.scaling import BusyTime, Scaling
-from medr1_ray.types import Span
-
-
-def a_span(actor: str, start: float, end: float) -> Span:
-    return Span(actor, "rollout", start, end)
-
-
-def test_busy_time_is_the_union_of_each_actors_spans() -> None:
-    busy = BusyTime()
-    for span in (a_span("a", 0, 2), a_span("a", 1, 3), a_span("b", 0, 2), a_span("a", 5, 6), a_span("a", 5, 5.5)):
-        busy.add(span)
-    assert busy.take() == 3 + 2 + 1
-    busy.add(a_span("a", 5.5, 7))
-    assert busy.take() == 1, "what was counted before is not counted again"
+from medr1_ray.scaling import Scaling
 
 
 def scaling(overlapping: bool, target: float = 0.2, fewest: int = 1, most: int = 10) -> Scaling:

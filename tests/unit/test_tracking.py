@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medr1_ray.busy_time import BusyTime
 from medr1_ray.config import Config
 from medr1_ray.ledger import LedgerCounts
 from medr1_ray.membership import Membership
-from medr1_ray.metrics import step_metrics
+from medr1_ray.metrics import Resources, step_metrics
 from medr1_ray.progress import Progress
 from medr1_ray.tracking import METRICS, Tracker
 from medr1_ray.types import (
@@ -232,14 +233,39 @@ def test_what_is_emitted_is_what_is_documented() -> None:
         Span("driver", "update", 2.0, 3.0),
         Span("driver", "weight_sync", 3.0, 4.0),
         Span("reward-0", "reward", 1.0, 1.5),
+        Span("rollout-0", "rollout", 0.0, 2.0),
+        Span("rollout-1", "rollout", 0.0, 1.0),
+        Span("learner-0", "forward_backward", 2.0, 3.0),
     )
     report = UpdateReport(6, (OptimizerStep(0.1, 1.0, 1e-4),), statistics, 1, 0, 0, 4, 20, spans)
     counts = LedgerCounts(issued=3, used=1, zero_variance=0, in_flight=1, dropped={"stale": 1}, reissued=1, late=1)
     members = Membership(lambda: 0.0, target=2).counts()
-    metrics = step_metrics([a_group()], report, counts, members, {"too long": 2}, spans)
+    resources = Resources(learner_ranks=1, rollout_actors=2, price_per_hour=9.0)
+    busy = BusyTime().add(spans)
+    metrics = step_metrics([a_group()], report, counts, members, {"too long": 2}, spans, busy, resources)
+    # Of 4 s the learner works 1; of 2 x 4 s the rollout actors work 3. 4 s at 9 an hour for one group is 0.01.
+    assert (metrics["perf/learner_idle_fraction"], metrics["perf/rollout_idle_fraction"]) == (0.75, 0.625)
+    assert metrics["perf/cost_per_1000_groups"] == pytest.approx(10.0)
     evaluated = {name for name in METRICS if name.startswith("eval/")}
     assert metrics.keys() == METRICS.keys() - evaluated
     assert len(METRICS) <= 50
+
+
+def test_metrics_are_published_as_they_are_logged(config: Config) -> None:
+    published: list[dict[str, float | None]] = []
+    tracker = Tracker(config, config.run.dir, publish=lambda metrics: published.append(dict(metrics)))
+    tracker.log(1, {"reward/total_mean": 0.5, "policy/kl": None})
+    assert published == [{"reward/total_mean": 0.5, "policy/kl": None}]
+
+
+def test_a_run_leaves_its_timeline(config: Config) -> None:
+    tracker = Tracker(config, config.run.dir)
+    tracker.close()
+    assert not (config.run.dir / "timeline.json").exists()
+    tracker.log_spans(1, [Span("driver", "update", 1.5, 2.0)])
+    tracker.close()
+    events = json.loads((config.run.dir / "timeline.json").read_text())["traceEvents"]
+    assert [event["name"] for event in events if event["ph"] == "X"] == ["update"]
 
 
 def test_tensorboard(config: Config) -> None:

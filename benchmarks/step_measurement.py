@@ -1,0 +1,195 @@
+"""Times of one training step's parts, measured with the real engine and learner on this machine's CPU.
+
+Random weights in the shape of the tiny model or of `bench30m` (hidden 512, 8 layers, vision depth 4), so that
+completions are as long as asked for. Everything is one Ray cluster; nothing here takes part in training.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+import torch
+from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from medr1_ray import tiny
+from medr1_ray.code_digest import code_digest
+from medr1_ray.config import Config
+from medr1_ray.learner import Learner
+from medr1_ray.prompts import chat_messages
+from medr1_ray.rollout_actor import RolloutActor
+from medr1_ray.types import Completions, Group, Prompt, Question, Rewards, Sampling, Span
+
+MAX_TOKENS = 64
+MAX_PROMPT_TOKENS = 448
+BENCH30M_TEXT = {
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+BENCH30M_VISION = {"depth": 4, "embed_dim": 256, "num_heads": 4, "hidden_size": 512}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size of a step: `prompts` square images of `image_size` pixels, each with `group_size` completions."""
+
+    model: str
+    image_size: int
+    prompts: int
+    group_size: int
+    completion_tokens: int
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{self.model} {self.image_size} px, {self.prompts} x {self.group_size} completions of "
+            f"{self.completion_tokens} tokens"
+        )
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """Seconds of the three parts of a step."""
+
+    rollout: float
+    update: float
+    weight_sync: float
+
+    @property
+    def total(self) -> float:
+        return self.rollout + self.update + self.weight_sync
+
+
+def write_model(name: str, folder: Path) -> Path:
+    """A checkpoint of random weights: `tiny` in the shape of the model that ships, or `bench30m`."""
+    shutil.copytree(tiny.model_path(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    shape = Qwen2VLConfig.from_pretrained(tiny.model_path()).to_dict()
+    if name == "bench30m":
+        shape["text_config"] |= BENCH30M_TEXT | {"layer_types": ["full_attention"] * 8}
+        shape["text_config"]["rope_parameters"] |= {"mrope_section": [8, 12, 12]}
+        shape["vision_config"] |= BENCH30M_VISION
+    torch.manual_seed(0)
+    Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(shape)).float().save_pretrained(folder)
+    return folder
+
+
+class Bench:
+    """One engine and one learner rank of a model, each on `threads` cores."""
+
+    def __init__(self, name: str, folder: Path, logs: Path, threads: int) -> None:
+        self.config = Config.model_validate(
+            {
+                "run": {"dir": logs},
+                "model": {"path": str(folder)},
+                "data": {"format": "phantoms", "root": "unused"},
+                "train": {"steps": 10_000},
+                "rollout": {
+                    "max_tokens": MAX_TOKENS,
+                    "max_prompt_tokens": MAX_PROMPT_TOKENS,
+                    "threads": threads,
+                },
+                "learner": {"threads": threads, "micro_batch_tokens": 2048, "learning_rate": 1e-12},
+            }
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._prompt_ids = np.array(
+            tokenizer.apply_chat_template(
+                chat_messages(_question("0"), "no_think"), add_generation_prompt=True, return_dict=False
+            ),
+            np.int32,
+        )
+        self._learner = Learner(self.config, name=f"learner-{name}")
+        self._actor: Any = (
+            ray.remote(RolloutActor).options(max_concurrency=1000).remote(self.config, 0, code_digest())
+        )
+        self._learner.start()
+        ray.get(self._actor.ping.remote())
+        self._processes = _processes([self._actor, *self._learner._ranks])
+        self._version = 0
+        self._requests = 0
+        self._sync()
+
+    def step(self, case: Case) -> tuple[StepSeconds, StepSeconds]:
+        """One synchronous step of `case`: wall-clock and CPU seconds.
+
+        The CPU seconds of actor, engine and learner process are what the wall clock shows where these cores do nothing
+        else, since with one thread each they work in turn (but for preparing images while the engine runs).
+        """
+        prompts = [self._prompt(case.image_size) for _ in range(case.prompts)]
+        sampling = Sampling(case.group_size, case.completion_tokens, 1.0)
+        marks = [self._clocks()]
+        completions = self._generate(prompts, sampling)
+        marks.append(self._clocks())
+        groups = [_scored(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
+        self._learner.update(groups, self._version)
+        marks.append(self._clocks())
+        self._version += 1
+        self._sync()
+        marks.append(self._clocks())
+        wall, busy = (np.diff(clock).tolist() for clock in zip(*marks, strict=True))
+        return StepSeconds(*wall), StepSeconds(*busy)
+
+    def _clocks(self) -> tuple[float, float]:
+        used = [process.cpu_times() for process in self._processes]
+        return time.perf_counter(), sum(times.user + times.system for times in used)
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of a prompt without its image."""
+        return self._prompt_ids.size - 1
+
+    def _sync(self) -> None:
+        ray.get(self._actor.load_weights.remote(self._learner.export_weights(self._version)))
+
+    def _generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Completions]:
+        answers: list[Completions] = ray.get(
+            [self._actor.generate.remote(prompt.id, prompt, sampling) for prompt in prompts]
+        )
+        return answers
+
+    def _prompt(self, image_size: int) -> Prompt:
+        self._requests += 1
+        name = str(self._requests)
+        noise = np.random.default_rng(self._requests).integers(0, 256, (image_size, image_size, 3), np.uint8)
+        return Prompt(name, _question(name), self._prompt_ids, noise)
+
+
+def _question(name: str) -> Question:
+    return Question(
+        name, "", "Which imaging modality is this?", ("CT", "MRI", "X-ray"), 0, "CT", "Modality", "none"
+    )
+
+
+def _scored(prompt: Prompt, completions: Completions) -> Group:
+    """Rewards that differ, so that every group goes through the model."""
+    count = len(completions.texts)
+    total = (np.arange(count) % 2).astype(np.float32)
+    rewards = Rewards(
+        prompt.id,
+        ("accuracy",),
+        total[:, None],
+        total,
+        total > 0,
+        total > 0,
+        (None,) * count,
+        Span("reward-0", "reward", 0.0, 0.0),
+    )
+    return Group(prompt, completions, rewards)
+
+
+def _processes(actors: Sequence[Any]) -> list[psutil.Process]:
+    """The actors' processes and all below them."""
+    pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in actors])
+    own = [psutil.Process(pid) for pid in pids]
+    return [*own, *(child for process in own for child in process.children(recursive=True))]
