@@ -45,7 +45,7 @@ class PoolSize(Settings):
 
 
 class PlacementLabels(Settings):
-    """Ray node labels that a place must have, by role, e.g. `{ray.io/market-type: on-demand}`.
+    """Ray node labels that a place must have, by role, e.g. `{market-type: on-demand}`.
 
     A value may be one of Ray's operators: `!spot`, `in(a,b)`, `!in(a,b)`. The driver runs on the head node.
     """
