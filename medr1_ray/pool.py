@@ -20,7 +20,17 @@ from medr1_ray.config import Config
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.ledger import Ledger, Stage, room
 from medr1_ray.rollout_actor import LoadReport
-from medr1_ray.types import Completions, Group, Prompt, Rewards, Sampling, Span, WeightUpdate
+from medr1_ray.types import (
+    Completions,
+    Continuations,
+    Group,
+    Likelihoods,
+    Prompt,
+    Rewards,
+    Sampling,
+    Span,
+    WeightUpdate,
+)
 
 _POLL_SECONDS = 1.0
 
@@ -62,11 +72,11 @@ class RolloutPool:
     Args:
         config: the run's settings.
         actors: started actors.
-        stream: where training prompts come from.
+        stream: where training prompts come from; None where nothing is trained.
         ledger: the run's accounts (totals restored when it is resumed).
     """
 
-    def __init__(self, config: Config, actors: PoolActors, stream: PromptStream, ledger: Ledger) -> None:
+    def __init__(self, config: Config, actors: PoolActors, stream: PromptStream | None, ledger: Ledger) -> None:
         self._config = config
         self._actors = actors
         self._stream = stream
@@ -104,6 +114,7 @@ class RolloutPool:
             max_staleness=train.max_staleness,
             versions_ahead=versions_ahead,
         )
+        assert self._stream is not None
         for prompt in self._stream.take(missing):
             self._training.add(prompt)
         self._assign(self._training)
@@ -158,6 +169,18 @@ class RolloutPool:
         handle = self._actors.rollout[actor]
         refs = [handle.generate.remote(f"probe-{version}/{prompt.id}", prompt, sampling) for prompt in prompts]
         return self._get(refs, f"a probe on {actor}", self._config.cluster.rollout_timeout_seconds)
+
+    def likelihoods(
+        self, prompts: Sequence[Prompt], continuations: Sequence[Continuations]
+    ) -> list[Likelihoods]:
+        """How likely each prompt's continuations are, in the given order."""
+        names = itertools.cycle(self._actors.rollout)
+        call = f"likelihoods-{next(self._evaluations)}"
+        refs = [
+            self._actors.rollout[next(names)].score.remote(f"{call}/{prompt.id}", prompt, texts)
+            for prompt, texts in zip(prompts, continuations, strict=True)
+        ]
+        return self._get(refs, f"scoring {len(refs)} prompts", self._config.cluster.rollout_timeout_seconds)
 
     @property
     def rollout_names(self) -> list[str]:

@@ -77,11 +77,11 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
     connect(config)
     try:
         learner = Learner(config)
-        actors = _start_pool_actors(config)
+        actors = start_pool_actors(config)
         learner.start()
         if checkpoint:
             learner.load(checkpoint)
-        _wait_until_up(actors, config)
+        wait_until_up(actors, config)
         pool = RolloutPool(config, actors, stream, _ledger(state))
         if state:
             pool.issue_again([stream.reissue(prompt_id) for prompt_id in state.unused_prompts])
@@ -125,7 +125,8 @@ def _encode_all(questions: tuple[Question, ...], encoder: PromptEncoder) -> tupl
     return prompts, refused
 
 
-def _start_pool_actors(config: Config) -> PoolActors:
+def start_pool_actors(config: Config) -> PoolActors:
+    """Ask Ray for the rollout and reward actors; `wait_until_up` waits for them."""
     rollout = {
         f"rollout-{index}": ray.remote(RolloutActor)
         .options(
@@ -146,7 +147,8 @@ def _start_pool_actors(config: Config) -> PoolActors:
     return PoolActors(rollout, reward)
 
 
-def _wait_until_up(actors: PoolActors, config: Config) -> None:
+def wait_until_up(actors: PoolActors, config: Config) -> None:
+    """Raises RuntimeError when an actor failed or has not started within `cluster.start_timeout_seconds`."""
     named = {**actors.rollout, **actors.reward}
     pings = {actor.ping.remote(): name for name, actor in named.items()}
     done, late = ray.wait(list(pings), num_returns=len(pings), timeout=config.cluster.start_timeout_seconds)

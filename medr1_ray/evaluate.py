@@ -1,0 +1,218 @@
+"""`python -m medr1_ray.evaluate --model PATH --data DIR --split S`: a checkpoint beside what needs no image.
+
+Runs on rollout actors; every answer is written as it comes, and the same command goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+from medr1_ray.config import Config
+from medr1_ray.data.dataset import open_dataset
+from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.evaluation_page import report_page
+from medr1_ray.evaluation_passes import (
+    BLINDED,
+    IMAGE,
+    SCORINGS,
+    SHUFFLED_OPTIONS,
+    Pass,
+    Sampled,
+    letter_passes,
+    likelihood_pass,
+    text_pass,
+)
+from medr1_ray.evaluation_report import Against, Report, compare, make_report
+from medr1_ray.evaluation_run import Answers, EvaluationFolder, questions_digest, read_answers
+from medr1_ray.evaluation_settings import evaluation_config
+from medr1_ray.model_files import checkpoint_digest, resolve_checkpoint
+from medr1_ray.types import Mode, Question, Sampling
+
+TEXT_TOKENS = 64
+"""Longest answer in the text of an option."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to evaluate besides the letters: `scorings` among `SCORINGS`, `samples` a question or 0, and the result to
+    compare with."""
+
+    split: str
+    scorings: tuple[str, ...] = ("letter",)
+    samples: int = 0
+    questions: int | None = None
+    against: Path | None = None
+
+
+def evaluate(config: Config, plan: Plan) -> Report:
+    """Evaluate `config.model` into `config.run.dir`, going on with what is there.
+
+    Raises:
+        ValueError: the data, the split, the folder or the result to compare with is not usable.
+        RuntimeError: an engine failed; what was answered is kept.
+    """
+    from medr1_ray.inference import open_inference
+
+    checkpoint = config.model.folder
+    train, questions = read_split(config, plan.split, plan.questions)
+    other = None if plan.against is None else _result_to_compare(plan.against)
+    folder = EvaluationFolder(config.run.dir, _identity(config, plan, checkpoint, train, questions), questions)
+    passes = make_passes(config, plan, questions)
+    if any(len(_all_ids(folder.answers(each.name))) < len(questions) for each in passes):
+        with open_inference(config) as inference:
+            inference.load(checkpoint)
+            for each in passes:
+                folder.run(inference.pool, each)
+    return write_report(config, plan, folder, train, other)
+
+
+def read_split(
+    config: Config, split: str, limit: int | None = None
+) -> tuple[Sequence[Question], Sequence[Question]]:
+    """The training questions, which the blind prior is counted over, and those of the split.
+
+    Raises:
+        ValueError: the data cannot be read, or has no such split.
+    """
+    everything = config.data.model_copy(update={"eval_questions": limit or sys.maxsize})
+    if split not in ("train", "test"):
+        raise ValueError(f"--split {split!r} is none of this data's splits: test, train")
+    dataset = open_dataset(everything)
+    return dataset.train, dataset.train[:limit] if split == "train" else dataset.evaluation
+
+
+def make_passes(config: Config, plan: Plan, questions: Sequence[Question]) -> list[Pass]:
+    """The letters with and without what should matter, and what else is planned."""
+    from transformers import AutoTokenizer
+
+    path = str(config.model.folder)
+    encoder = PromptEncoder.from_checkpoint(
+        path, config.mode, config.data.image_size, config.data.image_fit, config.rollout.max_prompt_tokens
+    )
+    passes = letter_passes(encoder, config.mode, config.rollout.max_tokens, questions, config.data.seed)
+    if "text" in plan.scorings:
+        passes.append(text_pass(encoder, min(TEXT_TOKENS, config.rollout.max_tokens)))
+    if "likelihood" in plan.scorings:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        passes.append(likelihood_pass(encoder, lambda text: tokenizer.encode(text, add_special_tokens=False)))
+    if plan.samples:
+        # Without a seed of their own: a seeded request whose prompt comes in two pieces ends vLLM 0.32 on a CPU.
+        sampling = Sampling(plan.samples, config.rollout.max_tokens, config.rollout.temperature)
+        passes.append(Sampled(_samples_name(plan), passes[0].ask, sampling))
+    return passes
+
+
+def write_report(
+    config: Config,
+    plan: Plan,
+    folder: EvaluationFolder,
+    train: Sequence[Question],
+    other: Answers | None,
+) -> Report:
+    """`report.json` and `report.md`, and `pass_rates.jsonl` where there are samples."""
+    names = [IMAGE, *BLINDED, SHUFFLED_OPTIONS, *(name for name in plan.scorings if name != "letter")]
+    answers = {name: folder.answers(name) for name in names}
+    samples = folder.answers(_samples_name(plan)).rows if plan.samples else {}
+    left_out = {id_: reason for found in answers.values() for id_, reason in found.left_out.items()}
+    against: Against | None = None
+    if other is not None:
+        against = compare(folder.questions, answers[IMAGE].rows, str(plan.against), other.rows)
+    report = make_report(
+        model=str(config.model.path),
+        mode=config.mode,
+        split=plan.split,
+        questions=folder.questions,
+        train=train,
+        rows={name: found.rows for name, found in answers.items()},
+        left_out=left_out,
+        samples=samples,
+        against=against,
+    )
+    (folder.path / "report.json").write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False))
+    (folder.path / "report.md").write_text(report_page(report))
+    if samples:
+        rates = [json.dumps(row, ensure_ascii=False) + "\n" for row in samples.values()]
+        (folder.path / "pass_rates.jsonl").write_text("".join(rates), encoding="utf-8")
+    return report
+
+
+def _identity(
+    config: Config, plan: Plan, checkpoint: Path, train: Sequence[Question], questions: Sequence[Question]
+) -> dict[str, object]:
+    """What must be the same for answers to be of one evaluation."""
+    return {
+        "weights": checkpoint_digest(checkpoint),
+        "mode": config.mode,
+        "split": plan.split,
+        "questions": questions_digest(questions),
+        "training questions": questions_digest(train),
+        "image_size": config.data.image_size,
+        "image_fit": config.data.image_fit,
+        "max_tokens": config.rollout.max_tokens,
+        "max_prompt_tokens": config.rollout.max_prompt_tokens,
+        "temperature of samples": config.rollout.temperature,
+        "seed": config.data.seed,
+    }
+
+
+def _result_to_compare(path: Path) -> Answers:
+    folder = path.parent if path.is_file() else path
+    if not (folder / "answers" / f"{IMAGE}.jsonl").exists():
+        raise ValueError(f"--against {path} is no result: give the report.json or the folder of an evaluation")
+    return read_answers(folder)
+
+
+def _all_ids(answers: Answers) -> set[str]:
+    return answers.rows.keys() | answers.left_out.keys()
+
+
+def _samples_name(plan: Plan) -> str:
+    return f"samples_{plan.samples}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m medr1_ray.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
+    parser.add_argument("--data", type=Path, required=True, help="the dataset's folder")
+    parser.add_argument("--split", required=True, help="test or train")
+    parser.add_argument("--mode", choices=get_args(Mode), help="by default that of the model's run, else no_think")
+    parser.add_argument("--samples", type=int, default=0, help="sampled answers to each question, for pass rates")
+    parser.add_argument("--scoring", nargs="+", choices=SCORINGS, default=["letter"], help="letters always come")
+    parser.add_argument("--questions", type=int, help="only so many, taken in turn from each modality and type")
+    parser.add_argument("--against", type=Path, help="report.json or folder of another model on the same split")
+    parser.add_argument("--out", type=Path, help="by default below runs/evaluations/, by model, data and split")
+    parser.add_argument("--config", type=Path, action="append", help="YAML; by default that of the model's run")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the files")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        if options.samples < 0:
+            raise ValueError(f"--samples {options.samples}: give a number of samples, or 0 for none")
+        checkpoint = resolve_checkpoint(options.model)
+        config = evaluation_config(
+            checkpoint,
+            data=options.data,
+            split=options.split,
+            mode=options.mode,
+            out=options.out,
+            files=options.config or [],
+            overrides=options.overrides,
+        )
+        plan = Plan(options.split, tuple(options.scoring), options.samples, options.questions, options.against)
+        report = evaluate(config, plan)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(report.verdict))
+    print(f"{config.run.dir}/report.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
