@@ -42,7 +42,7 @@ def evaluate_all(settings: MatrixSettings) -> None:
     with open_inference(without_learner(longest, settings.out)) as inference:
         for slug, axis, mode, checkpoint in todo:
             config = mode_config(settings, mode)
-            questions = test_questions(settings, axis)
+            questions = held_out_questions(settings, axis)
             folder = EvaluationFolder(_folder(settings, slug), _identity(config, checkpoint, questions), questions)
             inference.load(checkpoint)
             for each in _passes(config, questions):
@@ -55,7 +55,7 @@ def evaluation_folder(settings: MatrixSettings, row: Trained | None, axis: Axis,
     return _folder(settings, row.slug if row else _base_slug(axis, mode))
 
 
-def test_questions(settings: MatrixSettings, axis: Axis) -> tuple[Question, ...]:
+def held_out_questions(settings: MatrixSettings, axis: Axis) -> tuple[Question, ...]:
     """Held-out questions, as many of each column, in turn from the types or modalities within it."""
     by_column: dict[str, list[Question]] = defaultdict(list)
     dataset = everything(settings)

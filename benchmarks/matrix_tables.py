@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.matrix_evaluation import BLANK, evaluation_folder, everything, test_questions
+from benchmarks.matrix_evaluation import BLANK, evaluation_folder, everything, held_out_questions
 from benchmarks.matrix_settings import BASE, NAMES, Axis, MatrixSettings, Trained, column_of
 from medr1_ray.data.blind_prior import BlindPrior
 from medr1_ray.evaluation_passes import IMAGE
@@ -88,7 +88,7 @@ def collect(settings: MatrixSettings) -> list[Matrix]:
     """All matrices of an experiment whose models have answered."""
     matrices = []
     for axis in dict.fromkeys(axis for axes in settings.axes.values() for axis in axes):
-        questions = test_questions(settings, axis)
+        questions = held_out_questions(settings, axis)
         columns = np.array([NAMES[axis].index(column_of(question, axis)) for question in questions])
         prior = _prior(settings, axis, questions)
         measured = {

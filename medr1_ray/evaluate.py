@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from medr1_ray.config import Config
-from medr1_ray.data.dataset import open_dataset
+from medr1_ray.data.dataset import open_dataset, stratified_sample
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.evaluation_page import report_page
 from medr1_ray.evaluation_passes import (
@@ -30,7 +30,7 @@ from medr1_ray.evaluation_passes import (
 )
 from medr1_ray.evaluation_report import Against, Report, compare, make_report
 from medr1_ray.evaluation_run import Answers, EvaluationFolder, questions_digest, read_answers
-from medr1_ray.evaluation_settings import evaluation_config
+from medr1_ray.evaluation_settings import evaluation_config, part_of
 from medr1_ray.model_files import checkpoint_digest, resolve_checkpoint
 from medr1_ray.types import Mode, Question, Sampling
 
@@ -60,7 +60,7 @@ def evaluate(config: Config, plan: Plan) -> Report:
     from medr1_ray.inference import open_inference
 
     checkpoint = config.model.folder
-    train, questions = read_split(config, plan.split, plan.questions)
+    train, questions = questions_of(config, plan.split, plan.questions)
     other = None if plan.against is None else _result_to_compare(plan.against)
     folder = EvaluationFolder(config.run.dir, _identity(config, plan, checkpoint, train, questions), questions)
     passes = make_passes(config, plan, questions)
@@ -72,19 +72,16 @@ def evaluate(config: Config, plan: Plan) -> Report:
     return write_report(config, plan, folder, train, other)
 
 
-def read_split(
-    config: Config, split: str, limit: int | None = None
-) -> tuple[Sequence[Question], Sequence[Question]]:
-    """The training questions, which the blind prior is counted over, and those of the split.
+def questions_of(config: Config, split: str, limit: int | None = None) -> tuple[Sequence[Question], Sequence[Question]]:
+    """The training questions, which the blind prior is counted over, and those of the split's part.
 
     Raises:
         ValueError: the data cannot be read, or has no such split.
     """
-    everything = config.data.model_copy(update={"eval_questions": limit or sys.maxsize})
-    if split not in ("train", "test"):
-        raise ValueError(f"--split {split!r} is none of this data's splits: test, train")
-    dataset = open_dataset(everything)
-    return dataset.train, dataset.train[:limit] if split == "train" else dataset.evaluation
+    dataset = open_dataset(config.data.model_copy(update={"eval_questions": limit or sys.maxsize}))
+    if part_of(config, split) == "train":
+        return dataset.train, stratified_sample(dataset.train, limit or len(dataset.train), config.data.seed)
+    return dataset.train, dataset.evaluation
 
 
 def make_passes(config: Config, plan: Plan, questions: Sequence[Question]) -> list[Pass]:
@@ -180,8 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m medr1_ray.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
-    parser.add_argument("--data", type=Path, required=True, help="the dataset's folder")
-    parser.add_argument("--split", required=True, help="test or train")
+    parser.add_argument("--data", type=Path, required=True, help="of data.prepare, or in OmniMedVQA's layout")
+    parser.add_argument("--split", required=True, help="of prepared data NAME or NAME/PART, else test or train")
     parser.add_argument("--mode", choices=get_args(Mode), help="by default that of the model's run, else no_think")
     parser.add_argument("--samples", type=int, default=0, help="sampled answers to each question, for pass rates")
     parser.add_argument("--scoring", nargs="+", choices=SCORINGS, default=["letter"], help="letters always come")

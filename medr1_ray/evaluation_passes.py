@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from random import Random
 from typing import Any, Protocol
 
 import numpy as np
 
 from medr1_ray.answer_parsing import parse_answer
 from medr1_ray.data.encoding import PromptEncoder, Refused, continuations
+from medr1_ray.data.options import shuffle_options
 from medr1_ray.evaluation import other_images
 from medr1_ray.omnimedvqa_scoring import PREFIX, candidate, most_similar, prefix_request, text_request
 from medr1_ray.types import LETTERS, Continuations, Group, Likelihoods, Mode, Prompt, Question, Sampling
@@ -125,7 +125,7 @@ class MostLikely:
 def letter_passes(
     encoder: PromptEncoder, mode: Mode, max_tokens: int, questions: Sequence[Question], seed: int
 ) -> list[Pass]:
-    """The question as it is, with a blank image, with another's image, and with its options under other letters."""
+    """The question as it is, with a blank image, with another's image, and with its options in another order."""
     grade = partial(grade_letter, mode=mode)
 
     def as_it_is(question: Question) -> Prompt | Refused:
@@ -143,15 +143,16 @@ def letter_passes(
         prompt = as_it_is(replace(question, image_path=other_file[question.id]))
         return prompt if isinstance(prompt, Refused) else replace(prompt, question=question)
 
-    def with_moved_options(question: Question) -> Prompt | Refused:
-        return as_it_is(moved_options(question, seed))
+    def with_shuffled_options(question: Question) -> Prompt | Refused:
+        generator = np.random.default_rng([seed, *question.id.encode()])
+        return as_it_is(shuffle_options(question, generator))
 
     blank, shuffled = BLINDED
     return [
         Greedy(IMAGE, as_it_is, grade, max_tokens),
         Greedy(blank, with_blank_image, grade, max_tokens),
         Greedy(shuffled, with_other_image, grade, max_tokens),
-        Greedy(SHUFFLED_OPTIONS, with_moved_options, grade, max_tokens),
+        Greedy(SHUFFLED_OPTIONS, with_shuffled_options, grade, max_tokens),
     ]
 
 
@@ -198,13 +199,3 @@ def grade_text(completion: str, question: Question) -> Row:
         "well_formed": True,
         "problem": "like none of the options" if chosen is None else None,
     }
-
-
-def moved_options(question: Question, seed: int) -> Question:
-    """The question with its options moved round by some places, so that each gets another letter, the gold one too."""
-    by = Random(f"{seed}:{question.id}").randrange(1, len(question.options))
-    return replace(
-        question,
-        options=question.options[-by:] + question.options[:-by],
-        answer=(question.answer + by) % len(question.options),
-    )

@@ -217,7 +217,7 @@ def verdict(overall: Share) -> list[str]:
         )
     order = overall.baselines.get(SHUFFLED_OPTIONS)
     if order is not None and order.better:
-        sentences.append("Its accuracy depends on the order of the options: it falls when they are moved.")
+        sentences.append("Its accuracy depends on the order of the options: it falls when they are shuffled.")
     return sentences
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from medr1_ray import tiny
 from medr1_ray.config import Config
 from medr1_ray.config_loading import load_config
+from medr1_ray.data.manifest import MANIFEST_FILE
 
 _REQUIRED = ("train.steps=1", "train.updates_per_rollout=1")
 
@@ -34,14 +35,19 @@ def evaluation_config(
     """
     files = files or _of_its_run(checkpoint)
     given = [f"data.root={json.dumps(str(data))}", "run.dir=runs/evaluations"]
-    if (data / "QA_information").is_dir():
+    if (data / MANIFEST_FILE).exists():
+        name, _, part = split.partition("/")
+        held_out = "test" if part == "train" else part or "test"
+        given += ["data.format=prepared", f"data.split={json.dumps(name)}", f"data.eval_part={json.dumps(held_out)}"]
+    elif (data / "QA_information").is_dir():
         given += ["data.format=omnimedvqa"]
     elif not files:
         raise ValueError(
-            f"--data {data}: no QA_information there, so that its format cannot be told; give the folder of a dataset, "
-            "or its settings with --config"
+            f"--data {data}: neither a manifest nor QA_information there, so that its format cannot be told; give a "
+            "folder that data.prepare wrote or one in OmniMedVQA's layout, or the settings with --config"
         )
     config = _load(checkpoint, mode, files, given, overrides)
+    part_of(config, split)
     named = f"{data.name}-{split}-{config.mode}".replace("/", "-")
     return without_learner(config, out or config.run.dir / _name(checkpoint) / named)
 
@@ -57,6 +63,21 @@ def answering_config(
     given = ["data.format=omnimedvqa", "data.root=unused", "run.dir=runs/answers"]
     config = _load(checkpoint, mode, files or _of_its_run(checkpoint), given, overrides)
     return without_learner(config, config.run.dir)
+
+
+def part_of(config: Config, split: str) -> str:
+    """The part of the data that `split` names: `train`, or one that is held out.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    if config.data.format == "prepared":
+        part, allowed = split.partition("/")[2] or "test", ["train", "validation", "test"]
+    else:
+        part, allowed = split, ["train", "test"]
+    if part not in allowed:
+        raise ValueError(f"--split {split!r}: the data has no part {part!r}; it has {', '.join(allowed)}")
+    return part
 
 
 def without_learner(config: Config, folder: Path) -> Config:
