@@ -9,7 +9,7 @@ from pathlib import Path
 import medr1_ray
 
 PACKAGE = Path(medr1_ray.__file__).parent
-NEEDS_RAY = {"cluster", "learner", "pool", "session", "startup"}
+NEEDS_RAY = {"cluster", "inference", "learner", "pool", "session", "startup"}
 NEEDS_AN_ENGINE = {"vllm_plugin", "zero"}
 
 # Each module is imported by a child of its own, forked after the libraries that light modules may use.
