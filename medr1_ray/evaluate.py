@@ -9,13 +9,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from medr1_ray.config import Config
-from medr1_ray.data.dataset import open_dataset, stratified_sample
+from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
 from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.reading import dropped_by_reason
 from medr1_ray.evaluation_page import report_page
 from medr1_ray.evaluation_passes import (
     BLINDED,
@@ -30,7 +31,7 @@ from medr1_ray.evaluation_passes import (
 )
 from medr1_ray.evaluation_report import Against, Report, compare, make_report
 from medr1_ray.evaluation_run import Answers, EvaluationFolder, questions_digest, read_answers
-from medr1_ray.evaluation_settings import evaluation_config, part_of
+from medr1_ray.evaluation_settings import evaluation_config, model_name, part_of
 from medr1_ray.model_files import checkpoint_digest, resolve_checkpoint
 from medr1_ray.types import Mode, Question, Sampling
 
@@ -59,33 +60,30 @@ def evaluate(config: Config, plan: Plan) -> Report:
     """
     from medr1_ray.inference import open_inference
 
-    checkpoint = config.model.folder
-    train, questions = questions_of(config, plan.split, plan.questions)
     other = None if plan.against is None else _result_to_compare(plan.against)
-    folder = EvaluationFolder(config.run.dir, _identity(config, plan, checkpoint, train, questions), questions)
-    passes = make_passes(config, plan, questions)
-    if any(len(_all_ids(folder.answers(each.name))) < len(questions) for each in passes):
-        with open_inference(config) as inference:
-            inference.load(checkpoint)
+    dataset = _read(config, plan)
+    print(dataset.description, file=sys.stderr)
+    identity = _identity(config, plan, dataset)
+    folder = EvaluationFolder(config.run.dir, identity, dataset.evaluation)
+    passes = _passes(config, plan, dataset.evaluation)
+    if any(len(_all_ids(folder.answers(each.name))) < len(folder.questions) for each in passes):
+        with open_inference(_with_room(config, plan)) as inference:
+            inference.load(config.model.folder)
             for each in passes:
                 folder.run(inference.pool, each)
-    return write_report(config, plan, folder, train, other)
+    return _write_report(config, plan, folder, dataset, other)
 
 
-def questions_of(config: Config, split: str, limit: int | None = None) -> tuple[Sequence[Question], Sequence[Question]]:
-    """The training questions, which the blind prior is counted over, and those of the split's part.
-
-    Raises:
-        ValueError: the data cannot be read, or has no such split.
-    """
-    dataset = open_dataset(config.data.model_copy(update={"eval_questions": limit or sys.maxsize}))
-    if part_of(config, split) == "train":
-        return dataset.train, stratified_sample(dataset.train, limit or len(dataset.train), config.data.seed)
-    return dataset.train, dataset.evaluation
+def _read(config: Config, plan: Plan) -> Dataset:
+    """The data, with the questions to be put as its `evaluation`."""
+    dataset = open_dataset(config.data.model_copy(update={"eval_questions": plan.questions or sys.maxsize}))
+    if part_of(config, plan.split) != "train":
+        return dataset
+    limit = plan.questions or len(dataset.train)
+    return replace(dataset, evaluation=stratified_sample(dataset.train, limit, config.data.seed))
 
 
-def make_passes(config: Config, plan: Plan, questions: Sequence[Question]) -> list[Pass]:
-    """The letters with and without what should matter, and what else is planned."""
+def _passes(config: Config, plan: Plan, questions: Sequence[Question]) -> list[Pass]:
     from transformers import AutoTokenizer
 
     path = str(config.model.folder)
@@ -94,7 +92,7 @@ def make_passes(config: Config, plan: Plan, questions: Sequence[Question]) -> li
     )
     passes = letter_passes(encoder, config.mode, config.rollout.max_tokens, questions, config.data.seed)
     if "text" in plan.scorings:
-        passes.append(text_pass(encoder, min(TEXT_TOKENS, config.rollout.max_tokens)))
+        passes.append(text_pass(encoder, TEXT_TOKENS))
     if "likelihood" in plan.scorings:
         tokenizer = AutoTokenizer.from_pretrained(path)
         passes.append(likelihood_pass(encoder, lambda text: tokenizer.encode(text, add_special_tokens=False)))
@@ -105,12 +103,14 @@ def make_passes(config: Config, plan: Plan, questions: Sequence[Question]) -> li
     return passes
 
 
-def write_report(
-    config: Config,
-    plan: Plan,
-    folder: EvaluationFolder,
-    train: Sequence[Question],
-    other: Answers | None,
+def _with_room(config: Config, plan: Plan) -> Config:
+    """Engines for the longest completion that a pass may ask for."""
+    tokens = max(config.rollout.max_tokens, TEXT_TOKENS if "text" in plan.scorings else 0)
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_tokens": tokens})})
+
+
+def _write_report(
+    config: Config, plan: Plan, folder: EvaluationFolder, dataset: Dataset, other: Answers | None
 ) -> Report:
     """`report.json` and `report.md`, and `pass_rates.jsonl` where there are samples."""
     names = [IMAGE, *BLINDED, SHUFFLED_OPTIONS, *(name for name in plan.scorings if name != "letter")]
@@ -121,11 +121,12 @@ def write_report(
     if other is not None:
         against = compare(folder.questions, answers[IMAGE].rows, str(plan.against), other.rows)
     report = make_report(
-        model=str(config.model.path),
+        model=model_name(config.model.folder),
         mode=config.mode,
         split=plan.split,
         questions=folder.questions,
-        train=train,
+        train=dataset.train,
+        rows_dropped=dropped_by_reason(dataset.dropped),
         rows={name: found.rows for name, found in answers.items()},
         left_out=left_out,
         samples=samples,
@@ -139,16 +140,14 @@ def write_report(
     return report
 
 
-def _identity(
-    config: Config, plan: Plan, checkpoint: Path, train: Sequence[Question], questions: Sequence[Question]
-) -> dict[str, object]:
+def _identity(config: Config, plan: Plan, dataset: Dataset) -> dict[str, object]:
     """What must be the same for answers to be of one evaluation."""
     return {
-        "weights": checkpoint_digest(checkpoint),
+        "weights": checkpoint_digest(config.model.folder),
         "mode": config.mode,
         "split": plan.split,
-        "questions": questions_digest(questions),
-        "training questions": questions_digest(train),
+        "questions": questions_digest(dataset.evaluation),
+        "training questions": questions_digest(dataset.train),
         "image_size": config.data.image_size,
         "image_fit": config.data.image_fit,
         "max_tokens": config.rollout.max_tokens,

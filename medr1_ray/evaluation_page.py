@@ -41,7 +41,8 @@ def report_page(report: Report) -> str:
             f"{against.only_this} right here alone, {against.only_other} there alone, McNemar's exact "
             f"p = {against.p:.2g}.",
         ]
-    lines += ["", f"Left out: {_counts(report.left_out)}.", ""]
+    lines += ["", f"Left out of the questions: {_counts(report.left_out)}."]
+    lines += [f"Rows of the data that are no question: {_counts(report.rows_dropped)}.", ""]
     return "\n".join(lines)
 
 

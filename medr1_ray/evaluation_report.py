@@ -65,8 +65,9 @@ class Against:
 
 @dataclass(frozen=True)
 class Report:
-    """`left_out` counts questions that could not be put, by reason; `scorings` has OmniMedVQA's; `pass_rate` is the
-    mean of `samples` sampled answers where there are any."""
+    """`left_out` counts questions that could not be put, by reason, `rows_dropped` rows of the data that are no
+    question, and `shared_images` the images that are in the training part too. `scorings` has OmniMedVQA's;
+    `pass_rate` is the mean of `samples` sampled answers where there are any."""
 
     model: str
     mode: str
@@ -77,6 +78,8 @@ class Report:
     dataset: dict[str, Share]
     scorings: dict[str, Share]
     left_out: dict[str, int]
+    rows_dropped: dict[str, int]
+    shared_images: int
     samples: int
     pass_rate: float | None
     against: Against | None
@@ -135,6 +138,7 @@ def make_report(
     split: str,
     questions: Sequence[Question],
     train: Sequence[Question],
+    rows_dropped: Mapping[str, int],
     rows: Mapping[str, Mapping[str, Row]],
     left_out: Mapping[str, str],
     samples: Mapping[str, Row],
@@ -155,6 +159,7 @@ def make_report(
     overall = share(kept, rows[IMAGE], baselines)
     modality = grouped(kept, lambda question: question.modality, rows[IMAGE], baselines)
     question_type = grouped(kept, lambda question: question.question_type, rows[IMAGE], baselines)
+    shared = {question.image_path for question in kept} & {question.image_path for question in train}
     rates = [samples[question.id] for question in kept if question.id in samples]
     return Report(
         model=model,
@@ -166,10 +171,17 @@ def make_report(
         dataset=grouped(kept, lambda question: question.dataset, rows[IMAGE], baselines),
         scorings={name: share(kept, rows[name], {}) for name in rows if name in ("text", "likelihood")},
         left_out=counts,
+        rows_dropped=dict(rows_dropped),
+        shared_images=len(shared),
         samples=rates[0]["samples"] if rates else 0,
         pass_rate=_mean(rates, lambda row: row["pass_rate"]) if rates else None,
         against=against,
-        verdict=(*verdict(overall), *_weak_spots(modality), *_weak_spots(question_type)),
+        verdict=(
+            *verdict(overall),
+            *([f"{len(shared)} of its {overall.images} images are in the training part too."] if shared else []),
+            *_weak_spots(modality),
+            *_weak_spots(question_type),
+        ),
     )
 
 

@@ -15,6 +15,14 @@ from medr1_ray.config import Config
 from medr1_ray.config_loading import load_config
 from medr1_ray.data.manifest import MANIFEST_FILE
 
+# What a model was trained on does not narrow what it is evaluated on.
+_ALL_QUESTIONS = (
+    "data.modalities=[]",
+    "data.question_types=[]",
+    "data.pass_rates=null",
+    "data.min_pass_rate=0",
+    "data.max_pass_rate=1",
+)
 _REQUIRED = ("train.steps=1", "train.updates_per_rollout=1")
 
 
@@ -33,8 +41,9 @@ def evaluation_config(
     Raises:
         ValueError: a setting is not valid, or the data's format cannot be told.
     """
-    files = files or _of_its_run(checkpoint)
     given = [f"data.root={json.dumps(str(data))}", "run.dir=runs/evaluations"]
+    if not files:
+        files, given = _of_its_run(checkpoint), [*given, *_ALL_QUESTIONS]
     if (data / MANIFEST_FILE).exists():
         name, _, part = split.partition("/")
         held_out = "test" if part == "train" else part or "test"
@@ -49,7 +58,7 @@ def evaluation_config(
     config = _load(checkpoint, mode, files, given, overrides)
     part_of(config, split)
     named = f"{data.name}-{split}-{config.mode}".replace("/", "-")
-    return without_learner(config, out or config.run.dir / _name(checkpoint) / named)
+    return without_learner(config, out or config.run.dir / model_name(checkpoint) / named)
 
 
 def answering_config(
@@ -100,7 +109,8 @@ def _of_its_run(checkpoint: Path) -> list[Path]:
     return [run] if run.exists() else []
 
 
-def _name(checkpoint: Path) -> str:
+def model_name(checkpoint: Path) -> str:
+    """A checkpoint's name for people: of a run, the run's and the checkpoint's."""
     if checkpoint == tiny.model_path():
         return "tiny"
     if checkpoint.parent.name == "checkpoints":

@@ -65,6 +65,7 @@ def _report(image: Callable[[int], bool], blank: Callable[[int], bool], **change
         "split": "test",
         "questions": _questions(),
         "train": [],
+        "rows_dropped": {"no question": 2},
         "rows": rows,
         "left_out": {},
         "samples": {},
@@ -104,6 +105,8 @@ def test_the_blind_prior_is_counted_over_the_training_questions() -> None:
     report = _report(lambda i: True, lambda i: False, train=_questions())
     assert report.overall.baselines["blind_prior"].accuracy == 1
     assert "not better than blind prior" in report.verdict[0]
+    assert f"{N // 2} of its {N // 2} images are in the training part too." in report.verdict
+    assert "Rows of the data that are no question: no question 2." in report_page(report)
 
 
 def test_a_weak_modality_is_named() -> None:
@@ -126,7 +129,7 @@ def test_what_one_pass_left_out_counts_nowhere() -> None:
     report = _report(lambda i: i > 0, lambda i: False, left_out={"q0": "image unreadable"})
     assert (report.overall.n, report.overall.accuracy) == (N - 1, 1)
     assert report.left_out == {"image unreadable": 1}
-    assert "Left out: image unreadable 1." in report_page(report)
+    assert "Left out of the questions: image unreadable 1." in report_page(report)
     with pytest.raises(ValueError, match="none of the 40"):
         _report(bool, bool, left_out=dict.fromkeys((f"q{i}" for i in range(N)), "prompt too long"))
 

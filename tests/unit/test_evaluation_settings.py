@@ -36,6 +36,7 @@ def run(tmp_path: Path) -> Path:
     for name in ("config.json", "model.safetensors"):
         (checkpoint / name).write_bytes((model_path() / name).read_bytes())
     given = ["mode=think", f"run.dir={run}", "data.format=phantoms", "data.root=x", "data.image_size=140"]
+    given += ["data.modalities=[CT]"]
     given += ["train.steps=8", "learner.world_size=2", "learner.gpus_per_rank=1", "rollout.max_tokens=99"]
     write_config(load_config([], given), run / "config.yaml")
     return run
@@ -47,6 +48,7 @@ def test_a_run_is_evaluated_with_its_own_settings(run: Path, tmp_path: Path) -> 
     (tmp_path / "data" / "QA_information").mkdir(parents=True)
     config = _config(checkpoint=checkpoint, data=tmp_path / "data")
     assert (config.mode, config.data.image_size, config.rollout.max_tokens) == ("think", 140, 99)
+    assert config.data.modalities == (), "what it was trained on does not narrow what it is asked"
     assert (config.data.format, config.data.root) == ("omnimedvqa", tmp_path / "data")
     assert (config.learner.world_size, config.learner.gpus_per_rank) == (1, 0)
     assert config.run.dir == Path.cwd() / "runs/evaluations/my_run-checkpoint-5/data-test-think"
