@@ -21,7 +21,7 @@ from medr1_ray.data.blind_prior import BlindPrior
 from medr1_ray.evaluation_passes import IMAGE
 from medr1_ray.evaluation_run import read_answers
 from medr1_ray.types import Mode, Question
-from medr1_ray.uncertainty import REPLICATES, Interval, accuracy_interval, interval
+from medr1_ray.uncertainty import FEW_IMAGES, REPLICATES, Interval, accuracy_interval, interval
 
 MARKS = "* with the image than with a blank one, ° than the blind prior of what it was trained on"
 
@@ -213,9 +213,9 @@ def _cells(
                     accuracy=float(accuracy[0]),
                     interval=accuracy_interval(each.correct[m, there], drawn, images),
                     blank_image=float(blank[0]),
-                    looks=_estimate("", accuracy - blank).interval[0] > 0,
+                    looks=images >= FEW_IMAGES and _estimate("", accuracy - blank).interval[0] > 0,
                     blind_prior=float(prior[0]),
-                    beats_prior=_estimate("", accuracy - prior).interval[0] > 0,
+                    beats_prior=images >= FEW_IMAGES and _estimate("", accuracy - prior).interval[0] > 0,
                     chance=float(chance[there].mean()),
                 )
             )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medr1_ray.data.blind_prior import BlindPrior
 from medr1_ray.evaluation_passes import BLINDED, IMAGE, SHUFFLED_OPTIONS, Row
 from medr1_ray.types import Question
-from medr1_ray.uncertainty import Interval, accuracy_interval, bootstrap_means, interval, mcnemar
+from medr1_ray.uncertainty import Interval, accuracy_interval, bootstrap_means, difference_interval, mcnemar
 
 CHANCE, BLIND_PRIOR = "chance", "blind_prior"
 BLIND = (CHANCE, BLIND_PRIOR, *BLINDED)
@@ -105,7 +105,7 @@ def share(
         parse_failures=_mean(answered, lambda row: row["answer"] is None),
         truncated=_mean(answered, lambda row: row["truncated"]),
         baselines={
-            name: _comparison(means[0], means[i], replicates[:, 0] - replicates[:, i])
+            name: _comparison(means[0], means[i], replicates[:, 0] - replicates[:, i], distinct)
             for i, name in enumerate(baselines, 1)
         },
     )
@@ -197,7 +197,8 @@ def compare(
     if not common:
         raise ValueError(f"--against {other}: it answered none of these questions; give a result of the same split")
     values = np.array([[rows[q.id]["correct"], other_rows[q.id]["correct"]] for q in common], np.float64)
-    replicates = bootstrap_means(values, [question.image_path for question in common])
+    images = [question.image_path for question in common]
+    replicates = bootstrap_means(values, images)
     difference = values[:, 0] - values[:, 1]
     only_this, only_other = int((difference > 0).sum()), int((difference < 0).sum())
     return Against(
@@ -206,7 +207,7 @@ def compare(
         accuracy=float(values[:, 0].mean()),
         other_accuracy=float(values[:, 1].mean()),
         difference=float(difference.mean()),
-        interval=interval(replicates[:, 0] - replicates[:, 1]),
+        interval=difference_interval(replicates[:, 0] - replicates[:, 1], len(set(images))),
         only_this=only_this,
         only_other=only_other,
         p=mcnemar(only_this, only_other),
@@ -246,8 +247,8 @@ def _not_better(each: Share) -> list[str]:
     return [name for name in BLIND if name in each.baselines and not each.baselines[name].better]
 
 
-def _comparison(model: float, baseline: float, differences: NDArray[np.float64]) -> Comparison:
-    low, high = interval(differences)
+def _comparison(model: float, baseline: float, differences: NDArray[np.float64], images: int) -> Comparison:
+    low, high = difference_interval(differences, images)
     return Comparison(float(baseline), float(model - baseline), (low, high), low > 0)
 
 

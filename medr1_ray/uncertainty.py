@@ -16,6 +16,9 @@ REPLICATES = 2000
 TAIL = 0.025
 """Of each side: intervals are of 95 %."""
 
+FEW_IMAGES = 10
+"""With fewer, a bootstrap takes what it has seen for all there is; intervals are then the whole range instead."""
+
 Interval = tuple[float, float]
 
 
@@ -45,6 +48,11 @@ def interval(replicates: NDArray[np.float64]) -> Interval:
     return float(low), float(high)
 
 
+def difference_interval(replicates: NDArray[np.float64], images: int) -> Interval:
+    """The 95 % interval of a difference of accuracies from its `replicates` [R] over `images` images."""
+    return interval(replicates) if images >= FEW_IMAGES else (-1.0, 1.0)
+
+
 def accuracy_interval(correct: NDArray[np.float64], replicates: NDArray[np.float64], images: int) -> Interval:
     """The 95 % interval of a mean of zeros and ones [N] from its `replicates` [R] over `images` images.
 
@@ -56,7 +64,7 @@ def accuracy_interval(correct: NDArray[np.float64], replicates: NDArray[np.float
         return bound, 1.0
     if correct.max() == 0:
         return 0.0, 1 - bound
-    return interval(replicates)
+    return interval(replicates) if images >= FEW_IMAGES else (0.0, 1.0)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -51,12 +51,13 @@ def _command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """`vllm serve` of the shipped checkpoint, as README.md has it; yields what waits for its address."""
+    """The shipped checkpoint served as docs/evaluation.md has it for a CPU; yields what waits for its address."""
     log = tmp_path_factory.mktemp("server") / "log"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(model_path()), "--served-model-name", "medr1"]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path())]
+    command += ["--served-model-name", "medr1"]
     command += ["--generation-config", "vllm", "--max-model-len", "512", "--port", str(port), "--host", "127.0.0.1"]
     command += ["--enforce-eager", "--dtype", "float32"]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medr1_ray.uncertainty import accuracy_interval, bootstrap_means, interval, mcnemar
+from medr1_ray.uncertainty import accuracy_interval, bootstrap_means, difference_interval, interval, mcnemar
 
 
 def test_images_are_drawn_with_all_of_their_questions() -> None:
@@ -36,6 +36,13 @@ def test_few_images_that_agree_leave_room() -> None:
     # Ten images, all right: at 0.6915, ten of ten are as likely as 0.025.
     assert accuracy_interval(same[:, 0], means[:, 0], 10) == pytest.approx((0.6915, 1.0), abs=1e-4)
     assert accuracy_interval(1 - same[:, 0], 1 - means[:, 0], 10) == pytest.approx((0.0, 0.3085), abs=1e-4)
+
+
+def test_fewer_than_ten_images_say_nothing_of_what_differs_among_them() -> None:
+    values = np.array([1.0, 0.0] * 9)
+    means = bootstrap_means(values[:, None], [str(i // 2) for i in range(18)])[:, 0]
+    assert (accuracy_interval(values, means, 9), difference_interval(means, 9)) == ((0.0, 1.0), (-1.0, 1.0))
+    assert difference_interval(means, 10) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
