@@ -27,18 +27,18 @@ from medr1_ray.data.dataset import Dataset
 from medr1_ray.types import Question
 
 REPOSITORY = Path(__file__).parents[2]
-PHANTOMS = REPOSITORY / "configs" / "matrix" / "phantoms.yaml"
+MATRICES = REPOSITORY / "configs" / "matrix"
 
 
-def test_the_phantom_experiment_has_the_matrices_of_the_paper() -> None:
-    settings = load_matrix_settings(PHANTOMS)
-    planned = list(rows(settings))
-    assert len(planned) == 2 * (8 + 5) + 2 * 8
-    assert len({row.slug for row in planned}) == len(planned)
+@pytest.mark.parametrize(("file", "models"), [("phantoms", 2 * (8 + 5 + 8)), ("omnimedvqa", 2 * 2 * (8 + 5))])
+def test_the_experiments_have_the_matrices_of_the_paper(file: str, models: int) -> None:
+    planned = list(rows(load_matrix_settings(MATRICES / f"{file}.yaml")))
+    assert len({row.slug for row in planned}) == len(planned) == models
 
 
-def test_methods_differ_in_nothing_that_the_data_depend_on() -> None:
-    settings = load_matrix_settings(PHANTOMS)
+@pytest.mark.parametrize("file", ["phantoms", "omnimedvqa"])
+def test_methods_differ_in_nothing_that_the_data_depend_on(file: str) -> None:
+    settings = load_matrix_settings(MATRICES / f"{file}.yaml")
     for name in NAMES["modality"]:
         made = {
             method: load_config(
@@ -49,6 +49,7 @@ def test_methods_differ_in_nothing_that_the_data_depend_on() -> None:
         }
         assert made["grpo"].data == made["sft"].data
         assert made["grpo"].data.modalities == (name,)
+        assert made["grpo"].data.sampling_weights == {}
         assert made["grpo"].mode == made["sft"].mode == "think"
         assert made["grpo"].train.seed == made["sft"].train.seed
         assert (made["grpo"].train.steps, made["grpo"].train.prompts_per_step) == (
