@@ -235,6 +235,7 @@ class RolloutPool:
         completions = work.completions.pop(rewards.prompt_id)
         work.groups[rewards.prompt_id] = Group(work.prompts[rewards.prompt_id], completions, rewards)
         if work is self._training:
+            assert self._stream is not None
             self._stream.observe(rewards.prompt_id, float(rewards.correct.mean()))
 
     def _poll(self, work: _Workload | None = None) -> None:

@@ -133,11 +133,9 @@ class RolloutActor:
         from medr1_ray.rollout_engine import continued_prompts, scoring_params, to_likelihoods
 
         self._require_serving()
+        prompts = enumerate(continued_prompts(prompt, continuations))
         outputs = await asyncio.gather(
-            *(
-                self._run(f"{request_id}/{number}", continued, scoring_params)
-                for number, continued in enumerate(continued_prompts(prompt, continuations))
-            )
+            *(self._run(f"{request_id}/{number}", each, scoring_params) for number, each in prompts)
         )
         return to_likelihoods(outputs, prompt, continuations.lengths)
 

@@ -27,6 +27,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from medr1_ray.data.encoding import continuations
 from medr1_ray.data.images import load_image
+from medr1_ray.data.pass_rates import read_pass_rates
 from medr1_ray.data.phantoms.write import write_dataset
 from medr1_ray.model_files import checkpoint_tensors
 from medr1_ray.policy import checkpoint_name
@@ -120,9 +121,9 @@ def test_every_question_is_put_in_every_way(evaluated: tuple[Path, tuple[str, ..
     ids = [row["id"] for row in _rows(out / "questions.jsonl")]
     for name in names:
         assert sorted(row["id"] for row in _rows(out / "answers" / f"{name}.jsonl")) == sorted(ids)
-    rates = _rows(out / "pass_rates.jsonl")
-    assert {row["samples"] for row in rates} == {3}
-    assert {round(3 * row["pass_rate"], 6) for row in rates} <= {0, 1, 2, 3}
+    rates = read_pass_rates(out / "pass_rates.jsonl")
+    assert rates.keys() == set(ids)
+    assert {round(3 * rate, 6) for rate in rates.values()} <= {0, 1, 2, 3}
 
 
 def test_a_finished_evaluation_starts_no_engine(evaluated: tuple[Path, tuple[str, ...]]) -> None:
