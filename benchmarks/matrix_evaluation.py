@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+from tqdm import tqdm  # type: ignore[import-untyped]
+
 from benchmarks.matrix_settings import (
     NAMES,
     Axis,
@@ -37,15 +39,16 @@ def evaluate_all(settings: MatrixSettings) -> None:
         return
     from medr1_ray.inference import open_inference
 
-    configs = [mode_config(settings, mode) for mode in settings.axes]
-    longest = max(configs, key=lambda config: config.rollout.max_tokens)
+    configs = {mode: mode_config(settings, mode) for mode in settings.axes}
+    longest = max(configs.values(), key=lambda config: config.rollout.max_tokens)
+    questions = {axis: held_out_questions(settings, axis) for _, axis, _, _ in todo}
+    passes = {(axis, mode): _passes(configs[mode], questions[axis]) for _, axis, mode, _ in todo}
     with open_inference(without_learner(longest, settings.out)) as inference:
-        for slug, axis, mode, checkpoint in todo:
-            config = mode_config(settings, mode)
-            questions = held_out_questions(settings, axis)
-            folder = EvaluationFolder(_folder(settings, slug), _identity(config, checkpoint, questions), questions)
+        for slug, axis, mode, checkpoint in tqdm(todo, desc="evaluating", unit="model"):
+            identity = _identity(configs[mode], checkpoint, questions[axis])
+            folder = EvaluationFolder(_folder(settings, slug), identity, questions[axis])
             inference.load(checkpoint)
-            for each in _passes(config, questions):
+            for each in passes[axis, mode]:
                 folder.run(inference.pool, each)
             (folder.path / "done").touch()
 

@@ -236,7 +236,7 @@ def verdict(overall: Share) -> list[str]:
 
 def _weak_spots(shares: Mapping[str, Share]) -> list[str]:
     return [
-        f"On {name} ({each.n} questions) it is not shown to be better than "
+        f"On {name} (n = {each.n}) it is not shown to be better than "
         f"{', '.join(weak).replace('_', ' ')}."
         for name, each in shares.items()
         if (weak := _not_better(each))

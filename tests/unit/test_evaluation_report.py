@@ -113,7 +113,7 @@ def test_a_weak_modality_is_named() -> None:
     report = _report(lambda i: i < N // 2, lambda i: False)
     assert report.modality["CT"].accuracy == 1
     assert report.modality["MRI"].accuracy == 0
-    assert any(sentence.startswith("On MRI (20 questions)") for sentence in report.verdict)
+    assert any(sentence.startswith("On MRI (n = 20)") for sentence in report.verdict)
     assert not any(sentence.startswith("On CT") for sentence in report.verdict)
 
 
