@@ -24,7 +24,17 @@ from medr1_ray.ledger import Ledger, Stage, room
 from medr1_ray.membership import MembershipCounts
 from medr1_ray.rollout_actor import LoadReport
 from medr1_ray.rollout_engine import groups_at_once
-from medr1_ray.types import Completions, Group, Prompt, Rewards, Sampling, Span, WeightUpdate
+from medr1_ray.types import (
+    Completions,
+    Continuations,
+    Group,
+    Likelihoods,
+    Prompt,
+    Rewards,
+    Sampling,
+    Span,
+    WeightUpdate,
+)
 
 _POLL_SECONDS = 1.0
 _MOST_LOSSES = 10  # A group that so many actors were lost with is taken for the cause.
@@ -61,7 +71,7 @@ class RolloutPool:
         fleet: the rollout actors.
         reward_actors: handles of reward actors.
         calls: where answers are awaited, shared with the fleet.
-        stream: where training prompts come from.
+        stream: where training prompts come from; None where nothing is trained.
         ledger: the run's accounts (totals restored when it is resumed).
     """
 
@@ -71,7 +81,7 @@ class RolloutPool:
         fleet: RolloutFleet,
         reward_actors: Sequence[Any],
         calls: Calls,
-        stream: PromptStream,
+        stream: PromptStream | None,
         ledger: Ledger,
     ) -> None:
         self._config = config
@@ -120,6 +130,7 @@ class RolloutPool:
             max_staleness=train.max_staleness,
             versions_ahead=versions_ahead,
         )
+        assert self._stream is not None
         for prompt in self._stream.take(missing):
             self._training.add(prompt)
         self._assign()
@@ -210,6 +221,37 @@ class RolloutPool:
                 raise RuntimeError(f"{name} failed while {what}: {error}") from error
         return answers
 
+    def likelihoods(
+        self, prompts: Sequence[Prompt], continuations: Sequence[Continuations]
+    ) -> list[Likelihoods]:
+        """How likely each prompt's continuations are, in the given order; a lost actor's are asked of the others.
+
+        Raises:
+            RuntimeError: actors were lost again and again, or none is left and none comes in time.
+        """
+        call, limit = f"likelihoods-{next(self._evaluations)}", self._config.cluster.rollout_timeout_seconds
+        answers: dict[int, Likelihoods] = {}
+        for _ in range(_MOST_LOSSES):
+            self.poll()
+            while not self._fleet.serving:
+                self.poll(_POLL_SECONDS)
+            actors = itertools.cycle(self._fleet.serving.items())
+            asked = [
+                (i, name, actor.score.remote(f"{call}/{prompts[i].id}", prompts[i], continuations[i]))
+                for i, (name, actor) in zip([i for i in range(len(prompts)) if i not in answers], actors, strict=False)
+            ]
+            for i, name, ref in asked:
+                try:
+                    answers[i] = ray.get(ref, timeout=limit)
+                except RayError as error:
+                    self._on_lost(name, error)
+            if len(answers) == len(prompts):
+                return [answers[i] for i in range(len(prompts))]
+        raise RuntimeError(
+            f"rollout actors were lost {_MOST_LOSSES} times while they scored {len(prompts)} prompts; look at their "
+            "files under logs/, and raise cluster.rollout_timeout_seconds if they were slow"
+        )
+
     def load_weights(self, update: WeightUpdate) -> list[LoadReport]:
         """Bring every rollout actor to `update.version`; requests in flight go on with the new weights."""
         return self._fleet.load_weights(update)
@@ -282,6 +324,7 @@ class RolloutPool:
         completions = work.completions.pop(rewards.prompt_id)
         work.groups[rewards.prompt_id] = Group(work.prompts[rewards.prompt_id], completions, rewards)
         if work is self._training:
+            assert self._stream is not None
             self._stream.observe(rewards.prompt_id, float(rewards.correct.mean()))
 
     def _on_lost(self, actor: str, error: RayError) -> None:

@@ -32,8 +32,11 @@ def user_text(question: Question, mode: Mode) -> str:
     return TEMPLATES[mode].replace("{question}", question.text)
 
 
+def user_turn(text: str) -> list[dict[str, object]]:
+    """A single user turn (image, then text) in the form that Qwen's chat template takes."""
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+
+
 def chat_messages(question: Question, mode: Mode) -> list[dict[str, object]]:
-    """The single user turn (image, then text) in the form that Qwen's chat template takes."""
-    return [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user_text(question, mode)}]}
-    ]
+    """The turn that asks a question."""
+    return user_turn(user_text(question, mode))

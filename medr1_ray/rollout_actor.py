@@ -12,12 +12,25 @@ import sys
 import time
 import uuid
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from medr1_ray.code_digest import code_digest
 from medr1_ray.config import Config
-from medr1_ray.types import Completions, Prompt, Sampling, Span, WeightGroup, WeightMember, WeightUpdate
+from medr1_ray.types import (
+    Completions,
+    Continuations,
+    Likelihoods,
+    Prompt,
+    Sampling,
+    Span,
+    WeightGroup,
+    WeightMember,
+    WeightUpdate,
+)
 from medr1_ray.weight_loader import WeightLoader
 
 REMEMBERED_REQUESTS = 1024
@@ -122,6 +135,21 @@ class RolloutActor:
                 self._require_serving()
             raise
 
+    async def score(self, request_id: str, prompt: Prompt, continuations: Continuations) -> Likelihoods:
+        """The log-probability of each continuation after the prompt, by the weights that are being served.
+
+        Raises:
+            NotServingError, TimeoutError, ValueError, RuntimeError: as `generate`.
+        """
+        from medr1_ray.rollout_engine import continued_prompts, scoring_params, to_likelihoods
+
+        self._require_serving()
+        prompts = enumerate(continued_prompts(prompt, continuations))
+        outputs = await asyncio.gather(
+            *(self._run(f"{request_id}/{number}", each, scoring_params) for number, each in prompts)
+        )
+        return to_likelihoods(outputs, prompt, continuations.lengths)
+
     async def load_weights(self, update: WeightUpdate) -> LoadReport:
         """Bring the engine to `update.version`; requests in flight wait and go on with the new weights.
 
@@ -204,23 +232,30 @@ class RolloutActor:
         self._engine.shutdown(timeout=0.0)
 
     async def _generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
+        from medr1_ray.rollout_engine import sampling_params, to_completions
+
+        start = time.time()
+        params = partial(sampling_params, sampling, self._vocabulary, request_id)
+        final = await self._run(request_id, prompt, params)
+        span = Span(self._name, "rollout", start, time.time())
+        return to_completions(final, prompt, self._name, self._vocabulary, self._tokenizer, span)
+
+    async def _run(self, request_id: str, prompt: Prompt, params: Callable[[], Any]) -> Any:
+        """The engine's final output for one request."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        from medr1_ray.rollout_engine import engine_prompt, sampling_params, to_completions
+        from medr1_ray.rollout_engine import engine_prompt
 
-        start = time.time()
         try:
-            params = sampling_params(sampling, self._vocabulary, request_id)
             async with asyncio.timeout(self._config.cluster.rollout_timeout_seconds):
-                async for output in self._engine.generate(engine_prompt(prompt), params, request_id):
+                async for output in self._engine.generate(engine_prompt(prompt), params(), request_id):
                     final = output
         except EngineDeadError as error:
             raise self._death() from error
         except VLLMClientError as error:  # not picklable
             raise ValueError(f"{self._name}: the engine refused prompt {prompt.id!r}: {error}") from None
-        span = Span(self._name, "rollout", start, time.time())
-        return to_completions(final, prompt, self._name, self._vocabulary, self._tokenizer, span)
+        return final
 
     async def _load(self, update: WeightUpdate) -> LoadReport:
         start = time.monotonic()

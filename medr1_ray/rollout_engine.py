@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medr1_ray.config import Config
-from medr1_ray.types import Completions, Prompt, Sampling, Span
+from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span
 from medr1_ray.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -125,6 +128,29 @@ def sampling_params(sampling: Sampling, vocabulary: Vocabulary, request_id: str)
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def scoring_params() -> SamplingParams:
+    """For a text whose own log-probabilities are asked for; the one token that is sampled is thrown away."""
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+
+
+def continued_prompts(prompt: Prompt, continuations: Continuations) -> Iterator[Prompt]:
+    """The prompt with each continuation behind it."""
+    for token_ids in np.split(continuations.token_ids, np.cumsum(continuations.lengths)[:-1]):
+        yield replace(prompt, token_ids=np.concatenate([prompt.token_ids, token_ids]))
+
+
+def to_likelihoods(outputs: Sequence[RequestOutput], prompt: Prompt, lengths: NDArray[np.int32]) -> Likelihoods:
+    """Sums of the last `lengths` log-probabilities of vLLM's outputs, one for each continuation of the prompt."""
+    sums = []
+    for output, length in zip(outputs, lengths.tolist(), strict=True):
+        token_ids = output.prompt_token_ids[-length:]
+        scored = output.prompt_logprobs[-length:]
+        sums.append(sum(at[token].logprob for at, token in zip(scored, token_ids, strict=True)))
+    return Likelihoods(prompt.id, np.array(sums, np.float32), lengths)
 
 
 def to_completions(

@@ -96,7 +96,7 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
         if checkpoint:
             learner.load(checkpoint)
         fleet.wait_until_up()
-        _wait_until_up(reward_actors, config)
+        wait_until_up(reward_actors, config)
         pool = RolloutPool(config, fleet, list(reward_actors.values()), calls, stream, _ledger(state))
         if state:
             pool.issue_again([stream.reissue(prompt_id) for prompt_id in state.unused_prompts])
@@ -161,7 +161,7 @@ def start_reward_actors(config: Config) -> dict[str, Any]:
     }
 
 
-def _wait_until_up(reward_actors: dict[str, Any], config: Config) -> None:
+def wait_until_up(reward_actors: dict[str, Any], config: Config) -> None:
     pings = {actor.ping.remote(): name for name, actor in reward_actors.items()}
     limit = config.cluster.start_timeout_seconds
     done, late = ray.wait(list(pings), num_returns=len(pings), timeout=limit)

@@ -109,6 +109,25 @@ class Completions:
 
 
 @dataclass(frozen=True)
+class Continuations:
+    """C texts whose likelihood after one prompt is asked for: `token_ids` int32 [S] of all of them laid end to end,
+    cut by `lengths` int32 [C]."""
+
+    token_ids: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """`logprobs` float32 [C]: the log-probability in nats of each continuation as a whole, `lengths` int32 [C] its
+    tokens; of the model's plain distribution (temperature 1, no token banned)."""
+
+    prompt_id: str
+    logprobs: NDArray[np.float32]
+    lengths: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
 class Rewards:
     """Rewards of one group: `values` float32 [G, R] by function in the order of `names`, `total` float32 [G]
     (the weighted sum), `correct` bool [G] and `well_formed` bool [G] (judged by the default parser, whatever the

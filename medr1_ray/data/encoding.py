@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.data.images import ImageFit, load_image
-from medr1_ray.prompts import chat_messages
-from medr1_ray.types import Mode, Prompt, Question
+from medr1_ray.prompts import user_text, user_turn
+from medr1_ray.types import Continuations, Mode, Prompt, Question
 
 IMAGE_PAD = "<|image_pad|>"
 IMAGE_CACHE_BYTES = 256 * 2**20
@@ -88,10 +88,14 @@ class PromptEncoder:
         Raises:
             ValueError: if the chat template does not write one image token.
         """
+        return self.encode_as(user_text(question, self._mode), question, prompt_id)
+
+    def encode_as(self, text: str, question: Question, prompt_id: str) -> Prompt | Refused:
+        """The same with another wording: `text` is what the user says after the image."""
         if "<|" in question.text:
             # It would be read as an image that is not there, or as the end of the turn.
             return Refused("special token in the text", f"{question.id}: {question.text!r}")
-        token_ids = np.array(self._tokenize(chat_messages(question, self._mode)), dtype=np.int32)
+        token_ids = np.array(self._tokenize(user_turn(text)), dtype=np.int32)
         images = np.count_nonzero(token_ids == self._image_pad_id)
         if images != 1:
             raise ValueError(
@@ -109,6 +113,15 @@ class PromptEncoder:
         except ValueError as error:
             return Refused("image unreadable", f"{question.id}: {error}")
         return Prompt(prompt_id, question, token_ids, image)
+
+
+def continuations(tokenize: Callable[[str], list[int]], texts: Sequence[str]) -> Continuations:
+    """Texts to be scored after a prompt; `tokenize` adds no special tokens."""
+    token_ids = [tokenize(text) for text in texts]
+    return Continuations(
+        np.array([token for ids in token_ids for token in ids], np.int32),
+        np.array([len(ids) for ids in token_ids], np.int32),
+    )
 
 
 def _read_only_image(path: str, size: int, fit: ImageFit) -> NDArray[np.uint8]:

@@ -9,7 +9,10 @@ from pathlib import Path
 import medr1_ray
 
 PACKAGE = Path(medr1_ray.__file__).parent
-NEEDS_RAY = {"calls", "cluster", "fleet", "learner", "live_metrics", "placement", "pool", "session", "startup"}
+NEEDS_RAY = {"calls", "cluster", "fleet", "inference", "learner", "live_metrics", "placement", "pool"} | {
+    "session",
+    "startup",
+}
 NEEDS_AN_ENGINE = {"vllm_ipc", "vllm_nccl", "vllm_plugin", "zero"}
 
 # Each module is imported by a child of its own, forked after the libraries that light modules may use.

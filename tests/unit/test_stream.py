@@ -14,6 +14,7 @@ from medr1_ray.data import encoding
 from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.data.images import load_image
 from medr1_ray.data.stream import RESTING, PromptStream, StreamState
+from medr1_ray.prompts import chat_messages
 from medr1_ray.types import Prompt, Question
 
 IMAGE_PAD_ID = 7
@@ -140,7 +141,7 @@ def test_nothing_usable_is_an_error(questions: tuple[Question, ...]) -> None:
 
 
 def test_prompt_length_counts_visual_tokens(questions: tuple[Question, ...]) -> None:
-    tokens = len(tokenize([{"content": encoding.chat_messages(questions[0], "no_think")[0]["content"]}]))
+    tokens = len(tokenize([{"content": chat_messages(questions[0], "no_think")[0]["content"]}]))
     exact = tokens - 1 + 4  # the pad stands for four visual tokens
     assert isinstance(encoder(exact).encode(questions[0], "p"), Prompt)
     refused = encoder(exact - 1).encode(questions[0], "p")

@@ -1,0 +1,120 @@
+"""Every model of a matrix experiment on the same test questions, one after the other on the same engines."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from benchmarks.matrix_settings import (
+    NAMES,
+    Axis,
+    MatrixSettings,
+    Trained,
+    column_of,
+    mode_config,
+    rows,
+    run_directory,
+)
+from medr1_ray.config import Config
+from medr1_ray.config_loading import load_config
+from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
+from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.evaluation_passes import BLINDED, IMAGE, Pass, letter_passes
+from medr1_ray.evaluation_run import EvaluationFolder, questions_digest
+from medr1_ray.evaluation_settings import without_learner
+from medr1_ray.model_files import resolve_checkpoint
+from medr1_ray.types import Mode, Question
+
+BLANK = BLINDED[0]
+
+
+def evaluate_all(settings: MatrixSettings) -> None:
+    """Put the test questions of its matrix to every model that has not answered them all: with and without image."""
+    todo = [entry for entry in _models(settings) if not (_folder(settings, entry[0]) / "done").exists()]
+    if not todo:
+        return
+    from medr1_ray.inference import open_inference
+
+    configs = {mode: mode_config(settings, mode) for mode in settings.axes}
+    longest = max(configs.values(), key=lambda config: config.rollout.max_tokens)
+    questions = {axis: held_out_questions(settings, axis) for _, axis, _, _ in todo}
+    passes = {(axis, mode): _passes(configs[mode], questions[axis]) for _, axis, mode, _ in todo}
+    with open_inference(without_learner(longest, settings.out)) as inference:
+        for slug, axis, mode, checkpoint in tqdm(todo, desc="evaluating", unit="model"):
+            identity = _identity(configs[mode], checkpoint, questions[axis])
+            folder = EvaluationFolder(_folder(settings, slug), identity, questions[axis])
+            inference.load(checkpoint)
+            for each in passes[axis, mode]:
+                folder.run(inference.pool, each)
+            (folder.path / "done").touch()
+
+
+def evaluation_folder(settings: MatrixSettings, row: Trained | None, axis: Axis, mode: Mode) -> Path:
+    """Where the answers of a row's model are; of the start model's where `row` is None."""
+    return _folder(settings, row.slug if row else _base_slug(axis, mode))
+
+
+def held_out_questions(settings: MatrixSettings, axis: Axis) -> tuple[Question, ...]:
+    """Held-out questions, as many of each column, in turn from the types or modalities within it."""
+    by_column: dict[str, list[Question]] = defaultdict(list)
+    dataset = everything(settings)
+    for question in dataset.evaluation:
+        by_column[column_of(question, axis)].append(question)
+    missing = [name for name in NAMES[axis] if not by_column[name]]
+    if missing:
+        raise ValueError(f"no held-out question of {axis} {missing[0]!r}, so that its column would be empty")
+    return tuple(
+        question
+        for name in NAMES[axis]
+        for question in stratified_sample(tuple(by_column[name]), settings.questions_per_column, 0)
+    )
+
+
+def everything(settings: MatrixSettings) -> Dataset:
+    """All questions of the experiment's data, split as its runs split them."""
+    return _read(settings.configs)
+
+
+@cache
+def _read(configs: tuple[Path, ...]) -> Dataset:
+    data = load_config(configs).data
+    return open_dataset(data.model_copy(update={"eval_questions": 10**9}))
+
+
+def _models(settings: MatrixSettings) -> Iterator[tuple[str, Axis, Mode, Path]]:
+    for mode, axes in settings.axes.items():
+        start = resolve_checkpoint(mode_config(settings, mode).model.path)
+        for axis in axes:
+            yield _base_slug(axis, mode), axis, mode, start
+    for row in rows(settings):
+        yield row.slug, row.axis, row.mode, resolve_checkpoint(str(run_directory(settings, row)))
+
+
+def _passes(config: Config, questions: Sequence[Question]) -> list[Pass]:
+    data, rollout = config.data, config.rollout
+    encoder = PromptEncoder.from_checkpoint(
+        str(config.model.folder), config.mode, data.image_size, data.image_fit, rollout.max_prompt_tokens
+    )
+    passes = letter_passes(encoder, config.mode, rollout.max_tokens, questions, data.seed)
+    return [each for each in passes if each.name in (IMAGE, BLANK)]
+
+
+def _identity(config: Config, checkpoint: Path, questions: Sequence[Question]) -> dict[str, object]:
+    return {
+        "checkpoint": str(checkpoint),
+        "mode": config.mode,
+        "max_tokens": config.rollout.max_tokens,
+        "questions": questions_digest(questions),
+    }
+
+
+def _base_slug(axis: Axis, mode: Mode) -> str:
+    return f"{axis}-{mode}-base"
+
+
+def _folder(settings: MatrixSettings, slug: str) -> Path:
+    return settings.out / "evaluations" / slug

@@ -1,0 +1,110 @@
+"""What a matrix experiment is: which models are trained, on what, and what each is tested on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from medr1_ray.config import Config, PositiveInt, Settings
+from medr1_ray.config_loading import load_config
+from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES, UNKNOWN
+from medr1_ray.types import Mode, Question
+
+Axis = Literal["modality", "question_type"]
+
+BASE = "base"
+"""The row of the start model, which every method has."""
+NAMES: dict[Axis, tuple[str, ...]] = {
+    "modality": tuple(name for name in MODALITIES if name != UNKNOWN),
+    "question_type": tuple(name for name in QUESTION_TYPES if name != UNKNOWN),
+}
+_FILTER: dict[Axis, str] = {"modality": "data.modalities", "question_type": "data.question_types"}
+
+
+class Method(Settings):
+    """How a row's model is trained: a command of this package, and its settings."""
+
+    command: Literal["train", "sft"]
+    overrides: tuple[str, ...] = ()
+
+
+class MatrixSettings(Settings):
+    """All settings of a matrix experiment."""
+
+    out: Path
+    configs: tuple[Path, ...] = Field(min_length=1)
+    """The settings of every run, as for `medr1_ray.train`."""
+    methods: dict[str, Method] = Field(min_length=1)
+    axes: dict[Mode, tuple[Axis, ...]] = Field(min_length=1)
+    """Which matrices there are: by mode, over modalities, question types or both."""
+    mode_overrides: dict[Mode, tuple[str, ...]] = Field(default_factory=dict)
+    questions_per_column: PositiveInt = 200
+    """Test questions of a modality or question type; fewer where there are not as many."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One row of one matrix: the model trained by `method` in `mode` on the questions of `name`."""
+
+    axis: Axis
+    mode: Mode
+    method: str
+    name: str
+
+    @property
+    def slug(self) -> str:
+        """A name for files."""
+        return f"{self.axis}-{self.mode}-{self.method}-{self.name}".lower().replace(" ", "_")
+
+
+def load_matrix_settings(path: Path) -> MatrixSettings:
+    """Read a YAML file.
+
+    Raises:
+        ValueError: it cannot be read, or a setting is not valid.
+    """
+    try:
+        return MatrixSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise ValueError(f"--config {path}: {error}") from error
+
+
+def rows(settings: MatrixSettings) -> Iterator[Trained]:
+    """Every model that is trained, matrix by matrix."""
+    for mode, axes in settings.axes.items():
+        for axis in axes:
+            for method in settings.methods:
+                for name in NAMES[axis]:
+                    yield Trained(axis, mode, method, name)
+
+
+def overrides(settings: MatrixSettings, row: Trained) -> list[str]:
+    """The settings of a row's training, over those of `settings.configs`."""
+    return [
+        *settings.mode_overrides.get(row.mode, ()),
+        *settings.methods[row.method].overrides,
+        f"mode={row.mode}",
+        f"{_FILTER[row.axis]}={json.dumps([row.name])}",
+        f"run.dir={json.dumps(str(run_directory(settings, row)))}",
+    ]
+
+
+def run_directory(settings: MatrixSettings, row: Trained) -> Path:
+    """Where a row's model is trained."""
+    return settings.out / "runs" / row.slug
+
+
+def mode_config(settings: MatrixSettings, mode: Mode) -> Config:
+    """The settings that all models of a mode are evaluated with: no filter on the questions."""
+    return load_config(settings.configs, [*settings.mode_overrides.get(mode, ()), f"mode={mode}"])
+
+
+def column_of(question: Question, axis: Axis) -> str:
+    """The column that a question belongs to."""
+    return question.modality if axis == "modality" else question.question_type
