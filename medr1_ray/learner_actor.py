@@ -52,6 +52,7 @@ class _Work:
     """A micro-batch made ready: on the CPU, without the reference's log-probabilities."""
 
     packed: PackedBatch
+    lengths: Tensor
     advantages: Tensor
     weights: Tensor
     rollout_logprobs: Tensor
@@ -228,6 +229,7 @@ class LearnerActor:
         weights = grpo.token_weights(lengths, self._config.loss.aggregation, request.batch)
         return _Work(
             packed=self._pack([(group.prompt, group.completions) for group in groups], images, plain=False),
+            lengths=lengths,
             advantages=advantages.repeat_interleave(lengths),
             weights=torch.zeros_like(weights) if micro_batch.padding else weights,
             rollout_logprobs=torch.from_numpy(np.concatenate([c.rollout_logprobs for c in completions])),
@@ -242,6 +244,7 @@ class LearnerActor:
 
     def _tokens(self, work: _Work, reference: Tensor | None) -> grpo.TokenBatch:
         return grpo.TokenBatch(
+            lengths=work.lengths.to(self._device),
             advantages=work.advantages.to(self._device),
             weights=work.weights.to(self._device),
             rollout_logprobs=work.rollout_logprobs.to(self._device),

@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from medr1_ray.config import Config
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.ledger import Ledger, Stage, room
+from medr1_ray.rewards import punish_overlong
 from medr1_ray.rollout_actor import LoadReport
 from medr1_ray.types import Completions, Group, Prompt, Rewards, Sampling, Span, WeightUpdate
 
@@ -210,6 +211,9 @@ class RolloutPool:
         self._spans.append(rewards.span)
         work.ledger.scored(rewards.prompt_id)
         completions = work.completions.pop(rewards.prompt_id)
+        # Here because reward actors see texts, which do not tell their length in tokens.
+        buffer = self._config.reward.overlong_buffer_tokens
+        rewards = punish_overlong(rewards, completions.lengths, work.sampling.max_tokens, buffer)
         work.groups[rewards.prompt_id] = Group(work.prompts[rewards.prompt_id], completions, rewards)
         if work is self._training:
             self._stream.observe(rewards.prompt_id, float(rewards.correct.mean()))

@@ -134,6 +134,7 @@ def by_hand(groups):
     with torch.no_grad():
         reference_logprobs = reference(batch)
     tokens = grpo.TokenBatch(
+        lengths=lengths,
         advantages=grpo.group_advantages(rewards, std=True).flatten().repeat_interleave(lengths),
         weights=grpo.token_weights(lengths, "sequence", size),
         rollout_logprobs=torch.from_numpy(np.concatenate([g.completions.rollout_logprobs for g in groups])),
