@@ -56,4 +56,4 @@ class LoraSettings(Settings):
     `model.train_vision_tower`, of the vision tower. A layer's weight W becomes W + alpha / rank * B A."""
 
     rank: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
+    alpha: PositiveInt = 32

@@ -55,6 +55,18 @@ class TokenBatch:
     versions: Tensor
     reference_logprobs: Tensor | None = None
 
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same on another device."""
+        reference = self.reference_logprobs
+        return TokenBatch(
+            self.lengths.to(device),
+            self.advantages.to(device),
+            self.weights.to(device),
+            self.rollout_logprobs.to(device),
+            self.versions.to(device),
+            reference if reference is None else reference.to(device),
+        )
+
 
 def group_advantages(rewards: Tensor, std: bool) -> Tensor:
     """Advantages of whole groups: (r - mean) / (unbiased std + 1e-4), or r - mean where `std` is off (Dr. GRPO).

@@ -20,6 +20,8 @@ from medr1_ray.types import (
     BatchSize,
     Group,
     GroupScore,
+    ImitationReport,
+    ImitationRequest,
     MicroBatch,
     OptimizerStep,
     RankReport,
@@ -79,9 +81,8 @@ class Learner:
             max_tokens=config.rollout.max_tokens,
         )
         equal = [bool(group.rewards.total.max() == group.rewards.total.min()) for group in groups]
-        kept = groups_that_teach(groups, equal, world_size) if config.loss.kl_beta == 0 else list(groups)
-        lengths = [packing.row_tokens(group.prompt, group.completions) for group in kept]
-        plans = packing.plan(lengths, world_size, config.learner.micro_batch_tokens)
+        kept = groups_that_teach(groups, equal, world_size) if not config.takes_kl else list(groups)
+        plans, padded_tokens = self._plan([(group.prompt, group.completions) for group in kept])
         requests = [(_request(kept, plan, batch, version),) for plan in plans]
         reports = self._call(
             "update",
@@ -97,13 +98,30 @@ class Learner:
             groups_zero_variance=sum(equal),
             groups_skipped=len(groups) - len(kept),
             tokens=batch.tokens,
-            padded_tokens=sum(
-                len(micro_batch.groups) * max(lengths[i] for i in micro_batch.groups)
-                for plan in plans
-                for micro_batch in plan
-            ),
+            padded_tokens=padded_tokens,
             spans=tuple(span for report in reports for span in report.spans),
         )
+
+    def imitate(self, demonstrations: Sequence[ScoredPrompt], version: int) -> ImitationReport:
+        """Take one optimizer step, from policy version `version`, on the mean negative log-likelihood of the
+        demonstrations' tokens: prompts with one completion each, that nobody sampled."""
+        batch = BatchSize(
+            completions=len(demonstrations),
+            tokens=sum(completions.token_ids.size for _, completions in demonstrations),
+            max_tokens=self._config.rollout.max_tokens,
+        )
+        plans, padded_tokens = self._plan(demonstrations)
+        requests = []
+        for plan in plans:
+            indices, micro_batches = _share(plan)
+            given = tuple(demonstrations[i] for i in indices)
+            requests.append((ImitationRequest(version, given, micro_batches, batch),))
+        what = f"imitating from policy version {version}"
+        deadline = self._config.cluster.update_timeout_seconds
+        reports = self._call("imitate", requests, what, deadline)
+        (step,) = _merge_steps(reports)
+        spans = tuple(span for report in reports for span in report.spans)
+        return ImitationReport(version + 1, step, batch.tokens, padded_tokens, spans)
 
     def score(self, groups: Sequence[ScoredPrompt], *, plain: bool = False) -> list[GroupScore]:
         """The policy's log-probabilities of completions, one score per group and in their order.
@@ -111,10 +129,7 @@ class Learner:
         `plain` gives each completion a row of its own, without the shared prompt: slower, and the same but for
         rounding, so that a difference shows which of the two is wrong.
         """
-        lengths = [packing.row_tokens(prompt, completions) for prompt, completions in groups]
-        plans = packing.plan(
-            lengths, self._config.learner.world_size, self._config.learner.micro_batch_tokens
-        )
+        plans, _ = self._plan(groups)
         requests = []
         for plan in plans:
             indices, micro_batches = _share(plan)
@@ -160,6 +175,14 @@ class Learner:
             ray.kill(actor)
         self._ranks = []
         remove_placement_group(self._placement)
+
+    def _plan(self, pairs: Sequence[ScoredPrompt]) -> tuple[list[list[MicroBatch]], int]:
+        """The ranks' micro-batches, and the tokens that they push through the model, padding included."""
+        lengths = [packing.row_tokens(prompt, completions) for prompt, completions in pairs]
+        settings = self._config.learner
+        plans = packing.plan(lengths, settings.world_size, settings.micro_batch_tokens)
+        cut = [micro_batch.groups for plan in plans for micro_batch in plan]
+        return plans, sum(len(rows) * max(lengths[i] for i in rows) for rows in cut)
 
     def _create(self, rank: int) -> Any:
         settings = self._config.learner

@@ -92,6 +92,7 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
             step=state.step if state else 0,
             learner=learner,
             pool=pool,
+            encoder=encoder,
             stream=stream,
             gate=ParityGate(
                 pool,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -100,19 +100,19 @@ def engine_config(config: Config, parameters: int) -> dict[str, Any]:
     return {**ours, **settings.deepspeed, "zero_optimization": sharding}
 
 
-def whole_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole tensors of all parameters, each tied one once, gathered a bucket at a time where ZeRO-3 has cut
-    them. Every rank must go through all of it; a tensor is whole only until the next is asked for."""
-    for bucket in _buckets(model):
+def whole_parameters(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole tensors of named parameters, gathered a bucket at a time where ZeRO-3 has cut them. Every rank
+    must go through all of it; a tensor is whole only until the next is asked for."""
+    for bucket in _buckets(named):
         with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
             for name, parameter in bucket:
                 yield name, parameter.detach()
 
 
-def _buckets(model: nn.Module) -> Iterator[list[tuple[str, nn.Parameter]]]:
+def _buckets(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
     bucket: list[tuple[str, nn.Parameter]] = []
     size = 0
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         needed = int(getattr(parameter, "ds_numel", parameter.numel())) * parameter.element_size()
         if bucket and size + needed > GATHER_BYTES:
             yield bucket

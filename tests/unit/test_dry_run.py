@@ -40,7 +40,7 @@ def test_every_config_passes_a_dry_run(name: str) -> None:
         assert f"\n  {actor} " in text
     for part in ("parameters", "gradients", "optimizer", "logits chunk", "KV cache", "vision encoder"):
         assert f"\n  {part} " in text
-    assert ("\n  reference model " in text) == (config.loss.kl_beta > 0)
+    assert ("\n  reference model " in text) == (config.takes_kl and config.model.lora is None)
 
 
 def test_runs_write_to_their_own_folders() -> None:
