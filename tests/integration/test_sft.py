@@ -80,12 +80,3 @@ def test_dynamic_sampling_leaves_no_group_of_equal_rewards_while_it_may_refill(f
             assert line["rewards"]["overlong"] <= 0
         equal = sum(len(set(rewards)) == 1 for rewards in groups.values())
         assert equal == 0 or dropped >= 4 * 8, "refilled up to the limit of a step"
-
-
-def test_each_command_refuses_the_others_run(folder: Path) -> None:
-    run = [f"run.dir={folder / 'sft'}", f"data.root={folder / 'phantoms'}", "learner.warmup_steps=0"]
-    resumed = _run("train", *run, "train.steps=4", "--resume")
-    assert resumed.returncode == 1
-    assert "objective is 'grpo', but the run" in resumed.stderr
-    other = _run("train", *run, "objective=sft")
-    assert "these settings are for python -m medr1_ray.sft" in other.stderr
