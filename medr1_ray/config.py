@@ -9,9 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from medr1_ray import tiny
+from medr1_ray.config_algorithm import (
+    LoraSettings,
+    LossSettings,
+    Objective,
+    ReferenceSettings,
+    RewardSettings,
+)
 from medr1_ray.config_base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from medr1_ray.config_cluster import ClusterSettings, PoolSize
 from medr1_ray.config_data import DataSettings
@@ -52,6 +59,14 @@ DEEPSPEED_KEYS_OF_OURS = frozenset(
 S = TypeVar("S", bound=Settings)
 
 
+def _whole_or_fraction(steps: float) -> float:
+    if steps >= 1 and steps != int(steps):
+        raise ValueError(
+            f"learner.warmup_steps={steps:g}: give a whole number of steps, or a fraction of train.steps below 1"
+        )
+    return steps
+
+
 def _refuse_own_keys(settings: S, where: str, given: dict[str, Any], ours: frozenset[str]) -> S:
     clash = sorted(ours & given.keys())
     if clash:
@@ -86,6 +101,8 @@ class ModelSettings(Settings):
     dtype: Dtype = "float32"
     """Compute type of engine and learner; the learner keeps float32 masters under bfloat16."""
     train_vision_tower: bool = True
+    lora: LoraSettings | None = None
+    """Train low-rank adapters instead of the weights; engines and checkpoints get them merged."""
     gradient_checkpointing: bool = False
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
     """Attention of the learner's vision tower; the language model always uses the shared-prompt mask (SDPA)."""
@@ -138,38 +155,6 @@ class RolloutSettings(PoolSize):
         return _refuse_own_keys(self, "rollout.engine", self.engine, ENGINE_KEYS_OF_OURS)
 
 
-class RewardSettings(Settings):
-    """Reward functions by name (or `module:function`) with their weights."""
-
-    functions: dict[str, float] = Field(
-        default_factory=lambda: {"accuracy": 1.0, "format": 1.0}, min_length=1
-    )
-    timeout_seconds: PositiveFloat = 10.0
-    actors: PositiveInt = 1
-
-
-class LossSettings(Settings):
-    """The GRPO objective (`grpo.py` has the equations)."""
-
-    advantage_std: bool = True
-    """Divide by the group's standard deviation (GRPO); off in Dr. GRPO (arXiv 2503.20783)."""
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
-    aggregation: Literal["sequence", "token", "dr_grpo"] = "sequence"
-    kl_beta: NonNegativeFloat = 0.0
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    importance_cap: PositiveFloat | None = 2.0
-    """Cap of the truncated importance weight policy / rollout; none leaves the weight out."""
-
-
-class ReferenceSettings(Settings):
-    """The frozen start model, held by the learner ranks when `loss.kl_beta` > 0."""
-
-    placement: Literal["device", "cpu"] = "device"
-    sharded: bool = False
-    """Shard its parameters over the ranks (ZeRO-3)."""
-
-
 class LearnerSettings(Settings):
     """The DeepSpeed learner."""
 
@@ -181,7 +166,8 @@ class LearnerSettings(Settings):
     """OpenMP threads of a rank on a CPU."""
     learning_rate: PositiveFloat = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: Annotated[float, Field(ge=0), AfterValidator(_whole_or_fraction)] = 0
+    """Optimizer steps; below 1 a fraction of `train.steps`, as in transformers."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
@@ -208,6 +194,10 @@ class ParitySettings(Settings):
 class Config(Settings):
     """All settings of a run."""
 
+    objective: Objective = "grpo"
+    """What the run maximises: `grpo` the reward of its own completions (`medr1_ray.train`), `sft` the likelihood of
+    the right answers (`medr1_ray.sft`, which sets it). SFT has no use for `loss`, `reference`, `reward.functions`,
+    `train.group_size`, `train.max_staleness` and `train.dynamic_sampling`."""
     mode: Mode = "no_think"
     run: RunSettings
     model: ModelSettings = ModelSettings()
@@ -229,6 +219,39 @@ class Config(Settings):
         if self.parity.gap_mean_limit is not None:
             return self.parity.gap_mean_limit
         return 1e-3 if self.model.dtype == "float32" else 2e-2
+
+    @property
+    def takes_kl(self) -> bool:
+        """Whether the objective has a KL to the reference."""
+        return self.objective == "grpo" and self.loss.kl_beta > 0
+
+    @property
+    def completions_per_prompt(self) -> int:
+        """How many the learner learns from."""
+        return self.train.group_size if self.objective == "grpo" else 1
+
+    @model_validator(mode="after")
+    def _supervised(self) -> Self:
+        if self.objective == "sft" and self.rollout.temperature != 1:
+            raise ValueError(
+                f"rollout.temperature={self.rollout.temperature:g}: SFT maximises the likelihood at temperature 1; "
+                "leave it at 1"
+            )
+        if self.objective == "sft" and self.train.updates_per_rollout != 1:
+            raise ValueError(
+                f"train.updates_per_rollout={self.train.updates_per_rollout}: SFT has no rollouts and takes one "
+                "optimizer step on a batch; set it to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _overlong(self) -> Self:
+        if self.reward.overlong_buffer_tokens > self.rollout.max_tokens:
+            raise ValueError(
+                f"reward.overlong_buffer_tokens={self.reward.overlong_buffer_tokens} is more than rollout.max_tokens="
+                f"{self.rollout.max_tokens}, whose last tokens it is; use at most as many"
+            )
+        return self
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

@@ -22,7 +22,7 @@ class DataSettings(Settings):
     seed: int = 0
     """Seed of the phantoms and of the train / evaluation split."""
     train_file: str | None = None
-    """For `medr1`: annotation file of the training rows, relative to `root`."""
+    """For `medr1`: annotation file of the training rows, relative to `root`; with `*`, all files that match."""
     eval_file: str | None = None
     split: str = "grouped"
     """For `prepared`: a split in its folder `splits`."""

@@ -16,13 +16,14 @@ import re
 from collections.abc import Hashable, Iterator, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from medr1_ray.config import Config, RewardSettings
+from medr1_ray.config import Config
+from medr1_ray.config_algorithm import RewardSettings
 
 Keys = tuple[str, ...]
 
@@ -170,8 +171,9 @@ def _explain(details: ErrorDetails) -> str:
 def _settings_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _settings_keys(field.annotation, f"{prefix}{name}.")
+        for kind in get_args(field.annotation) or (field.annotation,):  # a group may be left out (`| None`)
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _settings_keys(kind, f"{prefix}{name}.")
 
 
 def _children(keys: Keys) -> list[str]:

@@ -65,6 +65,8 @@ def _time(config: Config, shape: ModelShape) -> str:
         ("weight sync", f"{time.weight_sync_seconds:,.2f} s", "by the object store, to all rollout actors at once"),
         ("step", f"{time.seconds:,.2f} s", "rollout beside update" if time.overlapped else "one after the other"),
     ]
+    if config.objective == "sft":
+        rows = rows[1:2]
     best = best_split(config, shape)
     lines = [
         _table(("part", "time", "how"), rows, right=1),

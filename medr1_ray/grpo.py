@@ -7,13 +7,15 @@ The loss of a batch is a plain weighted sum over its tokens,
     L = sum_t  w_t * ( -c_t * min(rho_t A, clip(rho_t, 1 - low, 1 + high) A) + beta * KL_t ),
 
 with rho_t = exp(policy - old) and c_t = min(exp(old - rollout), cap). The weights w come from the WHOLE batch, so the
-sum over micro-batches and ranks is the same however the batch is cut.
+sum over micro-batches and ranks is the same however the batch is cut (a completion never is).
 
 What differs from GRPO (Shao et al., arXiv 2402.03300, eq. 3 and 4), and why:
 - w_t is 1 / (N |o|) there (`sequence`). `token` is DAPO's 1 / S (arXiv 2503.14476, section 3.3), which gives the
   tokens of long completions no less weight; `dr_grpo` is 1 / (N max_tokens) (arXiv 2503.20783, section 3.2), which
   does not reward long wrong completions.
 - The upper and the lower clip differ if wanted (DAPO, section 3.1).
+- With the ratio of `sequence` rho and c are the same for all tokens of a completion, the exponential of the mean of
+  their logarithms: GSPO's s_i (arXiv 2507.18071, eq. 5 and 7), whose clip ranges are some hundred times narrower.
 - c_t corrects for the engine that sampled: its kernels round otherwise, and in asynchronous training its weights are
   older. It is truncated importance sampling (Ionides 2008; per token as in Yao et al. 2025, "Your efficient RL
   framework secretly brings you off-policy RL training"), a constant under the gradient, and not applied to the KL.
@@ -32,7 +34,7 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
-from medr1_ray.config import LossSettings
+from medr1_ray.config_algorithm import LossSettings
 from medr1_ray.types import BatchSize, PolicyStatistics, TokenSums
 
 ADVANTAGE_EPSILON = 1e-4
@@ -40,16 +42,30 @@ ADVANTAGE_EPSILON = 1e-4
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """What the loss needs to know of S tokens beside the policy: float [S] each, `versions` int [S].
+    """What the loss needs to know of S tokens beside the policy: float [S] each, `versions` int [S], `lengths` int [N].
 
-    `versions` is the policy version that sampled a token; `reference_logprobs` is None where no KL is taken.
+    `lengths` cuts the tokens into completions; `versions` is the policy version that sampled a token;
+    `reference_logprobs` is None where no KL is taken.
     """
 
+    lengths: Tensor
     advantages: Tensor
     weights: Tensor
     rollout_logprobs: Tensor
     versions: Tensor
     reference_logprobs: Tensor | None = None
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same on another device."""
+        reference = self.reference_logprobs
+        return TokenBatch(
+            self.lengths.to(device),
+            self.advantages.to(device),
+            self.weights.to(device),
+            self.rollout_logprobs.to(device),
+            self.versions.to(device),
+            reference if reference is None else reference.to(device),
+        )
 
 
 def group_advantages(rewards: Tensor, std: bool) -> Tensor:
@@ -118,12 +134,13 @@ def loss_and_sums(
         old_logprobs: float32 [S], without one; `policy_logprobs.detach()` on the first pass over a batch.
         version: the learner's policy version, which decides what counts as gap and what as drift.
     """
-    ratio = (policy_logprobs - old_logprobs).exp()
+    ratio = _ratio(policy_logprobs, old_logprobs, tokens.lengths, settings.ratio)
     clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     objective = torch.minimum(ratio * tokens.advantages, clipped * tokens.advantages)
     importance = torch.ones_like(old_logprobs)
     if settings.importance_cap is not None:
-        importance = (old_logprobs - tokens.rollout_logprobs).exp().clamp(max=settings.importance_cap)
+        importance = _ratio(old_logprobs, tokens.rollout_logprobs, tokens.lengths, settings.ratio)
+        importance = importance.clamp(max=settings.importance_cap)
     per_token = -objective * importance
     divergence = torch.zeros_like(old_logprobs)
     if tokens.reference_logprobs is not None:
@@ -133,6 +150,16 @@ def loss_and_sums(
     with torch.no_grad():
         sums = _sums(policy_logprobs, ratio, importance, divergence, tokens, settings, version)
     return loss, sums
+
+
+def _ratio(above: Tensor, below: Tensor, lengths: Tensor, of: Literal["token", "sequence"]) -> Tensor:
+    """Float [S]: exp(above - below), or the same with the mean over the token's completion in the exponent."""
+    difference = above - below
+    if of == "sequence":
+        completion = torch.repeat_interleave(lengths)
+        totals = difference.new_zeros(lengths.numel()).index_add(0, completion, difference)
+        difference = (totals / lengths.clamp(min=1))[completion]
+    return difference.exp()
 
 
 def statistics(parts: Iterable[TokenSums]) -> PolicyStatistics:

@@ -21,6 +21,8 @@ from medr1_ray.types import (
     BatchSize,
     Group,
     GroupScore,
+    ImitationReport,
+    ImitationRequest,
     MicroBatch,
     OptimizerStep,
     RankReport,
@@ -92,16 +94,15 @@ class Learner:
         Groups whose rewards are all equal do not go through the model where that changes nothing (no KL): they count in
         the loss's normalisers all the same, so that the gradient is the whole batch's.
         """
-        config, world_size = self._config, self._config.learner.world_size
+        config = self._config
         batch = BatchSize(
             completions=sum(group.completions.lengths.size for group in groups),
             tokens=sum(group.completions.token_ids.size for group in groups),
             max_tokens=config.rollout.max_tokens,
         )
         equal = [group.rewards.all_equal for group in groups]
-        kept = groups_that_teach(groups, equal, world_size) if config.loss.kl_beta == 0 else list(groups)
-        lengths = [packing.row_tokens(group.prompt, group.completions) for group in kept]
-        plans = packing.plan(lengths, world_size, config.learner.micro_batch_tokens)
+        kept = list(groups) if config.takes_kl else groups_that_teach(groups, equal, config.learner.world_size)
+        plans, padded_tokens = self._plan([(group.prompt, group.completions) for group in kept])
         requests = [(_request(kept, plan, batch, version),) for plan in plans]
         reports = self._call(
             "update",
@@ -118,13 +119,32 @@ class Learner:
             groups_zero_variance=sum(equal),
             groups_skipped=len(groups) - len(kept),
             tokens=batch.tokens,
-            padded_tokens=sum(
-                len(micro_batch.groups) * max(lengths[i] for i in micro_batch.groups)
-                for plan in plans
-                for micro_batch in plan
-            ),
+            padded_tokens=padded_tokens,
             spans=tuple(span for report in reports for span in report.spans),
         )
+
+    def imitate(
+        self, demonstrations: Sequence[ScoredPrompt], version: int, meanwhile: Callable[[], None] = _nothing
+    ) -> ImitationReport:
+        """Take one optimizer step, from policy version `version`, on the mean negative log-likelihood of the
+        demonstrations' tokens: prompts with one completion each, that nobody sampled. `meanwhile` as in `update`."""
+        batch = BatchSize(
+            completions=len(demonstrations),
+            tokens=sum(completions.token_ids.size for _, completions in demonstrations),
+            max_tokens=self._config.rollout.max_tokens,
+        )
+        plans, padded_tokens = self._plan(demonstrations)
+        requests = []
+        for plan in plans:
+            indices, micro_batches = _share(plan)
+            given = tuple(demonstrations[i] for i in indices)
+            requests.append((ImitationRequest(version, given, micro_batches, batch),))
+        what = f"imitating from policy version {version}"
+        deadline = self._config.cluster.update_timeout_seconds
+        reports = self._call("imitate", requests, what, deadline, meanwhile)
+        (step,) = _merge_steps(reports)
+        spans = tuple(span for report in reports for span in report.spans)
+        return ImitationReport(version + 1, step, batch.tokens, padded_tokens, spans)
 
     def score(self, groups: Sequence[ScoredPrompt], *, plain: bool = False) -> list[GroupScore]:
         """The policy's log-probabilities of completions, one score per group and in their order.
@@ -132,10 +152,7 @@ class Learner:
         `plain` gives each completion a row of its own, without the shared prompt: slower, and the same but for
         rounding, so that a difference shows which of the two is wrong.
         """
-        lengths = [packing.row_tokens(prompt, completions) for prompt, completions in groups]
-        plans = packing.plan(
-            lengths, self._config.learner.world_size, self._config.learner.micro_batch_tokens
-        )
+        plans, _ = self._plan(groups)
         requests = []
         for plan in plans:
             indices, micro_batches = _share(plan)
@@ -201,6 +218,14 @@ class Learner:
             ray.kill(actor)
         self._ranks = []
         self._place.give_back()
+
+    def _plan(self, pairs: Sequence[ScoredPrompt]) -> tuple[list[list[MicroBatch]], int]:
+        """The ranks' micro-batches, and the tokens that they push through the model, padding included."""
+        lengths = [packing.row_tokens(prompt, completions) for prompt, completions in pairs]
+        settings = self._config.learner
+        plans = packing.plan(lengths, settings.world_size, settings.micro_batch_tokens)
+        cut = [micro_batch.groups for plan in plans for micro_batch in plan]
+        return plans, sum(len(rows) * max(lengths[i] for i in rows) for rows in cut)
 
     def _create(self, rank: int) -> Any:
         settings = self._config.learner

@@ -1,20 +1,20 @@
 """The Ray actor that is one DeepSpeed rank of the learner. Created by `Learner`, one per `learner.world_size`.
 
-Consumes `UpdateRequest`s, produces reports, log-probabilities and weights. The ranks move in step: every method below
-`start` is called on all of them, since ZeRO's collectives wait for every rank (until their deadline).
+Consumes `UpdateRequest`s and `ImitationRequest`s, produces reports, log-probabilities and weights. The ranks move in
+step: every method below `start` is called on all of them, since ZeRO's collectives wait for every rank (until their
+deadline).
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,14 @@ from torch import Tensor
 
 from medr1_ray import grpo
 from medr1_ray.config import Config
+from medr1_ray.lora import Adapters
 from medr1_ray.packing import Images, PackedBatch, ScoredPrompt, pack_groups, pack_plain
-from medr1_ray.policy import ImagePatcher, Policy, checkpoint_name, is_frozen, load_model
+from medr1_ray.policy import ImagePatcher, Policy, checkpoint_name, is_frozen, load_model, save_model
+from medr1_ray.reference import AdapterFreeReference, Reference
 from medr1_ray.schedule import learning_rate
 from medr1_ray.types import (
     GroupScore,
+    ImitationRequest,
     MicroBatch,
     OptimizerStep,
     RankReport,
@@ -44,9 +47,6 @@ from medr1_ray.weight_transports import weight_sender
 
 LEARNER_STATE = "learner_state"
 LAYOUT_FILE = "layout.json"
-# What belongs to a checkpoint beside its weights and configs: tokenizer, processor, chat template.
-COMPANION_SUFFIXES = (".json", ".jinja", ".txt", ".model")
-WRITTEN_BY_US = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,7 @@ class _Work:
     """A micro-batch made ready: on the CPU, without the reference's log-probabilities."""
 
     packed: PackedBatch
-    advantages: Tensor
-    weights: Tensor
-    rollout_logprobs: Tensor
-    versions: Tensor
+    tokens: grpo.TokenBatch
     padding: bool
 
 
@@ -90,20 +87,23 @@ class LearnerActor:
         from medr1_ray import zero
 
         config = self._config
-        self._zero = zero
         self._device = zero.join(address, self._rank, config.learner.world_size, config)
         vocabulary = load_vocabulary(self._path)
         model = load_model(self._path, getattr(torch, config.model.dtype), config.model)
         self._model = model
+        adapters = None
+        if config.model.lora is not None:
+            vision = config.model.train_vision_tower
+            adapters = Adapters(model, config.model.lora, vision=vision, seed=config.train.seed)
         self._policy = Policy(model, vocabulary, config.rollout.temperature)
         self._patch = ImagePatcher(self._path)
         self._engine = zero.build_engine(self._policy, config)
         self._weights: Any = weight_sender(config, self._rank, self._device)
-        self._source = zero.ShardedWeights(model, partial(is_frozen, config.model), checkpoint_name)
-        self._reference = None
-        if config.loss.kl_beta > 0:
-            from medr1_ray.reference import Reference
-
+        self._source = zero.ShardedWeights(model, partial(is_frozen, config.model), checkpoint_name, adapters)
+        self._reference: AdapterFreeReference | Reference | None = None
+        if config.takes_kl and adapters is not None:
+            self._reference = AdapterFreeReference(self._engine, adapters, self._device)
+        elif config.takes_kl:
             self._reference = Reference(self._path, vocabulary, config, self._device)
 
     def update(self, request: UpdateRequest) -> RankReport:
@@ -114,44 +114,44 @@ class LearnerActor:
             RuntimeError: the gradient is not finite; the weights are lost, the last checkpoint is not.
         """
         self._spans = []
-        config, world_size = self._config, self._config.learner.world_size
+        config = self._config
         with self._span("pack"):
             work = [self._prepare(micro_batch, request) for micro_batch in request.micro_batches]
+        batches = [item.packed for item in work]
         references: Sequence[Tensor | None] = [None] * len(work)
         if self._reference is not None:
             with self._span("reference"):
-                references = self._reference.logprobs([item.packed for item in work])
+                references = self._reference.logprobs(batches)
         old: list[Tensor] = []
-        steps, sums = [], TokenSums()
-        for number in range(config.train.updates_per_rollout):
-            version, loss_share = request.version + number, 0.0
-            rate = learning_rate(config.learner, version, config.train.steps)
-            for group in self._engine.optimizer.param_groups:
-                group["lr"] = rate
-            with self._span("forward_backward"):
-                for i, item in enumerate(work):
-                    self._engine.set_gradient_accumulation_boundary(i == len(work) - 1)
-                    logprobs = self._engine(item.packed.to(self._device))
-                    if number == 0:
-                        old.append(logprobs.detach())
-                    tokens = self._tokens(item, references[i])
-                    loss, part = grpo.loss_and_sums(logprobs, old[i], tokens, config.loss, version)
-                    # DeepSpeed takes the mean over ranks; the loss is a sum over them.
-                    self._engine.backward(loss * world_size)
-                    loss_share += loss.item()
-                    if not item.padding:
-                        sums += part
-            with self._span("optimizer_step"):
-                self._engine.step()
-            norm = float(self._engine.get_global_grad_norm())
-            if not math.isfinite(norm):
-                raise RuntimeError(
-                    f"the gradient's norm is {norm} at optimizer step {version + 1} ({self._name}, loss share "
-                    f"{loss_share:g}): the weights are lost. Resume from the last checkpoint, with a smaller "
-                    f"learner.learning_rate (now {rate:g}) or learner.max_grad_norm"
-                )
-            steps.append(OptimizerStep(loss_share, norm, rate))
-        return RankReport(tuple(steps), sums, tuple(self._spans))
+        sums: list[TokenSums] = []
+
+        def loss_of(version: int, i: int, logprobs: Tensor) -> Tensor:
+            if i == len(old):  # the first pass over the batch
+                old.append(logprobs.detach())
+            tokens = replace(work[i].tokens.to(self._device), reference_logprobs=references[i])
+            loss, part = grpo.loss_and_sums(logprobs, old[i], tokens, config.loss, version)
+            if not work[i].padding:
+                sums.append(part)
+            return loss
+
+        versions = range(request.version, request.version + config.train.updates_per_rollout)
+        steps = [self._step(version, batches, partial(loss_of, version)) for version in versions]
+        return RankReport(tuple(steps), sum(sums, start=TokenSums()), tuple(self._spans))
+
+    def imitate(self, request: ImitationRequest) -> RankReport:
+        """Take one optimizer step on the negative log-likelihood of the demonstrations' tokens, its mean over all
+        tokens of the batch. Raises as `update` does."""
+        self._spans = []
+        packed, weights = [], []
+        with self._span("pack"):
+            for micro_batch in request.micro_batches:
+                pairs = [request.demonstrations[i] for i in micro_batch.groups]
+                lengths = torch.tensor([completions.token_ids.size for _, completions in pairs])
+                of_tokens = grpo.token_weights(lengths, "token", request.batch)
+                packed.append(self._pack(pairs, self._patched(pairs), plain=False))
+                weights.append((torch.zeros_like(of_tokens) if micro_batch.padding else of_tokens).to(self._device))
+        step = self._step(request.version, packed, lambda i, logprobs: -(weights[i] * logprobs).sum())
+        return RankReport((step,), TokenSums(), tuple(self._spans))
 
     def score(
         self, groups: tuple[ScoredPrompt, ...], micro_batches: tuple[MicroBatch, ...], plain: bool
@@ -200,10 +200,12 @@ class LearnerActor:
     def save(self, folder: Path) -> None:
         """Write Hugging Face files on top of `folder` and the optimizer's shards into `learner_state/`."""
         if self._rank == 0:
-            whole = {name: tensor.to("cpu", copy=True) for name, tensor in self._named_parameters()}
-            self._write_checkpoint(folder, whole)
+            whole = {name: tensor.to("cpu", copy=True) for name, tensor in self._whole_parameters()}
+            (folder / LEARNER_STATE).mkdir(parents=True, exist_ok=True)
+            save_model(self._model, whole, self._path, folder)
+            (folder / LEARNER_STATE / LAYOUT_FILE).write_text(json.dumps(self._layout()))
         else:
-            deque(self._named_parameters(), maxlen=0)
+            deque(self._whole_parameters(), maxlen=0)  # take part in the gathering
         self._engine.save_checkpoint(str(folder / LEARNER_STATE), tag="zero", save_latest=False)
 
     def load(self, folder: Path) -> None:
@@ -229,64 +231,72 @@ class LearnerActor:
         if self._config.cluster.colocated:
             torch.cuda.empty_cache()
 
-    def _prepare(self, micro_batch: MicroBatch, request: UpdateRequest) -> _Work:
-        groups = [request.groups[i] for i in micro_batch.groups]
-        images = self._patch([group.prompt.image for group in groups])
-        for group, visual in zip(groups, images.visual_tokens, strict=True):
-            if visual != group.completions.visual_tokens:
+    def _step(
+        self, version: int, batches: Sequence[PackedBatch], loss_of: Callable[[int, Tensor], Tensor]
+    ) -> OptimizerStep:
+        """The optimizer step that ends policy version `version`: `loss_of` makes this rank's share of the loss from a
+        batch's number and log-probabilities."""
+        rate = learning_rate(self._config.learner, version, self._config.train.steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        loss_share = 0.0
+        with self._span("forward_backward"):
+            for i, batch in enumerate(batches):
+                self._engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
+                loss = loss_of(i, self._engine(batch.to(self._device)))
+                # DeepSpeed takes the mean over ranks; the loss is a sum over them.
+                self._engine.backward(loss * self._config.learner.world_size)
+                loss_share += loss.item()
+        with self._span("optimizer_step"):
+            self._engine.step()
+        norm = float(self._engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise RuntimeError(
+                f"the gradient's norm is {norm} at optimizer step {version + 1} ({self._name}, loss share "
+                f"{loss_share:g}): the weights are lost. Resume from the last checkpoint, with a smaller "
+                f"learner.learning_rate (now {rate:g}) or learner.max_grad_norm"
+            )
+        return OptimizerStep(loss_share, norm, rate)
+
+    def _patched(self, pairs: Sequence[ScoredPrompt]) -> Images:
+        images = self._patch([prompt.image for prompt, _ in pairs])
+        for (prompt, completions), visual in zip(pairs, images.visual_tokens, strict=True):
+            if visual != completions.visual_tokens:
                 raise ValueError(
-                    f"the image of prompt {group.prompt.id!r} became {group.completions.visual_tokens} visual "
-                    f"tokens in {group.completions.actor} and {visual} in {self._name}; both must run the "
+                    f"the image of prompt {prompt.id!r} became {completions.visual_tokens} visual "
+                    f"tokens in {completions.actor} and {visual} in {self._name}; both must run the "
                     "same image processor (look for image limits in rollout.engine, e.g. mm_processor_kwargs)"
                 )
+        return images
+
+    def _prepare(self, micro_batch: MicroBatch, request: UpdateRequest) -> _Work:
+        groups = [request.groups[i] for i in micro_batch.groups]
+        pairs = [(group.prompt, group.completions) for group in groups]
         completions = [group.completions for group in groups]
         lengths = torch.from_numpy(np.concatenate([c.lengths for c in completions])).long()
         rewards = torch.from_numpy(np.stack([group.rewards.total for group in groups]))
         advantages = grpo.group_advantages(rewards, self._config.loss.advantage_std).flatten()
         weights = grpo.token_weights(lengths, self._config.loss.aggregation, request.batch)
-        return _Work(
-            packed=self._pack([(group.prompt, group.completions) for group in groups], images, plain=False),
+        tokens = grpo.TokenBatch(
+            lengths=lengths,
             advantages=advantages.repeat_interleave(lengths),
             weights=torch.zeros_like(weights) if micro_batch.padding else weights,
             rollout_logprobs=torch.from_numpy(np.concatenate([c.rollout_logprobs for c in completions])),
             versions=torch.from_numpy(np.concatenate([c.versions for c in completions])),
-            padding=micro_batch.padding,
         )
+        return _Work(self._pack(pairs, self._patched(pairs), plain=False), tokens, micro_batch.padding)
 
     def _pack(self, groups: Sequence[ScoredPrompt], images: Images, plain: bool) -> PackedBatch:
         vocabulary = self._policy.vocabulary
         pack = pack_plain if plain else pack_groups
         return pack(groups, images, vocabulary.image_pad, vocabulary.pad, self._policy.prompt_positions)
 
-    def _tokens(self, work: _Work, reference: Tensor | None) -> grpo.TokenBatch:
-        return grpo.TokenBatch(
-            advantages=work.advantages.to(self._device),
-            weights=work.weights.to(self._device),
-            rollout_logprobs=work.rollout_logprobs.to(self._device),
-            versions=work.versions.to(self._device),
-            reference_logprobs=reference,
-        )
-
-    def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._zero.whole_parameters(self._model):
-            yield checkpoint_name(name), tensor
+    def _whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for frozen in (True, False):
+            yield from self._source.tensors(frozen=frozen)
 
     def _layout(self) -> dict[str, Any]:
         return {"world_size": self._config.learner.world_size, "zero_stage": self._config.learner.zero_stage}
-
-    def _write_checkpoint(self, folder: Path, whole: dict[str, Tensor]) -> None:
-        from huggingface_hub import save_torch_state_dict
-
-        (folder / LEARNER_STATE).mkdir(parents=True, exist_ok=True)
-        save_torch_state_dict(whole, folder, metadata={"format": "pt"})
-        self._model.config.architectures = [type(self._model).__name__]
-        self._model.config.save_pretrained(folder)
-        self._model.generation_config.save_pretrained(folder)
-        for file in self._path.iterdir():
-            weights_index = file.name.endswith(".index.json")
-            if file.suffix in COMPANION_SUFFIXES and file.name not in WRITTEN_BY_US and not weights_index:
-                shutil.copyfile(file, folder / file.name)
-        (folder / LEARNER_STATE / LAYOUT_FILE).write_text(json.dumps(self._layout()))
 
     @contextmanager
     def _span(self, phase: str) -> Iterator[None]:

@@ -10,7 +10,8 @@ import numpy as np
 from medr1_ray.busy_time import seconds_of
 from medr1_ray.ledger import LedgerCounts
 from medr1_ray.membership import Leave, MembershipCounts
-from medr1_ray.types import Group, Span, UpdateReport
+from medr1_ray.packing import ScoredPrompt
+from medr1_ray.types import Group, ImitationReport, Span, UpdateReport
 
 _DRIVER_PHASES = ("rollout", "update", "weight_sync", "parity", "evaluation", "checkpoint")
 
@@ -96,6 +97,30 @@ def step_metrics(
         else resources.price_per_hour * step_seconds / 3600 * 1000 / len(groups),
         "perf/completions_per_second": lengths.size / step_seconds,
         "perf/rollout_tokens_per_second": float(lengths.sum()) / step_seconds,
+        "perf/learner_tokens_per_second": report.padded_tokens / driver["update"],
+    }
+
+
+def imitation_metrics(
+    demonstrations: Sequence[ScoredPrompt],
+    report: ImitationReport,
+    refused: Mapping[str, int],
+    spans: Sequence[Span],
+) -> dict[str, float | None]:
+    """Metrics of a supervised step: those of the names above that say something without rollouts and rewards."""
+    lengths = np.array([completions.token_ids.size for _, completions in demonstrations])
+    driver = {phase: _seconds(spans, "driver", phase) for phase in _DRIVER_PHASES if phase != "rollout"}
+    step_seconds = _seconds(spans, "driver", "data") + driver["update"] + driver["weight_sync"] + driver["parity"]
+    return {
+        "completion/length_tokens_mean": float(lengths.mean()),
+        "completion/length_tokens_max": float(lengths.max()),
+        "loss/total": report.step.loss,
+        "optim/grad_norm": report.step.grad_norm,
+        "optim/learning_rate": report.step.learning_rate,
+        "ledger/prompts_dropped": sum(refused.values()),
+        "time/step_seconds": step_seconds,
+        **{f"time/{phase}_seconds": seconds for phase, seconds in driver.items()},
+        "perf/completions_per_second": len(demonstrations) / step_seconds,
         "perf/learner_tokens_per_second": report.padded_tokens / driver["update"],
     }
 

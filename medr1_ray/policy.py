@@ -6,6 +6,7 @@ hidden size.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ LOGITS_PER_CHUNK = 2**26
 """Float32 logits that exist at once (256 MiB): with 151,936 words, 441 tokens."""
 
 POSITION_BLOCK = 256
+
+# What belongs to a checkpoint beside its weights and configs: tokenizer, processor, chat template.
+COMPANION_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+WRITTEN_BY_US = ("config.json", "generation_config.json")
 
 
 class Policy(nn.Module):
@@ -148,8 +153,23 @@ def load_model(path: str | Path, dtype: torch.dtype, settings: ModelSettings) ->
 
 
 def is_frozen(settings: ModelSettings, name: str) -> bool:
-    """Whether a parameter, by its name in the model, never changes in a run."""
+    """Whether a parameter, by its name in the model without adapters, never changes in a run."""
     return not settings.train_vision_tower and name.startswith("model.visual.")
+
+
+def save_model(model: Any, whole: dict[str, Tensor], source: Path, folder: Path) -> None:
+    """Write `whole` (checkpoint name to tensor) as Hugging Face files into `folder`, with the model's configuration and
+    what else belongs to the checkpoint `source` that it was loaded from."""
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(whole, folder, metadata={"format": "pt"})
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    for file in source.iterdir():
+        weights_index = file.name.endswith(".index.json")
+        if file.suffix in COMPANION_SUFFIXES and file.name not in WRITTEN_BY_US and not weights_index:
+            shutil.copyfile(file, folder / file.name)
 
 
 def checkpoint_name(name: str) -> str:

@@ -22,6 +22,7 @@ from medr1_ray.data.stream import PromptStream
 from medr1_ray.fleet import RolloutFleet
 from medr1_ray.ledger import Ledger, Stage, room
 from medr1_ray.membership import MembershipCounts
+from medr1_ray.rewards import punish_overlong
 from medr1_ray.rollout_actor import LoadReport
 from medr1_ray.rollout_engine import groups_at_once
 from medr1_ray.types import (
@@ -322,6 +323,9 @@ class RolloutPool:
         self._spans.append(rewards.span)
         work.ledger.scored(rewards.prompt_id)
         completions = work.completions.pop(rewards.prompt_id)
+        # Here because reward actors see texts, which do not tell their length in tokens.
+        buffer = self._config.reward.overlong_buffer_tokens
+        rewards = punish_overlong(rewards, completions.lengths, work.sampling.max_tokens, buffer)
         work.groups[rewards.prompt_id] = Group(work.prompts[rewards.prompt_id], completions, rewards)
         if work is self._training:
             assert self._stream is not None

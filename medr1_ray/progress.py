@@ -14,7 +14,7 @@ _WINDOW = 20
 
 
 class Progress:
-    """Shows reward, accuracy, tokens/s and the time to go.
+    """Shows reward, accuracy and tokens/s (of a supervised run loss and completions/s), and the time to go.
 
     Args:
         steps: optimizer steps of the run.
@@ -73,9 +73,12 @@ class Progress:
             self._print(describe_summary(summary))
 
     def _describe(self, step: int, metrics: Mapping[str, float | None]) -> str:
+        supervised = "reward/total_mean" not in metrics
         shown = (
+            ("loss {:.3f}", metrics.get("loss/total") if supervised else None),
             ("reward {:.2f}", metrics.get("reward/total_mean")),
             ("accuracy {:.2f}", metrics.get("reward/accuracy_mean")),
+            ("{:.0f} completions/s", metrics.get("perf/completions_per_second") if supervised else None),
             ("{:.0f} tokens/s", metrics.get("perf/rollout_tokens_per_second")),
         )
         parts = [form.format(value) for form, value in shown if value is not None]

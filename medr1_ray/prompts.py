@@ -27,6 +27,20 @@ TEMPLATES: dict[Mode, str] = {
 }
 
 
+TARGETS: dict[Mode, str] = {
+    "think": "<think></think><answer>{letter}</answer>",
+    "no_think": "<answer>{letter}</answer>",
+    "think_after": "<answer>{letter}</answer><think></think>",
+}
+"""What supervised training imitates. No dataset here has reasoning, and none is made up: the thinking part is there and
+empty. So the answer is learned; `format` does not count an empty part, `medr1_format` does."""
+
+
+def target_text(question: Question, mode: Mode) -> str:
+    """The completion that supervised training imitates."""
+    return TARGETS[mode].replace("{letter}", question.gold_letter)
+
+
 def user_text(question: Question, mode: Mode) -> str:
     """The text of the user's turn, after the image."""
     return TEMPLATES[mode].replace("{question}", question.text)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from medr1_ray.config import Config
+from medr1_ray.lora import Adapters
 from medr1_ray.packing import PackedBatch
 from medr1_ray.policy import Policy, load_model
 from medr1_ray.vocabulary import Vocabulary
@@ -43,6 +44,27 @@ class Reference:
             logprobs = [self._policy(batch.to(self._device)) for batch in batches]
         if self._visits:
             self._policy.to("cpu")
+        return logprobs
+
+
+class AdapterFreeReference:
+    """The same of a policy with adapters, which without them is the start model: no second copy of the weights.
+
+    Args:
+        engine: the DeepSpeed engine that trains the policy; all ranks must score in step.
+    """
+
+    def __init__(self, engine: Any, adapters: Adapters, device: torch.device) -> None:
+        self._engine = engine
+        self._adapters = adapters
+        self._device = device
+
+    def logprobs(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
+        """As `Reference.logprobs`."""
+        self._engine.eval()
+        with torch.no_grad(), self._adapters.off():
+            logprobs = [self._engine(batch.to(self._device)) for batch in batches]
+        self._engine.train()
         return logprobs
 
 

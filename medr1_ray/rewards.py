@@ -15,15 +15,24 @@ import numbers
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medr1_ray.answer_parsing import ParsedAnswer, parse_answer
 from medr1_ray.types import Mode, Question, Rewards, Span
 
-__all__ = ["ParsedAnswer", "RewardFunction", "WeightedReward", "parse_answer", "resolve", "score"]
+__all__ = [
+    "ParsedAnswer",
+    "RewardFunction",
+    "WeightedReward",
+    "parse_answer",
+    "punish_overlong",
+    "resolve",
+    "score",
+]
 
 RewardFunction = Callable[[str, Question, Mode], float]
 
@@ -172,6 +181,24 @@ def score(
         well_formed=np.array([answer.well_formed for answer in parsed], dtype=np.bool_),
         answers=tuple(answer.letter for answer in parsed),
         span=Span(actor, "reward", started, time.time()),
+    )
+
+
+def punish_overlong(rewards: Rewards, lengths: NDArray[np.int32], max_tokens: int, buffer_tokens: int) -> Rewards:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13) as one more reward, `overlong`, of weight 1.
+
+    0 for completions of up to `max_tokens - buffer_tokens` tokens (`lengths`, int [G]), from there falling linearly to
+    -1 at `max_tokens`, which no completion exceeds. Unchanged where `buffer_tokens` is 0.
+    """
+    if buffer_tokens == 0:
+        return rewards
+    over = lengths.astype(np.float32) - np.float32(max_tokens - buffer_tokens)
+    punishment = -np.maximum(over, 0) / np.float32(buffer_tokens)
+    return replace(
+        rewards,
+        names=(*rewards.names, "overlong"),
+        values=np.column_stack([rewards.values, punishment]),
+        total=rewards.total + punishment,
     )
 
 

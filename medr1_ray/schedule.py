@@ -14,6 +14,8 @@ def learning_rate(settings: LearnerSettings, step: int, steps: int) -> float:
     half a cosine, both over the remaining steps and as in transformers: the first of them has the full rate.
     """
     warmup = settings.warmup_steps
+    if warmup < 1:
+        warmup = math.ceil(warmup * steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))

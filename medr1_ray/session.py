@@ -1,4 +1,5 @@
-"""A run from its first actor to its last: what `train.py`'s loop calls, one short method for each thing it does."""
+"""A run from its first actor to its last: what the loops of `train.py` and `sft.py` call, one short method for each
+thing that they do."""
 
 from __future__ import annotations
 
@@ -12,17 +13,19 @@ from medr1_ray.busy_time import BusyTime, seconds_of
 from medr1_ray.checkpoint import Checkpoints, RunState
 from medr1_ray.config import Config
 from medr1_ray.config_loading import config_digest
+from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation import EvaluationLog, evaluate, with_blank_images, with_shuffled_images
 from medr1_ray.learner import Learner
-from medr1_ray.metrics import Resources, step_metrics
+from medr1_ray.metrics import Resources, imitation_metrics, step_metrics
+from medr1_ray.packing import ScoredPrompt
 from medr1_ray.parity import Gap, ParityError, ParityGate
 from medr1_ray.pool import RolloutPool
 from medr1_ray.progress import Progress
 from medr1_ray.scaling import Scaling
 from medr1_ray.summary import Totals, summarise
 from medr1_ray.tracking import Tracker
-from medr1_ray.types import Group, Prompt, Span, UpdateReport
+from medr1_ray.types import Group, ImitationReport, Prompt, Span, UpdateReport
 from medr1_ray.weight_channel import WeightChannel
 
 
@@ -38,6 +41,7 @@ class Session:
     learner: Learner
     pool: RolloutPool
     weights: WeightChannel
+    encoder: PromptEncoder
     stream: PromptStream
     gate: ParityGate
     evaluation_prompts: Sequence[Prompt]
@@ -72,13 +76,35 @@ class Session:
         Synchronous rollouts are of the learner's own version, so that every update measures the gap; the gate runs at
         the start and after the first update. Asynchronous rollouts mix versions: the gate runs after every sync.
         """
-        with self._phase("weight_sync"):
-            self.weights.sync(self.step)
-        if self._syncs < 2 or self.config.train.max_staleness > 0:
-            with self._phase("parity"):
-                self.totals.gap += self.gate.check(self.step)
-        self._syncs += 1
+        updates_show_the_gap = self.config.train.max_staleness == 0
+        self._publish_weights(check=self._syncs < 2 or not updates_show_the_gap)
         self.pool.fill(versions_ahead=0)
+
+    def take_prompts(self) -> list[Prompt]:
+        """The prompts of the next supervised step."""
+        with self._phase("data"):
+            return self.stream.take(self.config.train.prompts_per_step)
+
+    def imitate(self, demonstrations: Sequence[ScoredPrompt]) -> ImitationReport:
+        """The learner's supervised step on these completions."""
+        with self._phase("update"):
+            self.weights.make_room()
+            report = self.learner.imitate(demonstrations, self.step, meanwhile=self.pool.poll)
+        self.step = report.version
+        return report
+
+    def log_imitation(self, demonstrations: Sequence[ScoredPrompt], report: ImitationReport) -> None:
+        """Metrics and spans of the supervised step that has just been done."""
+        self.totals.completions += len(demonstrations)
+        spans = self._take_spans(report.spans)
+        metrics = imitation_metrics(demonstrations, report, self.stream.state().dropped, spans)
+        self.tracker.log(self.step, metrics)
+        self.tracker.log_spans(self.step, spans)
+        self.progress.update(self.step, metrics)
+
+    def show_weights(self) -> None:
+        """Bring the learner's weights to the rollout actors for an evaluation; the parity gate runs each time."""
+        self._publish_weights(check=True)
 
     def log_step(self, groups: list[Group], report: UpdateReport) -> None:
         """Metrics, rollouts and spans of the step that has just been done.
@@ -89,8 +115,7 @@ class Session:
         gap = Gap.of(report.statistics)
         self.totals.gap += gap
         self.totals.completions += sum(len(group.rewards.total) for group in groups)
-        spans = [*self._spans, *self.pool.drain_spans(), *report.spans]
-        self._spans.clear()
+        spans = self._take_spans(report.spans)
         busy = self._busy.add(spans)
         metrics = step_metrics(
             groups,
@@ -126,8 +151,12 @@ class Session:
         if self.evaluations.find("before") is None:
             self._evaluate("before", self.evaluation_prompts)
 
+    def evaluation_is_due(self) -> bool:
+        """Whether the step that has just been done is to be evaluated; the last one is at the end."""
+        return self._due(self.config.run.evaluate_every) and self.step < self.config.train.steps
+
     def evaluate_if_due(self) -> None:
-        if self._due(self.config.run.evaluate_every) and self.step < self.config.train.steps:
+        if self.evaluation_is_due():
             self._evaluate(f"step-{self.step}", self.evaluation_prompts)
 
     def evaluate_after(self) -> None:
@@ -168,6 +197,20 @@ class Session:
         path = self.tracker.write_summary(summary)
         self.progress.close(summary)
         return path
+
+    def _publish_weights(self, *, check: bool) -> None:
+        with self._phase("weight_sync"):
+            self.weights.sync(self.step)
+        if check:
+            with self._phase("parity"):
+                self.totals.gap += self.gate.check(self.step)
+        self._syncs += 1
+
+    def _take_spans(self, of_learner: Sequence[Span]) -> list[Span]:
+        """All spans since the last call."""
+        spans = [*self._spans, *self.pool.drain_spans(), *of_learner]
+        self._spans.clear()
+        return spans
 
     def _evaluate(self, name: str, prompts: Sequence[Prompt]) -> None:
         with self._phase("evaluation"):

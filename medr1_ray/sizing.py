@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medr1_ray.config import Config
 
@@ -55,6 +55,9 @@ class ModelShape:
     patch_pixels: int
     merge_side: int
     """Side, in patches, of the square that becomes one visual token."""
+    language_linear_width: int
+    """Inputs plus outputs of the tower's linear layers, summed: an adapter of rank r has r times as many parameters."""
+    vision_linear_width: int
 
     def patches(self, image_size: int) -> int:
         """Patches of a square image, whose side the image processor rounds to whole visual tokens."""
@@ -110,7 +113,15 @@ def read_shape(folder: Path) -> ModelShape:
         vocabulary=text.vocab_size,
         patch_pixels=vision.patch_size,
         merge_side=vision.spatial_merge_size,
+        language_linear_width=_linear_width(model.model.language_model),
+        vision_linear_width=_linear_width(model.model.visual),
     )
+
+
+def _linear_width(tower: Any) -> int:
+    from torch.nn import Linear
+
+    return sum(m.in_features + m.out_features for m in tower.modules() if isinstance(m, Linear))
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,7 @@ class MicroBatchSize:
 
 def largest_micro_batch(config: Config) -> MicroBatchSize:
     """A group is one row, its prompt shared by its completions; a rank's rows fill `learner.micro_batch_tokens`."""
-    group_tokens = config.train.group_size * config.rollout.max_tokens
+    group_tokens = config.completions_per_prompt * config.rollout.max_tokens
     row = config.rollout.max_prompt_tokens + group_tokens
     share = -(-config.train.prompts_per_step // config.learner.world_size)
     rows = max(1, min(share, config.learner.micro_batch_tokens // row))
@@ -167,7 +178,7 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
     optimizer_place, parameter_place = (
         _offload_place(zero, key) for key in ("offload_optimizer", "offload_param")
     )
-    trained = shape.parameters - (0 if model.train_vision_tower else shape.vision_parameters)
+    adapters, trained = _adapter_parameters(config, shape), trained_parameters(config, shape)
     batch = largest_micro_batch(config)
 
     def shared(size: int, from_stage: int) -> tuple[int, str]:
@@ -175,7 +186,7 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
             return -(-size // ranks), f"1/{ranks} on each rank (ZeRO-{stage})"
         return size, "whole on each rank"
 
-    parameters, how_parameters = shared(shape.parameters * value_bytes, 3)
+    parameters, how_parameters = shared((shape.parameters + adapters) * value_bytes, 3)
     # ZeRO-1 under bfloat16 keeps one pass's own gradients beside their float32 sum.
     gradient_bytes = FLOAT32_BYTES + (value_bytes if stage == 1 and model.dtype == "bfloat16" else 0)
     gradients, how_gradients = shared(trained * gradient_bytes, 2)
@@ -191,7 +202,7 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
     if stage == 3:
         live = min(shape.parameters, int(zero.get("stage3_max_live_parameters", 1_000_000_000)))
         parts.append(Part("all-gather", live * value_bytes, "device", f"up to {live:,} whole parameters at a time"))
-    if config.loss.kl_beta > 0:
+    if config.takes_kl and model.lora is None:
         parts += _reference_parts(config, shape)
     parts += _activation_parts(config, shape, batch)
     if config.cluster.weight_transport == "ipc":
@@ -203,6 +214,19 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
         parts.append(Part("loading", loading, "main", "the checkpoint is read into main memory first"))
     parts.append(Part("process", LEARNER_PROCESS_BYTES, "main", "Python, torch, transformers, DeepSpeed"))
     return tuple(parts)
+
+
+def trained_parameters(config: Config, shape: ModelShape) -> int:
+    """The adapters where there are any, else all but those of a frozen vision tower."""
+    frozen = 0 if config.model.train_vision_tower else shape.vision_parameters
+    return _adapter_parameters(config, shape) or shape.parameters - frozen
+
+
+def _adapter_parameters(config: Config, shape: ModelShape) -> int:
+    if config.model.lora is None:
+        return 0
+    vision = shape.vision_linear_width if config.model.train_vision_tower else 0
+    return config.model.lora.rank * (shape.language_linear_width + vision)
 
 
 def _offload_place(zero: dict[str, dict[str, str]], key: str) -> Place:

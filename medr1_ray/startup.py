@@ -108,6 +108,7 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
             learner=learner,
             pool=pool,
             weights=weight_channel(config, learner, pool),
+            encoder=encoder,
             stream=stream,
             gate=ParityGate(
                 pool,

@@ -53,7 +53,7 @@ def step_size(config: Config) -> StepSize:
     """The step that the settings ask for, under the assumptions of `sizing`."""
     return StepSize(
         prompts=config.train.prompts_per_step,
-        group_size=config.train.group_size,
+        group_size=config.completions_per_prompt,
         completion_tokens=config.sizing.completion_tokens or config.rollout.max_tokens,
         image_size=config.data.image_size,
         text_tokens=config.sizing.prompt_text_tokens,
@@ -79,19 +79,21 @@ def device_seconds(work: Work, device: Device) -> float:
 
 
 def step_time(config: Config, shape: ModelShape, size: StepSize, ranks: int, actors: int) -> StepTime:
-    """A step of `size` with so many learner ranks and rollout actors.
+    """A step of `size` with so many learner ranks and rollout actors; one of SFT is the update alone.
 
     Raises ValueError where `hardware` has no rates.
     """
     hardware = config.hardware
     megapixels = -(-size.prompts // ranks) * size.image_size**2 / 1e6
+    update = device_seconds(learner_work(config, shape, size, ranks), hardware.learner)
+    update += megapixels * hardware.image_seconds_per_megapixel
+    if config.objective == "sft":
+        return StepTime(0.0, update, 0.0, overlapped=False)
     prompts = -(-size.prompts // actors)
     completions = prompts * size.group_size
     rollout = device_seconds(rollout_work(config, shape, size, actors), hardware.rollout)
     rollout += prompts * hardware.prompt_seconds + completions * hardware.completion_seconds
     rollout += completions * size.completion_tokens * hardware.token_seconds
-    update = device_seconds(learner_work(config, shape, size, ranks), hardware.learner)
-    update += megapixels * hardware.image_seconds_per_megapixel
     sync_bytes = shape.parameters * DTYPE_BYTES[config.model.dtype]
     sync = hardware.sync_seconds + sync_bytes / (hardware.sync_bytes_per_second or math.inf)
     return StepTime(rollout, update, sync, config.train.max_staleness > 0)

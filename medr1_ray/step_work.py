@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medr1_ray.config import Config
-from medr1_ray.sizing import DTYPE_BYTES, ModelShape, TowerShape, layer_activation_bytes
+from medr1_ray.sizing import DTYPE_BYTES, ModelShape, TowerShape, layer_activation_bytes, trained_parameters
 
 TEMPORAL_PATCH = 2  # Qwen2-VL doubles an image in time
 COLOURS = 3
@@ -92,8 +92,9 @@ def vision_forward(shape: ModelShape, images: float, image_size: int) -> Work:
 
 
 def learner_work(config: Config, shape: ModelShape, size: StepSize, ranks: int) -> Work:
-    """Of the rank with most groups: forward and backward (twice the forward; with activations recomputed once more) of
-    every group as one row, the rank's share of the optimizer's states, and the reference where there is a KL."""
+    """Of the rank with most groups: forward and backward (twice the forward, but once for the products of weights that
+    have adapters; with activations recomputed once more) of every group as one row, the rank's share of the optimizer's
+    states, and the reference where there is a KL."""
     value_bytes = DTYPE_BYTES[config.model.dtype]
     images, row = -(-size.prompts // ranks), size.row_tokens(shape)
     completion_tokens = images * size.group_size * size.completion_tokens
@@ -109,11 +110,13 @@ def learner_work(config: Config, shape: ModelShape, size: StepSize, ranks: int) 
     if learned:
         kept += patches * shape.vision.layers * layer_activation_bytes(shape.vision, value_bytes)
     update = (language + head) * passes + vision * (passes if learned else 1)
+    if config.model.lora is not None:  # no gradient of the weights themselves; the adapters' products are left out
+        unlearned = language + head + vision if learned else language + head
+        update += Work(matmul_flops=-unlearned.matmul_flops)
     update += Work(activation_bytes=kept, layer_starts=starts * micro_batches)
-    trained = shape.parameters - (0 if learned else shape.vision_parameters)
-    update += Work(memory_bytes=trained * ADAM_TRAFFIC_BYTES / ranks)
+    update += Work(memory_bytes=trained_parameters(config, shape) * ADAM_TRAFFIC_BYTES / ranks)
     update = update * config.train.updates_per_rollout
-    if config.loss.kl_beta > 0:
+    if config.takes_kl:
         update += language + head + vision
     return update
 

@@ -13,7 +13,7 @@ from medr1_ray.membership import Leave, MembershipCounts
 from medr1_ray.parity import Gap
 
 # The phases of the loop, whose time the throughput is of; start-up, evaluation and checkpoints are not.
-_LOOP_PHASES = ("rollout", "update", "weight_sync", "parity")
+_LOOP_PHASES = ("rollout", "data", "update", "weight_sync", "parity")
 
 
 @dataclass
@@ -38,6 +38,7 @@ def summarise(
     blank, shuffled = _found(evaluations, "blank_image"), _found(evaluations, "shuffled_image")
     return {
         "steps": step,
+        "objective": config.objective,
         "mode": config.mode,
         "eval": {
             "before": asdict(_found(evaluations, "before")),

@@ -6,13 +6,11 @@ pool may have in flight while the learner updates.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from medr1_ray.command import run_command
 from medr1_ray.config import Config
-from medr1_ray.config_loading import load_config
-from medr1_ray.dry_run import dry_run
 
 
 def train(config: Config, *, resume: bool = False) -> Path:
@@ -43,22 +41,7 @@ def train(config: Config, *, resume: bool = False) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m medr1_ray.train", description="GRPO on a Ray cluster.")
-    parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; later files win")
-    parser.add_argument("--dry-run", action="store_true", help="print settings, actors and memory; start nothing")
-    parser.add_argument("--resume", action="store_true", help="continue from the run's latest checkpoint")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the files")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        if options.dry_run:
-            print(dry_run(config))
-        else:
-            train(config, resume=options.resume)
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("grpo", "GRPO on a Ray cluster.", train, arguments)
 
 
 if __name__ == "__main__":

@@ -249,6 +249,16 @@ class UpdateRequest:
 
 
 @dataclass(frozen=True)
+class ImitationRequest:
+    """What one learner rank gets of a supervised batch: as `UpdateRequest`, with completions that nobody sampled."""
+
+    version: int
+    demonstrations: tuple[tuple[Prompt, Completions], ...]
+    micro_batches: tuple[MicroBatch, ...]
+    batch: BatchSize
+
+
+@dataclass(frozen=True)
 class OptimizerStep:
     """One optimizer step: the loss before it, the gradient's norm before clipping, and the rate that it took."""
 
@@ -328,6 +338,18 @@ class UpdateReport:
     groups: int
     groups_zero_variance: int
     groups_skipped: int
+    tokens: int
+    padded_tokens: int
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class ImitationReport:
+    """What a supervised step did. `version` is the learner's afterwards; the step's loss is the mean negative
+    log-likelihood of the batch's `tokens`, in nats; `padded_tokens` went through the model."""
+
+    version: int
+    step: OptimizerStep
     tokens: int
     padded_tokens: int
     spans: tuple[Span, ...]

@@ -2,7 +2,7 @@
 
 `WeightChannel` leads both ends of a transport, which do not know each other. Consumes: the learner's weights. Waits
 for: learner ranks and rollout actors, each call with a deadline. What a training does with it is always the same:
-`make_room` before an update, `sync` after it.
+`make_room` before an update, `sync` before engines are to have what came of it.
 """
 
 from __future__ import annotations

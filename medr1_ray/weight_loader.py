@@ -62,6 +62,8 @@ class WeightLoader:
 
     async def sleep(self) -> None:
         """Free the GPU. Requests in flight are computed again after waking."""
+        if "weights" in self._asleep:  # since an update before, after which nobody needed an engine
+            return
         await self._engine.collective_rpc("medr1_forget_weights")
         self._held = frozenset()
         await self._engine.sleep(level=SLEEP_LEVEL, mode="keep")

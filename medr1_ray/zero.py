@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medr1_ray.config import Config
+from medr1_ray.lora import Adapters
 from medr1_ray.types import TensorSpec
 
 GATHER_BYTES = 256 * 2**20
@@ -102,15 +103,23 @@ def engine_config(config: Config, parameters: int) -> dict[str, Any]:
 
 
 class ShardedWeights:
-    """A `WeightSource` over a model that DeepSpeed may have cut: `frozen` says which parameters are, by their name in
-    the model; `rename` gives the name in checkpoints."""
+    """A `WeightSource` over a model that DeepSpeed may have cut, with its adapters, if it has any, merged in.
+
+    `frozen` says which parameters are, by their name in the model without adapters; `rename` gives the name in
+    checkpoints.
+    """
 
     def __init__(
-        self, model: nn.Module, frozen: Callable[[str], bool], rename: Callable[[str], str]
+        self,
+        model: nn.Module,
+        frozen: Callable[[str], bool],
+        rename: Callable[[str], str],
+        adapters: Adapters | None = None,
     ) -> None:
         self._model = model
         self._frozen = frozen
         self._rename = rename
+        self._adapters = adapters
 
     def specs(self, *, frozen: bool) -> list[TensorSpec]:
         """Names, dtypes and whole shapes, without gathering."""
@@ -121,33 +130,35 @@ class ShardedWeights:
                 tuple(getattr(parameter, "ds_shape", parameter.shape)),
                 0,
             )
-            for name, parameter in self._model.named_parameters()
-            if self._frozen(name) == frozen
+            for name, parameter in self._named(frozen)
         ]
 
     def tensors(self, *, frozen: bool) -> Iterator[tuple[str, Tensor]]:
         """Names and whole tensors, in the order of `specs`."""
-        for name, tensor in whole_parameters(self._model, lambda name: self._frozen(name) == frozen):
+        named = self._named(frozen)
+        whole = self._adapters.merged(named, whole_parameters) if self._adapters else whole_parameters(named)
+        for name, tensor in whole:
             yield self._rename(name), tensor
 
+    def _named(self, frozen: bool) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in (self._adapters or self._model).named_parameters():
+            if self._frozen(name) == frozen:
+                yield name, parameter
 
-def whole_parameters(
-    model: nn.Module, chosen: Callable[[str], bool] = lambda name: True
-) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole tensors of the chosen parameters, each tied one once, gathered a bucket at a time where ZeRO-3
-    has cut them. Every rank must go through all of it; a tensor is whole only until the next is asked for."""
-    for bucket in _buckets(model, chosen):
+
+def whole_parameters(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole tensors of named parameters, gathered a bucket at a time where ZeRO-3 has cut them. Every rank
+    must go through all of it; a tensor is whole only until the next is asked for."""
+    for bucket in _buckets(named):
         with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
             for name, parameter in bucket:
                 yield name, parameter.detach()
 
 
-def _buckets(model: nn.Module, chosen: Callable[[str], bool]) -> Iterator[list[tuple[str, nn.Parameter]]]:
+def _buckets(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
     bucket: list[tuple[str, nn.Parameter]] = []
     size = 0
-    for name, parameter in model.named_parameters():
-        if not chosen(name):
-            continue
+    for name, parameter in named:
         needed = int(getattr(parameter, "ds_numel", parameter.numel())) * parameter.element_size()
         if bucket and size + needed > GATHER_BYTES:
             yield bucket

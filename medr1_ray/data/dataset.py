@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medr1_ray.config_data import DataSettings
-from medr1_ray.data.medr1_rows import read_medr1_rows
+from medr1_ray.data.medr1_rows import read_medr1_files
 from medr1_ray.data.omnimedvqa import read_omnimedvqa
 from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates
 from medr1_ray.data.phantoms import ensure_dataset
@@ -121,8 +121,8 @@ def _read(
     if settings.format == "medr1":
         assert settings.train_file is not None  # the config checks both
         assert settings.eval_file is not None
-        train = read_medr1_rows(root, settings.train_file)
-        held_out = read_medr1_rows(root, settings.eval_file)
+        train = read_medr1_files(root, settings.train_file)
+        held_out = read_medr1_files(root, settings.eval_file)
         return train.questions, held_out.questions, train.dropped + held_out.dropped
     result: ReadResult = read_omnimedvqa(root)
     return *split_by_image(result.questions, root, settings.eval_fraction, settings.seed), result.dropped

@@ -19,6 +19,24 @@ from medr1_ray.data.reading import ReadResult, image_path, read_rows, refuse_amb
 from medr1_ray.types import Question
 
 
+def read_medr1_files(root: Path, pattern: str, images_needed: bool = True) -> ReadResult:
+    """Read the annotation file `root / pattern`, or all that match it (`*`), in the order of their names.
+
+    Raises:
+        ValueError: if there is none, or one cannot be read or is no list of rows.
+    """
+    files = [root / pattern] if (root / pattern).is_file() else sorted(root.glob(pattern))
+    if not files:
+        raise ValueError(
+            f"{root / pattern}: no annotation file of that name or pattern; see data.train_file and data.eval_file"
+        )
+    results = [read_medr1_rows(root, file.relative_to(root).as_posix(), images_needed) for file in files]
+    return ReadResult(
+        tuple(question for result in results for question in result.questions),
+        tuple(row for result in results for row in result.dropped),
+    )
+
+
 def read_medr1_rows(root: Path, file: str, images_needed: bool = True) -> ReadResult:
     """Read the annotation file `root / file`.
 

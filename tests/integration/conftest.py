@@ -13,7 +13,8 @@ from medr1_ray.config import Config
 from medr1_ray.prompts import chat_messages
 from medr1_ray.rollout_actor import RolloutActor
 from medr1_ray.tiny import model_path
-from medr1_ray.types import Prompt, Question
+from medr1_ray.types import Completions, Group, Prompt, Question, Rewards, Span
+from medr1_ray.vocabulary import load_vocabulary
 
 
 @pytest.fixture(scope="session")
@@ -133,3 +134,46 @@ def scrambled(start_weights: dict[str, torch.Tensor]) -> Callable[..., dict[str,
         }
 
     return scramble
+
+
+@pytest.fixture(scope="session")
+def groups() -> list[Group]:
+    """Recorded rollouts: seven prompts of two image sizes, one of them with equal rewards."""
+    random = np.random.default_rng(0)
+    vocabulary = load_vocabulary(model_path())
+    return [_recorded_group(i, vocabulary, random) for i in range(7)]
+
+
+def _recorded_group(number, vocabulary, random):
+    size, span = 4, Span("test", "test", 0.0, 0.0)
+    name = f"p{number}"
+    ids = random.integers(10, 400, 12 + number).astype(np.int32)
+    start, image_pad, end = vocabulary.vision_start, vocabulary.image_pad, vocabulary.banned[3]
+    ids[3:6] = [start, image_pad, end]
+    height, width = [(56, 56), (84, 56)][number % 2]
+    lengths = random.integers(1, 5, size).astype(np.int32)
+    tokens = random.integers(10, 400, lengths.sum()).astype(np.int32)
+    rewards = np.float32([1, 1, 1, 1]) if number == 3 else np.float32([0, 1, 2, number % 3])
+    return Group(
+        Prompt(
+            name,
+            Question(name, "/none", "What?", ("x", "y"), 0, "CT", "modality recognition", "none"),
+            ids,
+            random.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        ),
+        Completions(
+            prompt_id=name,
+            actor="rollout-0",
+            token_ids=tokens,
+            rollout_logprobs=random.normal(-6, 0.5, tokens.size).astype(np.float32),
+            versions=np.zeros(tokens.size, np.int32),
+            lengths=lengths,
+            truncated=np.zeros(size, bool),
+            texts=("",) * size,
+            visual_tokens=height * width // 28**2,
+            span=span,
+        ),
+        Rewards(
+            name, ("accuracy",), rewards[:, None], rewards, rewards > 0, rewards > 0, ("A",) * size, span
+        ),
+    )

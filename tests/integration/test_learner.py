@@ -22,55 +22,12 @@ from medr1_ray.config import (
 )
 from medr1_ray.learner import Learner
 from medr1_ray.policy import ImagePatcher, Policy, load_model
-from medr1_ray.types import BatchSize, Completions, Group, Prompt, Question, Rewards, Span
+from medr1_ray.types import BatchSize
 from medr1_ray.vocabulary import load_vocabulary
 
 # Adam makes steps of about the rate out of gradients of any size: rounding shows, at most as a tenth of the rate.
 # At larger rates Adam turns rounding of gradients near zero into differences above 1e-5.
-RATE, STEPS, BETA, SIZE = 5e-5, 4, 0.5, 4
-SPAN = Span("test", "test", 0.0, 0.0)
-
-
-@pytest.fixture(scope="module")
-def groups() -> list[Group]:
-    """Recorded rollouts: seven prompts of two image sizes, one of them with equal rewards."""
-    random = np.random.default_rng(0)
-    vocabulary = load_vocabulary(tiny.model_path())
-    return [_group(i, vocabulary, random) for i in range(7)]
-
-
-def _group(number, vocabulary, random):
-    name = f"p{number}"
-    ids = random.integers(10, 400, 12 + number).astype(np.int32)
-    start, image_pad, end = vocabulary.vision_start, vocabulary.image_pad, vocabulary.banned[3]
-    ids[3:6] = [start, image_pad, end]
-    height, width = [(56, 56), (84, 56)][number % 2]
-    lengths = random.integers(1, 5, SIZE).astype(np.int32)
-    tokens = random.integers(10, 400, lengths.sum()).astype(np.int32)
-    rewards = np.float32([1, 1, 1, 1]) if number == 3 else np.float32([0, 1, 2, number % 3])
-    return Group(
-        Prompt(
-            name,
-            Question(name, "/none", "What?", ("x", "y"), 0, "CT", "modality recognition", "none"),
-            ids,
-            random.integers(0, 256, (height, width, 3), dtype=np.uint8),
-        ),
-        Completions(
-            prompt_id=name,
-            actor="rollout-0",
-            token_ids=tokens,
-            rollout_logprobs=random.normal(-6, 0.5, tokens.size).astype(np.float32),
-            versions=np.zeros(tokens.size, np.int32),
-            lengths=lengths,
-            truncated=np.zeros(SIZE, bool),
-            texts=("",) * SIZE,
-            visual_tokens=height * width // 28**2,
-            span=SPAN,
-        ),
-        Rewards(
-            name, ("accuracy",), rewards[:, None], rewards, rewards > 0, rewards > 0, ("A",) * SIZE, SPAN
-        ),
-    )
+RATE, STEPS, BETA = 5e-5, 4, 0.5
 
 
 def config(**learner) -> Config:
@@ -78,7 +35,7 @@ def config(**learner) -> Config:
         run=RunSettings(dir="unused"),
         model=ModelSettings(path="tiny"),
         data=DataSettings(format="phantoms", root="unused"),
-        train=TrainSettings(steps=STEPS, prompts_per_step=7, group_size=SIZE),
+        train=TrainSettings(steps=STEPS, prompts_per_step=7, group_size=4),
         loss=LossSettings(kl_beta=BETA, importance_cap=1.5),
         learner=LearnerSettings(
             cpus_per_rank=0.25, learning_rate=RATE, weight_decay=0.1, max_grad_norm=0.5, **learner
@@ -134,6 +91,7 @@ def by_hand(groups):
     with torch.no_grad():
         reference_logprobs = reference(batch)
     tokens = grpo.TokenBatch(
+        lengths=lengths,
         advantages=grpo.group_advantages(rewards, std=True).flatten().repeat_interleave(lengths),
         weights=grpo.token_weights(lengths, "sequence", size),
         rollout_logprobs=torch.from_numpy(np.concatenate([g.completions.rollout_logprobs for g in groups])),

@@ -79,12 +79,15 @@ def test_files_replace_reward_functions_and_overrides_edit_them(minimal: Path, t
     [
         ("train.step=3", ["train.step is not a setting", "did you mean train.steps?", "prompts_per_step"]),
         ("train.zero_stage=3", ["did you mean learner.zero_stage?"]),
-        ("steps=3", ["did you mean train.steps?", "the top level has: mode, run, model"]),
+        ("steps=3", ["did you mean train.steps?", "the top level has: objective, mode, run, model"]),
         ("train.steps=0", ["train.steps=0", "greater than or equal to 1"]),
         ("train.steps=many", ["train.steps='many'", "valid integer"]),
         ("train.steps.x=1", ["train.steps={'x': 1}", "valid integer"]),
         ("mode=thinking", ["mode='thinking'", "'think', 'no_think' or 'think_after'"]),
         ("rollout.top_p=0.9", ["rollout.top_p=0.9", "loss.importance_cap"]),
+        ("learner.warmup_steps=2.5", ["learner.warmup_steps=2.5", "a fraction of train.steps below 1"]),
+        ("model.lora.ranks=4", ["did you mean model.lora.rank?", "model.lora has: rank, alpha"]),
+        ("reward.overlong_buffer_tokens=9999", ["reward.overlong_buffer_tokens=9999", "rollout.max_tokens=256"]),
         ("rollout.engine.seed=1", ["rollout.engine.seed=1", "remove it"]),
     ],
 )
@@ -95,6 +98,13 @@ def test_errors_name_key_value_and_what_is_allowed(minimal: Path, override: str,
         assert text in str(caught.value)
     assert type(caught.value) is ValueError
     pickle.loads(pickle.dumps(caught.value))
+
+
+@pytest.mark.parametrize("override", ["rollout.temperature=0.7", "train.updates_per_rollout=2"])
+def test_what_supervised_training_cannot_do_is_refused(minimal: Path, override: str) -> None:
+    load_config([minimal], [override, "train.steps=2"])
+    with pytest.raises(ValueError, match=rf"{override}: SFT"):
+        load_config([minimal], [override, "train.steps=2", "objective=sft"])
 
 
 def test_all_errors_are_told_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -47,9 +48,9 @@ def ray_parses(words: list[str]) -> None:
 def python_runs(words: list[str]) -> None:
     if words[1] != "-m":
         assert (REPOSITORY / words[1]).is_file()
-    elif words[2] == "medr1_ray.train":
-        train(words[3:])
-    elif words[2].startswith("medr1_ray"):
+    elif words[2] in ("medr1_ray.train", "medr1_ray.sft"):
+        trains(words[2], words[3:])
+    elif words[2].startswith(("medr1_ray", "benchmarks")):
         module = REPOSITORY / Path(*words[2].split("."))
         source = module.with_suffix(".py") if module.with_suffix(".py").is_file() else module / "__main__.py"
         for option in words[3:]:
@@ -58,16 +59,15 @@ def python_runs(words: list[str]) -> None:
         assert words[2] in ("pip", "pytest", "venv")
 
 
-def train(arguments: list[str]) -> None:
-    from medr1_ray.train import main
-
+def trains(command: str, arguments: list[str]) -> None:
+    main = importlib.import_module(command).main
     resumed = [argument for argument in arguments if argument != "--resume"]
     assert main([*resumed, *([] if "--dry-run" in resumed else ["--dry-run"])]) == 0
 
 
 def slurm_takes(words: list[str]) -> None:
     assert (REPOSITORY / words[1]).is_file()
-    train(words[2:])
+    trains("medr1_ray.train", words[2:])
 
 
 def files_exist(words: list[str]) -> None:
@@ -85,6 +85,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "docker": files_exist,
     "kubectl": files_exist,
     "prometheus": files_exist,
+    "vllm": files_exist,
 }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,13 @@ from medr1_ray.config_loading import load_config
 from medr1_ray.dry_run import dry_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RUNNABLE = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+RUNNABLE = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for path in CONFIGS.rglob("*.yaml")
+    if path.parent.name in ("configs", "medr1")
+)
+MODALITIES = ("ct", "mri", "xray", "ultrasound", "dermoscopy", "fundus", "oct", "microscopy")
+TASKS = ("anatomy", "diagnosis", "grading", "modality", "attributes")
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +47,40 @@ def test_every_config_passes_a_dry_run(name: str) -> None:
         assert f"\n  {actor} " in text
     for part in ("parameters", "gradients", "optimizer", "logits chunk", "KV cache", "vision encoder"):
         assert f"\n  {part} " in text
-    assert ("\n  reference model " in text) == (config.loss.kl_beta > 0)
+    assert ("\n  reference model " in text) == (config.takes_kl and config.model.lora is None)
 
 
 def test_runs_write_to_their_own_folders() -> None:
     folders = [load_config([CONFIGS / name]).run.dir for name in RUNNABLE]
-    assert folders == [Path("runs") / Path(name).stem for name in RUNNABLE]
+    assert folders == [Path("runs") / Path(name).with_suffix("") for name in RUNNABLE]
+
+
+def test_the_papers_runs_are_there_and_differ_in_their_data_alone() -> None:
+    names = {f"modality_{name}" for name in MODALITIES} | {f"task_{name}" for name in TASKS}
+    names |= {"mixed_modalities", "mixed_tasks"}
+    assert {f"medr1/{name}.yaml" for name in names} == {name for name in RUNNABLE if "/" in name}
+    configs = [load_config([CONFIGS / f"medr1/{name}.yaml"]) for name in sorted(names)]
+    own = {"run": {"dir"}, "data": {"train_file", "eval_file"}, "train": {"steps"}}
+    assert all(config.model_dump(exclude=own) == configs[0].model_dump(exclude=own) for config in configs)
+    assert len({config.data.train_file for config in configs}) == 15
+    for config in configs:  # a model trained on one family of splits must not be tested on another
+        assert config.data.eval_file == str(config.data.train_file).replace("train", "test")
+
+
+def test_the_released_files_have_the_names_and_rows_of_the_configs(shared_data: Path) -> None:
+    splits = shared_data / "medr1_splits"
+    for name in set(MODALITIES) - {"mri"}:  # whose training file is not there
+        config = load_config([CONFIGS / f"medr1/modality_{name}.yaml"])
+        files = [str(file).removeprefix("Splits/") for file in (config.data.train_file, config.data.eval_file)]
+        rows, _ = (json.loads((splits / file).read_text()) for file in files)
+        assert config.train.steps == len(rows) // config.train.prompts_per_step
+
+
+def test_the_supervised_baseline_lies_over_the_recipe() -> None:
+    config = load_config([CONFIGS / "medr1/modality_ct.yaml", CONFIGS / "bases/medr1_sft.yaml"])
+    assert (config.objective, config.learner.learning_rate, config.learner.schedule) == ("sft", 2e-5, "cosine")
+    assert config.learner.warmup_steps == 0.1
+    assert "reference model" not in dry_run(config)
 
 
 def test_the_reference_recipe() -> None:

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from medr1_ray import grpo
-from medr1_ray.config import LossSettings
+from medr1_ray.config_algorithm import LossSettings
 from medr1_ray.grpo import TokenBatch
 from medr1_ray.types import BatchSize, TokenSums
 
 
-def tokens_of(advantages, weights=None, rollout=None, versions=None, reference=None):
+def tokens_of(advantages, weights=None, rollout=None, versions=None, reference=None, lengths=None):
     advantages = torch.tensor(advantages)
     return TokenBatch(
+        lengths=torch.tensor([len(advantages)] if lengths is None else lengths),
         advantages=advantages,
         weights=torch.ones_like(advantages) if weights is None else weights,
         rollout_logprobs=torch.zeros_like(advantages) if rollout is None else torch.tensor(rollout),
@@ -133,6 +134,55 @@ class TestClipping:
         assert sums.clipped_low == (ratio == 0.5 and advantage < 0)
 
 
+class TestSequenceRatio:
+    """GSPO, arXiv 2507.18071: eq. 7 for the ratio, eq. 5 for the objective."""
+
+    OLD = torch.tensor([-1.0, -1.0, -1.0])
+    # Completions of 2 and 1 tokens. Log-ratios ln 4 and 0: their mean is ln 2, s = 2. The other's is ln 0.9.
+    LOG_RATIOS = torch.tensor([math.log(4), 0.0, math.log(0.9)])
+
+    def loss(self, advantages, **settings):
+        settings = LossSettings(ratio="sequence", importance_cap=None, **settings)
+        policy = (self.OLD + self.LOG_RATIOS).requires_grad_()
+        weights = grpo.token_weights(torch.tensor([2, 1]), "sequence", BatchSize(2, 3, 8))
+        tokens = tokens_of(advantages, weights, lengths=[2, 1])
+        loss, sums = grpo.loss_and_sums(policy, self.OLD, tokens, settings, version=0)
+        loss.backward()
+        return loss.item(), policy.grad, sums
+
+    def test_is_the_geometric_mean_and_moves_all_tokens_alike(self):
+        # Nothing clipped: -(2 * 1 + 0.9 * -1) / 2. The gradient of s in each token's log-probability is s / |o|:
+        # -(1/2) * 1 * 2/2 for both tokens of the first, -(1/2) * -1 * 0.9 for the second.
+        loss, gradient, sums = self.loss([1.0, 1.0, -1.0], clip_low=0.5, clip_high=2.0)
+        assert loss == pytest.approx(-0.55, abs=1e-6)
+        torch.testing.assert_close(gradient, torch.tensor([-0.5, -0.5, 0.45]))
+        assert sums.ratio_max == pytest.approx(2.0, abs=1e-6)
+
+    def test_clips_whole_completions(self):
+        # s = 2 is clipped at 1.0004 and s = 0.9 at 0.9997: -(1.0004 * 1 + 0.9997 * -1) / 2, without gradient.
+        loss, gradient, sums = self.loss([1.0, 1.0, -1.0], clip_low=3e-4, clip_high=4e-4)
+        assert loss == pytest.approx(-0.00035, abs=1e-7)
+        assert gradient.tolist() == [0.0, 0.0, 0.0]
+        assert (sums.clipped_high, sums.clipped_low) == (2, 1)
+
+    def test_the_importance_weight_is_the_completions_too(self):
+        # Log-weights ln 4 and 0 again, and ln 9: s = 2 and 9, capped at 3. -(2 * 1 + 3 * 1) / 2.
+        settings = LossSettings(ratio="sequence", importance_cap=3.0)
+        weights = grpo.token_weights(torch.tensor([2, 1]), "sequence", BatchSize(2, 3, 8))
+        rollout = [-1.0 - math.log(4), -1.0, -1.0 - math.log(9)]
+        tokens = tokens_of([1.0, 1.0, 1.0], weights, rollout=rollout, lengths=[2, 1])
+        loss, sums = grpo.loss_and_sums(self.OLD, self.OLD, tokens, settings, version=0)
+        assert loss.item() == pytest.approx(-2.5, abs=1e-6)
+        assert sums.importance_capped == 1
+
+    def test_an_empty_completion_takes_no_token(self):
+        settings = LossSettings(ratio="sequence", importance_cap=None)
+        tokens = tokens_of([1.0, 1.0], lengths=[0, 2, 0])
+        policy = self.OLD[:2] + torch.tensor([math.log(4), 0.0])
+        loss, _ = grpo.loss_and_sums(policy, self.OLD[:2], tokens, settings, version=0)
+        assert loss.item() == pytest.approx(-2 * 1.2, abs=1e-6)  # clipped at 1.2, both tokens of weight 1
+
+
 class TestImportance:
     def test_truncated_and_constant_under_the_gradient(self):
         # exp(old - rollout) is 3 and 1/2; capped at 2: the loss is -(2 * 1 + 0.5 * 1), the gradients the same.
@@ -179,13 +229,14 @@ class TestStatistics:
         assert grpo.statistics([sums]).logprob_gap_max is None
 
 
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("aggregation", ["sequence", "token", "dr_grpo"])
-def test_loss_gradient_and_statistics_do_not_depend_on_the_cut(aggregation):
+def test_loss_gradient_and_statistics_do_not_depend_on_the_cut(aggregation, ratio):
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([3, 1, 5, 2, 4, 1])
     count = int(lengths.sum())
     settings = LossSettings(
-        kl_beta=0.1, aggregation=aggregation, clip_low=0.1, clip_high=0.1, importance_cap=1.1
+        kl_beta=0.1, ratio=ratio, aggregation=aggregation, clip_low=0.05, clip_high=0.05, importance_cap=1.1
     )
     batch = BatchSize(len(lengths), count, 8)
 
@@ -202,7 +253,8 @@ def test_loss_gradient_and_statistics_do_not_depend_on_the_cut(aggregation):
         for first, last in cuts:
             a, b = int(ends[first] - lengths[first]), int(ends[last - 1])
             weights = grpo.token_weights(lengths[first:last], aggregation, batch)
-            tokens = TokenBatch(advantages[a:b], weights, rollout[a:b], versions[a:b], reference[a:b])
+            parts_of_tokens = (tensor[a:b] for tensor in (rollout, versions, reference))
+            tokens = TokenBatch(lengths[first:last], advantages[a:b], weights, *parts_of_tokens)
             loss, sums = grpo.loss_and_sums(policy[a:b], old[a:b], tokens, settings, version=2)
             loss.backward()
             losses.append(loss.item())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from medr1_ray.data.medr1_rows import read_medr1_rows
+from medr1_ray.data.medr1_rows import read_medr1_files, read_medr1_rows
 from medr1_ray.data.omnimedvqa import read_omnimedvqa
 from medr1_ray.data.reading import dropped_by_reason
 
@@ -159,3 +159,19 @@ def test_realmini_is_the_same_in_both_layouts(shared_data: Path) -> None:
         return Counter((question.image_path, question.text, question.gold_letter) for question in questions)
 
     assert content(own.questions) == content(rows[0].questions) + content(rows[1].questions)
+
+
+def test_a_pattern_reads_all_files_that_match(tmp_path: Path) -> None:
+    folder = tmp_path / "Splits" / "train"
+    folder.mkdir(parents=True)
+    row = {"image": "Images/a/1.png", "problem": "Which? A)x, B)y", "solution": "<answer> B </answer>"}
+    for name in ("X-Ray_train", "CT(Computed Tomography)_train", "OCT (Optical Coherence Tomography_test"):
+        (folder / f"{name}.json").write_text(json.dumps([row, {}]))
+    result = read_medr1_files(tmp_path, "Splits/train/*_train.json", images_needed=False)
+    assert [question.modality for question in result.questions] == ["CT", "X-Ray"]
+    assert len({question.id for question in result.questions}) == 2
+    assert len(result.dropped) == 2
+    one = read_medr1_files(tmp_path, "Splits/train/CT(Computed Tomography)_train.json", images_needed=False)
+    assert one.questions == result.questions[:1]
+    with pytest.raises(ValueError, match=r"no annotation file of that name or pattern; see data\.train_file"):
+        read_medr1_files(tmp_path, "Splits/train/MRI*.json")

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from medr1_ray.rewards import REGISTRY, parse_answer, resolve, score
+from medr1_ray.rewards import REGISTRY, parse_answer, punish_overlong, resolve, score
 from medr1_ray.types import Mode, Question
 
 MODES: dict[str, Mode] = {"T": "think", "N": "no_think", "A": "think_after"}
@@ -397,3 +397,17 @@ def test_medr1_format_has_no_think_after() -> None:
         resolve({"accuracy": 1.0, "medr1_format": 1.0}, "think_after")
     with pytest.raises(ValueError, match="medr1_format has no mode=think_after"):
         REGISTRY["medr1_format"]("<answer>C</answer>", MODALITY, "think_after")
+
+
+def test_overlong_completions_are_punished_over_the_buffer() -> None:
+    # At most 20 tokens, a buffer of 8: none up to 12, then (12 - length) / 8 (DAPO, eq. 13).
+    texts = ("<answer>C</answer>",) * 5
+    plain = score("p", texts, MODALITY, "no_think", resolve({"accuracy": 2.0}, "no_think"), "reward-0")
+    lengths = np.array([1, 12, 13, 18, 20], np.int32)
+    punished = punish_overlong(plain, lengths, max_tokens=20, buffer_tokens=8)
+    expected = np.float32([0, 0, -1 / 8, -6 / 8, -1])
+    assert punished.names == ("accuracy", "overlong")
+    np.testing.assert_allclose(punished.values, np.column_stack([np.ones(5), expected]))
+    np.testing.assert_allclose(punished.total, 2 + expected)
+    assert punished.total.dtype == punished.values.dtype == np.float32
+    assert punish_overlong(plain, lengths, max_tokens=20, buffer_tokens=0) is plain

@@ -53,3 +53,10 @@ def test_a_resumed_run_stays_the_same_run(
     open_run_directory(_config(tmp_path), resume=False)
     with pytest.raises(ValueError, match=key):
         open_run_directory(_config(tmp_path, **{section: values}), resume=True)
+
+
+def test_neither_command_resumes_a_run_of_the_other(tmp_path: Path) -> None:
+    supervised = _config(tmp_path).model_copy(update={"objective": "sft"})
+    open_run_directory(supervised, resume=False)
+    with pytest.raises(ValueError, match=r"objective is 'grpo', but the run .* was started with 'sft'"):
+        open_run_directory(_config(tmp_path), resume=True)

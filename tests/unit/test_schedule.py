@@ -27,5 +27,10 @@ def test_warmup_ends_at_the_full_rate_and_the_rest_falls_from_there():
     assert rates(6, schedule="linear", warmup_steps=2) == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
 
 
+def test_a_warmup_below_one_is_a_fraction_of_the_steps():
+    # ceil(0.25 * 6) = 2.
+    assert rates(6, schedule="linear", warmup_steps=0.25) == rates(6, schedule="linear", warmup_steps=2)
+
+
 def test_longer_than_planned_stays_at_the_end():
     assert learning_rate(LearnerSettings(schedule="linear"), 7, steps=5) == 0.0

@@ -195,6 +195,28 @@ def test_a_frozen_vision_tower_has_neither_optimizer_nor_activations(shape: Mode
     assert parts["parameters"].bytes == 2 * PARAMETERS_2B
 
 
+def test_adapters_have_gradients_and_states_and_need_no_reference(shape: ModelShape) -> None:
+    # Inputs plus outputs of a language layer: query and output 2 * 1536 each, key and value 1536 + 256 each, gate, up
+    # and down 1536 + 8960 each; of a vision layer: qkv 4 * 1280, proj 2 * 1280, two of 1280 + 5120; of the merger:
+    # 5120 + 5120 and 5120 + 1536.
+    language = 28 * (2 * 2 * 1536 + 2 * (1536 + 256) + 3 * (1536 + 8960))
+    vision = 32 * (6 * 1280 + 2 * (1280 + 5120)) + 10_240 + 6656
+    assert (shape.language_linear_width, shape.vision_linear_width) == (language, vision)
+    parts = by_name(learner_parts(recipe("model.lora.rank=8"), shape))
+    assert parts["optimizer"].bytes == 12 * 8 * (language + vision)
+    assert parts["gradients"].bytes == 6 * 8 * (language + vision)
+    assert parts["parameters"].bytes == 2 * (PARAMETERS_2B + 8 * (language + vision))
+    assert "reference model" not in parts
+    frozen_tower = recipe("model.lora.rank=8", "model.train_vision_tower=false")
+    assert by_name(learner_parts(frozen_tower, shape))["optimizer"].bytes == 12 * 8 * language
+
+
+def test_supervision_has_one_completion_and_no_reference(shape: ModelShape) -> None:
+    config = recipe("objective=sft")
+    assert largest_micro_batch(config).row_tokens == 1024 + 256
+    assert "reference model" not in by_name(learner_parts(config, shape))
+
+
 def test_offloading_moves_parts_to_main_memory(shape: ModelShape) -> None:
     offload = "learner.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}"
     parts = by_name(learner_parts(recipe("learner.zero_stage=2", offload), shape))

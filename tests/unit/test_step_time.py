@@ -89,6 +89,10 @@ def test_the_learner_computes_a_prompt_once_and_three_passes(shape: ModelShape) 
     assert counted(recomputed) == pytest.approx(4 * counted(forward))
     referred = learner_work(config("loss.kl_beta=0.1"), shape, SIZE, ranks=2)
     assert counted(referred) == pytest.approx(4 * counted(forward))
+    adapted = learner_work(config("model.lora.rank=4"), shape, SIZE, ranks=2)
+    assert adapted.matmul_flops == pytest.approx(2 * forward.matmul_flops)
+    assert adapted.attention_flops == pytest.approx(3 * forward.attention_flops)
+    assert adapted.memory_bytes < work.memory_bytes / 4
     frozen = learner_work(config("model.train_vision_tower=false"), shape, SIZE, ranks=2)
     assert counted(frozen) == pytest.approx(3 * counted(forward) - 2 * counted(vision_forward(shape, 3, 84)))
 
@@ -128,6 +132,14 @@ def test_parts_of_a_step_add_up(shape: ModelShape) -> None:
     ahead = settings.model_copy(update={"train": settings.train.model_copy(update={"max_staleness": 1})})
     overlapped = step_time(ahead, shape, SIZE, ranks=1, actors=2)
     assert overlapped.seconds == pytest.approx(max(time.rollout_seconds, time.update_seconds) + 1.25)
+
+
+def test_a_supervised_step_is_an_update_of_one_completion_each(shape: ModelShape) -> None:
+    supervised = config("objective=sft", "hardware.learner.matmul_flops_per_second=1e9")
+    size = step_size(supervised)
+    assert size.group_size == 1
+    time = step_time(supervised, shape, size, ranks=1, actors=1)
+    assert time.seconds == time.update_seconds > 0
 
 
 def test_the_best_split_balances_what_overlaps(shape: ModelShape) -> None:

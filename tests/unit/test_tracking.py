@@ -18,12 +18,13 @@ from medr1_ray.busy_time import BusyTime
 from medr1_ray.config import Config
 from medr1_ray.ledger import LedgerCounts
 from medr1_ray.membership import Membership
-from medr1_ray.metrics import Resources, step_metrics
+from medr1_ray.metrics import Resources, imitation_metrics, step_metrics
 from medr1_ray.progress import Progress
 from medr1_ray.tracking import METRICS, Tracker
 from medr1_ray.types import (
     Completions,
     Group,
+    ImitationReport,
     OptimizerStep,
     PolicyStatistics,
     Prompt,
@@ -266,6 +267,23 @@ def test_a_run_leaves_its_timeline(config: Config) -> None:
     tracker.close()
     events = json.loads((config.run.dir / "timeline.json").read_text())["traceEvents"]
     assert [event["name"] for event in events if event["ph"] == "X"] == ["update"]
+
+
+def test_a_supervised_step_emits_what_is_documented() -> None:
+    spans = (
+        Span("driver", "data", 0.0, 0.5),
+        Span("driver", "update", 0.5, 2.0),
+        Span("driver", "weight_sync", 2.0, 3.0),
+        Span("driver", "evaluation", 3.0, 9.0),
+    )
+    group = a_group()
+    pairs = [(group.prompt, group.completions)] * 3
+    report = ImitationReport(6, OptimizerStep(0.25, 1.0, 1e-4), 12, 60, spans)
+    metrics = imitation_metrics(pairs, report, {"too long": 2}, spans)
+    assert metrics.keys() <= METRICS.keys()
+    assert (metrics["loss/total"], metrics["ledger/prompts_dropped"]) == (0.25, 2)
+    assert (metrics["time/step_seconds"], metrics["perf/completions_per_second"]) == (3.0, 1.0)
+    assert metrics["perf/learner_tokens_per_second"] == 40.0  # 60 in 1.5 s
 
 
 def test_tensorboard(config: Config) -> None:

@@ -1,0 +1,72 @@
+"""The right completion to each prompt, as token ids: what supervised training imitates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from medr1_ray.prompts import target_text
+from medr1_ray.types import Completions, Mode, Prompt, Span
+from medr1_ray.vocabulary import STOP_TOKENS
+
+TEACHER = "teacher"
+
+
+class Teacher:
+    """Answers prompts rightly, in the mode's form.
+
+    Args:
+        tokenize: text to token ids, without special tokens.
+        stop: the token that ends a completion.
+        max_tokens: the longest completion that the run allows.
+    """
+
+    def __init__(self, tokenize: Callable[[str], list[int]], stop: int, mode: Mode, max_tokens: int) -> None:
+        self._tokenize = tokenize
+        self._stop = stop
+        self._mode = mode
+        self._max_tokens = max_tokens
+
+    @classmethod
+    def from_checkpoint(cls, path: str, mode: Mode, max_tokens: int) -> Teacher:
+        """The teacher with the tokenizer of a checkpoint folder."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        stop = int(tokenizer.convert_tokens_to_ids(STOP_TOKENS[0]))
+        return cls(partial(tokenizer.encode, add_special_tokens=False), stop, mode, max_tokens)
+
+    def demonstrate(self, prompts: Sequence[Prompt], visual_tokens: int) -> list[tuple[Prompt, Completions]]:
+        """Each prompt with its one completion, the end of the turn included.
+
+        Nobody sampled it: its log-probabilities are NaN and its versions -1, so that no ratio can be made of them.
+
+        Raises:
+            ValueError: a completion is longer than `rollout.max_tokens`, so that the model could never give it.
+        """
+        return [(prompt, self._completion(prompt, visual_tokens)) for prompt in prompts]
+
+    def _completion(self, prompt: Prompt, visual_tokens: int) -> Completions:
+        started = time.time()
+        text = target_text(prompt.question, self._mode)
+        token_ids = np.array([*self._tokenize(text), self._stop], np.int32)
+        if token_ids.size > self._max_tokens:
+            raise ValueError(
+                f"rollout.max_tokens={self._max_tokens}: the completion to imitate, {text!r} and the end of the turn, "
+                f"has {token_ids.size} tokens; allow at least as many"
+            )
+        return Completions(
+            prompt_id=prompt.id,
+            actor=TEACHER,
+            token_ids=token_ids,
+            rollout_logprobs=np.full(token_ids.size, np.nan, np.float32),
+            versions=np.full(token_ids.size, -1, np.int32),
+            lengths=np.array([token_ids.size], np.int32),
+            truncated=np.zeros(1, np.bool_),
+            texts=(text,),
+            visual_tokens=visual_tokens,
+            span=Span(TEACHER, "demonstrate", started, time.time()),
+        )
