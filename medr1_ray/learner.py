@@ -14,8 +14,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from medr1_ray import grpo, packing
 from medr1_ray.config import Config
+from medr1_ray.flops import forward_flops, peak_flops
 from medr1_ray.learner_actor import LearnerActor
 from medr1_ray.packing import ScoredPrompt
+from medr1_ray.sizing import read_shape
 from medr1_ray.types import (
     BatchSize,
     Group,
@@ -50,6 +52,8 @@ class Learner:
             name=name,
         )
         self._ranks: list[Any] = [self._create(rank) for rank in range(settings.world_size)]
+        self._shape = read_shape(config.model.folder)
+        self._peak_flops: float | None = None
 
     def start(self) -> None:
         """Wait until every rank is placed and has loaded the model."""
@@ -64,7 +68,9 @@ class Learner:
             )
         deadline = cluster.start_timeout_seconds
         (address,) = self._wait([self._ranks[0].rendezvous_address.remote()], "finding an address", deadline)
-        self._call("start", [(address,)] * len(self._ranks), "starting", deadline)
+        device, *_ = self._call("start", [(address,)] * len(self._ranks), "starting", deadline)
+        peak = settings.peak_flops or peak_flops(device)
+        self._peak_flops = peak and peak * settings.world_size
 
     def update(self, groups: Sequence[Group], version: int) -> UpdateReport:
         """Take `train.updates_per_rollout` optimizer steps on these groups, from policy version `version`.
@@ -102,6 +108,10 @@ class Learner:
                 for plan in plans
                 for micro_batch in plan
             ),
+            model_flops=forward_flops(
+                self._shape, [(group.prompt, group.completions) for group in kept]
+            ).update(config.train.updates_per_rollout, config.model.train_vision_tower, config.loss.kl_beta > 0),
+            peak_flops=self._peak_flops,
             spans=tuple(span for report in reports for span in report.spans),
         )
 

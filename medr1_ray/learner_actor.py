@@ -82,8 +82,8 @@ class LearnerActor:
             port = free.getsockname()[1]
         return f"{ray.util.get_node_ip_address()}:{port}"
 
-    def start(self, address: str) -> None:
-        """Join the other ranks, load the model, build the engine."""
+    def start(self, address: str) -> str:
+        """Join the other ranks, load the model, build the engine; returns the name of the device."""
         # Here and not on top: the driver imports this module to create the actor and needs no DeepSpeed.
         from medr1_ray import zero
 
@@ -101,6 +101,7 @@ class LearnerActor:
             from medr1_ray.reference import Reference
 
             self._reference = Reference(self._path, vocabulary, config, self._device)
+        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
     def update(self, request: UpdateRequest) -> RankReport:
         """Take `train.updates_per_rollout` optimizer steps on the whole batch, of which this rank has a share.

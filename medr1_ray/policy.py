@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
+from medr1_ray.attention import SHARED_PROMPT_ATTENTION, shared_prompt_mask
 from medr1_ray.config import ModelSettings
-from medr1_ray.packing import Images, PackedBatch, tree_mask
+from medr1_ray.packing import Images, PackedBatch
 from medr1_ray.vocabulary import BANNED_LOGIT_BIAS, Vocabulary
 
 LOGITS_PER_CHUNK = 2**26
@@ -49,7 +50,7 @@ class Policy(nn.Module):
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             # The form that transformers takes as final, for it builds no mask of its own then.
-            attention_mask={"full_attention": tree_mask(batch.segment)},
+            attention_mask={"full_attention": shared_prompt_mask(batch.segment)},
             pixel_values=batch.images.pixel_values,
             image_grid_thw=batch.images.grid_thw,
             use_cache=False,
@@ -134,7 +135,9 @@ def load_model(path: str | Path, dtype: torch.dtype, settings: ModelSettings) ->
     not know.
     """
     model = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=dtype, attn_implementation={"text_config": "sdpa", "vision_config": settings.attention}
+        path,
+        dtype=dtype,
+        attn_implementation={"text_config": SHARED_PROMPT_ATTENTION, "vision_config": settings.attention},
     )
     if "sliding_attention" in getattr(model.config.get_text_config(), "layer_types", ()):
         raise ValueError(

@@ -266,7 +266,8 @@ class UpdateReport:
 
     `groups` and `tokens` (of completions) are the whole batch's; `groups_zero_variance` of them had equal rewards and
     `groups_skipped` of those did not go through the model because nothing could be learned from them.
-    `padded_tokens` went through it, prompts and padding included.
+    `padded_tokens` went through it, prompts and padding included. `model_flops` is what that needs (`flops.py`), and
+    `peak_flops` what all ranks together could do in a second, None where the devices are not known.
     """
 
     version: int
@@ -277,6 +278,8 @@ class UpdateReport:
     groups_skipped: int
     tokens: int
     padded_tokens: int
+    model_flops: float
+    peak_flops: float | None
     spans: tuple[Span, ...]
 
 

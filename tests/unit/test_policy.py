@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from medr1_ray import tiny
+from medr1_ray.attention import SHARED_PROMPT_ATTENTION, block_mask
 from medr1_ray.config import ModelSettings
 from medr1_ray.packing import pack_groups, pack_plain
 from medr1_ray.policy import ImagePatcher, Policy, checkpoint_name, load_model
@@ -169,6 +170,27 @@ def test_shared_prompts_score_as_transformers_does(policy, patch, groups):
 def test_shared_prompts_have_the_gradients_of_plain_rows(policy, patch, groups):
     expected = gradients(policy, packed(policy, patch, groups, pack_plain))
     assert_same_gradients(gradients(policy, packed(policy, patch, groups)), expected)
+
+
+def test_a_gpus_attention_has_the_logprobs_and_gradients_of_plain_rows(policy, patch, groups, monkeypatch):
+    # FlexAttention without its compiler: the same arithmetic, forward and backward. On a CPU torch refuses to begin,
+    # for its compiler has no backward pass there; the plain one has.
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *_: None)
+    plain = packed(policy, patch, groups, pack_plain)
+    with torch.no_grad():
+        expected = policy(plain)
+    expected_gradients = gradients(policy, plain)
+    calls = []
+    monkeypatch.setattr("medr1_ray.policy.shared_prompt_mask", lambda s: calls.append(s) or block_mask(s))
+    policy.model.set_attn_implementation({"text_config": SHARED_PROMPT_ATTENTION})
+    try:
+        batch = packed(policy, patch, groups)
+        with torch.no_grad():
+            torch.testing.assert_close(policy(batch), expected, rtol=1e-5, atol=1e-5)
+        assert_same_gradients(gradients(policy, batch), expected_gradients)
+    finally:
+        policy.model.set_attn_implementation({"text_config": "sdpa"})
+    assert calls
 
 
 @pytest.mark.parametrize("order", [[0], [1, 0], [2, 0, 3], [3, 2, 1, 0]])

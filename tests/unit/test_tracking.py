@@ -232,12 +232,27 @@ def test_what_is_emitted_is_what_is_documented() -> None:
         Span("driver", "weight_sync", 3.0, 4.0),
         Span("reward-0", "reward", 1.0, 1.5),
     )
-    report = UpdateReport(6, (OptimizerStep(0.1, 1.0, 1e-4),), statistics, 1, 0, 0, 4, 20, spans)
+    # Two ranks: references overlap and cover 0.3 s, forward and backward passes cover 0.5 s.
+    phases = (
+        Span("learner-0", "reference", 2.0, 2.2),
+        Span("learner-1", "reference", 2.1, 2.3),
+        Span("learner-0", "forward_backward", 2.3, 2.8),
+        Span("learner-1", "forward_backward", 2.4, 2.6),
+    )
+    step = OptimizerStep(0.1, 1.0, 1e-4)
+    report = UpdateReport(6, (step,), statistics, 1, 0, 0, 4, 60, 3e12, 1e13, phases)
     counts = LedgerCounts(issued=3, used=1, zero_variance=0, in_flight=1, dropped={"stale": 1})
     metrics = step_metrics([a_group()], report, counts, {"too long": 2}, spans)
     evaluated = {name for name in METRICS if name.startswith("eval/")}
     assert metrics.keys() == METRICS.keys() - evaluated
-    assert len(METRICS) <= 45
+    assert len(METRICS) <= 55
+    assert metrics["perf/reference_tokens_per_second"] == pytest.approx(60 / 0.3)
+    assert metrics["perf/gradient_tokens_per_second"] == pytest.approx(60 / 0.5)
+    assert metrics["perf/model_flops_utilisation"] == pytest.approx(0.3)  # 3e12 in one second, of 1e13
+    unknown = replace(report, peak_flops=None, spans=())
+    metrics = step_metrics([a_group()], unknown, counts, {}, spans)
+    assert metrics["perf/model_flops_utilisation"] is None
+    assert metrics["perf/reference_tokens_per_second"] is None
 
 
 def test_tensorboard(config: Config) -> None:

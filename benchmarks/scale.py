@@ -1,0 +1,189 @@
+"""The driver alone: how many engines it keeps busy.
+
+    python benchmarks/scale.py [--quick] [--json]
+
+Measured: the real rollout pool, prompt stream, reward actor and ledger, with 1 to 64 rollout actors that are processes
+but have no engine: each answers a group at a time, after a stated latency. `of_limit` is the groups learned from per
+second over those that the engines could answer. Beyond 64, to 1,000, it is a SIMULATION: a driver that takes, one after
+another, the processor seconds per group that were measured, and engines that wait for it. Its results say so in their
+names, and its figure for the largest measured size stands beside the measured one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import heapq
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+from common import Result, command, progress
+from shapes import WORK, Shape, open_stream, run_config
+
+from medr1_ray.config import Config
+from medr1_ray.ledger import Ledger
+from medr1_ray.pool import PoolActors, RolloutPool
+from medr1_ray.reward_actor import RewardActor
+from medr1_ray.rollout_actor import LoadReport
+from medr1_ray.types import Completions, Prompt, Sampling, Span, WeightBucket, WeightUpdate
+
+MEASURED = (1, 4, 16, 64)
+SIMULATED = (64, 128, 256, 512, 1000)
+GROUPS_PER_ACTOR_AND_STEP = 2
+STEPS = 5
+WARM_UP_STEPS = 2
+
+
+class FakeRolloutActor:
+    """Speaks `RolloutActor`'s protocol; one group at a time, after `latency_seconds`."""
+
+    def __init__(self, name: str, latency_seconds: float) -> None:
+        self._name = name
+        self._latency_seconds = latency_seconds
+        self._engine = asyncio.Lock()
+        self._version = -1
+
+    async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
+        async with self._engine:
+            start = time.time()
+            await asyncio.sleep(self._latency_seconds)
+        size, total = sampling.group_size, sampling.group_size * sampling.max_tokens
+        return Completions(
+            prompt_id=prompt.id,
+            actor=self._name,
+            token_ids=np.zeros(total, np.int32),
+            rollout_logprobs=np.zeros(total, np.float32),
+            versions=np.full(total, self._version, np.int32),
+            lengths=np.full(size, sampling.max_tokens, np.int32),
+            truncated=np.ones(size, np.bool_),
+            texts=tuple(f"{request_id} {i}" for i in range(size)),
+            visual_tokens=196,
+            span=Span(self._name, "rollout", start, time.time()),
+        )
+
+    async def load_weights(self, update: WeightUpdate) -> LoadReport:
+        self._version = update.version
+        return LoadReport(update.version, update.digest, 0.0, 0.0)
+
+    async def ping(self) -> str:
+        return self._name
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Groups per second, and the driver's processor seconds for each."""
+
+    groups_per_second: float
+    driver_seconds_per_group: float
+
+
+def run_pool(config: Config, actors: int, latency_seconds: float) -> Measured:
+    """Some steps of the loop without a learner: take, fill as far ahead as allowed, publish a version."""
+    handles = {
+        f"rollout-{i}": ray.remote(FakeRolloutActor)
+        .options(num_cpus=0, max_concurrency=1000)
+        .remote(f"rollout-{i}", latency_seconds)
+        for i in range(actors)
+    }
+    reward = ray.remote(RewardActor).options(num_cpus=0)
+    rewards = {"reward-0": reward.remote(config.reward.functions, config.mode, 10.0, "reward-0")}
+    ray.get([actor.ping.remote() for actor in (*handles.values(), *rewards.values())])
+    progress(f"{actors} fake rollout actors are up")
+    pool = RolloutPool(config, PoolActors(handles, rewards), open_stream(config), Ledger(time.monotonic))
+    buckets: tuple[WeightBucket, ...] = ()
+    groups, start, processor = 0, 0.0, 0.0
+    pool.load_weights(WeightUpdate(0, buckets, "0"))
+    pool.fill(versions_ahead=0)
+    for version in range(WARM_UP_STEPS + STEPS):
+        if version == WARM_UP_STEPS:
+            groups, start, processor = 0, time.perf_counter(), time.process_time()
+        groups += len(pool.take(version))
+        pool.fill(versions_ahead=1)
+        pool.load_weights(WeightUpdate(version + 1, buckets, str(version + 1)))
+        pool.drain_spans()
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
+    for actor in (*handles.values(), *rewards.values()):
+        ray.kill(actor)
+    return Measured(groups / seconds, processor / groups)
+
+
+def simulate(engines: int, latency_seconds: float, driver_seconds: float, in_flight: int) -> float:
+    """Groups per second of a driver and engines, each of which serves one group at a time, in order of arrival.
+
+    A group takes half of `driver_seconds` to be issued and half to be taken in, and is issued anew when it is done, so
+    that `in_flight` groups go round. Deterministic; the weight sync is not in it.
+    """
+    driver_free = 0.0
+    engine_free = [0.0] * engines
+    # (time, order, what happens): "issue" asks the driver for a group, "answer" asks it to take one in.
+    events = [(0.0, i, "issue") for i in range(in_flight)]
+    heapq.heapify(events)
+    order, answered, wanted, warm = in_flight, 0, 20 * in_flight, 5 * in_flight
+    start = 0.0
+    while answered < wanted:
+        now, _, event = heapq.heappop(events)
+        driver_free = max(driver_free, now) + driver_seconds / 2
+        order += 1
+        if event == "issue":
+            free = heapq.heappop(engine_free)
+            done = max(free, driver_free) + latency_seconds
+            heapq.heappush(engine_free, done)
+            heapq.heappush(events, (done, order, "answer"))
+        else:
+            answered += 1
+            if answered == warm:
+                start = driver_free
+            heapq.heappush(events, (driver_free, order, "issue"))
+    return (wanted - warm) / (driver_free - start)
+
+
+def benchmark(arguments: argparse.Namespace) -> list[Result]:
+    sizes = MEASURED[:3] if arguments.quick else MEASURED
+    latency = arguments.latency_seconds
+    results = []
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        for actors in sizes:
+            config = scale_config(actors)
+            measured = run_pool(config, actors, latency)
+            results.append(_result(f"driver, {actors} fake engines", measured.groups_per_second, actors, latency, {}))
+            settings = results[-1].settings
+            assert isinstance(settings, dict)
+            settings["driver_milliseconds_per_group"] = 1000 * measured.driver_seconds_per_group
+            progress(f"{actors}: {results[-1]}")
+    finally:
+        ray.shutdown()
+    calibration = {"calibrated_on": f"{sizes[-1]} measured", "driver_seconds": measured.driver_seconds_per_group}
+    results.reverse()  # the largest measured size first
+    for engines in sorted({sizes[-1], *SIMULATED}):
+        in_flight = 2 * GROUPS_PER_ACTOR_AND_STEP * engines
+        rate = simulate(engines, latency, measured.driver_seconds_per_group, in_flight)
+        results.append(_result(f"driver, {engines} engines, SIMULATED", rate, engines, latency, calibration))
+    return results
+
+
+def scale_config(actors: int) -> Config:
+    """Med-R1's image size and group size; completions of 64 tokens."""
+    shutil.rmtree(WORK / "runs" / "scale", ignore_errors=True)
+    shape = Shape("bench30m", GROUPS_PER_ACTOR_AND_STEP * actors, 8, 64)
+    return run_config(shape, "scale", ["train.max_staleness=1"])
+
+
+def _result(
+    name: str, rate: float, engines: int, latency_seconds: float, settings: dict[str, float | str]
+) -> Result:
+    limit = engines / latency_seconds
+    given = {"latency_seconds": latency_seconds, **settings}
+    return Result(name, rate, limit, "groups/s", rate / limit, rate / limit, given)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--latency-seconds", type=float, default=1.0, help="of a fake engine for a group")
+
+
+if __name__ == "__main__":
+    sys.exit(command(__doc__, benchmark, options))
