@@ -19,7 +19,8 @@ from shapes import Shape, update_request
 
 from medr1_ray import packing
 from medr1_ray.config import Config
-from medr1_ray.policy import ImagePatcher, Policy, load_model
+from medr1_ray.image_work import ImagePatcher
+from medr1_ray.policy import Policy, load_model
 from medr1_ray.types import Group, Prompt, Sampling
 from medr1_ray.vocabulary import load_vocabulary
 

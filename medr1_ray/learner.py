@@ -173,7 +173,8 @@ class Learner:
 
     def _create(self, rank: int) -> Any:
         settings = self._config.learner
-        environment = {"OMP_NUM_THREADS": str(settings.threads)}
+        # Threads that wait must sleep: spinning, on cores that engines keep busy, they hold up those they wait for.
+        environment = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "passive"}
         if settings.gpus_per_rank == 0:
             environment["DS_ACCELERATOR"] = "cpu"
         options = {

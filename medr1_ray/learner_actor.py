@@ -24,8 +24,9 @@ from torch import Tensor
 
 from medr1_ray import grpo
 from medr1_ray.config import Config
+from medr1_ray.image_work import FrozenFeatures, ImagePatcher
 from medr1_ray.packing import Images, PackedBatch, ScoredPrompt, pack_groups, pack_plain
-from medr1_ray.policy import ImagePatcher, Policy, checkpoint_name, load_model
+from medr1_ray.policy import Policy, checkpoint_name, load_model
 from medr1_ray.schedule import learning_rate
 from medr1_ray.types import (
     GroupScore,
@@ -93,14 +94,17 @@ class LearnerActor:
         vocabulary = load_vocabulary(self._path)
         model = load_model(self._path, getattr(torch, config.model.dtype), config.model)
         self._model = model
-        self._policy = Policy(model, vocabulary, config.rollout.temperature)
-        self._patch = ImagePatcher(self._path)
+        # Under ZeRO-3 all ranks gather the tower's weights together, so that none may leave it out.
+        frozen = not config.model.train_vision_tower and config.learner.zero_stage < 3
+        features = FrozenFeatures() if frozen else None
+        self._policy = Policy(model, vocabulary, config.rollout.temperature, features)
+        self._patch = ImagePatcher(self._path, config.learner.threads)
         self._engine = zero.build_engine(self._policy, config)
         self._reference = None
         if config.loss.kl_beta > 0:
             from medr1_ray.reference import Reference
 
-            self._reference = Reference(self._path, vocabulary, config, self._device)
+            self._reference = Reference(self._path, vocabulary, config, self._device, features)
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
     def update(self, request: UpdateRequest) -> RankReport:

@@ -36,7 +36,8 @@ def images_of(*grids):
     """Patches numbered through all images, so that one can see which image a row got; 4 patches a visual token."""
     grid = torch.tensor(grids)
     patches = grid.prod(dim=1)
-    return Images(torch.arange(float(patches.sum()))[:, None], grid, tuple((patches // 4).tolist()))
+    digests = tuple(f"image {i}" for i in range(len(grids)))
+    return Images(torch.arange(float(patches.sum()))[:, None], grid, tuple((patches // 4).tolist()), digests)
 
 
 def numbered_positions(image_at, grid, length):

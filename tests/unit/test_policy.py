@@ -15,8 +15,9 @@ from transformers import (
 from medr1_ray import tiny
 from medr1_ray.attention import SHARED_PROMPT_ATTENTION, block_mask
 from medr1_ray.config import ModelSettings
+from medr1_ray.image_work import FrozenFeatures, ImagePatcher
 from medr1_ray.packing import pack_groups, pack_plain
-from medr1_ray.policy import ImagePatcher, Policy, checkpoint_name, load_model
+from medr1_ray.policy import Policy, checkpoint_name, load_model
 from medr1_ray.types import Completions, Prompt, Question, Span
 from medr1_ray.vocabulary import BANNED_LOGIT_BIAS, Vocabulary, load_vocabulary
 
@@ -200,6 +201,24 @@ def test_image_i_belongs_to_prompt_i_at_every_batch_size(policy, patch, groups, 
         found = policy(packed(policy, patch, chosen))
         alone = torch.cat([policy(packed(policy, patch, [group])) for group in chosen])
     torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_towers_features_give_the_same(policy, patch, groups):
+    batch = packed(policy, patch, groups)
+    policy.model.model.visual.requires_grad_(False)
+    frozen = Policy(policy.model, VOCABULARY, policy.head.temperature, FrozenFeatures())
+    try:
+        torch.testing.assert_close(frozen(batch), policy(batch), rtol=1e-5, atol=1e-5)
+        loss_weights = torch.linspace(-1, 1, batch.targets.numel())
+        found, expected = [], []
+        for model, gradients_of in ((frozen, found), (policy, expected)):
+            model.zero_grad()
+            (model(batch) * loss_weights).sum().backward()
+            gradients_of += [p.grad for p in model.model.model.language_model.parameters()]
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    finally:
+        policy.model.model.visual.requires_grad_(True)
 
 
 def test_the_image_matters(policy, patch, groups):
