@@ -17,6 +17,7 @@ import heapq
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,7 +143,7 @@ def simulate(engines: int, latency_seconds: float, driver_seconds: float, in_fli
 
 
 def benchmark(arguments: argparse.Namespace) -> list[Result]:
-    sizes = MEASURED[:3] if arguments.quick else MEASURED
+    sizes = sorted(arguments.sizes or (MEASURED[:3] if arguments.quick else MEASURED))
     latency = arguments.latency_seconds
     results = []
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -150,16 +151,15 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
         for actors in sizes:
             config = scale_config(actors)
             measured = run_pool(config, actors, latency)
-            results.append(_result(f"driver, {actors} fake engines", measured.groups_per_second, actors, latency, {}))
-            settings = results[-1].settings
-            assert isinstance(settings, dict)
-            settings["driver_milliseconds_per_group"] = 1000 * measured.driver_seconds_per_group
+            cost = {"driver_milliseconds_per_group": 1000 * measured.driver_seconds_per_group}
+            name = f"driver, {actors} fake engines"
+            results.append(_result(name, measured.groups_per_second, actors, latency, cost))
             progress(f"{actors}: {results[-1]}")
     finally:
         ray.shutdown()
     calibration = {"calibrated_on": f"{sizes[-1]} measured", "driver_seconds": measured.driver_seconds_per_group}
     results.reverse()  # the largest measured size first
-    for engines in sorted({sizes[-1], *SIMULATED}):
+    for engines in (sizes[-1], *(size for size in SIMULATED if size > sizes[-1])):
         in_flight = 2 * GROUPS_PER_ACTOR_AND_STEP * engines
         rate = simulate(engines, latency, measured.driver_seconds_per_group, in_flight)
         results.append(_result(f"driver, {engines} engines, SIMULATED", rate, engines, latency, calibration))
@@ -174,7 +174,7 @@ def scale_config(actors: int) -> Config:
 
 
 def _result(
-    name: str, rate: float, engines: int, latency_seconds: float, settings: dict[str, float | str]
+    name: str, rate: float, engines: int, latency_seconds: float, settings: Mapping[str, float | str]
 ) -> Result:
     limit = engines / latency_seconds
     given = {"latency_seconds": latency_seconds, **settings}
@@ -183,6 +183,7 @@ def _result(
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latency-seconds", type=float, default=1.0, help="of a fake engine for a group")
+    parser.add_argument("--sizes", type=int, nargs="+", help=f"numbers of fake engines to measure (default {MEASURED})")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from medr1_ray import grpo, packing
 from medr1_ray.config import Config
+from medr1_ray.early_work import EarlyWork, ReferenceLogprobs
 from medr1_ray.flops import forward_flops, peak_flops
 from medr1_ray.learner_actor import LearnerActor
 from medr1_ray.packing import ScoredPrompt
@@ -52,6 +54,13 @@ class Learner:
             name=name,
         )
         self._ranks: list[Any] = [self._create(rank) for rank in range(settings.world_size)]
+        self._early = EarlyWork(
+            self._start_preparing,
+            self._finish_preparing,
+            settings.world_size * settings.micro_batch_tokens,
+            config.train.max_staleness,
+            required=config.loss.kl_beta > 0,
+        )
         self._shape = read_shape(config.model.folder)
         self._peak_flops: float | None = None
 
@@ -72,6 +81,11 @@ class Learner:
         peak = settings.peak_flops or peak_flops(device)
         self._peak_flops = peak and peak * settings.world_size
 
+    def offer(self, groups: Sequence[Group]) -> None:
+        """Groups that the next update will probably take: the ranks begin on patches and the reference's
+        log-probabilities while others are generated. Returns at once."""
+        self._early.offer(groups)
+
     def update(self, groups: Sequence[Group], version: int) -> UpdateReport:
         """Take `train.updates_per_rollout` optimizer steps on these groups, from policy version `version`.
 
@@ -86,6 +100,7 @@ class Learner:
         )
         equal = [bool(group.rewards.total.max() == group.rewards.total.min()) for group in groups]
         kept = groups_that_teach(groups, equal, world_size) if config.loss.kl_beta == 0 else list(groups)
+        kept = self._early.take(kept, version)
         lengths = [packing.row_tokens(group.prompt, group.completions) for group in kept]
         plans = packing.plan(lengths, world_size, config.learner.micro_batch_tokens)
         requests = [(_request(kept, plan, batch, version),) for plan in plans]
@@ -132,8 +147,7 @@ class Learner:
         answers = self._call("score", requests, "scoring", self._config.cluster.update_timeout_seconds)
         scores: dict[int, GroupScore] = {}
         for plan, answer in zip(plans, answers, strict=True):
-            order = [i for micro_batch in plan if not micro_batch.padding for i in micro_batch.groups]
-            scores.update(zip(order, answer, strict=True))
+            scores.update(zip(_in_order(plan), answer, strict=True))
         return [scores[i] for i in range(len(groups))]
 
     def export_weights(self, version: int) -> WeightUpdate:
@@ -188,6 +202,27 @@ class Learner:
         }
         return ray.remote(LearnerActor).options(**options).remote(self._config, rank, f"{self._name}-{rank}")
 
+    def _start_preparing(self, groups: Sequence[Group]) -> _Preparation:
+        lengths = [packing.row_tokens(group.prompt, group.completions) for group in groups]
+        settings = self._config.learner
+        plans = packing.plan(lengths, settings.world_size, settings.micro_batch_tokens)
+        answers = []
+        for actor, plan in zip(self._ranks, plans, strict=True):
+            indices, micro_batches = _share(plan)
+            pairs = tuple((groups[i].prompt, groups[i].completions) for i in indices)
+            answers.append(actor.prepare.remote(pairs, micro_batches))
+        order = [[groups[i].prompt.id for i in _in_order(plan)] for plan in plans]
+        return _Preparation(answers, order)
+
+    def _finish_preparing(self, preparation: _Preparation) -> ReferenceLogprobs:
+        deadline = self._config.cluster.update_timeout_seconds
+        found: ReferenceLogprobs = {}
+        for ids, logprobs in zip(
+            preparation.order, self._wait(preparation.answers, "preparing groups", deadline), strict=True
+        ):
+            found |= dict(zip(ids, logprobs, strict=False))  # without a KL there are none
+        return found
+
     def _call(
         self, method: str, arguments: Sequence[tuple[Any, ...]], what: str, deadline_seconds: float
     ) -> list[Any]:
@@ -228,6 +263,19 @@ def groups_that_teach(groups: Sequence[Group], equal: Sequence[bool], world_size
     teaching = [group for group, is_equal in zip(groups, equal, strict=True) if not is_equal]
     others = [group for group, is_equal in zip(groups, equal, strict=True) if is_equal]
     return teaching + others[: max(0, world_size - len(teaching))]
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """The ranks' answers to come, and the prompt ids in the order of each rank's answer."""
+
+    answers: list[Any]
+    order: list[list[str]]
+
+
+def _in_order(plan: Sequence[MicroBatch]) -> list[int]:
+    """The groups of all micro-batches that are no padding: the order in which a rank answers."""
+    return [i for micro_batch in plan if not micro_batch.padding for i in micro_batch.groups]
 
 
 def _share(plan: Sequence[MicroBatch]) -> tuple[list[int], tuple[MicroBatch, ...]]:

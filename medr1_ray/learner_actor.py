@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medr1_ray import grpo
@@ -29,6 +30,7 @@ from medr1_ray.packing import Images, PackedBatch, ScoredPrompt, pack_groups, pa
 from medr1_ray.policy import Policy, checkpoint_name, load_model
 from medr1_ray.schedule import learning_rate
 from medr1_ray.types import (
+    Group,
     GroupScore,
     MicroBatch,
     OptimizerStep,
@@ -50,13 +52,14 @@ WRITTEN_BY_US = ("config.json", "generation_config.json")
 
 @dataclass(frozen=True)
 class _Work:
-    """A micro-batch made ready: on the CPU, without the reference's log-probabilities."""
+    """A micro-batch made ready, on the CPU."""
 
     packed: PackedBatch
     advantages: Tensor
     weights: Tensor
     rollout_logprobs: Tensor
     versions: Tensor
+    reference_logprobs: Tensor | None
     padding: bool
 
 
@@ -107,6 +110,26 @@ class LearnerActor:
             self._reference = Reference(self._path, vocabulary, config, self._device, features)
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
+    def prepare(
+        self, groups: tuple[ScoredPrompt, ...], micro_batches: tuple[MicroBatch, ...]
+    ) -> list[NDArray[np.float32]]:
+        """What an update needs and no update changes: patches, and the reference's log-probabilities float32 [S] of the
+        groups of all micro-batches that are no padding, in the micro-batches' order (none where no KL is taken)."""
+        self._patch.begin([prompt.image for prompt, _ in groups])
+        if self._reference is None:
+            return []
+        with self._span("reference"):
+            packed = [
+                self._pack(members, self._patch([prompt.image for prompt, _ in members]), plain=False)
+                for members in ([groups[i] for i in micro_batch.groups] for micro_batch in micro_batches)
+            ]
+            found: list[NDArray[np.float32]] = []
+            for micro_batch, logprobs in zip(micro_batches, self._reference.logprobs(packed), strict=True):
+                ends = np.cumsum([groups[i][1].token_ids.size for i in micro_batch.groups])
+                if not micro_batch.padding:
+                    found += np.split(logprobs.cpu().numpy(), ends[:-1])
+        return found
+
     def update(self, request: UpdateRequest) -> RankReport:
         """Take `train.updates_per_rollout` optimizer steps on the whole batch, of which this rank has a share.
 
@@ -114,14 +137,9 @@ class LearnerActor:
             ValueError: a group's image became another number of visual tokens than in the engine.
             RuntimeError: the gradient is not finite; the weights are lost, the last checkpoint is not.
         """
-        self._spans = []
         config, world_size = self._config, self._config.learner.world_size
         with self._span("pack"):
             work = [self._prepare(micro_batch, request) for micro_batch in request.micro_batches]
-        references: Sequence[Tensor | None] = [None] * len(work)
-        if self._reference is not None:
-            with self._span("reference"):
-                references = self._reference.logprobs([item.packed for item in work])
         old: list[Tensor] = []
         steps, sums = [], TokenSums()
         for number in range(config.train.updates_per_rollout):
@@ -135,7 +153,7 @@ class LearnerActor:
                     logprobs = self._engine(item.packed.to(self._device))
                     if number == 0:
                         old.append(logprobs.detach())
-                    tokens = self._tokens(item, references[i])
+                    tokens = self._tokens(item)
                     loss, part = grpo.loss_and_sums(logprobs, old[i], tokens, config.loss, version)
                     # DeepSpeed takes the mean over ranks; the loss is a sum over them.
                     self._engine.backward(loss * world_size)
@@ -152,7 +170,8 @@ class LearnerActor:
                     f"learner.learning_rate (now {rate:g}) or learner.max_grad_norm"
                 )
             steps.append(OptimizerStep(loss_share, norm, rate))
-        return RankReport(tuple(steps), sums, tuple(self._spans))
+        spans, self._spans = self._spans, []
+        return RankReport(tuple(steps), sums, tuple(spans))
 
     def score(
         self, groups: tuple[ScoredPrompt, ...], micro_batches: tuple[MicroBatch, ...], plain: bool
@@ -237,6 +256,7 @@ class LearnerActor:
             weights=torch.zeros_like(weights) if micro_batch.padding else weights,
             rollout_logprobs=torch.from_numpy(np.concatenate([c.rollout_logprobs for c in completions])),
             versions=torch.from_numpy(np.concatenate([c.versions for c in completions])),
+            reference_logprobs=None if self._reference is None else _reference_logprobs(groups),
             padding=micro_batch.padding,
         )
 
@@ -245,13 +265,14 @@ class LearnerActor:
         pack = pack_plain if plain else pack_groups
         return pack(groups, images, vocabulary.image_pad, vocabulary.pad, self._policy.prompt_positions)
 
-    def _tokens(self, work: _Work, reference: Tensor | None) -> grpo.TokenBatch:
+    def _tokens(self, work: _Work) -> grpo.TokenBatch:
+        reference = work.reference_logprobs
         return grpo.TokenBatch(
             advantages=work.advantages.to(self._device),
             weights=work.weights.to(self._device),
             rollout_logprobs=work.rollout_logprobs.to(self._device),
             versions=work.versions.to(self._device),
-            reference_logprobs=reference,
+            reference_logprobs=None if reference is None else reference.to(self._device),
         )
 
     def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
@@ -280,3 +301,8 @@ class LearnerActor:
         start = time.time()
         yield
         self._spans.append(Span(self._name, phase, start, time.time()))
+
+
+def _reference_logprobs(groups: Sequence[Group]) -> Tensor:
+    """Float32 [S] of all groups, which `prepare` has scored."""
+    return torch.from_numpy(np.concatenate([group.reference_logprobs for group in groups]))

@@ -117,10 +117,11 @@ class RolloutPool:
         """Ids of the groups in flight, in the order of issue."""
         return list(self._training.prompts)
 
-    def take(self, version: int) -> list[Group]:
+    def take(self, version: int, offer: Callable[[Sequence[Group]], None] = lambda groups: None) -> list[Group]:
         """Wait for `prompts_per_step` groups that are young enough for the learner at `version`.
 
-        With dynamic sampling, groups of equal rewards are dropped and replaced until the refill limit is reached.
+        `offer` is given those that are ready, whenever others are waited for. With dynamic sampling, groups of equal
+        rewards are dropped and replaced until the refill limit is reached.
 
         Raises:
             RuntimeError: an actor failed or passed its deadline.
@@ -139,6 +140,7 @@ class RolloutPool:
             ready = self.ledger.at(Stage.READY)[:wanted]
             if len(ready) == wanted:
                 return [self._use(prompt_id) for prompt_id in ready]
+            offer([self._training.groups[prompt_id] for prompt_id in ready])
             self._poll()
 
     def run(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:

@@ -126,11 +126,15 @@ class Rewards:
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt with its scored completions: what the learner consumes."""
+    """One prompt with its scored completions: what the learner consumes.
+
+    `reference_logprobs` float32 [S] are the learner's own addition before an update that takes a KL.
+    """
 
     prompt: Prompt
     completions: Completions
     rewards: Rewards
+    reference_logprobs: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
