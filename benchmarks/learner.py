@@ -4,7 +4,8 @@
 
 `ours` is a whole update of the learner rank (patches, packing, forward, backward, DeepSpeed's optimizer step). In turns
 with it run the same update on plain rows, one per completion, and the bare forward and backward of the packed tensors,
-made ready beforehand. Each side runs in a process of its own, so that peak memory is that side's.
+made ready beforehand. Each side runs in a process of its own, so that peak memory is that side's; `--dry-run`'s estimate
+of it stands beside.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from shapes import Shape, random_groups, run_config, update_request
 from medr1_ray.config import Config
 from medr1_ray.learner_actor import LearnerActor
 from medr1_ray.packing import PackedBatch
+from medr1_ray.sizing import learner_parts, read_shape
 
 SHAPES = (
     Shape("bench30m", 8, 8, 12),
@@ -91,6 +93,9 @@ def measure(shape: Shape, threads: int, rounds: int) -> Result:
             # Beside other work on the machine these say more than the clock.
             "processor_seconds": {side: median_seconds(values[1:]) for side, values in processor.items()},
             "peak_bytes": peaks,
+            "peak_bytes_estimated": sum(
+                part.bytes for part in learner_parts(config, read_shape(config.model.folder))
+            ),
         },
     )
 
@@ -99,7 +104,7 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
     shapes = SHAPES[:1] if arguments.quick else SHAPES
     if arguments.only:
         shapes = tuple(shape for shape in SHAPES if arguments.only in str(shape))
-    return [measure(shape, arguments.threads, 2 if arguments.quick else 5) for shape in shapes]
+    return [measure(shape, arguments.threads, 1 if arguments.quick else 5) for shape in shapes]
 
 
 def options(parser: argparse.ArgumentParser) -> None:

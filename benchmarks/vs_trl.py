@@ -117,7 +117,9 @@ def write_prompts(config: Config, shape: Shape) -> Path:
     return folder
 
 
-def measure(shape: Shape, python: str, rounds: int, max_staleness: int, threads: int) -> Result:
+def measure(
+    shape: Shape, python: str, rounds: int, warm_up: int, max_staleness: int, threads: int
+) -> Result:
     phases: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
     config = our_config(shape, max_staleness, threads)
     with trl_steps(config, shape, python, threads) as trl_step, our_steps(config) as our_step:
@@ -137,7 +139,7 @@ def measure(shape: Shape, python: str, rounds: int, max_staleness: int, threads:
             # Asynchronous work goes on between steps, so turns of one step each would be given away: blocks instead.
             seconds = blocks(ours, theirs, rounds)
         else:
-            seconds = interleaved({"ours": ours, "theirs": theirs}, rounds, warm_up=2)
+            seconds = interleaved({"ours": ours, "theirs": theirs}, rounds, warm_up)
     progress(f"{shape}: {seconds}")
     completions = shape.prompts * shape.group_size
     our_seconds, their_seconds = (median_seconds(seconds[side]) for side in ("ours", "theirs"))
@@ -179,10 +181,12 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
     shapes = QUICK if arguments.quick else SHAPES
     if arguments.only:
         shapes = tuple(shape for shape in SHAPES if arguments.only in str(shape))
-    rounds = 2 if arguments.quick else 5
+    rounds, warm_up = (1, 1) if arguments.quick else (5, 2)
     staleness = [0, 2] if arguments.both else [0]
     return [
-        measure(shape, arguments.trl_python, rounds, k, arguments.threads) for shape in shapes for k in staleness
+        measure(shape, arguments.trl_python, rounds, warm_up, k, arguments.threads)
+        for shape in shapes
+        for k in staleness
     ]
 
 
