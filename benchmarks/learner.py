@@ -4,8 +4,8 @@
 
 `ours` is a whole update of the learner rank (patches, packing, forward, backward, DeepSpeed's optimizer step). In turns
 with it run the same update on plain rows, one per completion, and the bare forward and backward of the packed tensors,
-made ready beforehand. Each side runs in a process of its own, so that peak memory is that side's; `--dry-run`'s estimate
-of it stands beside.
+made ready beforehand. Each side runs in a process of its own, so that peak memory is that side's; beside it stands the
+estimate of `--dry-run`.
 """
 
 from __future__ import annotations
