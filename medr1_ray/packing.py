@@ -54,8 +54,12 @@ class PackedBatch:
     images: Images
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same on another device, except for the image grid, which the model reads in Python."""
-        images = replace(self.images, pixel_values=self.images.pixel_values.to(device))
+        """The same on another device. The image grid too: the vision tower makes its positions where the grid is."""
+        images = replace(
+            self.images,
+            pixel_values=self.images.pixel_values.to(device),
+            grid_thw=self.images.grid_thw.to(device),
+        )
         return PackedBatch(
             self.input_ids.to(device),
             self.position_ids.to(device),

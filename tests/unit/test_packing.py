@@ -73,6 +73,16 @@ def test_rows_are_padded_on_the_right_and_indexed_flat():
     assert packed.predictors.tolist() == [1, 8, 8, 10]
 
 
+def test_a_batch_moves_as_a_whole():
+    # The vision tower multiplies positions that it makes of the grid by parameters: both must be on one device.
+    groups = [group("a", [IMAGE_PAD, 5], [[7]], 1)]
+    packed = pack_groups(groups, images_of([1, 2, 2]), IMAGE_PAD, PAD, numbered_positions)
+    moved = packed.to(torch.device("meta"))
+    tensors = [value for value in {**vars(moved), **vars(moved.images)}.values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 7
+    assert all(tensor.is_meta for tensor in tensors)
+
+
 def test_tokens_see_the_prompt_and_their_own_completion():
     mask = tree_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))
     assert mask.shape == (1, 1, 6, 6)
