@@ -6,11 +6,10 @@ Both are kept for the images used last, up to a number of bytes, since an epoch 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoImageProcessor
 
+from medr1_ray.bounded_cache import BoundedCache
 from medr1_ray.packing import Images
 
 PATCH_CACHE_BYTES = 512 * 2**20
@@ -25,33 +25,6 @@ FEATURE_CACHE_BYTES = 512 * 2**20
 
 # A patch holds each pixel's three colours twice (an image is two equal frames), in float32.
 _PATCH_BYTES_PER_IMAGE_BYTE = 2 * 4
-
-V = TypeVar("V")
-
-
-class BoundedCache(Generic[V]):
-    """The values used last whose sizes add up to at most `limit_bytes` (one alone may be larger)."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._bytes = 0
-        self._values: OrderedDict[str, tuple[V, int]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def get(self, key: str, make: Callable[[], V], size_bytes: int) -> V:
-        """The value under `key`, made where it is not there."""
-        if key in self._values:
-            self._values.move_to_end(key)
-            return self._values[key][0]
-        value = make()
-        self._values[key] = (value, size_bytes)
-        self._bytes += size_bytes
-        while self._bytes > self._limit_bytes and len(self._values) > 1:
-            self._bytes -= self._values.popitem(last=False)[1][1]
-        return value
-
 
 class ImagePatcher:
     """Images through the checkpoint's own image processor, as the engine does it.

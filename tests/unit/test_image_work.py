@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from medr1_ray import tiny
-from medr1_ray.image_work import BoundedCache, FrozenFeatures, ImagePatcher
+from medr1_ray.bounded_cache import BoundedCache
+from medr1_ray.image_work import FrozenFeatures, ImagePatcher
 
 
 def images(*seeds, size=(56, 84)):
