@@ -34,17 +34,18 @@ class Stepper(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, phases: dict[str, float]) -> None:
         self._phases = phases
-        self._start = 0.0
+        self._start = self._processor = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         if sys.stdin.readline().strip() != "step":
             raise SystemExit(0)
         self._phases.clear()
-        self._start = time.perf_counter()
+        self._start, self._processor = time.perf_counter(), time.process_time()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        seconds = time.perf_counter() - self._start
-        print(json.dumps({"seconds": seconds, "phases": self._phases}), file=ANSWERS)
+        seconds, processor = time.perf_counter() - self._start, time.process_time() - self._processor
+        answer = {"seconds": seconds, "processor_seconds": processor, "phases": self._phases}
+        print(json.dumps(answer), file=ANSWERS)
 
 
 def timed(method: Callable[..., Any], phase: str, phases: dict[str, float]) -> Callable[..., Any]:

@@ -4,8 +4,8 @@
 
 TRL runs in an environment of its own (`pip install trl==1.16.0 transformers==5.19.0` beside the same torch), since its
 dependencies are not the package's. Both sides get the same weights, prompts, images, group size, completion length
-(min = max), float32, beta, AdamW, clipping and reward. TRL's settings are the fastest that work on a CPU: all cores,
-no gradient checkpointing, transformers' generate with its cache; docs/log.md has those that were tried.
+(min = max), float32, beta, AdamW, clipping and reward. TRL's settings: all cores, no gradient checkpointing, the whole
+batch at once (`--trl-micro-batches` cuts it), transformers' generate with its cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from medr1_ray.config import Config
 from medr1_ray.prompts import user_text
 
 PROMPTS = 64
-TRL_MICRO_BATCHES = 1
 SHAPES = (
     Shape("bench30m", 4, 8, 12),
     Shape("bench30m", 4, 16, 12),
@@ -62,7 +61,9 @@ def our_config(shape: Shape, max_staleness: int, threads: int) -> Config:
 
 
 @contextmanager
-def trl_steps(config: Config, shape: Shape, python: str, threads: int) -> Iterator[Callable[[], dict[str, Any]]]:
+def trl_steps(
+    config: Config, shape: Shape, python: str, threads: int, micro_batches: int
+) -> Iterator[Callable[[], dict[str, Any]]]:
     """A TRL process; each call is one of its optimizer steps and returns what `trl_worker.py` says of it."""
     settings = {
         "model": str(checkpoint(shape.model)),
@@ -72,7 +73,7 @@ def trl_steps(config: Config, shape: Shape, python: str, threads: int) -> Iterat
         "tokens": shape.tokens,
         "beta": config.loss.kl_beta,
         "threads": threads,
-        "micro_batches": TRL_MICRO_BATCHES,
+        "micro_batches": micro_batches,
     }
     process = subprocess.Popen(
         [python, str(Path(__file__).with_name("trl_worker.py")), json.dumps(settings)],
@@ -117,12 +118,12 @@ def write_prompts(config: Config, shape: Shape) -> Path:
     return folder
 
 
-def measure(
-    shape: Shape, python: str, rounds: int, warm_up: int, max_staleness: int, threads: int
-) -> Result:
+def measure(shape: Shape, rounds: int, warm_up: int, max_staleness: int, arguments: argparse.Namespace) -> Result:
+    threads, micro_batches = arguments.threads, arguments.trl_micro_batches
     phases: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
     config = our_config(shape, max_staleness, threads)
-    with trl_steps(config, shape, python, threads) as trl_step, our_steps(config) as our_step:
+    theirs_runs = trl_steps(config, shape, arguments.trl_python, threads, micro_batches)
+    with theirs_runs as trl_step, our_steps(config) as our_step:
         progress(f"{shape}: both are up")
 
         def ours() -> float:
@@ -153,6 +154,7 @@ def measure(
         {
             "beta": config.loss.kl_beta,
             "threads": threads,
+            "trl_micro_batches": micro_batches,
             "rounds": rounds,
             "seconds": {"ours": our_seconds, "theirs": their_seconds},
             "phases_last_step": {side: found[-1] for side, found in phases.items()},
@@ -184,7 +186,7 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
     rounds, warm_up = (1, 1) if arguments.quick else (5, 2)
     staleness = [0, 2] if arguments.both else [0]
     return [
-        measure(shape, arguments.trl_python, rounds, warm_up, k, arguments.threads)
+        measure(shape, rounds, warm_up, k, arguments)
         for shape in shapes
         for k in staleness
     ]
@@ -194,6 +196,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trl-python", default="trl_env/bin/python", help="python of TRL's environment")
     parser.add_argument("--only", default="", help="only shapes whose name has this, e.g. 'tiny 32 x G=8'")
     parser.add_argument("--both", action="store_true", help="also asynchronous, max_staleness 2")
+    parser.add_argument("--trl-micro-batches", type=int, default=1, help="that TRL cuts a step's batch into")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores that each side uses")
 
 
