@@ -80,13 +80,7 @@ def trl_steps(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=(WORK / "trl.log").open("w"),
-        # As our learner's: threads that spin on busy cores would make TRL look many times slower than it is.
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "passive",
-        },
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)},
         text=True,
     )
     assert process.stdin is not None  # both are pipes
