@@ -5,8 +5,10 @@
 Measured: the real rollout pool, prompt stream, reward actor and ledger, with 1 to 64 rollout actors that are processes
 but have no engine: each answers a group at a time, after a stated latency. `of_limit` is the groups learned from per
 second over those that the engines could answer. Beyond 64, to 1,000, it is a SIMULATION: a driver that takes, one after
-another, the processor seconds per group that were measured, and engines that wait for it. Its results say so in their
-names, and its figure for the largest measured size stands beside the measured one.
+another, the processor seconds per group that were measured with most engines, and engines that wait for it and take a
+little longer than their latency, as measured with the fewest. Its results say so in their names, and its figure for the
+largest measured size stands beside the measured one: what lies between them is mostly that many processes share few
+cores here.
 """
 
 from __future__ import annotations
@@ -154,14 +156,20 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
             cost = {"driver_milliseconds_per_group": 1000 * measured.driver_seconds_per_group}
             name = f"driver, {actors} fake engines"
             results.append(_result(name, measured.groups_per_second, actors, latency, cost))
+            if actors == sizes[0]:
+                overhead = max(0.0, actors / measured.groups_per_second - latency)
             progress(f"{actors}: {results[-1]}")
     finally:
         ray.shutdown()
-    calibration = {"calibrated_on": f"{sizes[-1]} measured", "driver_seconds": measured.driver_seconds_per_group}
+    calibration = {
+        "calibrated_on": f"{sizes[0]} and {sizes[-1]} measured",
+        "driver_seconds": measured.driver_seconds_per_group,
+        "engine_overhead_seconds": overhead,
+    }
     results.reverse()  # the largest measured size first
     for engines in (sizes[-1], *(size for size in SIMULATED if size > sizes[-1])):
         in_flight = 2 * GROUPS_PER_ACTOR_AND_STEP * engines
-        rate = simulate(engines, latency, measured.driver_seconds_per_group, in_flight)
+        rate = simulate(engines, latency + overhead, measured.driver_seconds_per_group, in_flight)
         results.append(_result(f"driver, {engines} engines, SIMULATED", rate, engines, latency, calibration))
     return results
 
