@@ -52,9 +52,9 @@ def measure(shape: Shape, threads: int, rounds: int) -> list[Result]:
     with ExitStack() as stack:
         engines = [stack.enter_context(bare.Worker(bare.engine, config, 100 + i)) for i in range(threads)]
         model = stack.enter_context(bare.Worker(bare.model, config, shape, random_groups(config, shape), True))
-        step = stack.enter_context(our_steps(config))
         for worker in (*engines, model):
             worker.wait()
+        step = stack.enter_context(our_steps(config))
         progress(f"{shape}: all sides are up")
 
         def generate() -> float:
