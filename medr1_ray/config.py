@@ -105,7 +105,8 @@ class ModelSettings(Settings):
     """Train low-rank adapters instead of the weights; engines and checkpoints get them merged."""
     gradient_checkpointing: bool = False
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
-    """Attention of the learner's vision tower; the language model always uses the shared-prompt mask (SDPA)."""
+    """Attention of the learner's vision tower. The language model's is that of the shared prompt (`attention.py`):
+    FlexAttention on a GPU, SDPA on a CPU."""
     shape: Path | None = None
     """A folder with the config.json of the model, for `--dry-run` where the checkpoint is not at hand."""
 
@@ -164,6 +165,9 @@ class LearnerSettings(Settings):
     gpus_per_rank: NonNegativeFloat = 0.0
     threads: PositiveInt = 1
     """OpenMP threads of a rank on a CPU."""
+    peak_flops: PositiveFloat | None = None
+    """Floating-point operations per second of a rank's device at best, for `perf/model_flops_utilisation`; by default
+    those of GPUs that `flops.py` knows."""
     learning_rate: PositiveFloat = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_steps: Annotated[float, Field(ge=0), AfterValidator(_whole_or_fraction)] = 0

@@ -8,36 +8,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
-from medr1_ray import grpo, packing
+from medr1_ray import grpo
 from medr1_ray.config import Config
 from medr1_ray.demand import demands
+from medr1_ray.early_work import EarlyWork, ReferenceLogprobs
+from medr1_ray.flops import forward_flops, peak_flops
 from medr1_ray.learner_actor import LearnerActor
+from medr1_ray.learner_requests import (
+    Meanwhile,
+    all_spans,
+    batch_size,
+    groups_that_teach,
+    imitation_request,
+    in_order,
+    merged_steps,
+    nothing,
+    plan,
+    share,
+    update_request,
+)
 from medr1_ray.packing import ScoredPrompt
 from medr1_ray.placement import Place, SharedPlace, ask_for_place, wait_for_place
-from medr1_ray.types import (
-    BatchSize,
-    Group,
-    GroupScore,
-    ImitationReport,
-    ImitationRequest,
-    MicroBatch,
-    OptimizerStep,
-    RankReport,
-    UpdateReport,
-    UpdateRequest,
-    WeightGroup,
-    WeightUpdate,
-)
+from medr1_ray.sizing import read_shape
+from medr1_ray.types import Group, GroupScore, ImitationReport, UpdateReport, WeightGroup, WeightUpdate
 from medr1_ray.weight_ipc import merged
 
 _MEANWHILE_SECONDS = 0.2
-
-
-def _nothing() -> None:
-    """What a caller has to do meanwhile, unless it says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,14 @@ class Call:
 
     references: list[Any]
     what: str
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """The ranks' answers to come, and the prompt ids in the order of each rank's answer."""
+
+    answers: list[Any]
+    order: list[list[str]]
 
 
 class Learner:
@@ -68,8 +74,17 @@ class Learner:
             own = replace(own, cpus=own.cpus + config.rollout.cpus_per_actor, gpus=1.0)
         self._place = ask_for_place(name, own, "PACK")
         self._ranks: list[Any] = [self._create(rank) for rank in range(settings.world_size)]
+        self._early = EarlyWork(
+            self._start_preparing,
+            self._finish_preparing,
+            settings.world_size * settings.micro_batch_tokens,
+            config.train.max_staleness,
+            required=config.takes_kl,
+        )
+        self._shape = read_shape(config.model.folder)
+        self._peak_flops: float | None = None
 
-    def start(self, say: Callable[[str], None] = print, meanwhile: Callable[[], None] = _nothing) -> None:
+    def start(self, say: Callable[[str], None] = print, meanwhile: Meanwhile = nothing) -> None:
         """Wait until every rank is placed and has loaded the model.
 
         `say` takes what is missing, `meanwhile` is called again and again.
@@ -77,7 +92,9 @@ class Learner:
         wait_for_place(self._place, self._config.cluster.placement_timeout_seconds, say, meanwhile)
         deadline = self._config.cluster.start_timeout_seconds
         (address,) = self._wait([self._ranks[0].rendezvous_address.remote()], "finding an address", deadline, meanwhile)
-        self._call("start", [(address,)] * len(self._ranks), "starting", deadline, meanwhile)
+        device, *_ = self._call("start", [(address,)] * len(self._ranks), "starting", deadline, meanwhile)
+        peak = self._config.learner.peak_flops or peak_flops(device)
+        self._peak_flops = peak and peak * self._config.learner.world_size
 
     def places_beside(self) -> Callable[[str], Place]:
         """Places for engines on the ranks' GPUs, one beside each rank, when they are colocated."""
@@ -85,9 +102,14 @@ class Learner:
         demand = demands(self._config)[1]
         return lambda name: SharedPlace(name, demand, self._place.group, free.pop(0), free)
 
-    def update(
-        self, groups: Sequence[Group], version: int, meanwhile: Callable[[], None] = _nothing
-    ) -> UpdateReport:
+    def offer(self, groups: Sequence[Group]) -> None:
+        """Groups that the next update will probably take: the ranks begin on patches and the reference's
+        log-probabilities while others are generated. Returns at once, and does nothing where that takes place on the
+        ranks' GPUs: an engine that is awake has their memory."""
+        if not self._config.cluster.colocated:
+            self._early.offer(groups)
+
+    def update(self, groups: Sequence[Group], version: int, meanwhile: Meanwhile = nothing) -> UpdateReport:
         """Take `train.updates_per_rollout` optimizer steps on these groups, from policy version `version`.
 
         `meanwhile` is called again and again until the ranks are done.
@@ -95,56 +117,49 @@ class Learner:
         the loss's normalisers all the same, so that the gradient is the whole batch's.
         """
         config = self._config
-        batch = BatchSize(
-            completions=sum(group.completions.lengths.size for group in groups),
-            tokens=sum(group.completions.token_ids.size for group in groups),
-            max_tokens=config.rollout.max_tokens,
-        )
+        batch = batch_size(_pairs(groups), config.rollout.max_tokens)
         equal = [group.rewards.all_equal for group in groups]
         kept = list(groups) if config.takes_kl else groups_that_teach(groups, equal, config.learner.world_size)
-        plans, padded_tokens = self._plan([(group.prompt, group.completions) for group in kept])
-        requests = [(_request(kept, plan, batch, version),) for plan in plans]
-        reports = self._call(
-            "update",
-            requests,
-            f"updating from policy version {version}",
-            config.cluster.update_timeout_seconds,
-            meanwhile,
-        )
+        kept = self._early.take(kept, version, meanwhile)
+        plans, padded_tokens = plan(_pairs(kept), config.learner)
+        requests = [(update_request(kept, of_rank, batch, version),) for of_rank in plans]
+        deadline = config.cluster.update_timeout_seconds
+        reports = self._call("update", requests, f"updating from policy version {version}", deadline, meanwhile)
         return UpdateReport(
             version=version + config.train.updates_per_rollout,
-            steps=_merge_steps(reports),
+            steps=merged_steps(reports),
             statistics=grpo.statistics(report.sums for report in reports),
             groups=len(groups),
             groups_zero_variance=sum(equal),
             groups_skipped=len(groups) - len(kept),
             tokens=batch.tokens,
             padded_tokens=padded_tokens,
-            spans=tuple(span for report in reports for span in report.spans),
+            model_flops=forward_flops(self._shape, _pairs(kept)).update(config),
+            peak_flops=self._peak_flops,
+            spans=all_spans(reports),
         )
 
     def imitate(
-        self, demonstrations: Sequence[ScoredPrompt], version: int, meanwhile: Callable[[], None] = _nothing
+        self, demonstrations: Sequence[ScoredPrompt], version: int, meanwhile: Meanwhile = nothing
     ) -> ImitationReport:
         """Take one optimizer step, from policy version `version`, on the mean negative log-likelihood of the
         demonstrations' tokens: prompts with one completion each, that nobody sampled. `meanwhile` as in `update`."""
-        batch = BatchSize(
-            completions=len(demonstrations),
-            tokens=sum(completions.token_ids.size for _, completions in demonstrations),
-            max_tokens=self._config.rollout.max_tokens,
+        config = self._config
+        batch = batch_size(demonstrations, config.rollout.max_tokens)
+        plans, padded_tokens = plan(demonstrations, config.learner)
+        requests = [(imitation_request(demonstrations, of_rank, batch, version),) for of_rank in plans]
+        deadline = config.cluster.update_timeout_seconds
+        reports = self._call("imitate", requests, f"imitating from policy version {version}", deadline, meanwhile)
+        (step,) = merged_steps(reports)
+        return ImitationReport(
+            version=version + 1,
+            step=step,
+            tokens=batch.tokens,
+            padded_tokens=padded_tokens,
+            model_flops=forward_flops(self._shape, demonstrations).update(config),
+            peak_flops=self._peak_flops,
+            spans=all_spans(reports),
         )
-        plans, padded_tokens = self._plan(demonstrations)
-        requests = []
-        for plan in plans:
-            indices, micro_batches = _share(plan)
-            given = tuple(demonstrations[i] for i in indices)
-            requests.append((ImitationRequest(version, given, micro_batches, batch),))
-        what = f"imitating from policy version {version}"
-        deadline = self._config.cluster.update_timeout_seconds
-        reports = self._call("imitate", requests, what, deadline, meanwhile)
-        (step,) = _merge_steps(reports)
-        spans = tuple(span for report in reports for span in report.spans)
-        return ImitationReport(version + 1, step, batch.tokens, padded_tokens, spans)
 
     def score(self, groups: Sequence[ScoredPrompt], *, plain: bool = False) -> list[GroupScore]:
         """The policy's log-probabilities of completions, one score per group and in their order.
@@ -152,16 +167,15 @@ class Learner:
         `plain` gives each completion a row of its own, without the shared prompt: slower, and the same but for
         rounding, so that a difference shows which of the two is wrong.
         """
-        plans, _ = self._plan(groups)
+        plans, _ = plan(groups, self._config.learner)
         requests = []
-        for plan in plans:
-            indices, micro_batches = _share(plan)
+        for of_rank in plans:
+            indices, micro_batches = share(of_rank)
             requests.append((tuple(groups[i] for i in indices), micro_batches, plain))
         answers = self._call("score", requests, "scoring", self._config.cluster.update_timeout_seconds)
         scores: dict[int, GroupScore] = {}
-        for plan, answer in zip(plans, answers, strict=True):
-            order = [i for micro_batch in plan if not micro_batch.padding for i in micro_batch.groups]
-            scores.update(zip(order, answer, strict=True))
+        for of_rank, answer in zip(plans, answers, strict=True):
+            scores.update(zip(in_order(of_rank), answer, strict=True))
         return [scores[i] for i in range(len(groups))]
 
     def export_weights(self, version: int, *, to_newcomers: bool = True) -> WeightUpdate:
@@ -219,17 +233,10 @@ class Learner:
         self._ranks = []
         self._place.give_back()
 
-    def _plan(self, pairs: Sequence[ScoredPrompt]) -> tuple[list[list[MicroBatch]], int]:
-        """The ranks' micro-batches, and the tokens that they push through the model, padding included."""
-        lengths = [packing.row_tokens(prompt, completions) for prompt, completions in pairs]
-        settings = self._config.learner
-        plans = packing.plan(lengths, settings.world_size, settings.micro_batch_tokens)
-        cut = [micro_batch.groups for plan in plans for micro_batch in plan]
-        return plans, sum(len(rows) * max(lengths[i] for i in rows) for rows in cut)
-
     def _create(self, rank: int) -> Any:
         settings = self._config.learner
-        environment = {"OMP_NUM_THREADS": str(settings.threads)}
+        # Threads that wait must sleep: spinning, on cores that engines keep busy, they hold up those they wait for.
+        environment = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "passive"}
         if settings.gpus_per_rank == 0:
             environment["DS_ACCELERATOR"] = "cpu"
         options = {
@@ -248,13 +255,30 @@ class Learner:
     def _start(self, method: str, what: str, *arguments: Any) -> Call:
         return Call([getattr(actor, method).remote(*arguments) for actor in self._ranks], what)
 
+    def _start_preparing(self, groups: Sequence[Group]) -> _Preparation:
+        pairs = _pairs(groups)
+        plans, _ = plan(pairs, self._config.learner)
+        answers = []
+        for actor, of_rank in zip(self._ranks, plans, strict=True):
+            indices, micro_batches = share(of_rank)
+            answers.append(actor.prepare.remote(tuple(pairs[i] for i in indices), micro_batches))
+        return _Preparation(answers, [[groups[i].prompt.id for i in in_order(of_rank)] for of_rank in plans])
+
+    def _finish_preparing(self, preparation: _Preparation, meanwhile: Meanwhile) -> ReferenceLogprobs:
+        deadline = self._config.cluster.update_timeout_seconds
+        answers = self._wait(preparation.answers, "preparing groups", deadline, meanwhile)
+        found: ReferenceLogprobs = {}
+        for ids, logprobs in zip(preparation.order, answers, strict=True):
+            found |= dict(zip(ids, logprobs, strict=False))  # without a KL there are none
+        return found
+
     def _call(
         self,
         method: str,
         arguments: Sequence[tuple[Any, ...]],
         what: str,
         deadline_seconds: float,
-        meanwhile: Callable[[], None] = _nothing,
+        meanwhile: Meanwhile = nothing,
     ) -> list[Any]:
         references = [
             getattr(actor, method).remote(*given) for actor, given in zip(self._ranks, arguments, strict=True)
@@ -266,7 +290,7 @@ class Learner:
         references: list[Any],
         what: str,
         deadline_seconds: float,
-        meanwhile: Callable[[], None] = _nothing,
+        meanwhile: Meanwhile = nothing,
     ) -> list[Any]:
         """The answers of rank 0, 1, ...; the first failure of any rank, whichever is still waiting for whom."""
         end = time.monotonic() + deadline_seconds
@@ -296,34 +320,5 @@ class Learner:
         return answers
 
 
-def groups_that_teach(groups: Sequence[Group], equal: Sequence[bool], world_size: int) -> list[Group]:
-    """Groups with unequal rewards; others join them only so that every rank has one."""
-    teaching = [group for group, is_equal in zip(groups, equal, strict=True) if not is_equal]
-    others = [group for group, is_equal in zip(groups, equal, strict=True) if is_equal]
-    return teaching + others[: max(0, world_size - len(teaching))]
-
-
-def _share(plan: Sequence[MicroBatch]) -> tuple[list[int], tuple[MicroBatch, ...]]:
-    """The groups that a rank needs, once each, and its micro-batches in terms of them."""
-    indices = sorted({i for micro_batch in plan for i in micro_batch.groups})
-    place = {index: i for i, index in enumerate(indices)}
-    return indices, tuple(
-        MicroBatch(tuple(place[i] for i in micro_batch.groups), micro_batch.padding) for micro_batch in plan
-    )
-
-
-def _request(
-    groups: Sequence[Group], plan: Sequence[MicroBatch], batch: BatchSize, version: int
-) -> UpdateRequest:
-    indices, micro_batches = _share(plan)
-    return UpdateRequest(version, tuple(groups[i] for i in indices), micro_batches, batch)
-
-
-def _merge_steps(reports: Sequence[RankReport]) -> tuple[OptimizerStep, ...]:
-    """The ranks' shares of the loss add up; norm and rate are the same on all."""
-    return tuple(
-        OptimizerStep(
-            float(np.sum([step.loss for step in ranks])), ranks[0].grad_norm, ranks[0].learning_rate
-        )
-        for ranks in zip(*(report.steps for report in reports), strict=True)
-    )
+def _pairs(groups: Sequence[Group]) -> list[ScoredPrompt]:
+    return [(group.prompt, group.completions) for group in groups]

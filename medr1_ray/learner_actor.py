@@ -14,23 +14,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medr1_ray import grpo
 from medr1_ray.config import Config
+from medr1_ray.image_work import FrozenFeatures, ImagePatcher
 from medr1_ray.lora import Adapters
 from medr1_ray.packing import Images, PackedBatch, ScoredPrompt, pack_groups, pack_plain
-from medr1_ray.policy import ImagePatcher, Policy, checkpoint_name, is_frozen, load_model, save_model
+from medr1_ray.policy import Policy, checkpoint_name, is_frozen, load_model, save_model
 from medr1_ray.reference import AdapterFreeReference, Reference
 from medr1_ray.schedule import learning_rate
 from medr1_ray.types import (
+    Group,
     GroupScore,
     ImitationRequest,
     MicroBatch,
@@ -51,7 +54,7 @@ LAYOUT_FILE = "layout.json"
 
 @dataclass(frozen=True)
 class _Work:
-    """A micro-batch made ready: on the CPU, without the reference's log-probabilities."""
+    """A micro-batch made ready, on the CPU."""
 
     packed: PackedBatch
     tokens: grpo.TokenBatch
@@ -81,8 +84,8 @@ class LearnerActor:
             port = free.getsockname()[1]
         return f"{ray.util.get_node_ip_address()}:{port}"
 
-    def start(self, address: str) -> None:
-        """Join the other ranks, load the model, build the engine."""
+    def start(self, address: str) -> str:
+        """Join the other ranks, load the model, build the engine; returns the name of the device."""
         # Here and not on top: the driver imports this module to create the actor and needs no DeepSpeed.
         from medr1_ray import zero
 
@@ -95,8 +98,11 @@ class LearnerActor:
         if config.model.lora is not None:
             vision = config.model.train_vision_tower
             adapters = Adapters(model, config.model.lora, vision=vision, seed=config.train.seed)
-        self._policy = Policy(model, vocabulary, config.rollout.temperature)
-        self._patch = ImagePatcher(self._path)
+        # Under ZeRO-3 all ranks gather the tower's weights together, so that none may leave it out.
+        frozen = not config.model.train_vision_tower and config.learner.zero_stage < 3
+        features = FrozenFeatures() if frozen else None
+        self._policy = Policy(model, vocabulary, config.rollout.temperature, features)
+        self._patch = ImagePatcher(self._path, config.learner.threads)
         self._engine = zero.build_engine(self._policy, config)
         self._weights: Any = weight_sender(config, self._rank, self._device)
         self._source = zero.ShardedWeights(model, partial(is_frozen, config.model), checkpoint_name, adapters)
@@ -104,7 +110,28 @@ class LearnerActor:
         if config.takes_kl and adapters is not None:
             self._reference = AdapterFreeReference(self._engine, adapters, self._device)
         elif config.takes_kl:
-            self._reference = Reference(self._path, vocabulary, config, self._device)
+            self._reference = Reference(self._path, vocabulary, config, self._device, features)
+        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+
+    def prepare(
+        self, groups: tuple[ScoredPrompt, ...], micro_batches: tuple[MicroBatch, ...]
+    ) -> list[NDArray[np.float32]]:
+        """What an update needs and no update changes: patches, and the reference's log-probabilities float32 [S] of the
+        groups of all micro-batches that are no padding, in the micro-batches' order (none where no KL is taken)."""
+        self._patch.begin([prompt.image for prompt, _ in groups])
+        if self._reference is None:
+            return []
+        with self._span("reference"):
+            packed = [
+                self._pack(members, self._patch([prompt.image for prompt, _ in members]), plain=False)
+                for members in ([groups[i] for i in micro_batch.groups] for micro_batch in micro_batches)
+            ]
+            found: list[NDArray[np.float32]] = []
+            for micro_batch, logprobs in zip(micro_batches, self._reference.logprobs(packed), strict=True):
+                ends = np.cumsum([groups[i][1].token_ids.size for i in micro_batch.groups])
+                if not micro_batch.padding:
+                    found += np.split(logprobs.cpu().numpy(), ends[:-1])
+        return found
 
     def update(self, request: UpdateRequest) -> RankReport:
         """Take `train.updates_per_rollout` optimizer steps on the whole batch, of which this rank has a share.
@@ -113,22 +140,17 @@ class LearnerActor:
             ValueError: a group's image became another number of visual tokens than in the engine.
             RuntimeError: the gradient is not finite; the weights are lost, the last checkpoint is not.
         """
-        self._spans = []
         config = self._config
         with self._span("pack"):
             work = [self._prepare(micro_batch, request) for micro_batch in request.micro_batches]
         batches = [item.packed for item in work]
-        references: Sequence[Tensor | None] = [None] * len(work)
-        if self._reference is not None:
-            with self._span("reference"):
-                references = self._reference.logprobs(batches)
         old: list[Tensor] = []
         sums: list[TokenSums] = []
 
         def loss_of(version: int, i: int, logprobs: Tensor) -> Tensor:
             if i == len(old):  # the first pass over the batch
                 old.append(logprobs.detach())
-            tokens = replace(work[i].tokens.to(self._device), reference_logprobs=references[i])
+            tokens = work[i].tokens.to(self._device)
             loss, part = grpo.loss_and_sums(logprobs, old[i], tokens, config.loss, version)
             if not work[i].padding:
                 sums.append(part)
@@ -136,12 +158,11 @@ class LearnerActor:
 
         versions = range(request.version, request.version + config.train.updates_per_rollout)
         steps = [self._step(version, batches, partial(loss_of, version)) for version in versions]
-        return RankReport(tuple(steps), sum(sums, start=TokenSums()), tuple(self._spans))
+        return RankReport(tuple(steps), sum(sums, start=TokenSums()), self._take_spans())
 
     def imitate(self, request: ImitationRequest) -> RankReport:
         """Take one optimizer step on the negative log-likelihood of the demonstrations' tokens, its mean over all
         tokens of the batch. Raises as `update` does."""
-        self._spans = []
         packed, weights = [], []
         with self._span("pack"):
             for micro_batch in request.micro_batches:
@@ -151,7 +172,7 @@ class LearnerActor:
                 packed.append(self._pack(pairs, self._patched(pairs), plain=False))
                 weights.append((torch.zeros_like(of_tokens) if micro_batch.padding else of_tokens).to(self._device))
         step = self._step(request.version, packed, lambda i, logprobs: -(weights[i] * logprobs).sum())
-        return RankReport((step,), TokenSums(), tuple(self._spans))
+        return RankReport((step,), TokenSums(), self._take_spans())
 
     def score(
         self, groups: tuple[ScoredPrompt, ...], micro_batches: tuple[MicroBatch, ...], plain: bool
@@ -283,6 +304,7 @@ class LearnerActor:
             weights=torch.zeros_like(weights) if micro_batch.padding else weights,
             rollout_logprobs=torch.from_numpy(np.concatenate([c.rollout_logprobs for c in completions])),
             versions=torch.from_numpy(np.concatenate([c.versions for c in completions])),
+            reference_logprobs=None if self._reference is None else _reference_logprobs(groups),
         )
         return _Work(self._pack(pairs, self._patched(pairs), plain=False), tokens, micro_batch.padding)
 
@@ -298,8 +320,18 @@ class LearnerActor:
     def _layout(self) -> dict[str, Any]:
         return {"world_size": self._config.learner.world_size, "zero_stage": self._config.learner.zero_stage}
 
+    def _take_spans(self) -> tuple[Span, ...]:
+        """All since the last report, those of `prepare` included."""
+        spans, self._spans = self._spans, []
+        return tuple(spans)
+
     @contextmanager
     def _span(self, phase: str) -> Iterator[None]:
         start = time.time()
         yield
         self._spans.append(Span(self._name, phase, start, time.time()))
+
+
+def _reference_logprobs(groups: Sequence[Group]) -> Tensor:
+    """Float32 [S] of all groups, which `prepare` has scored."""
+    return torch.from_numpy(np.concatenate([group.reference_logprobs for group in groups]))

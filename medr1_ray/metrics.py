@@ -98,6 +98,13 @@ def step_metrics(
         "perf/completions_per_second": lengths.size / step_seconds,
         "perf/rollout_tokens_per_second": float(lengths.sum()) / step_seconds,
         "perf/learner_tokens_per_second": report.padded_tokens / driver["update"],
+        "perf/generation_tokens_per_second": float(lengths.sum())
+        / _union_seconds(group.completions.span for group in groups),
+        "perf/reference_tokens_per_second": _rate(report.padded_tokens, report, "reference"),
+        "perf/gradient_tokens_per_second": _rate(
+            report.padded_tokens * len(report.steps), report, "forward_backward"
+        ),
+        "perf/model_flops_utilisation": _utilisation(report, driver["update"]),
     }
 
 
@@ -122,12 +129,33 @@ def imitation_metrics(
         **{f"time/{phase}_seconds": seconds for phase, seconds in driver.items()},
         "perf/completions_per_second": len(demonstrations) / step_seconds,
         "perf/learner_tokens_per_second": report.padded_tokens / driver["update"],
+        "perf/gradient_tokens_per_second": _rate(report.padded_tokens, report, "forward_backward"),
+        "perf/model_flops_utilisation": _utilisation(report, driver["update"]),
     }
+
+
+def _utilisation(report: UpdateReport | ImitationReport, seconds: float) -> float | None:
+    return None if report.peak_flops is None else report.model_flops / seconds / report.peak_flops
 
 
 def _idle_fraction(busy: Mapping[str, float], role: str, available_seconds: float) -> float:
     """At least 0: a request that began in the step before brings its seconds along."""
     return max(0.0, 1.0 - seconds_of(busy, role) / available_seconds)
+
+
+def _rate(tokens: float, report: UpdateReport | ImitationReport, phase: str) -> float | None:
+    """Tokens per second of one phase of the update; the ranks do it side by side. None where it did not happen."""
+    seconds = _union_seconds(span for span in report.spans if span.phase == phase)
+    return tokens / seconds if seconds else None
+
+
+def _union_seconds(spans: Iterable[Span]) -> float:
+    """Seconds that at least one of the spans covers."""
+    total = until = 0.0
+    for span in sorted(spans, key=lambda span: span.start_seconds):
+        total += max(0.0, span.end_seconds - max(until, span.start_seconds))
+        until = max(until, span.end_seconds)
+    return total
 
 
 def _seconds(spans: Iterable[Span], actor: str, phase: str) -> float:

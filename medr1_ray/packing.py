@@ -28,11 +28,13 @@ PromptPositions = Callable[[int, tuple[int, int, int], int], Tensor]
 @dataclass(frozen=True)
 class Images:
     """Images as the vision tower takes them: `pixel_values` float32 [patches, values], one flat array that `grid_thw`
-    int64 [B, 3] cuts in the rows' order; `visual_tokens` int [B] is what each becomes."""
+    int64 [B, 3] cuts in the rows' order; `visual_tokens` int [B] is what each becomes; `digests` [B] tell images
+    apart."""
 
     pixel_values: Tensor
     grid_thw: Tensor
     visual_tokens: tuple[int, ...]
+    digests: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,12 @@ class PackedBatch:
     images: Images
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same on another device, except for the image grid, which the model reads in Python."""
-        images = replace(self.images, pixel_values=self.images.pixel_values.to(device))
+        """The same on another device. The image grid too: the vision tower makes its positions where the grid is."""
+        images = replace(
+            self.images,
+            pixel_values=self.images.pixel_values.to(device),
+            grid_thw=self.images.grid_thw.to(device),
+        )
         return PackedBatch(
             self.input_ids.to(device),
             self.position_ids.to(device),
@@ -150,6 +156,7 @@ def pack_plain(
         torch.cat([pixels[i] for i in row_of_image]),
         images.grid_thw[row_of_image],
         tuple(images.visual_tokens[i] for i in row_of_image),
+        tuple(images.digests[i] for i in row_of_image),
     )
     return _batch(rows, repeated, pad)
 

@@ -7,19 +7,18 @@ hidden size.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoImageProcessor, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
+from medr1_ray.attention import SHARED_PROMPT_ATTENTION, shared_prompt_mask
 from medr1_ray.config import ModelSettings
-from medr1_ray.packing import Images, PackedBatch, tree_mask
+from medr1_ray.image_work import FrozenFeatures
+from medr1_ray.packing import PackedBatch
 from medr1_ray.vocabulary import BANNED_LOGIT_BIAS, Vocabulary
 
 LOGITS_PER_CHUNK = 2**26
@@ -39,10 +38,19 @@ class Policy(nn.Module):
         model: `Qwen2VLForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`.
         vocabulary: of the same checkpoint; its banned tokens get the engine's logit bias.
         temperature: the one that sampled.
+        frozen_features: for a vision tower that is not trained, what it made of images before; shared by models with
+            the same tower.
     """
 
-    def __init__(self, model: Any, vocabulary: Vocabulary, temperature: float) -> None:
+    def __init__(
+        self,
+        model: Any,
+        vocabulary: Vocabulary,
+        temperature: float,
+        frozen_features: FrozenFeatures | None = None,
+    ) -> None:
         super().__init__()
+        self._frozen_features = frozen_features
         self.model: Any = model
         self.vocabulary = vocabulary
         self.head = CompletionHead(model.lm_head.weight, vocabulary, temperature)
@@ -51,16 +59,30 @@ class Policy(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         """Float32 [S]: log-probabilities under the distribution that was sampled (banned tokens, temperature)."""
         hidden = self.model.model(
-            input_ids=batch.input_ids,
+            **self._inputs(batch),
             position_ids=batch.position_ids,
             # The form that transformers takes as final, for it builds no mask of its own then.
-            attention_mask={"full_attention": tree_mask(batch.segment)},
-            pixel_values=batch.images.pixel_values,
-            image_grid_thw=batch.images.grid_thw,
+            attention_mask={"full_attention": shared_prompt_mask(batch.segment)},
             use_cache=False,
         ).last_hidden_state
         logprobs: Tensor = self.head(hidden.flatten(0, 1)[batch.predictors], batch.targets)
         return logprobs
+
+    def _inputs(self, batch: PackedBatch) -> dict[str, Tensor]:
+        """Tokens and patches; or, where the tower is frozen, embeddings with its features in their places."""
+        images = batch.images
+        if self._frozen_features is None:
+            return {
+                "input_ids": batch.input_ids,
+                "pixel_values": images.pixel_values,
+                "image_grid_thw": images.grid_thw,
+            }
+        features = self._frozen_features(
+            images, lambda patches, grid: self.model.get_image_features(patches, grid).pooler_output[0]
+        )
+        embeddings = self.model.get_input_embeddings()(batch.input_ids)
+        places = (batch.input_ids == self.vocabulary.image_pad)[..., None]
+        return {"inputs_embeds": embeddings.masked_scatter(places, features.to(embeddings.dtype))}
 
     def prompt_positions(self, image_at: int, grid: tuple[int, int, int], length: int) -> Tensor:
         """M-RoPE positions int64 [3, length] of text with one image, from the model's own rule.
@@ -117,21 +139,6 @@ class CompletionHead(nn.Module):
         return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
 
 
-class ImagePatcher:
-    """Images through the checkpoint's own image processor, as the engine does it."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._processor: Any = AutoImageProcessor.from_pretrained(path)
-
-    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Images:
-        """Patches of uint8 [H, W, 3] images, which may differ in size."""
-        tensors = [torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for image in images]
-        patches = self._processor(images=tensors, input_data_format="channels_first", return_tensors="pt")
-        grid = patches["image_grid_thw"]
-        visual = grid.prod(dim=1) // self._processor.merge_size**2
-        return Images(patches["pixel_values"], grid, tuple(visual.tolist()))
-
-
 def load_model(path: str | Path, dtype: torch.dtype, settings: ModelSettings) -> Any:
     """Load a checkpoint for training, on the CPU.
 
@@ -139,7 +146,9 @@ def load_model(path: str | Path, dtype: torch.dtype, settings: ModelSettings) ->
     not know.
     """
     model = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=dtype, attn_implementation={"text_config": "sdpa", "vision_config": settings.attention}
+        path,
+        dtype=dtype,
+        attn_implementation={"text_config": SHARED_PROMPT_ATTENTION, "vision_config": settings.attention},
     )
     if "sliding_attention" in getattr(model.config.get_text_config(), "layer_types", ()):
         raise ValueError(

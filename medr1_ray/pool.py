@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -145,10 +145,11 @@ class RolloutPool:
         """Ids of the groups in flight, in the order of issue."""
         return list(self._training.prompts)
 
-    def take(self, version: int) -> list[Group]:
+    def take(self, version: int, offer: Callable[[Sequence[Group]], None] = lambda groups: None) -> list[Group]:
         """Wait for `prompts_per_step` groups that are young enough for the learner at `version`.
 
-        With dynamic sampling, groups of equal rewards are dropped and replaced until the refill limit is reached.
+        `offer` is given those that are ready, whenever others are waited for. With dynamic sampling, groups of equal
+        rewards are dropped and replaced until the refill limit is reached.
 
         Raises:
             RuntimeError: a reward actor failed, or no rollout actor is left and none comes in time.
@@ -167,6 +168,7 @@ class RolloutPool:
             ready = self.ledger.at(Stage.READY)[:wanted]
             if len(ready) == wanted:
                 return [self._use(prompt_id) for prompt_id in ready]
+            offer([self._training.groups[prompt_id] for prompt_id in ready])
             self.poll(_POLL_SECONDS)
 
     def run(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from medr1_ray.config import Config
+from medr1_ray.image_work import FrozenFeatures
 from medr1_ray.lora import Adapters
 from medr1_ray.packing import PackedBatch
 from medr1_ray.policy import Policy, load_model
@@ -20,13 +21,22 @@ class Reference:
     """Scores packed batches with the weights of the checkpoint that the run started from.
 
     Under `reference.placement: cpu` the weights wait in main memory and visit the device for each scoring; with
-    `reference.sharded` each rank keeps its part only (ZeRO-3), and all ranks must score in step.
+    `reference.sharded` each rank keeps its part only (ZeRO-3), and all ranks must score in step. `frozen_features` are
+    the policy's, where its vision tower is not trained and so is the reference's.
     """
 
-    def __init__(self, path: Path, vocabulary: Vocabulary, config: Config, device: torch.device) -> None:
+    def __init__(
+        self,
+        path: Path,
+        vocabulary: Vocabulary,
+        config: Config,
+        device: torch.device,
+        frozen_features: FrozenFeatures | None = None,
+    ) -> None:
         dtype = getattr(torch, config.model.dtype)
         model = load_model(path, dtype, config.model).requires_grad_(False).eval()
-        self._policy: Any = Policy(model, vocabulary, config.rollout.temperature)
+        features = None if config.reference.sharded else frozen_features
+        self._policy: Any = Policy(model, vocabulary, config.rollout.temperature, features)
         self._device = device
         self._visits = False
         if config.reference.sharded:

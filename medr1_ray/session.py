@@ -58,7 +58,7 @@ class Session:
     def take_groups(self) -> list[Group]:
         """The groups of the next step: waits for rollout actors, as long as any is left or may come."""
         with self._phase("rollout"):
-            return self.pool.take(self.step)
+            return self.pool.take(self.step, self.learner.offer)
 
     def update(self, groups: list[Group]) -> UpdateReport:
         """The learner's optimizer steps on these groups, while the pool generates as far ahead as it may."""

@@ -77,16 +77,21 @@ def head_forward(shape: ModelShape, tokens: float) -> Work:
     return Work(matmul_flops=2 * tokens * shape.language.hidden * shape.vocabulary)
 
 
-def vision_forward(shape: ModelShape, images: float, image_size: int) -> Work:
-    """Images through the vision tower: embedding of the patches, its layers, and the merger, which makes one visual
-    token of m x m patches by two products of widths (m^2 w)^2 and m^2 w h."""
-    tower, patches, square = shape.vision, shape.patches(image_size), shape.merge_side**2
+def vision_weights(shape: ModelShape) -> float:
+    """Weights that a patch meets in the vision tower: those of its embedding, of the layers, and its share of the
+    merger, which makes one visual token of m x m patches by two products of widths (m^2 w)^2 and m^2 w h."""
+    tower, square = shape.vision, shape.merge_side**2
     embedding = tower.hidden * COLOURS * TEMPORAL_PATCH * shape.patch_pixels**2
     merged = square * tower.hidden
     merger = (merged**2 + merged * shape.language.hidden) / square
-    weights = tower.layers * layer_weights(tower, tower.hidden) + embedding + merger
+    return tower.layers * layer_weights(tower, tower.hidden) + embedding + merger
+
+
+def vision_forward(shape: ModelShape, images: float, image_size: int) -> Work:
+    """Images through the vision tower."""
+    tower, patches = shape.vision, shape.patches(image_size)
     return Work(
-        matmul_flops=2 * images * patches * weights,
+        matmul_flops=2 * images * patches * vision_weights(shape),
         attention_flops=4 * images * patches**2 * tower.hidden * tower.layers,
     )
 

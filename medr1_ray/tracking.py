@@ -81,6 +81,10 @@ METRICS: dict[str, str] = {
     "perf/completions_per_second": "completions learned from, over time/step_seconds",
     "perf/rollout_tokens_per_second": "tokens of completions learned from, over time/step_seconds",
     "perf/learner_tokens_per_second": "tokens through the learner's model, prompts included, over its update",
+    "perf/generation_tokens_per_second": "tokens of completions learned from, over the time that any engine generated",
+    "perf/reference_tokens_per_second": "tokens through the reference, prompts included, over its forward passes",
+    "perf/gradient_tokens_per_second": "tokens through the policy, over its forward and backward passes",
+    "perf/model_flops_utilisation": "operations that the update needs, over its seconds and the devices' peak",
     "eval/accuracy": "greedy answers on the held-out questions with the gold letter, as a fraction",
     "eval/format": "greedy answers on the held-out questions that keep the format, as a fraction",
 }

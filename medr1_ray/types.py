@@ -150,11 +150,15 @@ class Rewards:
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt with its scored completions: what the learner consumes."""
+    """One prompt with its scored completions: what the learner consumes.
+
+    `reference_logprobs` float32 [S] are the learner's own addition before an update that takes a KL.
+    """
 
     prompt: Prompt
     completions: Completions
     rewards: Rewards
+    reference_logprobs: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -329,7 +333,8 @@ class UpdateReport:
 
     `groups` and `tokens` (of completions) are the whole batch's; `groups_zero_variance` of them had equal rewards and
     `groups_skipped` of those did not go through the model because nothing could be learned from them.
-    `padded_tokens` went through it, prompts and padding included.
+    `padded_tokens` went through it, prompts and padding included. `model_flops` is what that needs (`flops.py`), and
+    `peak_flops` what all ranks together could do in a second, None where the devices are not known.
     """
 
     version: int
@@ -340,18 +345,22 @@ class UpdateReport:
     groups_skipped: int
     tokens: int
     padded_tokens: int
+    model_flops: float
+    peak_flops: float | None
     spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True)
 class ImitationReport:
     """What a supervised step did. `version` is the learner's afterwards; the step's loss is the mean negative
-    log-likelihood of the batch's `tokens`, in nats; `padded_tokens` went through the model."""
+    log-likelihood of the batch's `tokens`, in nats; the others as in `UpdateReport`."""
 
     version: int
     step: OptimizerStep
     tokens: int
     padded_tokens: int
+    model_flops: float
+    peak_flops: float | None
     spans: tuple[Span, ...]
 
 

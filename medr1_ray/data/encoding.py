@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medr1_ray.bounded_cache import BoundedCache
 from medr1_ray.data.images import ImageFit, load_image
 from medr1_ray.prompts import user_text, user_turn
 from medr1_ray.types import Continuations, Mode, Prompt, Question
 
 IMAGE_PAD = "<|image_pad|>"
 IMAGE_CACHE_BYTES = 256 * 2**20
+DECODING_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class PromptEncoder:
     """Makes prompts of questions, all with images of `image_size` pixels square.
 
     `tokenize` maps a chat to token ids, the generation prompt included; `visual_tokens` is what the model's
-    processor makes of one image; `max_prompt_tokens` counts them. The images used last are kept decoded, since
-    an epoch asks several questions about each.
+    processor makes of one image; `max_prompt_tokens` counts them. Images are decoded in threads, ahead where
+    `begin` was told, and those used last are kept, since an epoch asks several questions about each.
     """
 
     def __init__(
@@ -48,9 +51,10 @@ class PromptEncoder:
         self._image_pad_id = image_pad_id
         self._mode = mode
         self._max_prompt_tokens = max_prompt_tokens
-        self._image = lru_cache(maxsize=IMAGE_CACHE_BYTES // (3 * image_size**2))(
-            partial(_read_only_image, size=image_size, fit=image_fit)
-        )
+        self._image_size = image_size
+        self._image_fit: ImageFit = image_fit
+        self._images: BoundedCache[Future[NDArray[np.uint8]]] = BoundedCache(IMAGE_CACHE_BYTES)
+        self._threads = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="images")
 
     @classmethod
     def from_checkpoint(
@@ -82,6 +86,10 @@ class PromptEncoder:
             max_prompt_tokens,
         )
 
+    def begin(self, question: Question) -> None:
+        """Start to decode the image of a question that will be encoded."""
+        self._decoded(question.image_path)
+
     def encode(self, question: Question, prompt_id: str) -> Prompt | Refused:
         """The prompt, or why there is none: too long, a special token in its text, or an unreadable image.
 
@@ -109,10 +117,16 @@ class PromptEncoder:
                 f"{question.id}: {length} tokens; rollout.max_prompt_tokens={self._max_prompt_tokens}",
             )
         try:
-            image = self._image(question.image_path)
+            image = self._decoded(question.image_path).result()
         except ValueError as error:
             return Refused("image unreadable", f"{question.id}: {error}")
         return Prompt(prompt_id, question, token_ids, image)
+
+    def _decoded(self, path: str) -> Future[NDArray[np.uint8]]:
+        size, fit = self._image_size, self._image_fit
+        return self._images.get(
+            path, lambda: self._threads.submit(_read_only_image, path, size, fit), 3 * size**2
+        )
 
 
 def continuations(tokenize: Callable[[str], list[int]], texts: Sequence[str]) -> Continuations:

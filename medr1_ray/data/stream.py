@@ -105,6 +105,8 @@ class PromptStream:
     def take(self, count: int) -> list[Prompt]:
         """The next `count` prompts; their ids `<epoch>.<position>:<question id>` are unique in the run.
 
+        The images of as many questions after them begin to be decoded, while these prompts are generated.
+
         Raises:
             ValueError: if as many questions in a row as an epoch holds are no prompts.
         """
@@ -130,6 +132,8 @@ class PromptStream:
                     f"none of the {len(self._questions)} training questions can be a prompt ({counts}); "
                     f"the last one: {encoded.detail}"
                 )
+        for index in self._order[self._position : self._position + count]:
+            self._encoder.begin(self._questions[index])
         return prompts
 
     def observe(self, prompt_id: str, pass_rate: float) -> None:

@@ -20,8 +20,9 @@ from medr1_ray.config import (
     RunSettings,
     TrainSettings,
 )
+from medr1_ray.image_work import ImagePatcher
 from medr1_ray.learner import Learner
-from medr1_ray.policy import ImagePatcher, Policy, load_model
+from medr1_ray.policy import Policy, load_model
 from medr1_ray.types import BatchSize
 from medr1_ray.vocabulary import load_vocabulary
 

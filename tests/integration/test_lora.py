@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from medr1_ray import grpo, packing, tiny
 from medr1_ray.config import Config
+from medr1_ray.image_work import ImagePatcher
 from medr1_ray.learner import Learner
 from medr1_ray.lora import Adapters
-from medr1_ray.policy import ImagePatcher, Policy, checkpoint_name, load_model
+from medr1_ray.policy import Policy, checkpoint_name, load_model
 from medr1_ray.types import BatchSize
 from medr1_ray.vocabulary import load_vocabulary
 

@@ -21,8 +21,9 @@ from transformers import (
 
 from medr1_ray.code_digest import code_digest
 from medr1_ray.config import Config
+from medr1_ray.image_work import ImagePatcher
 from medr1_ray.packing import pack_groups
-from medr1_ray.policy import ImagePatcher, Policy
+from medr1_ray.policy import Policy
 from medr1_ray.rollout_actor import NotServingError, RolloutActor, WeightLoadError
 from medr1_ray.tiny import model_path
 from medr1_ray.types import Completions, Prompt, Sampling

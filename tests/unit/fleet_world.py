@@ -145,6 +145,9 @@ class Encoder(PromptEncoder):
     def __init__(self) -> None:
         pass
 
+    def begin(self, question: Question) -> None:
+        pass
+
     def encode(self, question: Question, prompt_id: str) -> Prompt:
         return Prompt(prompt_id, question, np.zeros(4, np.int32), np.zeros((28, 28, 3), np.uint8))
 

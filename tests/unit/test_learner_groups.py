@@ -1,4 +1,4 @@
-from medr1_ray.learner import groups_that_teach
+from medr1_ray.learner_requests import groups_that_teach
 
 
 def test_groups_with_equal_rewards_are_left_out():

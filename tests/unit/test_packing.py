@@ -36,7 +36,8 @@ def images_of(*grids):
     """Patches numbered through all images, so that one can see which image a row got; 4 patches a visual token."""
     grid = torch.tensor(grids)
     patches = grid.prod(dim=1)
-    return Images(torch.arange(float(patches.sum()))[:, None], grid, tuple((patches // 4).tolist()))
+    digests = tuple(f"image {i}" for i in range(len(grids)))
+    return Images(torch.arange(float(patches.sum()))[:, None], grid, tuple((patches // 4).tolist()), digests)
 
 
 def numbered_positions(image_at, grid, length):
@@ -70,6 +71,16 @@ def test_rows_are_padded_on_the_right_and_indexed_flat():
     assert packed.segment.tolist() == [[0, 0, 1, -1, -1, -1], [0, 0, 0, 1, 2, 2]]
     # Row 1 starts at 6: its prompt ends at 6 + 2.
     assert packed.predictors.tolist() == [1, 8, 8, 10]
+
+
+def test_a_batch_moves_as_a_whole():
+    # The vision tower multiplies positions that it makes of the grid by parameters: both must be on one device.
+    groups = [group("a", [IMAGE_PAD, 5], [[7]], 1)]
+    packed = pack_groups(groups, images_of([1, 2, 2]), IMAGE_PAD, PAD, numbered_positions)
+    moved = packed.to(torch.device("meta"))
+    tensors = [value for value in {**vars(moved), **vars(moved.images)}.values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 7
+    assert all(tensor.is_meta for tensor in tensors)
 
 
 def test_tokens_see_the_prompt_and_their_own_completion():

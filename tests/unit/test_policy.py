@@ -13,9 +13,11 @@ from transformers import (
 )
 
 from medr1_ray import tiny
+from medr1_ray.attention import SHARED_PROMPT_ATTENTION, block_mask
 from medr1_ray.config import ModelSettings
+from medr1_ray.image_work import FrozenFeatures, ImagePatcher
 from medr1_ray.packing import pack_groups, pack_plain
-from medr1_ray.policy import ImagePatcher, Policy, checkpoint_name, load_model
+from medr1_ray.policy import Policy, checkpoint_name, load_model
 from medr1_ray.types import Completions, Prompt, Question, Span
 from medr1_ray.vocabulary import BANNED_LOGIT_BIAS, Vocabulary, load_vocabulary
 
@@ -171,6 +173,27 @@ def test_shared_prompts_have_the_gradients_of_plain_rows(policy, patch, groups):
     assert_same_gradients(gradients(policy, packed(policy, patch, groups)), expected)
 
 
+def test_a_gpus_attention_has_the_logprobs_and_gradients_of_plain_rows(policy, patch, groups, monkeypatch):
+    # FlexAttention without its compiler: the same arithmetic, forward and backward. On a CPU torch refuses to begin,
+    # for its compiler has no backward pass there; the plain one has.
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *_: None)
+    plain = packed(policy, patch, groups, pack_plain)
+    with torch.no_grad():
+        expected = policy(plain)
+    expected_gradients = gradients(policy, plain)
+    calls = []
+    monkeypatch.setattr("medr1_ray.policy.shared_prompt_mask", lambda s: calls.append(s) or block_mask(s))
+    policy.model.set_attn_implementation({"text_config": SHARED_PROMPT_ATTENTION})
+    try:
+        batch = packed(policy, patch, groups)
+        with torch.no_grad():
+            torch.testing.assert_close(policy(batch), expected, rtol=1e-5, atol=1e-5)
+        assert_same_gradients(gradients(policy, batch), expected_gradients)
+    finally:
+        policy.model.set_attn_implementation({"text_config": "sdpa"})
+    assert calls
+
+
 @pytest.mark.parametrize("order", [[0], [1, 0], [2, 0, 3], [3, 2, 1, 0]])
 def test_image_i_belongs_to_prompt_i_at_every_batch_size(policy, patch, groups, order):
     chosen = [groups[i] for i in order]
@@ -178,6 +201,24 @@ def test_image_i_belongs_to_prompt_i_at_every_batch_size(policy, patch, groups, 
         found = policy(packed(policy, patch, chosen))
         alone = torch.cat([policy(packed(policy, patch, [group])) for group in chosen])
     torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_towers_features_give_the_same(policy, patch, groups):
+    batch = packed(policy, patch, groups)
+    policy.model.model.visual.requires_grad_(False)
+    frozen = Policy(policy.model, VOCABULARY, policy.head.temperature, FrozenFeatures())
+    try:
+        torch.testing.assert_close(frozen(batch), policy(batch), rtol=1e-5, atol=1e-5)
+        loss_weights = torch.linspace(-1, 1, batch.targets.numel())
+        found, expected = [], []
+        for model, gradients_of in ((frozen, found), (policy, expected)):
+            model.zero_grad()
+            (model(batch) * loss_weights).sum().backward()
+            gradients_of += [p.grad for p in model.model.model.language_model.parameters()]
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    finally:
+        policy.model.model.visual.requires_grad_(True)
 
 
 def test_the_image_matters(policy, patch, groups):

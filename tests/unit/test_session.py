@@ -34,13 +34,16 @@ class Learner:
         self._world = world
         self.seconds = 1.0
 
+    def offer(self, groups: Sequence[Group]) -> None:
+        """Nothing is begun early."""
+
     def update(self, groups: Sequence[Group], version: int, meanwhile: Callable[[], None]) -> UpdateReport:
         end = self._world.now + self.seconds
         while self._world.now < end:
             self._world.now += 0.2
             meanwhile()
         step = OptimizerStep(0.0, 1.0, 1e-4)
-        return UpdateReport(version + 1, (step,), STATISTICS, len(groups), 0, 0, 4, 20, ())
+        return UpdateReport(version + 1, (step,), STATISTICS, len(groups), 0, 0, 4, 20, 1e9, None, ())
 
     def export_weights(self, version: int) -> WeightUpdate:
         return update(version)

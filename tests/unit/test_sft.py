@@ -45,7 +45,7 @@ class Actors:
     ) -> ImitationReport:
         meanwhile()
         self.imitated += [prompt.id for prompt, _ in demonstrations]
-        return ImitationReport(version + 1, OptimizerStep(1.0, 1.0, 1e-4), 40, 400, ())
+        return ImitationReport(version + 1, OptimizerStep(1.0, 1.0, 1e-4), 40, 400, 1e9, None, ())
 
     def make_room(self) -> None:
         self.shown = -1  # as where the learner updates on the engines' GPUs

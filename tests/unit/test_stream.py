@@ -333,3 +333,22 @@ def test_pass_rates_do_nothing_without_limits(questions: tuple[Question, ...]) -
         stream.observe(prompt.id, 0.0)
     assert len({prompt.question.id for prompt in stream.take(10)}) == 10
     assert stream.state().resting == {}
+
+
+def test_images_of_the_next_prompts_are_decoded_ahead_and_once(
+    questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(path: str, size: int, fit: encoding.ImageFit) -> np.ndarray:
+        loaded.append(path)
+        return load_image(path, size, fit)
+
+    monkeypatch.setattr(encoding, "load_image", load)
+    stream = PromptStream(questions, encoder(), seed=3)
+    stream.take(2)
+    stream._encoder._threads.shutdown(wait=True)  # all that has begun ends; nothing more can
+    monkeypatch.setattr(encoding.ThreadPoolExecutor, "submit", lambda *_: pytest.fail("decoded again"))
+    stream._encoder.begin = lambda question: None  # type: ignore[method-assign]
+    assert len(stream.take(2)) == 2
+    assert len(loaded) == len(set(loaded)) <= 4

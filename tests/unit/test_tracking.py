@@ -236,20 +236,35 @@ def test_what_is_emitted_is_what_is_documented() -> None:
         Span("reward-0", "reward", 1.0, 1.5),
         Span("rollout-0", "rollout", 0.0, 2.0),
         Span("rollout-1", "rollout", 0.0, 1.0),
-        Span("learner-0", "forward_backward", 2.0, 3.0),
     )
-    report = UpdateReport(6, (OptimizerStep(0.1, 1.0, 1e-4),), statistics, 1, 0, 0, 4, 20, spans)
+    # Two ranks: references overlap and cover 0.3 s, forward and backward passes cover 0.5 s.
+    phases = (
+        Span("learner-0", "reference", 2.0, 2.2),
+        Span("learner-1", "reference", 2.1, 2.3),
+        Span("learner-0", "forward_backward", 2.3, 2.8),
+        Span("learner-1", "forward_backward", 2.4, 2.6),
+    )
+    step = OptimizerStep(0.1, 1.0, 1e-4)
+    report = UpdateReport(6, (step,), statistics, 1, 0, 0, 4, 60, 3e12, 1e13, phases)
     counts = LedgerCounts(issued=3, used=1, zero_variance=0, in_flight=1, dropped={"stale": 1}, reissued=1, late=1)
     members = Membership(lambda: 0.0, target=2).counts()
-    resources = Resources(learner_ranks=1, rollout_actors=2, price_per_hour=9.0)
-    busy = BusyTime().add(spans)
+    resources = Resources(learner_ranks=2, rollout_actors=2, price_per_hour=9.0)
+    busy = BusyTime().add([*spans, *phases])
     metrics = step_metrics([a_group()], report, counts, members, {"too long": 2}, spans, busy, resources)
-    # Of 4 s the learner works 1; of 2 x 4 s the rollout actors work 3. 4 s at 9 an hour for one group is 0.01.
-    assert (metrics["perf/learner_idle_fraction"], metrics["perf/rollout_idle_fraction"]) == (0.75, 0.625)
+    # Of 2 x 4 s the ranks work 0.7 and 0.4, and the rollout actors 3. 4 s at 9 an hour for one group is 0.01.
+    assert metrics["perf/learner_idle_fraction"] == pytest.approx(1 - 1.1 / 8)
+    assert metrics["perf/rollout_idle_fraction"] == 0.625
     assert metrics["perf/cost_per_1000_groups"] == pytest.approx(10.0)
     evaluated = {name for name in METRICS if name.startswith("eval/")}
     assert metrics.keys() == METRICS.keys() - evaluated
     assert len(METRICS) <= 60
+    assert metrics["perf/reference_tokens_per_second"] == pytest.approx(60 / 0.3)
+    assert metrics["perf/gradient_tokens_per_second"] == pytest.approx(60 / 0.5)
+    assert metrics["perf/model_flops_utilisation"] == pytest.approx(0.3)  # 3e12 in one second, of 1e13
+    unknown = replace(report, peak_flops=None, spans=())
+    metrics = step_metrics([a_group()], unknown, counts, members, {}, spans, busy, resources)
+    assert metrics["perf/model_flops_utilisation"] is None
+    assert metrics["perf/reference_tokens_per_second"] is None
 
 
 def test_metrics_are_published_as_they_are_logged(config: Config) -> None:
@@ -278,12 +293,13 @@ def test_a_supervised_step_emits_what_is_documented() -> None:
     )
     group = a_group()
     pairs = [(group.prompt, group.completions)] * 3
-    report = ImitationReport(6, OptimizerStep(0.25, 1.0, 1e-4), 12, 60, spans)
+    report = ImitationReport(6, OptimizerStep(0.25, 1.0, 1e-4), 12, 60, 3e12, 1e13, spans)
     metrics = imitation_metrics(pairs, report, {"too long": 2}, spans)
     assert metrics.keys() <= METRICS.keys()
     assert (metrics["loss/total"], metrics["ledger/prompts_dropped"]) == (0.25, 2)
     assert (metrics["time/step_seconds"], metrics["perf/completions_per_second"]) == (3.0, 1.0)
     assert metrics["perf/learner_tokens_per_second"] == 40.0  # 60 in 1.5 s
+    assert metrics["perf/model_flops_utilisation"] == pytest.approx(0.2)  # 3e12 in 1.5 s, of 1e13
 
 
 def test_tensorboard(config: Config) -> None:

@@ -1,0 +1,145 @@
+"""One GPU, torch and transformers alone: the shared prompt's training step at the full shape of Qwen2-VL-2B.
+
+    python benchmarks/device.py [--quick] [--json] [--model qwen2vl_2b] [--device cuda]
+
+`ours` packs each group into one row under the block-sparse mask (FlexAttention); `theirs` has a row per completion, the
+prompt and its image repeated. Both run forward, backward and fused AdamW in bfloat16 on random weights, in turns. On a
+CPU the same steps run with SDPA, in float32 and at a small shape: that checks the logic and says nothing about a GPU.
+Settings hold peak memory, tokens per second and MFU (docs/performance.md has the formula).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import Result, command, interleaved, median_seconds, progress
+from shapes import Shape, checkpoint, random_groups, run_config, update_request
+from transformers import AutoModelForImageTextToText, Qwen2VLConfig
+
+from medr1_ray.attention import SHARED_PROMPT_ATTENTION
+from medr1_ray.flops import forward_flops, peak_flops
+from medr1_ray.image_work import ImagePatcher
+from medr1_ray.packing import PackedBatch, pack_groups, pack_plain
+from medr1_ray.policy import Policy
+from medr1_ray.sizing import read_shape
+from medr1_ray.vocabulary import load_vocabulary
+
+
+def build_policy(shape: Shape, device: torch.device) -> Policy:
+    """Random weights of the shape, made on the device."""
+    folder = checkpoint(shape.model)
+    config = Qwen2VLConfig.from_pretrained(folder)
+    attention = {"text_config": SHARED_PROMPT_ATTENTION, "vision_config": "sdpa"}
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
+    return Policy(model.train(), load_vocabulary(folder), 1.0).to(device)
+
+
+def batches_of(policy: Policy, shape: Shape, plain: bool, micro_batch_tokens: int) -> list[PackedBatch]:
+    """The step's micro-batches on the policy's device."""
+    config = run_config(shape, "device", [f"learner.micro_batch_tokens={micro_batch_tokens}"])
+    groups = random_groups(config, shape)
+    patch = ImagePatcher(checkpoint(shape.model))
+    pack = pack_plain if plain else pack_groups
+    vocabulary = policy.vocabulary
+    batches = []
+    for micro_batch in update_request(config, groups, shape, plain).micro_batches:
+        members = [(groups[i].prompt, groups[i].completions) for i in micro_batch.groups]
+        images = patch([prompt.image for prompt, _ in members])
+        batch = pack(members, images, vocabulary.image_pad, vocabulary.pad, policy.prompt_positions)
+        batches.append(batch.to(policy.head.weight.device))
+    return batches
+
+
+def training_step(
+    policy: Policy, optimizer: torch.optim.Optimizer, batches: list[PackedBatch], peaks: dict[str, int], side: str
+) -> Callable[[], float]:
+    """Seconds of forward, backward and optimizer; the peak of allocated GPU memory goes into `peaks`."""
+    on_gpu = policy.head.weight.is_cuda
+
+    def run() -> float:
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for batch in batches:
+            policy(batch).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if on_gpu:
+            torch.cuda.synchronize()
+            peaks[side] = torch.cuda.max_memory_allocated()
+        return time.perf_counter() - start
+
+    return run
+
+
+def measure(shape: Shape, device: torch.device, micro_batch_tokens: int, rounds: int) -> Result:
+    policy = build_policy(shape, device)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
+    batches = {side: batches_of(policy, shape, side == "plain", micro_batch_tokens) for side in ("shared", "plain")}
+    progress(f"{shape}: model and tensors are on {device}")
+    peaks: dict[str, int] = {}
+    sides = {side: training_step(policy, optimizer, batches[side], peaks, side) for side in batches}
+    times = interleaved(sides, rounds, warm_up=2)
+    progress(f"{shape}: {times}")
+    seconds = {side: median_seconds(values) for side, values in times.items()}
+    config = run_config(shape, "device")
+    groups = [(group.prompt, group.completions) for group in random_groups(config, shape)]
+    flops = forward_flops(read_shape(checkpoint(shape.model)), groups).update(1, True, reference=False)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    peak = peak_flops(name)
+    settings: dict[str, Any] = {
+        "device": name,
+        "micro_batch_tokens": micro_batch_tokens,
+        "rounds": rounds,
+        "peak_bytes": peaks,
+        "tokens_per_second": sum(batch.input_ids.numel() for batch in batches["shared"]) / seconds["shared"],
+        "model_flops": flops,
+        "model_flops_utilisation": None if peak is None else flops / seconds["shared"] / peak,
+    }
+    return Result(
+        f"training step, {shape}, {name}",
+        seconds["shared"],
+        seconds["plain"],
+        "s",
+        seconds["plain"] / seconds["shared"],
+        None,
+        settings,
+    )
+
+
+def benchmark(arguments: argparse.Namespace) -> list[Result]:
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device=cuda, but torch sees no GPU here; use --device cpu --model tiny to check the logic")
+    torch.set_num_threads(1)  # on a CPU, threads that wait for each other on busy cores are a hundred times slower
+    prompts, tokens = (2, (12,)) if device.type == "cpu" else (8, (64, 256))
+    rounds = 1 if arguments.quick else 5
+    return [
+        measure(Shape(arguments.model, prompts, 8, count), device, arguments.micro_batch_tokens, rounds)
+        for count in (tokens[:1] if arguments.quick else tokens)
+    ]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu", help="cuda or cpu")
+    parser.add_argument(
+        "--model",
+        default="qwen2vl_2b" if on_gpu else "tiny",
+        choices=["tiny", "bench30m", "qwen2vl_2b"],
+        help="the shape, with random weights",
+    )
+    parser.add_argument("--micro-batch-tokens", type=int, default=8192, help="padded tokens at once")
+
+
+if __name__ == "__main__":
+    sys.exit(command(__doc__, benchmark, options))

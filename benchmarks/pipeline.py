@@ -1,0 +1,113 @@
+"""The whole step, synchronous and asynchronous, against the sum and the maximum of its bare parts.
+
+    python benchmarks/pipeline.py [--quick] [--json]
+
+`ours` is the median step of a session (`train.py`'s loop). The parts, in turns with the synchronous one: bare AsyncLLMs
+that generate a step's completions side by side, as many as the run has; forward, backward, the reference's forward,
+clipping and AdamW on a step's packed tensors, by torch alone; one plain copy of the weights. `of_limit` is their sum
+over the synchronous step, and the larger of generation and learning over the asynchronous one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import bare
+import torch
+from common import Result, command, interleaved, median_seconds, progress
+from session_steps import our_steps
+from shapes import WORK, Shape, checkpoint, open_stream, random_groups, run_config
+from weight_sync import plain_copy, tensors_of
+
+from medr1_ray.config import Config
+from medr1_ray.types import Sampling
+
+SHAPES = (Shape("bench30m", 4, 8, 12), Shape("tiny", 32, 8, 12))
+
+
+def config_of(shape: Shape, max_staleness: int, threads: int) -> Config:
+    name = f"pipeline-{max_staleness}"
+    shutil.rmtree(WORK / "runs" / name, ignore_errors=True)
+    return run_config(
+        shape,
+        name,
+        [
+            f"train.max_staleness={max_staleness}",
+            f"rollout.actors={threads}",
+            f"learner.threads={1 if max_staleness else threads}",
+        ],
+    )
+
+
+def measure(shape: Shape, threads: int, rounds: int) -> list[Result]:
+    config = config_of(shape, 0, threads)
+    stream = open_stream(config)
+    sampling = Sampling(shape.group_size, shape.tokens, config.rollout.temperature)
+    with ExitStack() as stack:
+        engines = [stack.enter_context(bare.Worker(bare.engine, config, 100 + i)) for i in range(threads)]
+        model = stack.enter_context(bare.Worker(bare.model, config, shape, random_groups(config, shape), True))
+        for worker in (*engines, model):
+            worker.wait()
+        step = stack.enter_context(our_steps(config))
+        progress(f"{shape}: all sides are up")
+
+        def generate() -> float:
+            prompts = stream.take(shape.prompts)
+            start = time.perf_counter()
+            for i, engine in enumerate(engines):
+                engine.ask((prompts[i::threads], sampling))
+            for engine in engines:
+                engine.wait()
+            return time.perf_counter() - start
+
+        def learn() -> float:
+            model.ask(None)
+            return model.wait().seconds
+
+        tensors = tensors_of(config)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        parts: dict[str, Callable[[], float]] = {
+            "generation": generate,
+            "learning": learn,
+            "copy": plain_copy(tensors, size),
+        }
+        times = interleaved({"step": lambda: step().seconds, **parts}, rounds, warm_up=2)
+    progress(f"{shape}: {times}")
+    seconds = {side: median_seconds(values) for side, values in times.items()}
+    with our_steps(config_of(shape, 2, threads)) as step:
+        for _ in range(4):
+            step()
+        asynchronous = median_seconds([step().seconds for _ in range(3 * rounds)])
+    total = sum(seconds[part] for part in parts)
+    largest = max(seconds[part] for part in parts)
+    settings = {"threads": threads, "rounds": rounds, "model": checkpoint(shape.model).name, "parts": seconds}
+    return [
+        Result(f"synchronous step, {shape}", seconds["step"], total, "s", *_twice(total / seconds["step"]), settings),
+        Result(f"asynchronous step, {shape}", asynchronous, largest, "s", *_twice(largest / asynchronous), settings),
+    ]
+
+
+def _twice(fraction: float) -> tuple[float, float]:
+    """`ratio` and `of_limit`, which are the same where the other side is the limit."""
+    return fraction, fraction
+
+
+def benchmark(arguments: argparse.Namespace) -> list[Result]:
+    torch.set_num_threads(1)
+    shapes = SHAPES[1:] if arguments.quick else SHAPES
+    rounds = 3 if arguments.quick else 5
+    return [result for shape in shapes for result in measure(shape, arguments.threads, rounds)]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores to use")
+
+
+if __name__ == "__main__":
+    sys.exit(command(__doc__, benchmark, options))

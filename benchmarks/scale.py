@@ -1,0 +1,159 @@
+"""The driver alone: how many engines it keeps busy.
+
+    python benchmarks/scale.py [--quick] [--json]
+
+Measured: the real rollout pool and fleet, prompt stream, reward actor and ledger, with 1 to 64 rollout actors that are
+processes but have no engine (`fake_engine.py`): each answers a group at a time, after a stated latency. `of_limit` is
+the groups learned from per second over those that the engines could answer. Beyond 64, to 1,000, it is a SIMULATION: a
+driver that takes, one after another, the processor seconds per group that were measured with most engines, and engines
+that wait for it and take a little longer than their latency, as measured with the fewest. Its results say so in their
+names, and its figure for the largest measured size stands beside the measured one: what lies between them is mostly
+that many processes share few cores here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+from common import Result, command, progress
+from shapes import WORK, Shape, open_stream, run_config
+
+from medr1_ray.calls import Calls
+from medr1_ray.config import Config
+from medr1_ray.fake_engine import FakeBehaviour, fake_launcher
+from medr1_ray.fleet import RolloutFleet
+from medr1_ray.ledger import Ledger
+from medr1_ray.pool import RolloutPool
+from medr1_ray.startup import start_reward_actors, wait_until_up
+from medr1_ray.types import WeightBucket, WeightUpdate
+
+MEASURED = (1, 4, 16, 64)
+SIMULATED = (64, 128, 256, 512, 1000)
+GROUPS_PER_ACTOR_AND_STEP = 2
+STEPS = 5
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Groups per second, and the driver's processor seconds for each."""
+
+    groups_per_second: float
+    driver_seconds_per_group: float
+
+
+def run_pool(config: Config, actors: int, latency_seconds: float) -> Measured:
+    """Some steps of the loop without a learner: take, fill as far ahead as allowed, publish a version."""
+    calls = Calls()
+    launch = fake_launcher(FakeBehaviour(group_seconds=latency_seconds))
+    fleet = RolloutFleet(config, calls, progress, launch)
+    rewards = start_reward_actors(config)
+    fleet.wait_until_up()
+    wait_until_up(rewards, config)
+    progress(f"{actors} fake rollout actors are up")
+    pool = RolloutPool(config, fleet, list(rewards.values()), calls, open_stream(config), Ledger(time.monotonic))
+    buckets: tuple[WeightBucket, ...] = ()
+    groups, start, processor = 0, 0.0, 0.0
+    pool.load_weights(WeightUpdate(0, buckets, "0"))
+    pool.fill(versions_ahead=0)
+    for version in range(WARM_UP_STEPS + STEPS):
+        if version == WARM_UP_STEPS:
+            groups, start, processor = 0, time.perf_counter(), time.process_time()
+        groups += len(pool.take(version))
+        pool.fill(versions_ahead=1)
+        pool.load_weights(WeightUpdate(version + 1, buckets, str(version + 1)))
+        pool.drain_spans()
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
+    return Measured(groups / seconds, processor / groups)
+
+
+def simulate(engines: int, latency_seconds: float, driver_seconds: float, in_flight: int) -> float:
+    """Groups per second of a driver and engines, each of which serves one group at a time, in order of arrival.
+
+    A group takes half of `driver_seconds` to be issued and half to be taken in, and is issued anew when it is done, so
+    that `in_flight` groups go round. Deterministic; the weight sync is not in it.
+    """
+    driver_free = 0.0
+    engine_free = [0.0] * engines
+    # (time, order, what happens): "issue" asks the driver for a group, "answer" asks it to take one in.
+    events = [(0.0, i, "issue") for i in range(in_flight)]
+    heapq.heapify(events)
+    order, answered, wanted, warm = in_flight, 0, 20 * in_flight, 5 * in_flight
+    start = 0.0
+    while answered < wanted:
+        now, _, event = heapq.heappop(events)
+        driver_free = max(driver_free, now) + driver_seconds / 2
+        order += 1
+        if event == "issue":
+            free = heapq.heappop(engine_free)
+            done = max(free, driver_free) + latency_seconds
+            heapq.heappush(engine_free, done)
+            heapq.heappush(events, (done, order, "answer"))
+        else:
+            answered += 1
+            if answered == warm:
+                start = driver_free
+            heapq.heappush(events, (driver_free, order, "issue"))
+    return (wanted - warm) / (driver_free - start)
+
+
+def benchmark(arguments: argparse.Namespace) -> list[Result]:
+    sizes = sorted(arguments.sizes or (MEASURED[:3] if arguments.quick else MEASURED))
+    latency = arguments.latency_seconds
+    results = []
+    for actors in sizes:
+        config = scale_config(actors)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        try:
+            measured = run_pool(config, actors, latency)
+        finally:
+            ray.shutdown()
+        cost = {"driver_milliseconds_per_group": 1000 * measured.driver_seconds_per_group}
+        name = f"driver, {actors} fake engines"
+        results.append(_result(name, measured.groups_per_second, actors, latency, cost))
+        if actors == sizes[0]:
+            overhead = max(0.0, actors / measured.groups_per_second - latency)
+        progress(f"{actors}: {results[-1]}")
+    calibration = {
+        "calibrated_on": f"{sizes[0]} and {sizes[-1]} measured",
+        "driver_seconds": measured.driver_seconds_per_group,
+        "engine_overhead_seconds": overhead,
+    }
+    results.reverse()  # the largest measured size first
+    for engines in (sizes[-1], *(size for size in SIMULATED if size > sizes[-1])):
+        in_flight = 2 * GROUPS_PER_ACTOR_AND_STEP * engines
+        rate = simulate(engines, latency + overhead, measured.driver_seconds_per_group, in_flight)
+        results.append(_result(f"driver, {engines} engines, SIMULATED", rate, engines, latency, calibration))
+    return results
+
+
+def scale_config(actors: int) -> Config:
+    """Med-R1's image size and group size; engines that hold one group at a time and take no core."""
+    shutil.rmtree(WORK / "runs" / "scale", ignore_errors=True)
+    shape = Shape("bench30m", GROUPS_PER_ACTOR_AND_STEP * actors, 8, 64)
+    engines = [f"rollout.actors={actors}", "rollout.cpus_per_actor=0.001", "rollout.engine={max_num_seqs: 8}"]
+    return run_config(shape, "scale", ["train.max_staleness=1", *engines])
+
+
+def _result(
+    name: str, rate: float, engines: int, latency_seconds: float, settings: Mapping[str, float | str]
+) -> Result:
+    limit = engines / latency_seconds
+    given = {"latency_seconds": latency_seconds, **settings}
+    return Result(name, rate, limit, "groups/s", rate / limit, rate / limit, given)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--latency-seconds", type=float, default=1.0, help="of a fake engine for a group")
+    parser.add_argument("--sizes", type=int, nargs="+", help=f"numbers of fake engines to measure (default {MEASURED})")
+
+
+if __name__ == "__main__":
+    sys.exit(command(__doc__, benchmark, options))

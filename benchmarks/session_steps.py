@@ -1,0 +1,40 @@
+"""A training session whose steps are taken one at a time, for the benchmarks of the whole step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from medr1_ray.config import Config
+
+
+@dataclass(frozen=True)
+class Step:
+    """Wall-clock seconds of one round of the loop, and of the driver's phases in it."""
+
+    seconds: float
+    phases: dict[str, float]
+
+
+@contextmanager
+def our_steps(config: Config) -> Iterator[Callable[[], Step]]:
+    """A running session; each call is one round of `train.py`'s loop."""
+    from medr1_ray.startup import open_session
+
+    with open_session(config, resume=False) as session:
+        session.sync_weights()
+
+        def step() -> Step:
+            before = dict(session.totals.seconds)
+            start = time.perf_counter()
+            groups = session.take_groups()
+            report = session.update(groups)
+            session.sync_weights()
+            session.log_step(groups, report)
+            seconds = time.perf_counter() - start
+            after = session.totals.seconds
+            return Step(seconds, {name: value - before.get(name, 0.0) for name, value in after.items()})
+
+        yield step

@@ -1,0 +1,205 @@
+"""The models and prompts that the benchmarks use, made here from a seed: nothing is downloaded.
+
+`tiny` is the model that ships; `bench30m` is a Qwen2-VL of 30 million random weights at Med-R1's image size (392
+pixels, 196 visual tokens); `qwen2vl_2b` has Qwen2-VL-2B's full shape. In all of them the tokens that end a completion
+are banned, so that every completion has exactly `max_tokens` tokens: the ids that `config.json` names as the borders
+of an image, which both sides must never sample, are those of the end of a turn and of a text.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from medr1_ray import packing
+from medr1_ray.config import Config
+from medr1_ray.config_loading import load_config
+from medr1_ray.data.dataset import open_dataset
+from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.stream import PromptStream
+from medr1_ray.policy import checkpoint_name
+from medr1_ray.tiny import model_path
+from medr1_ray.types import BatchSize, Completions, Group, MicroBatch, Prompt, Rewards, Span, UpdateRequest
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "runs" / "benchmarks"
+IMAGE_SIZE = {"tiny": 84, "bench30m": 392, "qwen2vl_2b": 392}
+VISUAL_TOKENS = {"tiny": 9, "bench30m": 196, "qwen2vl_2b": 196}
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One cell of a benchmark's table."""
+
+    model: str
+    prompts: int
+    group_size: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.prompts} x G={self.group_size} x {self.tokens} tokens"
+
+
+def checkpoint(model: str) -> Path:
+    """The folder of a model with endless completions, made where it is missing.
+
+    `qwen2vl_2b` has names and shapes alone: its file is a hole, to be loaded by `load_format: dummy`.
+    """
+    folder = WORK / "models" / model
+    if (folder / "model.safetensors").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in model_path().iterdir():
+        if file.suffix in (".json", ".jinja"):
+            shutil.copyfile(file, folder / file.name)
+    if model == "bench30m":
+        config = bench30m_config()
+    else:
+        source = model_path() if model == "tiny" else ROOT / "configs" / "models" / "qwen2_vl_2b"
+        config = Qwen2VLConfig.from_pretrained(source)
+    known = AutoTokenizer.from_pretrained(folder).get_vocab()
+    config.image_token_id, config.video_token_id = known["<|image_pad|>"], known["<|video_pad|>"]
+    config.vision_start_token_id, config.vision_end_token_id = known["<|endoftext|>"], known["<|im_end|>"]
+    config.architectures = ["Qwen2VLForConditionalGeneration"]
+    config.save_pretrained(folder)
+    if model == "tiny":
+        shutil.copyfile(model_path() / "model.safetensors", folder / "model.safetensors")
+    elif model == "bench30m":
+        torch.manual_seed(SEED)
+        Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+        shutil.copyfile(model_path() / "generation_config.json", folder / "generation_config.json")
+    else:
+        _write_hole(folder / "model.safetensors", dict(parameter_shapes(config)))
+    return folder
+
+
+def parameter_shapes(config: Qwen2VLConfig) -> Iterator[tuple[str, torch.Size]]:
+    """Names, as checkpoints have them, and shapes of all parameters, without making them."""
+    with torch.device("meta"):
+        model = Qwen2VLForConditionalGeneration(config)
+    model.tie_weights()
+    for name, parameter in model.named_parameters():
+        yield checkpoint_name(name), parameter.shape
+
+
+def _write_hole(path: Path, shapes: Mapping[str, torch.Size]) -> None:
+    """A safetensors file of bfloat16 zeros that takes no room on the disk."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * shape.numel()
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+def bench30m_config() -> Qwen2VLConfig:
+    """Hidden size 512, 8 layers, a vision tower of depth 4; the tiny model's tokenizer."""
+    tiny = json.loads((model_path() / "config.json").read_text())
+    text = {
+        **tiny["text_config"],
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "max_window_layers": 8,
+        "layer_types": ["full_attention"] * 8,
+        "initializer_range": 0.02,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
+    }
+    vision = {**tiny["vision_config"], "depth": 4, "embed_dim": 256, "num_heads": 4, "hidden_size": 512}
+    return Qwen2VLConfig(**{**tiny, "text_config": text, "vision_config": vision})
+
+
+def run_config(shape: Shape, name: str, overrides: Sequence[str] = ()) -> Config:
+    """The settings of a run at this shape: Med-R1's objective on phantoms, all of its completions of full length.
+
+    The reward is by chance (but follows from the text), so that groups of an untrained model have advantages.
+    """
+    return load_config(
+        [ROOT / "configs" / "bases" / "tiny_cpu.yaml"],
+        [
+            "mode=think",
+            "data.format=phantoms",
+            f"data.root={WORK / 'phantoms'}",
+            "data.phantom_images=64",
+            "data.eval_questions=8",
+            f"data.image_size={IMAGE_SIZE[shape.model]}",
+            f"run.dir={WORK / 'runs' / name}",
+            "run.rollouts_every=0",
+            f"model.path={checkpoint(shape.model)}",
+            "train.steps=1000",
+            f"train.prompts_per_step={shape.prompts}",
+            f"train.group_size={shape.group_size}",
+            f"rollout.max_tokens={shape.tokens}",
+            "reward.functions={rewards:parity: 1.0}",
+            "learner.learning_rate=1e-6",
+            "loss.kl_beta=0.04",
+            *overrides,
+        ],
+    )
+
+
+def open_stream(config: Config) -> PromptStream:
+    """The run's training prompts, from their beginning."""
+    encoder = PromptEncoder.from_checkpoint(
+        str(config.model.folder),
+        config.mode,
+        config.data.image_size,
+        config.data.image_fit,
+        config.rollout.max_prompt_tokens,
+    )
+    return PromptStream(open_dataset(config.data).train, encoder, config.train.seed)
+
+
+def random_groups(config: Config, shape: Shape) -> list[Group]:
+    """Scored groups with random completions of full length, for what comes after generation."""
+    random = np.random.default_rng(SEED)
+    return [_group(prompt, shape, random) for prompt in open_stream(config).take(shape.prompts)]
+
+
+def update_request(config: Config, groups: Sequence[Group], shape: Shape, plain: bool = False) -> UpdateRequest:
+    """What the driver asks of a single learner rank; for plain rows, micro-batches of as many tokens."""
+    completions = shape.prompts * shape.group_size
+    batch = BatchSize(completions, completions * shape.tokens, shape.tokens)
+    lengths = [packing.row_tokens(group.prompt, group.completions) for group in groups]
+    if plain:
+        prompts = [length - shape.group_size * shape.tokens for length in lengths]
+        lengths = [shape.group_size * (prompt + shape.tokens) for prompt in prompts]
+    (micro_batches,) = packing.plan(lengths, 1, config.learner.micro_batch_tokens)
+    return UpdateRequest(0, tuple(groups), tuple(MicroBatch(m.groups) for m in micro_batches), batch)
+
+
+def _group(prompt: Prompt, shape: Shape, random: np.random.Generator) -> Group:
+    size, total = shape.group_size, shape.group_size * shape.tokens
+    span = Span("benchmark", "rollout", 0.0, 0.0)
+    rewards = np.arange(size, dtype=np.float32) % 2
+    completions = Completions(
+        prompt_id=prompt.id,
+        actor="benchmark",
+        token_ids=random.integers(10, 400, total).astype(np.int32),
+        rollout_logprobs=np.full(total, -6.0, np.float32),
+        versions=np.zeros(total, np.int32),
+        lengths=np.full(size, shape.tokens, np.int32),
+        truncated=np.ones(size, bool),
+        texts=("",) * size,
+        visual_tokens=VISUAL_TOKENS[shape.model],
+        span=span,
+    )
+    no_answers: Any = (None,) * size
+    scored = Rewards(
+        prompt.id, ("parity",), rewards[:, None], rewards, rewards > 0, rewards > 0, no_answers, span
+    )
+    return Group(prompt, completions, scored)

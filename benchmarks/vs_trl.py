@@ -1,0 +1,204 @@
+"""End to end against TRL's GRPOTrainer: completions per second of whole GRPO steps, taken in turns.
+
+    python benchmarks/vs_trl.py --trl-python /path/to/env/bin/python [--quick] [--json]
+
+TRL runs in an environment of its own (`pip install trl==1.16.0 transformers==5.19.0` beside the same torch), since its
+dependencies are not the package's. Both sides get the same weights, prompts, images, group size, completion length
+(min = max), float32, beta, AdamW, clipping and reward. TRL's settings: all cores, no gradient checkpointing, the whole
+batch at once (`--trl-micro-batches` cuts it), transformers' generate with its cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common import Result, command, interleaved, median_seconds, progress
+from PIL import Image
+from session_steps import our_steps
+from shapes import ROOT, WORK, Shape, checkpoint, open_stream, run_config
+
+from medr1_ray.config import Config
+from medr1_ray.prompts import user_text
+
+PROMPTS = 64
+SHAPES = (
+    Shape("bench30m", 4, 8, 12),
+    Shape("bench30m", 4, 16, 12),
+    Shape("bench30m", 4, 4, 12),
+    Shape("bench30m", 4, 8, 64),
+    Shape("tiny", 32, 8, 12),
+    Shape("tiny", 32, 4, 12),
+    Shape("tiny", 32, 16, 12),
+    Shape("tiny", 32, 8, 64),
+)
+QUICK = (Shape("bench30m", 4, 8, 12),)
+
+
+def our_config(shape: Shape, max_staleness: int, threads: int) -> Config:
+    """Two engines of one thread each; synchronous, the learner has all cores while the engines wait."""
+    name = f"vs_trl-{max_staleness}"
+    shutil.rmtree(WORK / "runs" / name, ignore_errors=True)
+    return run_config(
+        shape,
+        name,
+        [
+            f"train.max_staleness={max_staleness}",
+            f"rollout.actors={threads}",
+            f"learner.threads={1 if max_staleness else threads}",
+            "parity.gap_mean_limit=0.01",
+        ],
+    )
+
+
+@contextmanager
+def trl_steps(
+    config: Config, shape: Shape, python: str, threads: int, micro_batches: int
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A TRL process; each call is one of its optimizer steps and returns what `trl_worker.py` says of it."""
+    settings = {
+        "model": str(checkpoint(shape.model)),
+        "prompts": str(write_prompts(config, shape)),
+        "prompts_per_step": shape.prompts,
+        "group_size": shape.group_size,
+        "tokens": shape.tokens,
+        "beta": config.loss.kl_beta,
+        "threads": threads,
+        "micro_batches": micro_batches,
+    }
+    process = subprocess.Popen(
+        [python, str(Path(__file__).with_name("trl_worker.py")), json.dumps(settings)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=(WORK / "trl.log").open("w"),
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)},
+        text=True,
+    )
+    assert process.stdin is not None  # both are pipes
+    assert process.stdout is not None
+    ask, answers = process.stdin, process.stdout
+
+    def answer() -> dict[str, Any]:
+        line = answers.readline()
+        if not line:
+            raise RuntimeError(f"TRL's process ended; see {WORK / 'trl.log'}")
+        return dict(json.loads(line))
+
+    def step() -> dict[str, Any]:
+        ask.write("step\n")
+        ask.flush()
+        return answer()
+
+    try:
+        answer()  # it is up
+        yield step
+    finally:
+        process.kill()
+        process.wait()
+
+
+def write_prompts(config: Config, shape: Shape) -> Path:
+    """The run's first prompts as TRL takes them: texts, and images as the run's own resized arrays."""
+    folder = WORK / "prompts" / shape.model
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, prompt in enumerate(open_stream(config).take(PROMPTS)):
+        Image.fromarray(prompt.image).save(folder / f"{number}.png")
+        rows.append({"text": user_text(prompt.question, config.mode), "image": f"{number}.png"})
+    (folder / "prompts.json").write_text(json.dumps(rows))
+    return folder
+
+
+def measure(shape: Shape, rounds: int, warm_up: int, max_staleness: int, arguments: argparse.Namespace) -> Result:
+    threads, micro_batches = arguments.threads, arguments.trl_micro_batches
+    phases: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+    config = our_config(shape, max_staleness, threads)
+    theirs_runs = trl_steps(config, shape, arguments.trl_python, threads, micro_batches)
+    with theirs_runs as trl_step, our_steps(config) as our_step:
+        progress(f"{shape}: both are up")
+
+        def ours() -> float:
+            step = our_step()
+            phases["ours"].append(step.phases)
+            return step.seconds
+
+        def theirs() -> float:
+            found = trl_step()
+            phases["theirs"].append(found["phases"])
+            return float(found["seconds"])
+
+        if max_staleness:
+            # Asynchronous work goes on between steps, so turns of one step each would be given away: blocks instead.
+            seconds = blocks(ours, theirs, rounds)
+        else:
+            seconds = interleaved({"ours": ours, "theirs": theirs}, rounds, warm_up)
+    progress(f"{shape}: {seconds}")
+    completions = shape.prompts * shape.group_size
+    our_seconds, their_seconds = (median_seconds(seconds[side]) for side in ("ours", "theirs"))
+    return Result(
+        f"GRPO step, {shape}, max_staleness {max_staleness}",
+        completions / our_seconds,
+        completions / their_seconds,
+        "completions/s",
+        their_seconds / our_seconds,
+        None,
+        {
+            "beta": config.loss.kl_beta,
+            "threads": threads,
+            "trl_micro_batches": micro_batches,
+            "rounds": rounds,
+            "seconds": {"ours": our_seconds, "theirs": their_seconds},
+            "phases_last_step": {side: found[-1] for side, found in phases.items()},
+        },
+    )
+
+
+def blocks(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> dict[str, list[float]]:
+    """TRL's steps before and after a block of ours, whose first steps fill the pipeline and do not count."""
+    found: dict[str, list[float]] = {"ours": [], "theirs": []}
+    theirs()
+    found["theirs"] += [theirs() for _ in range(rounds)]
+    for _ in range(4):
+        ours()
+    found["ours"] = [ours() for _ in range(3 * rounds)]
+    time.sleep(5.0)  # engines generate as far ahead as they may, then stop
+    found["theirs"] += [theirs() for _ in range(rounds)]
+    return found
+
+
+def benchmark(arguments: argparse.Namespace) -> list[Result]:
+    if shutil.which(arguments.trl_python) is None:
+        raise ValueError(
+            f"--trl-python={arguments.trl_python} is no executable; make an environment with trl and give its python"
+        )
+    shapes = QUICK if arguments.quick else SHAPES
+    if arguments.only:
+        shapes = tuple(shape for shape in SHAPES if arguments.only in str(shape))
+    rounds, warm_up = (1, 1) if arguments.quick else (5, 2)
+    staleness = [0, 2] if arguments.both else [0]
+    return [
+        measure(shape, rounds, warm_up, k, arguments)
+        for shape in shapes
+        for k in staleness
+    ]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trl-python", default="trl_env/bin/python", help="python of TRL's environment")
+    parser.add_argument("--only", default="", help="only shapes whose name has this, e.g. 'tiny 32 x G=8'")
+    parser.add_argument("--both", action="store_true", help="also asynchronous, max_staleness 2")
+    parser.add_argument("--trl-micro-batches", type=int, default=1, help="that TRL cuts a step's batch into")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores that each side uses")
+
+
+if __name__ == "__main__":
+    sys.exit(command(__doc__, benchmark, options))

@@ -1,0 +1,129 @@
+"""Weight sync: from tensors of the learner's process to a serving engine, in plain copies of the same bytes.
+
+    python benchmarks/weight_sync.py [--quick] [--json]
+
+`ours` is everything between the learner's tensors and the engine's next token: buckets, digests, transport, checks and
+loading. `theirs` is one copy of the same bytes into fresh memory, in turns with it. Requests are in flight meanwhile;
+`paused_seconds` is how long they stood still. `qwen2vl_2b` (4.4 GB, five times in memory) needs a machine to itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+import ray
+import torch
+from common import Result, command, interleaved, median_seconds, progress
+from shapes import Shape, open_stream, parameter_shapes, run_config
+from transformers import Qwen2VLConfig
+
+from medr1_ray.cluster import connect
+from medr1_ray.code_digest import code_digest
+from medr1_ray.config import Config
+from medr1_ray.rollout_actor import LoadReport, RolloutActor
+from medr1_ray.types import Sampling
+from medr1_ray.weight_sync import BUCKET_BYTES, write_buckets
+
+SHAPES = (Shape("tiny", 4, 8, 256), Shape("bench30m", 4, 8, 128), Shape("qwen2vl_2b", 1, 2, 64))
+
+
+def settings_of(shape: Shape) -> Config:
+    overrides = ["rollout.max_prompt_tokens=320"]
+    if shape.model == "qwen2vl_2b":
+        overrides += ["model.dtype=bfloat16", "rollout.engine={load_format: dummy}"]
+    return run_config(shape, "weight_sync", overrides)
+
+
+def tensors_of(config: Config) -> dict[str, torch.Tensor]:
+    """Parameters of the model's names and shapes, in its compute dtype, every page of them written."""
+    dtype = getattr(torch, config.model.dtype)
+    shapes = parameter_shapes(Qwen2VLConfig.from_pretrained(config.model.folder))
+    return {name: torch.full(shape, 0.01, dtype=dtype) for name, shape in shapes}
+
+
+def measure(shape: Shape, rounds: int) -> Result:
+    config = settings_of(shape)
+    actor = ray.remote(RolloutActor).options(max_concurrency=1000).remote(config, 0, code_digest())
+    ray.get(actor.ping.remote())
+    tensors = tensors_of(config)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    stream = open_stream(config)
+    sampling = Sampling(shape.group_size, shape.tokens, 1.0)
+    reports: list[LoadReport] = []
+    progress(f"{shape}: the engine is up, {size / 1e6:.0f} MB")
+
+    def send(version: int) -> None:
+        update = write_buckets(tensors.items(), version, BUCKET_BYTES, ray.put)
+        reports.append(ray.get(actor.load_weights.remote(update)))
+
+    send(0)
+
+    def ours() -> float:
+        flying = [actor.generate.remote(prompt.id, prompt, sampling) for prompt in stream.take(shape.prompts)]
+        ray.wait(flying, timeout=0.5)  # let them begin
+        tensors[next(iter(tensors))].add_(0.001)  # or digest and version alone would tell the updates apart
+        start = time.perf_counter()
+        send(len(reports))
+        seconds = time.perf_counter() - start
+        ray.get(flying)
+        return seconds
+
+    seconds = interleaved({"ours": ours, "theirs": plain_copy(tensors, size)}, rounds)
+    ray.get(actor.shutdown.remote())
+    ray.kill(actor)
+    progress(f"{shape}: {seconds}")
+    our_seconds, copy_seconds = (median_seconds(seconds[side]) for side in ("ours", "theirs"))
+    return Result(
+        f"weight sync, {shape.model}",
+        our_seconds,
+        copy_seconds,
+        "s",
+        copy_seconds / our_seconds,
+        None,
+        {
+            "bytes": size,
+            "copies": our_seconds / copy_seconds,
+            "paused_seconds": median_seconds([report.paused_seconds for report in reports[-rounds:]]),
+            "dtype": config.model.dtype,
+            "rounds": rounds,
+        },
+    )
+
+
+def plain_copy(tensors: dict[str, torch.Tensor], size: int) -> Callable[[], float]:
+    """One copy of all bytes into memory that the kernel has yet to give."""
+
+    def run() -> float:
+        start = time.perf_counter()
+        fresh = torch.empty(size, dtype=torch.uint8)
+        used = 0
+        for tensor in tensors.values():
+            flat = tensor.view(-1).view(torch.uint8)
+            fresh[used : used + flat.numel()].copy_(flat)
+            used += flat.numel()
+        return time.perf_counter() - start
+
+    return run
+
+
+def benchmark(arguments: argparse.Namespace) -> list[Result]:
+    shapes = SHAPES[:2] if arguments.quick else SHAPES
+    if arguments.only:
+        shapes = tuple(shape for shape in SHAPES if arguments.only in str(shape))
+    torch.set_num_threads(1)
+    connect(settings_of(shapes[0]))
+    try:
+        return [measure(shape, 3 if arguments.quick else 5) for shape in shapes]
+    finally:
+        ray.shutdown()
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", default="", help="only shapes whose name has this, e.g. 2b")
+
+
+if __name__ == "__main__":
+    sys.exit(command(__doc__, benchmark, options))
