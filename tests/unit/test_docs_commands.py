@@ -49,7 +49,7 @@ def python_runs(words: list[str]) -> None:
         assert (REPOSITORY / words[1]).is_file()
     elif words[2] == "medr1_ray.train":
         train(words[3:])
-    elif words[2].startswith("medr1_ray"):
+    elif words[2].startswith(("medr1_ray", "benchmarks")):
         module = REPOSITORY / Path(*words[2].split("."))
         source = module.with_suffix(".py") if module.with_suffix(".py").is_file() else module / "__main__.py"
         for option in words[3:]:
