@@ -85,6 +85,8 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "docker": files_exist,
     "kubectl": files_exist,
     "prometheus": files_exist,
+    "vllm": files_exist,
+    "serve": files_exist,
 }
 
 

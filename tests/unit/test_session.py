@@ -21,6 +21,7 @@ from medr1_ray.session import Session
 from medr1_ray.summary import Totals
 from medr1_ray.tracking import Tracker
 from medr1_ray.types import Group, OptimizerStep, PolicyStatistics, Prompt, UpdateReport, WeightUpdate
+from medr1_ray.weight_channel import WeightChannel
 from tests.unit.fleet_world import RewardActor, World, a_config, a_stream, install, update
 
 STATISTICS = PolicyStatistics(1.0, 0.0, 0.0, 1.0, 0.0, None, 4, 1e-6, 1e-5, None)
@@ -71,11 +72,13 @@ def a_session(world: World, folder: Path, train: dict[str, Any], **rollout: Any)
     pool = RolloutPool(config, fleet, [RewardActor(world)], world, stream, Ledger(lambda: world.now))  # type: ignore[arg-type]
     fleet.wait_until_up()
     prompts: list[Prompt] = stream.take(5)
+    learner = Learner(world)
     return Session(
         config=config,
         step=0,
-        learner=Learner(world),  # type: ignore[arg-type]
+        learner=learner,  # type: ignore[arg-type]
         pool=pool,
+        weights=WeightChannel(learner, pool),  # type: ignore[arg-type]
         stream=stream,
         gate=Gate(),  # type: ignore[arg-type]
         evaluation_prompts=prompts,
