@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from medr1_ray.types import (
 from medr1_ray.weight_loader import WeightLoader
 
 REMEMBERED_REQUESTS = 1024
+_LOOK_SECONDS = 1.0
 
 
 class NotServingError(RuntimeError):
@@ -171,7 +172,7 @@ class RolloutActor:
                 return held
             try:
                 async with asyncio.timeout(self._config.cluster.sync_timeout_seconds):
-                    self._loaded = await self._load(update)
+                    self._loaded = await self._while_alive(self._load(update))
             except BaseException as error:
                 self._fail(f"policy version {update.version} could not be loaded: {type(error).__name__}: {error}")
                 if isinstance(error, Exception):
@@ -264,6 +265,17 @@ class RolloutActor:
                 self._require_same_code("its engine process", digest)
         paused_seconds = await self._loader.load(update)
         return LoadReport(update.version, update.digest, time.monotonic() - start, paused_seconds)
+
+    async def _while_alive(self, work: Coroutine[Any, Any, LoadReport]) -> LoadReport:
+        """The result of a call to the engine. vLLM leaves calls unanswered that a dying engine had begun."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
+                if self._engine.errored:
+                    raise self._death()
+            return task.result()
+        finally:
+            task.cancel()
 
     def _fail(self, failure: str) -> None:
         self._failure = failure

@@ -114,6 +114,8 @@ def merged(updates: Sequence[WeightUpdate | None]) -> WeightUpdate:
     Raises ValueError where the ranks' bytes differ: their parameters have come apart.
     """
     first, *others = [update for update in updates if update is not None]
+    if not others:
+        return first
     for other in others:
         if other.digest != first.digest:
             raise ValueError(

@@ -86,6 +86,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "kubectl": files_exist,
     "prometheus": files_exist,
     "vllm": files_exist,
+    "serve": files_exist,
 }
 
 

@@ -13,7 +13,7 @@ NEEDS_RAY = {"calls", "cluster", "fleet", "inference", "learner", "live_metrics"
     "session",
     "startup",
 }
-NEEDS_AN_ENGINE = {"vllm_ipc", "vllm_nccl", "vllm_plugin", "zero"}
+NEEDS_AN_ENGINE = {"vllm_ipc", "vllm_nccl", "vllm_plugin", "vllm_scheduler", "zero"}
 
 # Each module is imported by a child of its own, forked after the libraries that light modules may use.
 IMPORT_EACH = """
