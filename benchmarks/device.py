@@ -24,9 +24,9 @@ from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 from medr1_ray.attention import SHARED_PROMPT_ATTENTION
 from medr1_ray.flops import forward_flops, peak_flops
 from medr1_ray.image_work import ImagePatcher
+from medr1_ray.model_shape import read_shape
 from medr1_ray.packing import PackedBatch, pack_groups, pack_plain
 from medr1_ray.policy import Policy
-from medr1_ray.sizing import read_shape
 from medr1_ray.vocabulary import load_vocabulary
 
 

@@ -17,7 +17,7 @@ from step_measurement import Case, StepSeconds
 
 from medr1_ray.config import Config
 from medr1_ray.config_hardware import HardwareSettings
-from medr1_ray.sizing import ModelShape
+from medr1_ray.model_shape import ModelShape
 from medr1_ray.step_work import StepSize, learner_work, rollout_work
 
 

@@ -22,8 +22,9 @@ from shapes import Shape, random_groups, run_config, update_request
 
 from medr1_ray.config import Config
 from medr1_ray.learner_actor import LearnerActor
+from medr1_ray.model_shape import read_shape
 from medr1_ray.packing import PackedBatch
-from medr1_ray.sizing import learner_parts, read_shape
+from medr1_ray.sizing import learner_parts
 
 SHAPES = (
     Shape("bench30m", 8, 8, 12),

@@ -28,7 +28,7 @@ from hardware_fit import Measured, fit, machine_rates, step_size
 from step_measurement import Bench, Case, StepSeconds, write_model
 
 from medr1_ray.config import Config
-from medr1_ray.sizing import ModelShape, read_shape
+from medr1_ray.model_shape import ModelShape, read_shape
 from medr1_ray.step_time import step_time
 
 TOLERANCE = 0.2

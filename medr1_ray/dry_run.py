@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from medr1_ray.config import Config
 from medr1_ray.config_loading import config_digest, config_yaml
 from medr1_ray.demand import demands
-from medr1_ray.sizing import ModelShape, Part, learner_parts, read_shape, rollout_parts, weight_sync_bytes
+from medr1_ray.model_shape import ModelShape, read_shape
+from medr1_ray.sizing import Part, learner_parts, rollout_parts, weight_sync_bytes
 from medr1_ray.step_time import best_split, epoch_cost, step_size, step_time
 
 REWARD_ACTOR_BYTES = 256 * 2**20

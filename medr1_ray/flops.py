@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medr1_ray.config import Config
+from medr1_ray.model_shape import ModelShape, TowerShape
 from medr1_ray.packing import ScoredPrompt
-from medr1_ray.sizing import ModelShape, TowerShape
 from medr1_ray.step_work import Work, head_forward, layer_weights, vision_weights
 
 PEAK_FLOPS = {

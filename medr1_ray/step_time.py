@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from medr1_ray.config import Config
 from medr1_ray.config_hardware import Device
-from medr1_ray.sizing import DTYPE_BYTES, ModelShape
+from medr1_ray.model_shape import ModelShape
+from medr1_ray.sizing import DTYPE_BYTES
 from medr1_ray.step_work import StepSize, Work, learner_work, rollout_work
 
 

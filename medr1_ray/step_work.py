@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medr1_ray.config import Config
-from medr1_ray.sizing import DTYPE_BYTES, ModelShape, TowerShape, layer_activation_bytes, trained_parameters
+from medr1_ray.model_shape import ModelShape, TowerShape
+from medr1_ray.sizing import DTYPE_BYTES, layer_activation_bytes, trained_parameters
 
 TEMPORAL_PATCH = 2  # Qwen2-VL doubles an image in time
 COLOURS = 3

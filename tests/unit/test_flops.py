@@ -9,9 +9,9 @@ from medr1_ray import tiny
 from medr1_ray.config import Config, ModelSettings
 from medr1_ray.flops import ForwardFlops, forward_flops, peak_flops
 from medr1_ray.image_work import ImagePatcher
+from medr1_ray.model_shape import read_shape
 from medr1_ray.packing import pack_groups, tree_mask
 from medr1_ray.policy import Policy, load_model
-from medr1_ray.sizing import read_shape
 from medr1_ray.step_work import Work
 from medr1_ray.types import Completions, Prompt, Question, Span
 from medr1_ray.vocabulary import load_vocabulary

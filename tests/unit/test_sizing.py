@@ -11,14 +11,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from medr1_ray.config import Config
 from medr1_ray.config_loading import load_config
+from medr1_ray.model_shape import ModelShape, TowerShape, read_shape
 from medr1_ray.sizing import (
-    ModelShape,
     Part,
-    TowerShape,
     largest_micro_batch,
     layer_activation_bytes,
     learner_parts,
-    read_shape,
     rollout_parts,
     tower_activation_bytes,
     weight_sync_bytes,

@@ -13,7 +13,8 @@ from medr1_ray import tiny
 from medr1_ray.config import Config
 from medr1_ray.config_loading import load_config
 from medr1_ray.dry_run import dry_run
-from medr1_ray.sizing import ModelShape, layer_activation_bytes, read_shape
+from medr1_ray.model_shape import ModelShape, read_shape
+from medr1_ray.sizing import layer_activation_bytes
 from medr1_ray.step_time import best_split, epoch_cost, step_size, step_time
 from medr1_ray.step_work import (
     StepSize,
