@@ -91,9 +91,9 @@ def measure(shape: Shape, device: torch.device, micro_batch_tokens: int, rounds:
     times = interleaved(sides, rounds, warm_up=2)
     progress(f"{shape}: {times}")
     seconds = {side: median_seconds(values) for side, values in times.items()}
-    config = run_config(shape, "device")
+    config = run_config(shape, "device", ["loss.kl_beta=0"])
     groups = [(group.prompt, group.completions) for group in random_groups(config, shape)]
-    flops = forward_flops(read_shape(checkpoint(shape.model)), groups).update(1, True, reference=False)
+    flops = forward_flops(read_shape(checkpoint(shape.model)), groups).update(config)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     peak = peak_flops(name)
     settings: dict[str, Any] = {
