@@ -110,7 +110,7 @@ def cluster_settings(address: str, most_nodes: int, idle_minutes: float) -> str:
             "worker_start_ray_commands": [],
             "head_node_type": "head",
             "available_node_types": {
-                "head": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
+                "head": {"resources": {"CPU": 2}, "labels": {"role": "head"}, "node_config": {}, "max_workers": 0},
                 "rollout": {
                     "resources": {"CPU": 1},
                     "labels": {"role": "rollout"},

@@ -100,6 +100,7 @@ def test_a_training_goes_on_while_its_rollout_actors_come_and_go(cluster: Cluste
         "train.group_size=4",
         "rollout.min_actors=1",
         "run.save_every=5",
+        "cluster.sync_timeout_seconds=20",  # vLLM leaves the call of an engine killed in mid-sync without an answer.
         f"cluster.address={cluster.address}",
         f"cluster.labels={labels}",
     )
