@@ -27,6 +27,7 @@ ENGINE_KEYS_OF_OURS = frozenset(
         "generation_config",
         "logprobs_mode",
         "worker_extension_cls",
+        "scheduler_cls",
         "weight_transfer_config",
         "seed",
     }

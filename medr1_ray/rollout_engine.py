@@ -36,6 +36,7 @@ def set_environment(config: Config) -> None:
 def engine_arguments(config: Config, model: str, index: int) -> dict[str, Any]:
     """vLLM engine arguments of rollout actor `index`; those of `rollout.engine` win over the defaults here."""
     from medr1_ray.vllm_plugin import BACKEND, EXTENSION
+    from medr1_ray.vllm_scheduler import scheduler_path
 
     rollout = config.rollout
     on_cpu = rollout.gpus_per_actor == 0
@@ -48,6 +49,8 @@ def engine_arguments(config: Config, model: str, index: int) -> dict[str, Any]:
         "generation_config": "vllm",
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": EXTENSION,
+        # vLLM schedules asynchronously wherever it can, which a CPU cannot.
+        "scheduler_cls": scheduler_path(rollout.engine.get("async_scheduling", not on_cpu)),
         "weight_transfer_config": {"backend": BACKEND},
         "seed": config.train.seed + index,
         # The completions of a group share their prompt through the prefix cache.

@@ -113,6 +113,8 @@ def test_requests_in_flight_go_on_with_the_new_weights(
     prompt = make_prompt("long")
     old, new = scrambled(5), scrambled(6)
     old_version = load(rollout_actor, old).version
+    # What runs below finds its image in the prefix cache, which the sync then clears under it.
+    ray.get(rollout_actor.generate.remote("before long", prompt, Sampling(2, 1, 1.0)))
     running = rollout_actor.generate.remote("long", prompt, Sampling(8, 300, 1.0))
     assert not ray.wait([running], timeout=0.7)[0]
     new_version = load(rollout_actor, new).version

@@ -10,7 +10,7 @@ import medr1_ray
 
 PACKAGE = Path(medr1_ray.__file__).parent
 NEEDS_RAY = {"cluster", "learner", "pool", "session", "startup"}
-NEEDS_AN_ENGINE = {"vllm_plugin", "zero"}
+NEEDS_AN_ENGINE = {"vllm_plugin", "vllm_scheduler", "zero"}
 
 # Each module is imported by a child of its own, forked after the libraries that light modules may use.
 IMPORT_EACH = """
