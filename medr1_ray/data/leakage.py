@@ -14,7 +14,7 @@ from medr1_ray.data.manifest import ManifestRow
 
 NEAR_BITS = 8
 """Two images are near-duplicates when at most this many of the 64 bits of their perceptual hashes differ. Of 148 real
-images, half of the neighbouring slices of a volume are that near, and no two of different scans are nearer than 16."""
+images, many neighbouring slices of a volume are that near, and no two of different scans are nearer than 16."""
 _BLOCK = 2**24
 
 
