@@ -54,8 +54,8 @@ class DataSettings(Settings):
         limits = f"data.min_pass_rate={self.min_pass_rate}, data.max_pass_rate={self.max_pass_rate}"
         if (self.pass_rates is None) != ((self.min_pass_rate, self.max_pass_rate) == (0, 1)):
             raise ValueError(
-                f"data.pass_rates={self.pass_rates} with {limits}: give pass rates (online, or a file in JSON Lines: id, "
-                "pass_rate) and limits narrower than 0 to 1 together, or neither"
+                f"data.pass_rates={self.pass_rates} with {limits}: give pass rates (online, or a file in JSON Lines: "
+                "id, pass_rate) and limits narrower than 0 to 1 together, or neither"
             )
         if self.min_pass_rate > self.max_pass_rate:
             raise ValueError(
