@@ -43,9 +43,9 @@ class DataSettings(Settings):
     shuffle_options: bool = False
     """Give each training prompt its options in a random order, another one in each epoch."""
     pass_rates: Literal["online"] | Path | None = None
-    """Filter training questions by how often they are answered rightly: a file of pass rates, as `evaluate --samples k`
-    writes it (JSON Lines: id, pass_rate; questions without one stay), or `online`, by their groups in this training:
-    what was outside the limits rests for an epoch."""
+    """Filter training questions by how often they are answered rightly: a file of pass rates (JSON Lines: id,
+    pass_rate; questions without one stay), or `online`, by their groups in this training: what was outside the limits
+    rests for an epoch."""
     min_pass_rate: Fraction = 0.0
     max_pass_rate: Fraction = 1.0
 
@@ -54,8 +54,8 @@ class DataSettings(Settings):
         limits = f"data.min_pass_rate={self.min_pass_rate}, data.max_pass_rate={self.max_pass_rate}"
         if (self.pass_rates is None) != ((self.min_pass_rate, self.max_pass_rate) == (0, 1)):
             raise ValueError(
-                f"data.pass_rates={self.pass_rates} with {limits}: give pass rates (online, or the file that `evaluate "
-                "--samples k` writes) and limits narrower than 0 to 1 together, or neither"
+                f"data.pass_rates={self.pass_rates} with {limits}: give pass rates (online, or a file in JSON Lines: "
+                "id, pass_rate) and limits narrower than 0 to 1 together, or neither"
             )
         if self.min_pass_rate > self.max_pass_rate:
             raise ValueError(

@@ -62,6 +62,8 @@ def open_dataset(settings: DataSettings) -> Dataset:
     """
     _check_filter("data.modalities", settings.modalities, MODALITIES)
     _check_filter("data.question_types", settings.question_types, QUESTION_TYPES)
+    weighted = tuple(settings.sampling_weights)
+    _check_filter("data.sampling_weights", weighted, (*MODALITIES, *QUESTION_TYPES))
     train, held_out, dropped = _read(settings)
     train, held_out = _filtered(train, settings), _filtered(held_out, settings)
     for name, questions in (("training", train), ("evaluation", held_out)):

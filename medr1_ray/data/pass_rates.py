@@ -1,4 +1,4 @@
-"""Pass rates: how often a model answers a question rightly. Measured by `evaluate --samples k`, used as a filter.
+"""Pass rates: how often a model answers a question rightly. Measured elsewhere, used as a filter.
 
 The file is JSON Lines, a question in each: `{"id": "Chest CT Scan:12", "pass_rate": 0.25}`; more keys do no harm.
 """
@@ -33,7 +33,7 @@ def read_pass_rates(path: Path) -> dict[str, float]:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"data.pass_rates={path}: cannot be read ({error}); give a file that `evaluate --samples k` wrote"
+            f"data.pass_rates={path}: cannot be read ({error}); give a file in JSON Lines (id, pass_rate)"
         ) from error
     rates: dict[str, float] = {}
     for number, line in enumerate(lines, start=1):

@@ -27,8 +27,7 @@ from medr1_ray.types import BatchSize
 from medr1_ray.vocabulary import load_vocabulary
 
 # Adam makes steps of about the rate out of gradients of any size: rounding shows, at most as a tenth of the rate.
-# At larger rates Adam turns rounding of gradients near zero into differences above 1e-5.
-RATE, STEPS, BETA = 5e-5, 4, 0.5
+RATE, STEPS, BETA = 1e-4, 4, 0.5
 
 
 def config(**learner) -> Config:

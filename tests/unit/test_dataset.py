@@ -160,3 +160,9 @@ def test_realmini(shared_data: Path) -> None:
         "Fundus Photography",
         "Microscopy",
     }
+
+
+def test_a_wrong_name_in_the_sampling_weights_shows_before_anything_is_read(tmp_path: Path) -> None:
+    settings = DataSettings(format="omnimedvqa", root=tmp_path / "nowhere", sampling_weights={"Grading": 2.0})
+    with pytest.raises(ValueError, match=r"sampling_weights: 'Grading' is unknown; use names from .*Lesion Grading"):
+        open_dataset(settings)
