@@ -59,6 +59,11 @@ class MembershipCounts:
     def serving(self) -> int:
         return self.at[Stage.SERVING]
 
+    @property
+    def lost(self) -> int:
+        """Those that died, failed or passed a deadline."""
+        return self.gone[Leave.LOST] + self.gone[Leave.FAILED]
+
 
 @dataclass
 class _Member:

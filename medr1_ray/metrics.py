@@ -9,7 +9,7 @@ import numpy as np
 
 from medr1_ray.busy_time import seconds_of
 from medr1_ray.ledger import LedgerCounts
-from medr1_ray.membership import Leave, MembershipCounts
+from medr1_ray.membership import MembershipCounts
 from medr1_ray.packing import ScoredPrompt
 from medr1_ray.types import Group, ImitationReport, Span, UpdateReport
 
@@ -86,7 +86,7 @@ def step_metrics(
         "ledger/prompts_dropped": sum(refused.values()),
         "pool/actors_wanted": members.target,
         "pool/actors_serving": members.serving,
-        "pool/actors_lost": members.gone[Leave.LOST] + members.gone[Leave.FAILED],
+        "pool/actors_lost": members.lost,
         "time/step_seconds": step_seconds,
         "time/reward_seconds": _seconds(spans, "reward", ""),
         **{f"time/{phase}_seconds": seconds for phase, seconds in driver.items()},

@@ -35,6 +35,7 @@ class Scaling:
     _other: float = field(default=0.0, init=False)
     _busy: float = field(default=0.0, init=False)
     _steps: int = field(default=0, init=False)
+    _lost: int = field(default=0, init=False)
     _idle_fraction: float | None = field(default=None, init=False)
 
     @classmethod
@@ -49,8 +50,17 @@ class Scaling:
         """Share of the time that the learner waited for groups in the steps measured last."""
         return self._idle_fraction
 
-    def measure(self, waiting_seconds: float, other_seconds: float, busy_seconds: float) -> None:
-        """What one step took; the seconds are those at the top of this file."""
+    def measure(
+        self, waiting_seconds: float, other_seconds: float, busy_seconds: float, actors_lost: int = 0
+    ) -> None:
+        """What one step took; the seconds are those at the top of this file.
+
+        A step in which an actor was lost (of `actors_lost` so far) does not count: it may have waited for a deadline,
+        which says nothing about how many are needed.
+        """
+        if actors_lost > self._lost:
+            self._lost = actors_lost
+            return
         self._waiting += waiting_seconds
         self._other += other_seconds
         self._busy += busy_seconds

@@ -133,7 +133,8 @@ class Session:
             self.tracker.write_rollouts(self.step, groups)
         self.progress.update(self.step, metrics)
         waiting, step = metrics["time/rollout_seconds"] or 0.0, metrics["time/step_seconds"] or 0.0
-        self.scaling.measure(waiting, step - waiting, seconds_of(busy, "rollout-"))
+        lost = self.pool.membership().lost
+        self.scaling.measure(waiting, step - waiting, seconds_of(busy, "rollout-"), lost)
         if gap.mean > self.config.gap_mean_limit:
             raise ParityError(
                 f"step {self.step}: the rollout log-probabilities are {gap.mean:.2e} nats from the learner's in the "

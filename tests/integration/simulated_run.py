@@ -40,6 +40,9 @@ class Encoder(PromptEncoder):
     def __init__(self) -> None:
         pass
 
+    def begin(self, question: Question) -> None:
+        pass
+
     def encode(self, question: Question, prompt_id: str) -> Prompt:
         return Prompt(prompt_id, question, np.zeros(4, np.int32), np.zeros((28, 28, 3), np.uint8))
 
@@ -98,7 +101,8 @@ def run(
         while time.monotonic() < update_until:
             pool.poll(0.05)
         busy = seconds_of(busy_time.add(pool.drain_spans()), "rollout-")
-        scaling.measure(taken - synced, synced - start + time.monotonic() - taken, busy)
+        lost = pool.membership().lost
+        scaling.measure(taken - synced, synced - start + time.monotonic() - taken, busy, lost)
         if targets is None:
             pool.scale(scaling.choose(pool.membership().target), f"idle {scaling.idle_fraction}")
         counts = pool.ledger.counts()

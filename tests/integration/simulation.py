@@ -18,11 +18,21 @@ DEADLINES = {"placement_timeout_seconds": 20, "start_timeout_seconds": 60, "sync
 
 
 class SimulatedRun:
-    """A run on the cluster at this address; the other arguments are those of `simulated_run.run`."""
+    """A run on the cluster at this address, started by the command `inside` if one is given.
 
-    def __init__(self, address: str, *, cluster: dict[str, Any] | None = None, **arguments: Any) -> None:
+    The other arguments are those of `simulated_run.run`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        cluster: dict[str, Any] | None = None,
+        inside: tuple[str, ...] = (),
+        **arguments: Any,
+    ) -> None:
         settings = {**arguments.pop("settings"), "cluster": {"address": address, **DEADLINES, **(cluster or {})}}
-        command = [sys.executable, str(SIMULATION), json.dumps({"settings": settings, **arguments})]
+        command = [*inside, sys.executable, str(SIMULATION), json.dumps({"settings": settings, **arguments})]
         self.lines: list[dict[str, Any]] = []
         self._queue: queue.Queue[str] = queue.Queue()
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -7,6 +7,7 @@ what happens to it in lines of JSON.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -220,6 +221,15 @@ def ray_process(*arguments: str, inside: tuple[str, ...] = (), **environment: st
             process.wait(30)
 
 
+def wait_for_nodes(address: str, count: int, inside: tuple[str, ...]) -> None:
+    """Wait until so many nodes have joined."""
+    script = (
+        f"import ray, time; ray.init({address!r}, logging_level='ERROR', log_to_driver=False)\n"
+        f"while sum(node['Alive'] for node in ray.nodes()) < {count}: time.sleep(0.2)"
+    )
+    subprocess.run([*inside, sys.executable, "-c", script], check=True, timeout=90)
+
+
 def test_the_autoscaler_follows_the_request_up_and_down(tmp_path: Path, simulate: Simulate) -> None:
     """One node to begin with, four while the learner waits, one when updates take longer than generation."""
     address = f"127.0.0.1:{_free_port()}"
@@ -263,18 +273,27 @@ def test_the_autoscaler_follows_the_request_up_and_down(tmp_path: Path, simulate
 
 @contextmanager
 def network(nodes: int) -> Iterator[tuple[str, list[str]]]:
-    """A bridge, and a network namespace for each node; yields the bridge's address and the nodes' names.
+    """A network namespace for the head and one for each node; yields their names.
 
-    Node n has the address 10.98.7.(10 + n), and `ip link set <name> down` cuts it off.
+    The head's has a bridge and the address 10.98.7.1, that of node n 10.98.7.(10 + n). `ip -n <head> link set <node>
+    down` cuts the node off.
     """
-    bridge = f"mr{os.getpid() % 10**6}"
-    names = [f"{bridge}n{n}" for n in range(nodes)]
-    commands = [f"link add {bridge} type bridge", f"address add 10.98.7.1/24 dev {bridge}", f"link set {bridge} up"]
+    if shutil.which("ip") is None:
+        pytest.skip("no network namespaces here: the command ip (iproute2) is not installed")
+    head = f"mr{os.getpid() % 10**6}"
+    names = [f"{head}n{n}" for n in range(nodes)]
+    commands = [
+        f"netns add {head}",
+        f"-n {head} link add bridge type bridge",
+        f"-n {head} address add 10.98.7.1/24 dev bridge",
+        f"-n {head} link set bridge up",
+        f"-n {head} link set lo up",
+    ]
     for n, name in enumerate(names):
         commands += [
             f"netns add {name}",
-            f"link add {name} type veth peer name eth0 netns {name}",
-            f"link set {name} master {bridge} up",
+            f"-n {head} link add {name} type veth peer name eth0 netns {name}",
+            f"-n {head} link set {name} master bridge up",
             f"-n {name} address add 10.98.7.{10 + n}/24 dev eth0",
             f"-n {name} link set eth0 up",
             f"-n {name} link set lo up",
@@ -284,29 +303,29 @@ def network(nodes: int) -> Iterator[tuple[str, list[str]]]:
             done = subprocess.run(["ip", *command.split()], capture_output=True, text=True)
             if done.returncode:
                 pytest.skip(f"no network namespaces here: ip {command}: {done.stderr.strip()}")
-        yield "10.98.7.1", names
+        yield head, names
     finally:
-        for name in names:
-            subprocess.run(["ip", "link", "delete", name], capture_output=True)
+        for name in (*names, head):
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
-        subprocess.run(["ip", "link", "delete", bridge], capture_output=True)
 
 
 def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline(simulate: Simulate) -> None:
     deadline = 5
-    with network(2) as (address, names):
-        port = _free_port()
+    with network(2) as (head_name, names):
+        in_head = ("ip", "netns", "exec", head_name)
+        address = "10.98.7.1:6379"
         head = ray_process(
             "--head",
-        "--num-cpus=2",
-            f"--node-ip-address={address}",
-            f"--port={port}",
+            "--num-cpus=2",
+            "--node-ip-address=10.98.7.1",
+            "--port=6379",
             "--include-dashboard=false",
             "--labels=role=head",
+            inside=in_head,
         )
         first, second = (
             ray_process(
-                f"--address={address}:{port}",
+                f"--address={address}",
                 "--num-cpus=1",
                 f"--node-ip-address=10.98.7.{10 + n}",
                 "--labels=role=rollout",
@@ -315,15 +334,17 @@ def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline(simulate
             for n, name in enumerate(names)
         )
         with head, first, second:
+            wait_for_nodes(address, 3, in_head)
             run = simulate(
-                f"{address}:{port}",
+                address,
+                inside=in_head,
                 cluster={**LABELS, "placement_timeout_seconds": 60, "sync_timeout_seconds": deadline},
                 settings={"train": {"steps": 8, **STEP}, "rollout": {"actors": 2, **SLOTS}},
                 behaviour={"group_seconds": 0.1, "load_seconds": 2.0},
             )
             run.until("step", timeout=120, step=1)
             run.until("sync", version=2)
-            subprocess.run(["ip", "link", "set", names[0], "down"], check=True)
+            subprocess.run(["ip", "-n", head_name, "link", "set", names[0], "down"], check=True)
             end = run.finish()
     assert run.books_add_up()
     assert [len(line["actors"]) for line in run.steps()] == [2, 2, 1, 1, 1, 1, 1, 1]

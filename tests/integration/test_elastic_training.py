@@ -99,6 +99,7 @@ def test_a_training_goes_on_while_its_rollout_actors_come_and_go(cluster: Cluste
         "train.prompts_per_step=8",
         "train.group_size=4",
         "rollout.min_actors=1",
+        "rollout.scale_every=1000000",  # Who comes and goes here is the test's affair.
         "run.save_every=5",
         "cluster.sync_timeout_seconds=20",  # vLLM leaves the call of an engine killed in mid-sync without an answer.
         f"cluster.address={cluster.address}",

@@ -60,3 +60,11 @@ def test_nothing_changes_before_enough_was_measured() -> None:
     measured = scaling(overlapping=True)
     measured.measure(100, 1, 101)
     assert measured.choose(1) == 1
+
+
+def test_a_step_that_lost_an_actor_is_no_measure() -> None:
+    measured = scaling(overlapping=True)
+    # It waited 300 s for a deadline: taken for the learner's work, one actor would do.
+    measured.measure(12, 300, 16, actors_lost=1)
+    assert measure(measured, waiting=12, other=4, busy=16).choose(4) == 4
+    assert measured.idle_fraction == 0.75
