@@ -74,7 +74,7 @@ class ProcessNodeProvider(NodeProvider):  # type: ignore[misc]
                 command = ["ray", "start", "--block", f"--address={self.provider_config['address']}"]
                 command += [f"--num-cpus={int(resources['CPU'])}", "--object-store-memory=100000000"]
                 command += ["--labels", ",".join(f"{label}={value}" for label, value in labels.items())]
-                self._processes[node_id] = subprocess.Popen(command, env=environment, start_new_session=True)
+                self._processes[node_id] = subprocess.Popen(command, env=environment)
                 self._tags[node_id] = dict(tags)
 
     def terminate_node(self, node_id: str) -> None:

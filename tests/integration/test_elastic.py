@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def simulate() -> Iterator[Simulate]:
         run.process.wait()
 
 
-LABELS = {"labels": {"rollout": {"role": "rollout"}, "reward": {"role": "head"}}}
+LABELS = {"labels": {"learner": {"role": "head"}, "reward": {"role": "head"}, "rollout": {"role": "rollout"}}}
 
 
 def test_throughput_follows_the_number_of_actors(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
@@ -208,17 +209,27 @@ def _free_port() -> int:
 
 @contextmanager
 def ray_process(*arguments: str, inside: tuple[str, ...] = (), **environment: str) -> Iterator[None]:
-    """`ray start --block` with these arguments, until the context is left."""
+    """`ray start --block` with these arguments, until the context is left; then nothing of it is left.
+
+    Ray takes its time to end a node that has lost its head, so that what is not gone soon is killed.
+    """
     command = [*inside, str(Path(sys.executable).with_name("ray")), "start", "--block", *arguments]
     command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={_free_port()}"]
     with subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     ) as process:
         try:
             yield
         finally:
             process.terminate()
-            process.wait(30)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for_nodes(address: str, count: int, inside: tuple[str, ...]) -> None:
