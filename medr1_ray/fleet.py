@@ -20,7 +20,14 @@ from medr1_ray.code_digest import code_digest
 from medr1_ray.config import Config
 from medr1_ray.demand import demands
 from medr1_ray.membership import Leave, Membership, MembershipCounts, Stage
-from medr1_ray.placement import Place, ask_for_place, describe_missing, draining_nodes, request_nodes
+from medr1_ray.placement import (
+    Place,
+    ask_for_place,
+    describe_missing,
+    draining_nodes,
+    release_nodes,
+    request_nodes,
+)
 from medr1_ray.rollout_actor import LoadReport, RolloutActor
 from medr1_ray.types import WeightUpdate
 
@@ -81,8 +88,7 @@ class RolloutFleet:
         self._has_served = False
         self._look_at_seconds = self._say_at_seconds = clock()
         self._last_failure = ""
-        if config.rollout.is_elastic:
-            request_nodes(config, config.rollout.actors)
+        self._requested = 0
         self.tick()
 
     @property
@@ -150,7 +156,6 @@ class RolloutFleet:
             return
         self._say(f"rollout actors: {target} wanted, {self._membership.target} before: {why}")
         self._membership.target = target
-        request_nodes(self._config, target)
 
     def lose(self, name: str, reason: str, *, own_failure: bool = False) -> None:
         """Give up an actor that died, failed or passed a deadline; nothing happens when it is gone already.
@@ -198,7 +203,21 @@ class RolloutFleet:
         for name in self._membership.at(Stage.WANTED):
             if self._actors[name].place.is_there():
                 self._start(name)
+        self._request_nodes()
         self._look_after_the_empty()
+
+    def _request_nodes(self) -> None:
+        """Ask for nodes as long as an actor waits for a place, and no longer.
+
+        An actor holds its node by being there. Ray counts a request against whole nodes, whoever is on them: one for
+        actors that have their places may be met by a node that is to go, and keep it.
+        """
+        if not self._config.rollout.is_elastic:
+            return
+        wanted = self._membership.target if self._membership.at(Stage.WANTED) else 0
+        if wanted != self._requested:
+            self._requested = wanted
+            request_nodes(self._config, wanted) if wanted else release_nodes()
 
     def _ask_for_own_place(self, name: str) -> Place:
         return ask_for_place(name, demands(self._config, 1)[1], "STRICT_PACK")

@@ -48,7 +48,11 @@ class SimulatedRun:
         """The next line of this event with these values; fails when the run ends before."""
         end = time.monotonic() + timeout
         while True:
-            text = self._queue.get(timeout=max(0.1, end - time.monotonic()))
+            try:
+                text = self._queue.get(timeout=max(0.1, end - time.monotonic()))
+            except queue.Empty:
+                last = next((line for line in reversed(self.lines) if line["event"] == event), None)
+                raise AssertionError(f"no {event} {values} within {timeout:g} s; the last: {last}") from None
             if not text.startswith("{"):
                 assert text, f"the run ended without {event} {values}: {self.said()}"
                 continue

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -344,8 +344,11 @@ def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline(simulate
             )
             for n, name in enumerate(names)
         )
-        with head, first, second:
-            wait_for_nodes(address, 3, in_head)
+        with ExitStack() as stack:
+            # One after the other: they share a folder for sockets and ports, which nodes of their own would not.
+            for number, node in enumerate((head, first, second)):
+                stack.enter_context(node)
+                wait_for_nodes(address, number + 1, in_head)
             run = simulate(
                 address,
                 inside=in_head,

@@ -136,6 +136,7 @@ def install(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fleet_module, "draining_nodes", lambda: world.draining)
     patch.setattr(fleet_module, "describe_missing", lambda demand: f"{demand.count} missing")
     patch.setattr(fleet_module, "request_nodes", lambda config, actors: world.said.append(f"request {actors}"))
+    patch.setattr(fleet_module, "release_nodes", lambda: world.said.append("request nothing"))
     patch.setattr(fleet_module.ray, "kill", lambda handle: world.killed.append(handle.name))
 
 
