@@ -1,0 +1,200 @@
+"""A whole training whose rollout actors come and go: what it loses against one that nobody disturbs.
+
+    python -m benchmarks.churn --against runs/phantom_cpu/summary.json [--config FILE] [--json] [key.sub=value ...]
+
+Starts a Ray cluster of a head and two rollout nodes (processes of this machine) and `python -m medr1_ray.train` on it.
+Until the run ends, round after round: an engine is killed while it loads weights, a node gets a preemption notice and
+another node comes, an actor is killed; after each the replacement must join. Real engines, kill -9. `ours` is the
+accuracy afterwards, `theirs` that of the undisturbed run. Fails where the ledger of any step does not add up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+ROOT = Path(__file__).parents[1]
+STAGED = Path("/dev/shm") / f"medr1_ray-{os.getuid()}"
+LABELS = "{learner: {role: head}, reward: {role: head}, rollout: {role: rollout}}"
+
+
+class Ended(Exception):
+    """The training has ended."""
+
+
+class Training:
+    """`python -m medr1_ray.train` on a cluster, and the lines that it prints."""
+
+    def __init__(self, config: str, address: str, *arguments: str) -> None:
+        command = [sys.executable, "-u", "-m", "medr1_ray.train", "--config", config, f"cluster.address={address}"]
+        command += [f"cluster.labels={LABELS}", *arguments]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.lines: list[str] = []
+        self._queue: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._queue.put(line)
+        self._queue.put("")
+
+    def until(self, pattern: str, timeout: float = 180.0) -> str:
+        """The next line with this pattern.
+
+        Raises:
+            Ended: there was none before the training ended.
+            AssertionError: none came in time.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                line = self._queue.get(timeout=max(0.1, end - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"no {pattern!r} within {timeout:g} s after: {self.lines[-20:]}") from None
+            if not line:
+                self._queue.put("")
+                raise Ended("".join(self.lines))
+            self.lines.append(line)
+            if re.search(pattern, line):
+                return line
+
+
+@contextmanager
+def rollout_cluster() -> Iterator[Cluster]:
+    """A head for the learner and the reward actor, and two nodes for a rollout actor each."""
+    head = {"num_cpus": 2, "labels": {"role": "head"}, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, labels={"role": "rollout"})
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def engine_process(run: Path, name: str) -> int:
+    """The process of an actor's engine, from the actor's log."""
+    log = (run / "logs" / f"{name}.log").read_text()
+    return int(re.findall(r"EngineCore pid=(\d+)", log)[-1])
+
+
+def parent(pid: int) -> int:
+    """The process that started this one: the actor, of an engine."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def kill_in_mid_sync(training: Training, run: Path, name: str) -> None:
+    """Kill an actor's engine while weights are staged, which they are as long as an engine loads them."""
+    engine = engine_process(run, name)
+    while not list(STAGED.glob("*.weights")):
+        if training.process.poll() is not None:
+            return
+        time.sleep(0.001)
+    os.kill(engine, signal.SIGKILL)
+
+
+def preempt(cluster: Cluster, run: Path, name: str) -> Any:
+    """Give a preemption notice to the node on which this actor runs; returns the node."""
+    raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
+    pid = engine_process(run, name)
+    while pid not in raylets:
+        pid = parent(pid)
+    command = ["ray", "drain-node", f"--address={cluster.address}", f"--node-id={raylets[pid].node_id}"]
+    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
+    subprocess.run(command, check=True, capture_output=True)
+    return raylets[pid]
+
+
+def churn(training: Training, cluster: Cluster, run: Path) -> None:
+    """Round after round, until the training ends."""
+    try:
+        training.until(r"^step ", 600)
+        oldest, newest = 0, 1
+        while True:
+            kill_in_mid_sync(training, run, f"rollout-{oldest}")
+            training.until(rf"rollout-{oldest} is gone")
+            training.until(rf"rollout-{newest + 1} has joined")
+            node = preempt(cluster, run, f"rollout-{newest}")
+            cluster.add_node(num_cpus=1, labels={"role": "rollout"})
+            training.until(rf"rollout-{newest} is gone")
+            cluster.remove_node(node, allow_graceful=True)
+            training.until(rf"rollout-{newest + 2} has joined")
+            os.kill(parent(engine_process(run, f"rollout-{newest + 1}")), signal.SIGKILL)
+            training.until(rf"rollout-{newest + 1} is gone")
+            training.until(rf"rollout-{newest + 3} has joined")
+            oldest, newest = newest + 2, newest + 3
+    except Ended:
+        return
+
+
+def steps_of(run: Path) -> list[dict[str, Any]]:
+    """The metrics of a run's steps.
+
+    Raises:
+        AssertionError: the ledger of one does not add up.
+    """
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "ledger/groups_issued" in line]
+    for step in steps:
+        ended = step["ledger/groups_used"] + step["ledger/groups_dropped"] + step["ledger/groups_in_flight"]
+        assert step["ledger/groups_issued"] == ended, step
+    return steps
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/phantom_cpu.yaml")
+    parser.add_argument("--against", type=Path, required=True, help="summary.json of the undisturbed run")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("settings", nargs="*", help="key.sub=value, as for medr1_ray.train")
+    arguments = parser.parse_args()
+    undisturbed = json.loads(arguments.against.read_text())["eval"]["after"]
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ.pop("RAY_ADDRESS", None)
+    with tempfile.TemporaryDirectory() as folder, rollout_cluster() as cluster:
+        run = Path(folder) / "run"
+        # The number of actors is this benchmark's affair.
+        fixed = ("rollout.min_actors=1", "rollout.scale_every=1000000", f"run.dir={run}")
+        training = Training(arguments.config, cluster.address, *fixed, *arguments.settings)
+        churn(training, cluster, run)
+        if training.process.wait() != 0:
+            print("".join(training.lines[-20:]), file=sys.stderr)
+            return 1
+        steps = steps_of(run)
+        summary = json.loads((run / "summary.json").read_text())
+    changes = [line.strip() for line in training.lines if " is gone" in line or " has joined" in line]
+    print("\n".join(changes))
+    ours, theirs = summary["eval"]["after"]["accuracy"], undisturbed["accuracy"]
+    reissued, late = steps[-1]["ledger/groups_reissued"], steps[-1]["ledger/answers_late"]
+    longest = max(step["time/step_seconds"] for step in steps)
+    print(
+        f"accuracy {ours:.3f}, undisturbed {theirs:.3f}; {len(changes)} changes, {reissued} groups issued again, "
+        f"{late} late answers dropped, longest step {longest:.1f} s"
+    )
+    if arguments.json:
+        settings = {"changes": len(changes), "reissued": reissued, "late": late, "longest_step_seconds": longest}
+        result = {"name": "accuracy under churn", "ours": ours, "theirs": theirs, "unit": "accuracy"}
+        print(json.dumps({**result, "ratio": ours / theirs, "of_limit": None, "settings": settings}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
