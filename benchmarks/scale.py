@@ -32,7 +32,7 @@ from medr1_ray.fleet import RolloutFleet
 from medr1_ray.ledger import Ledger
 from medr1_ray.pool import RolloutPool
 from medr1_ray.startup import start_reward_actors, wait_until_up
-from medr1_ray.types import WeightBucket, WeightUpdate
+from medr1_ray.weight_types import WeightBucket, WeightUpdate
 
 MEASURED = (1, 4, 16, 64)
 SIMULATED = (64, 128, 256, 512, 1000)

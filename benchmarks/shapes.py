@@ -26,9 +26,10 @@ from medr1_ray.config_loading import load_config
 from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
+from medr1_ray.learner_types import BatchSize, MicroBatch, UpdateRequest
 from medr1_ray.policy import checkpoint_name
 from medr1_ray.tiny import model_path
-from medr1_ray.types import BatchSize, Completions, Group, MicroBatch, Prompt, Rewards, Span, UpdateRequest
+from medr1_ray.types import Completions, Group, Prompt, Rewards, Span
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "runs" / "benchmarks"

@@ -19,7 +19,8 @@ import numpy as np
 from medr1_ray.config import Config
 from medr1_ray.rollout_actor import LoadReport, NotServingError, RolloutStatus
 from medr1_ray.rollout_engine import groups_at_once
-from medr1_ray.types import LETTERS, Completions, Prompt, Sampling, Span, WeightUpdate
+from medr1_ray.types import LETTERS, Completions, Prompt, Sampling, Span
+from medr1_ray.weight_types import WeightUpdate
 
 _TOKENS_PER_COMPLETION = 4
 

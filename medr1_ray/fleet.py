@@ -29,7 +29,7 @@ from medr1_ray.placement import (
     request_nodes,
 )
 from medr1_ray.rollout_actor import LoadReport, RolloutActor
-from medr1_ray.types import WeightUpdate
+from medr1_ray.weight_types import WeightUpdate
 
 # Starts a rollout actor, given its number and Ray's options.
 Launcher = Callable[[Config, int, Mapping[str, Any]], Any]

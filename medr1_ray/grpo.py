@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from medr1_ray.config_algorithm import LossSettings
-from medr1_ray.types import BatchSize, PolicyStatistics, TokenSums
+from medr1_ray.learner_types import BatchSize, PolicyStatistics, TokenSums
 
 ADVANTAGE_EPSILON = 1e-4
 

@@ -21,8 +21,8 @@ from medr1_ray.ledger import Ledger
 from medr1_ray.model_files import checkpoint_tensors, require_checkpoint
 from medr1_ray.pool import RolloutPool
 from medr1_ray.startup import start_reward_actors, wait_until_up
-from medr1_ray.types import WeightUpdate
 from medr1_ray.weight_sync import BUCKET_BYTES, fill_buckets, update_digest
+from medr1_ray.weight_types import WeightUpdate
 
 
 class Inference:

@@ -29,11 +29,13 @@ from medr1_ray.learner_requests import (
     share,
     update_request,
 )
+from medr1_ray.learner_types import GroupScore, ImitationReport, UpdateReport
 from medr1_ray.model_shape import read_shape
 from medr1_ray.packing import ScoredPrompt
 from medr1_ray.placement import Place, SharedPlace, ask_for_place, wait_for_place
-from medr1_ray.types import Group, GroupScore, ImitationReport, UpdateReport, WeightGroup, WeightUpdate
+from medr1_ray.types import Group
 from medr1_ray.weight_ipc import merged
+from medr1_ray.weight_types import WeightGroup, WeightUpdate
 
 _MEANWHILE_SECONDS = 0.2
 

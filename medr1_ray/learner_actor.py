@@ -27,26 +27,24 @@ from torch import Tensor
 from medr1_ray import grpo
 from medr1_ray.config import Config
 from medr1_ray.image_work import FrozenFeatures, ImagePatcher
-from medr1_ray.lora import Adapters
-from medr1_ray.packing import Images, PackedBatch, ScoredPrompt, pack_groups, pack_plain
-from medr1_ray.policy import Policy, checkpoint_name, is_frozen, load_model, save_model
-from medr1_ray.reference import AdapterFreeReference, Reference
-from medr1_ray.schedule import learning_rate
-from medr1_ray.types import (
-    Group,
+from medr1_ray.learner_types import (
     GroupScore,
     ImitationRequest,
     MicroBatch,
     OptimizerStep,
     RankReport,
-    Span,
     TokenSums,
     UpdateRequest,
-    WeightGroup,
-    WeightUpdate,
 )
+from medr1_ray.lora import Adapters
+from medr1_ray.packing import Images, PackedBatch, ScoredPrompt, pack_groups, pack_plain
+from medr1_ray.policy import Policy, checkpoint_name, is_frozen, load_model, save_model
+from medr1_ray.reference import AdapterFreeReference, Reference
+from medr1_ray.schedule import learning_rate
+from medr1_ray.types import Group, Span
 from medr1_ray.vocabulary import load_vocabulary
 from medr1_ray.weight_transports import weight_sender
+from medr1_ray.weight_types import WeightGroup, WeightUpdate
 
 LEARNER_STATE = "learner_state"
 LAYOUT_FILE = "layout.json"

@@ -8,17 +8,16 @@ import numpy as np
 
 from medr1_ray import packing
 from medr1_ray.config import LearnerSettings
-from medr1_ray.packing import ScoredPrompt
-from medr1_ray.types import (
+from medr1_ray.learner_types import (
     BatchSize,
-    Group,
     ImitationRequest,
     MicroBatch,
     OptimizerStep,
     RankReport,
-    Span,
     UpdateRequest,
 )
+from medr1_ray.packing import ScoredPrompt
+from medr1_ray.types import Group, Span
 
 Plan = list[MicroBatch]
 """The micro-batches of one rank."""

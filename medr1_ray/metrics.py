@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from medr1_ray.busy_time import seconds_of
+from medr1_ray.learner_types import ImitationReport, UpdateReport
 from medr1_ray.ledger import LedgerCounts
 from medr1_ray.membership import MembershipCounts
 from medr1_ray.packing import ScoredPrompt
-from medr1_ray.types import Group, ImitationReport, Span, UpdateReport
+from medr1_ray.types import Group, Span
 
 _DRIVER_PHASES = ("rollout", "update", "weight_sync", "parity", "evaluation", "checkpoint")
 

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medr1_ray.types import Completions, MicroBatch, Prompt
+from medr1_ray.learner_types import MicroBatch
+from medr1_ray.types import Completions, Prompt
 
 ScoredPrompt = tuple[Prompt, Completions]
 PromptPositions = Callable[[int, tuple[int, int, int], int], Tensor]

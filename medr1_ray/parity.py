@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from medr1_ray.types import Completions, GroupScore, PolicyStatistics, Prompt, Sampling
+from medr1_ray.learner_types import GroupScore, PolicyStatistics
+from medr1_ray.types import Completions, Prompt, Sampling
 
 if TYPE_CHECKING:
     from medr1_ray.learner import Learner

@@ -25,17 +25,8 @@ from medr1_ray.membership import MembershipCounts
 from medr1_ray.rewards import punish_overlong
 from medr1_ray.rollout_actor import LoadReport
 from medr1_ray.rollout_engine import groups_at_once
-from medr1_ray.types import (
-    Completions,
-    Continuations,
-    Group,
-    Likelihoods,
-    Prompt,
-    Rewards,
-    Sampling,
-    Span,
-    WeightUpdate,
-)
+from medr1_ray.types import Completions, Continuations, Group, Likelihoods, Prompt, Rewards, Sampling, Span
+from medr1_ray.weight_types import WeightUpdate
 
 _POLL_SECONDS = 1.0
 _MOST_LOSSES = 10  # A group that so many actors were lost with is taken for the cause.

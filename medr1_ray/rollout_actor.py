@@ -20,18 +20,9 @@ from typing import Any
 
 from medr1_ray.code_digest import code_digest
 from medr1_ray.config import Config
-from medr1_ray.types import (
-    Completions,
-    Continuations,
-    Likelihoods,
-    Prompt,
-    Sampling,
-    Span,
-    WeightGroup,
-    WeightMember,
-    WeightUpdate,
-)
+from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span
 from medr1_ray.weight_loader import WeightLoader
+from medr1_ray.weight_types import WeightGroup, WeightMember, WeightUpdate
 
 REMEMBERED_REQUESTS = 1024
 _LOOK_SECONDS = 1.0

@@ -17,6 +17,7 @@ from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation import EvaluationLog, evaluate, with_blank_images, with_shuffled_images
 from medr1_ray.learner import Learner
+from medr1_ray.learner_types import ImitationReport, UpdateReport
 from medr1_ray.metrics import Resources, imitation_metrics, step_metrics
 from medr1_ray.packing import ScoredPrompt
 from medr1_ray.parity import Gap, ParityError, ParityGate
@@ -25,7 +26,7 @@ from medr1_ray.progress import Progress
 from medr1_ray.scaling import Scaling
 from medr1_ray.summary import Totals, summarise
 from medr1_ray.tracking import Tracker
-from medr1_ray.types import Group, ImitationReport, Prompt, Span, UpdateReport
+from medr1_ray.types import Group, Prompt, Span
 from medr1_ray.weight_channel import WeightChannel
 
 

@@ -14,10 +14,10 @@ from vllm.distributed.weight_transfer.ipc_engine import (
 )
 
 from medr1_ray.fingerprint import digest_of
-from medr1_ray.types import WeightBucket
 from medr1_ray.vllm_plugin import CheckedLoading, UpdateInfo
 from medr1_ray.weight_ipc import IpcPart
 from medr1_ray.weight_sync import WeightDigestError, size_bytes
+from medr1_ray.weight_types import WeightBucket
 
 
 class IpcTransferEngine(CheckedLoading, IPCWeightTransferEngine):

@@ -17,9 +17,9 @@ from vllm.distributed.weight_transfer.nccl_engine import (
 )
 
 from medr1_ray.deadline import ended_by, within
-from medr1_ray.types import WeightUpdate
 from medr1_ray.vllm_plugin import CheckedLoading, UpdateInfo
 from medr1_ray.weight_nccl import ProvenStream, stream_specs
+from medr1_ray.weight_types import WeightUpdate
 
 
 @dataclass(kw_only=True)

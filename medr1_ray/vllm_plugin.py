@@ -30,9 +30,9 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 )
 
 from medr1_ray.code_digest import code_digest
-from medr1_ray.types import WeightUpdate
 from medr1_ray.weight_object_store import StagedUpdate, open_staged
 from medr1_ray.weight_sync import read_bucket
+from medr1_ray.weight_types import WeightUpdate
 
 EXTENSION = "medr1_ray.vllm_plugin.WorkerExtension"
 # By `cluster.weight_transport`: the backend's name in vLLM, and its class.

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medr1_ray.config import Config
-from medr1_ray.types import WeightMember
 from medr1_ray.weight_nccl import groups
+from medr1_ray.weight_types import WeightMember
 
 if TYPE_CHECKING:
     from medr1_ray.learner import Learner

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from medr1_ray.fingerprint import digest_of
-from medr1_ray.types import TensorSpec, WeightBucket, WeightUpdate
 from medr1_ray.weight_sync import BUCKET_BYTES, WeightSource, packed_bucket, size_bytes, update_digest
+from medr1_ray.weight_types import TensorSpec, WeightBucket, WeightUpdate
 
 Handles = dict[str, tuple[Any, ...]]
 """By GPU UUID: what rebuilds the bucket's tensor there (the arguments of torch's `rebuild_cuda_tensor`)."""

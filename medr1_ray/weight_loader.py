@@ -6,8 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from medr1_ray.types import WeightGroup, WeightUpdate
 from medr1_ray.weight_sync import BUCKET_BYTES, WeightReceiver
+from medr1_ray.weight_types import WeightGroup, WeightUpdate
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM

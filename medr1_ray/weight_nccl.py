@@ -20,7 +20,6 @@ import torch
 
 from medr1_ray.deadline import ended_by, within
 from medr1_ray.fingerprint import StreamDigest, digest_of
-from medr1_ray.types import TensorSpec, WeightBucket, WeightGroup, WeightMember, WeightUpdate
 from medr1_ray.weight_sync import (
     BUCKET_BYTES,
     WeightDigestError,
@@ -28,6 +27,7 @@ from medr1_ray.weight_sync import (
     packed_bucket,
     update_digest,
 )
+from medr1_ray.weight_types import TensorSpec, WeightBucket, WeightGroup, WeightMember, WeightUpdate
 
 if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.base import WeightSource as VllmSource

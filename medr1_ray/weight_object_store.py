@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medr1_ray.types import WeightBucket, WeightUpdate
 from medr1_ray.weight_sync import (
     BUCKET_BYTES,
     WeightDigestError,
@@ -35,6 +34,7 @@ from medr1_ray.weight_sync import (
     update_digest,
     without_held,
 )
+from medr1_ray.weight_types import WeightBucket, WeightUpdate
 
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -19,7 +19,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from medr1_ray.types import TensorSpec, WeightBucket, WeightUpdate
+from medr1_ray.weight_types import TensorSpec, WeightBucket, WeightUpdate
 
 ALIGNMENT_BYTES = 64
 BUCKET_BYTES = 256 * 2**20

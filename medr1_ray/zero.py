@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medr1_ray.config import Config
 from medr1_ray.lora import Adapters
-from medr1_ray.types import TensorSpec
+from medr1_ray.weight_types import TensorSpec
 
 GATHER_BYTES = 256 * 2**20
 """Parameters gathered from their shards at once, at least one."""

@@ -31,7 +31,8 @@ from medr1_ray.placement import release_nodes
 from medr1_ray.pool import RolloutPool
 from medr1_ray.scaling import Scaling
 from medr1_ray.startup import start_reward_actors
-from medr1_ray.types import Prompt, Question, WeightUpdate
+from medr1_ray.types import Prompt, Question
+from medr1_ray.weight_types import WeightUpdate
 
 
 class Encoder(PromptEncoder):

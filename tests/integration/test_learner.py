@@ -22,8 +22,8 @@ from medr1_ray.config import (
 )
 from medr1_ray.image_work import ImagePatcher
 from medr1_ray.learner import Learner
+from medr1_ray.learner_types import BatchSize
 from medr1_ray.policy import Policy, load_model
-from medr1_ray.types import BatchSize
 from medr1_ray.vocabulary import load_vocabulary
 
 # Adam makes steps of about the rate out of gradients of any size: rounding shows, at most as a tenth of the rate.

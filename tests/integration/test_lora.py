@@ -10,9 +10,9 @@ from medr1_ray import grpo, packing, tiny
 from medr1_ray.config import Config
 from medr1_ray.image_work import ImagePatcher
 from medr1_ray.learner import Learner
+from medr1_ray.learner_types import BatchSize
 from medr1_ray.lora import Adapters
 from medr1_ray.policy import Policy, checkpoint_name, load_model
-from medr1_ray.types import BatchSize
 from medr1_ray.vocabulary import load_vocabulary
 
 RATE, STEPS = 1e-3, 4

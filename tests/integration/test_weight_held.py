@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from medr1_ray import weight_object_store
-from medr1_ray.types import WeightUpdate
 from medr1_ray.vllm_plugin import StagedTransferEngine, UpdateInfo
 from medr1_ray.weight_object_store import ObjectStoreReceiver, ObjectStoreSender
+from medr1_ray.weight_types import WeightUpdate
 from tests.integration import weight_engines as small
 
 NOTHING: frozenset[str] = frozenset()

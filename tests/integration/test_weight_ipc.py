@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.multiprocessing import reductions
 
-from medr1_ray.types import TensorSpec, WeightUpdate
 from medr1_ray.vllm_ipc import IpcTransferEngine
 from medr1_ray.vllm_plugin import UpdateInfo
 from medr1_ray.weight_ipc import Handles, IpcReceiver, IpcSender, cut, merged
 from medr1_ray.weight_sync import WeightDigestError
+from medr1_ray.weight_types import TensorSpec, WeightUpdate
 from tests.integration import weight_engines as small
 
 DEVICE_ARGUMENT = 6  # of `rebuild_cuda_tensor`: the reader's own device goes there

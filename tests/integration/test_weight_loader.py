@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from medr1_ray.types import WeightBucket, WeightGroup, WeightUpdate
 from medr1_ray.weight_loader import WeightLoader
 from medr1_ray.weight_nccl import NcclReceiver
+from medr1_ray.weight_types import WeightBucket, WeightGroup, WeightUpdate
 
 UPDATE = WeightUpdate(4, (WeightBucket((), 0, "f", None, frozen=True), WeightBucket((), 0, "t", None)), "d")
 

@@ -20,11 +20,11 @@ from torch.distributed.distributed_c10d import BroadcastOptions
 from vllm.distributed.device_communicators import pynccl
 from vllm.distributed.weight_transfer import packed_tensor
 
-from medr1_ray.types import WeightGroup, WeightMember, WeightUpdate
 from medr1_ray.vllm_nccl import NcclTransferEngine
 from medr1_ray.vllm_plugin import UpdateInfo
 from medr1_ray.weight_nccl import NcclSender, groups
 from medr1_ray.weight_sync import WeightDigestError
+from medr1_ray.weight_types import WeightGroup, WeightMember, WeightUpdate
 from tests.integration import weight_engines as small
 
 CPU = torch.device("cpu")

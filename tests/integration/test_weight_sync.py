@@ -16,9 +16,10 @@ from medr1_ray import rollout_engine
 from medr1_ray.config import Config
 from medr1_ray.rollout_actor import NotServingError, WeightLoadError
 from medr1_ray.tiny import model_path
-from medr1_ray.types import Completions, Prompt, Sampling, WeightBucket, WeightUpdate
+from medr1_ray.types import Completions, Prompt, Sampling
 from medr1_ray.vocabulary import load_vocabulary
 from medr1_ray.weight_sync import update_digest, write_buckets
+from medr1_ray.weight_types import WeightBucket, WeightUpdate
 
 Weights = dict[str, torch.Tensor]
 SEEDED = Sampling(group_size=4, max_tokens=12, temperature=1.0, seed=5)

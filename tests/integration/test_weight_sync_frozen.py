@@ -13,8 +13,9 @@ import ray
 import torch
 
 from medr1_ray.rollout_actor import WeightLoadError
-from medr1_ray.types import Prompt, Sampling, WeightUpdate
+from medr1_ray.types import Prompt, Sampling
 from medr1_ray.weight_object_store import ObjectStoreSender
+from medr1_ray.weight_types import WeightUpdate
 from tests.integration import weight_engines as small
 
 Weights = dict[str, torch.Tensor]

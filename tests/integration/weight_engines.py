@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from vllm.model_executor.model_loader.reload.layerwise import record_metadata_for_reloading
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from medr1_ray.types import TensorSpec
 from medr1_ray.weight_sync import tensor_spec
+from medr1_ray.weight_types import TensorSpec
 
 Weights = dict[str, torch.Tensor]
 

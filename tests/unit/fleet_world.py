@@ -15,7 +15,8 @@ from medr1_ray.config import Config
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.rollout_actor import LoadReport
-from medr1_ray.types import Completions, Prompt, Question, Rewards, Sampling, Span, WeightUpdate
+from medr1_ray.types import Completions, Prompt, Question, Rewards, Sampling, Span
+from medr1_ray.weight_types import WeightUpdate
 
 
 class World:

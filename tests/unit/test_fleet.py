@@ -9,7 +9,7 @@ import pytest
 from medr1_ray.fleet import RolloutFleet
 from medr1_ray.membership import Leave, Stage
 from medr1_ray.rollout_actor import LoadReport
-from medr1_ray.types import WeightUpdate
+from medr1_ray.weight_types import WeightUpdate
 from tests.unit.fleet_world import Method, World, a_config, install, update
 
 

@@ -8,7 +8,7 @@ import torch
 from medr1_ray import grpo
 from medr1_ray.config_algorithm import LossSettings
 from medr1_ray.grpo import TokenBatch
-from medr1_ray.types import BatchSize, TokenSums
+from medr1_ray.learner_types import BatchSize, TokenSums
 
 
 def tokens_of(advantages, weights=None, rollout=None, versions=None, reference=None, lengths=None):

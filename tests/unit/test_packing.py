@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from medr1_ray.learner_types import MicroBatch
 from medr1_ray.packing import Images, pack_groups, pack_plain, plan, tree_mask
-from medr1_ray.types import Completions, MicroBatch, Prompt, Question, Span
+from medr1_ray.types import Completions, Prompt, Question, Span
 
 IMAGE_PAD, PAD = 99, 0
 SPAN = Span("test", "test", 0.0, 0.0)

@@ -12,6 +12,7 @@ import pytest
 from medr1_ray.checkpoint import Checkpoints
 from medr1_ray.evaluation import EvaluationLog
 from medr1_ray.fleet import RolloutFleet
+from medr1_ray.learner_types import OptimizerStep, PolicyStatistics, UpdateReport
 from medr1_ray.ledger import Ledger
 from medr1_ray.parity import Gap
 from medr1_ray.pool import RolloutPool
@@ -20,8 +21,9 @@ from medr1_ray.scaling import Scaling
 from medr1_ray.session import Session
 from medr1_ray.summary import Totals
 from medr1_ray.tracking import Tracker
-from medr1_ray.types import Group, OptimizerStep, PolicyStatistics, Prompt, UpdateReport, WeightUpdate
+from medr1_ray.types import Group, Prompt
 from medr1_ray.weight_channel import WeightChannel
+from medr1_ray.weight_types import WeightUpdate
 from tests.unit.fleet_world import Encoder, RewardActor, World, a_config, a_stream, install, update
 
 STATISTICS = PolicyStatistics(1.0, 0.0, 0.0, 1.0, 0.0, None, 4, 1e-6, 1e-5, None)

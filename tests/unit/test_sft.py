@@ -18,6 +18,7 @@ from medr1_ray.data.demonstrations import Teacher
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation import EvaluationLog
+from medr1_ray.learner_types import ImitationReport, OptimizerStep
 from medr1_ray.ledger import Ledger
 from medr1_ray.membership import Membership, MembershipCounts
 from medr1_ray.packing import ScoredPrompt
@@ -28,7 +29,7 @@ from medr1_ray.scaling import Scaling
 from medr1_ray.session import Session
 from medr1_ray.summary import Totals
 from medr1_ray.tracking import Tracker
-from medr1_ray.types import Group, ImitationReport, OptimizerStep, Prompt, Sampling, Span
+from medr1_ray.types import Group, Prompt, Sampling, Span
 
 
 class Actors:

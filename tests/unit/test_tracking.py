@@ -16,23 +16,13 @@ import pytest
 
 from medr1_ray.busy_time import BusyTime
 from medr1_ray.config import Config
+from medr1_ray.learner_types import ImitationReport, OptimizerStep, PolicyStatistics, UpdateReport
 from medr1_ray.ledger import LedgerCounts
 from medr1_ray.membership import Membership
 from medr1_ray.metrics import Resources, imitation_metrics, step_metrics
 from medr1_ray.progress import Progress
 from medr1_ray.tracking import METRICS, Tracker
-from medr1_ray.types import (
-    Completions,
-    Group,
-    ImitationReport,
-    OptimizerStep,
-    PolicyStatistics,
-    Prompt,
-    Question,
-    Rewards,
-    Span,
-    UpdateReport,
-)
+from medr1_ray.types import Completions, Group, Prompt, Question, Rewards, Span
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from medr1_ray import code_digest, weight_object_store
-from medr1_ray.types import TensorSpec, WeightUpdate
 from medr1_ray.weight_object_store import ObjectStoreReceiver, ObjectStoreSender, open_staged, staged
 from medr1_ray.weight_sync import WeightDigestError, read_bucket, write_buckets
+from medr1_ray.weight_types import TensorSpec, WeightUpdate
 
 TENSORS = {
     "a": torch.arange(15, dtype=torch.bfloat16).reshape(3, 5),  # 30 bytes

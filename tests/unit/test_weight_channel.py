@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from medr1_ray.types import WeightGroup, WeightMember
 from medr1_ray.weight_channel import BroadcastChannel, ColocatedChannel, WeightChannel, weight_channel
+from medr1_ray.weight_types import WeightGroup, WeightMember
 
 
 class Both:
