@@ -47,5 +47,10 @@ def is_own_failure(error: RayError) -> bool:
 
 
 def describe_error(error: RayError) -> str:
-    """Its last line: of a traceback, the exception itself; of an actor's death, its cause."""
-    return str(error).strip().splitlines()[-1].strip()
+    """One line: of a traceback the last, the exception itself; of an actor's death its cause."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    for line in lines:
+        _, found, reason = line.partition("OOM kill reason: ")
+        if found:  # Ray's advice follows, a page of it.
+            return f"Ray killed it because its node ran out of memory: {reason}. Put fewer actors on a node"
+    return lines[-1]

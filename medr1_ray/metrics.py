@@ -139,9 +139,9 @@ def _utilisation(report: UpdateReport | ImitationReport, seconds: float) -> floa
     return None if report.peak_flops is None else report.model_flops / seconds / report.peak_flops
 
 
-def _idle_fraction(busy: Mapping[str, float], role: str, available_seconds: float) -> float:
-    """At least 0: a request that began in the step before brings its seconds along."""
-    return max(0.0, 1.0 - seconds_of(busy, role) / available_seconds)
+def _idle_fraction(busy: Mapping[str, float], role: str, available_seconds: float) -> float | None:
+    """At least 0: a request that began in the step before brings its seconds along. None where there is no actor."""
+    return max(0.0, 1.0 - seconds_of(busy, role) / available_seconds) if available_seconds else None
 
 
 def _rate(tokens: float, report: UpdateReport | ImitationReport, phase: str) -> float | None:

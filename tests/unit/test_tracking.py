@@ -252,6 +252,9 @@ def test_what_is_emitted_is_what_is_documented() -> None:
     assert metrics["perf/gradient_tokens_per_second"] == pytest.approx(60 / 0.5)
     assert metrics["perf/model_flops_utilisation"] == pytest.approx(0.3)  # 3e12 in one second, of 1e13
     unknown = replace(report, peak_flops=None, spans=())
+    nobody = Resources(learner_ranks=2, rollout_actors=0, price_per_hour=9.0)
+    metrics = step_metrics([a_group()], report, counts, members, {}, spans, busy, nobody)
+    assert metrics["perf/rollout_idle_fraction"] is None, "all actors were lost in this step"
     metrics = step_metrics([a_group()], unknown, counts, members, {}, spans, busy, resources)
     assert metrics["perf/model_flops_utilisation"] is None
     assert metrics["perf/reference_tokens_per_second"] is None
