@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from medr1_ray import grpo, packing, tiny
+from medr1_ray import grpo, tiny
 from medr1_ray.config import (
     Config,
     DataSettings,
@@ -20,11 +20,10 @@ from medr1_ray.config import (
     RunSettings,
     TrainSettings,
 )
-from medr1_ray.image_work import ImagePatcher
 from medr1_ray.learner import Learner
-from medr1_ray.learner_types import BatchSize
 from medr1_ray.policy import Policy, load_model
 from medr1_ray.vocabulary import load_vocabulary
+from tests.integration.by_hand import plain_batch, train_twice
 
 # Adam makes steps of about the rate out of gradients of any size: rounding shows, at most as a tenth of the rate.
 RATE, STEPS, BETA = 1e-4, 4, 0.5
@@ -63,13 +62,7 @@ def learners(ray_cluster):
 @pytest.fixture(scope="module")
 def trained(learners, groups, tmp_path_factory):
     """Both learners after two updates: their reports and saved folders."""
-    found = []
-    for learner in learners:
-        folder = tmp_path_factory.mktemp("checkpoint")
-        reports = [learner.update(groups, version) for version in range(2)]
-        learner.save(folder)
-        found.append((reports, folder))
-    return found
+    return train_twice(learners, groups, tmp_path_factory)
 
 
 def by_hand(groups):
@@ -82,22 +75,7 @@ def by_hand(groups):
         return Policy(model, vocabulary, settings.rollout.temperature)
 
     policy, reference = load(), load()
-    pairs = [(group.prompt, group.completions) for group in groups]
-    images = ImagePatcher(tiny.model_path())([group.prompt.image for group in groups])
-    batch = packing.pack_plain(pairs, images, vocabulary.image_pad, vocabulary.pad, policy.prompt_positions)
-    lengths = torch.from_numpy(np.concatenate([g.completions.lengths for g in groups])).long()
-    rewards = torch.from_numpy(np.stack([group.rewards.total for group in groups]))
-    size = BatchSize(len(lengths), int(lengths.sum()), settings.rollout.max_tokens)
-    with torch.no_grad():
-        reference_logprobs = reference(batch)
-    tokens = grpo.TokenBatch(
-        lengths=lengths,
-        advantages=grpo.group_advantages(rewards, std=True).flatten().repeat_interleave(lengths),
-        weights=grpo.token_weights(lengths, "sequence", size),
-        rollout_logprobs=torch.from_numpy(np.concatenate([g.completions.rollout_logprobs for g in groups])),
-        versions=torch.zeros(int(lengths.sum())),
-        reference_logprobs=reference_logprobs,
-    )
+    batch, tokens = plain_batch(groups, policy, reference, settings)
     parameters = list(policy.model.parameters())
     optimizer = torch.optim.AdamW(
         [

@@ -10,10 +10,10 @@ from medr1_ray import grpo, packing, tiny
 from medr1_ray.config import Config
 from medr1_ray.image_work import ImagePatcher
 from medr1_ray.learner import Learner
-from medr1_ray.learner_types import BatchSize
 from medr1_ray.lora import Adapters
 from medr1_ray.policy import Policy, checkpoint_name, load_model
 from medr1_ray.vocabulary import load_vocabulary
+from tests.integration.by_hand import plain_batch, train_twice
 
 RATE, STEPS = 1e-3, 4
 
@@ -46,13 +46,7 @@ def learners(ray_cluster):
 @pytest.fixture(scope="module")
 def trained(learners, groups, tmp_path_factory):
     """Both learners after two updates: their reports and saved folders."""
-    found = []
-    for learner in learners:
-        folder = tmp_path_factory.mktemp("checkpoint")
-        reports = [learner.update(groups, version) for version in range(2)]
-        learner.save(folder)
-        found.append((reports, folder))
-    return found
+    return train_twice(learners, groups, tmp_path_factory)
 
 
 def by_hand(groups):
@@ -62,23 +56,7 @@ def by_hand(groups):
     model, start = (load_model(tiny.model_path(), torch.float32, settings.model) for _ in range(2))
     adapters = Adapters(model, settings.model.lora, vision=True, seed=settings.train.seed)
     policy, reference = Policy(model, vocabulary, 1.0), Policy(start, vocabulary, 1.0)
-    pairs = [(group.prompt, group.completions) for group in groups]
-    images = ImagePatcher(tiny.model_path())([group.prompt.image for group in groups])
-    batch = packing.pack_plain(pairs, images, vocabulary.image_pad, vocabulary.pad, policy.prompt_positions)
-    lengths = torch.from_numpy(np.concatenate([g.completions.lengths for g in groups])).long()
-    rewards = torch.from_numpy(np.stack([group.rewards.total for group in groups]))
-    with torch.no_grad():
-        reference_logprobs = reference(batch)
-    tokens = grpo.TokenBatch(
-        lengths=lengths,
-        advantages=grpo.group_advantages(rewards, std=True).flatten().repeat_interleave(lengths),
-        weights=grpo.token_weights(
-            lengths, "sequence", BatchSize(len(lengths), int(lengths.sum()), settings.rollout.max_tokens)
-        ),
-        rollout_logprobs=torch.from_numpy(np.concatenate([g.completions.rollout_logprobs for g in groups])),
-        versions=torch.zeros(int(lengths.sum())),
-        reference_logprobs=reference_logprobs,
-    )
+    batch, tokens = plain_batch(groups, policy, reference, settings)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     losses, norms = [], []
