@@ -2,10 +2,10 @@
 
     python benchmarks/pipeline.py [--quick] [--json]
 
-`ours` is the median step of a session (`train.py`'s loop). The parts, in turns with the synchronous one: bare AsyncLLMs
-that generate a step's completions side by side, as many as the run has; forward, backward, the reference's forward,
-clipping and AdamW on a step's packed tensors, by torch alone; one plain copy of the weights. `of_limit` is their sum
-over the synchronous step, and the larger of generation and learning over the asynchronous one.
+`ours` is the median step of a session (`train.py`'s loop). The parts, before and after the synchronous ones: bare
+AsyncLLMs that generate a step's completions side by side, as many as the run has; forward, backward, the reference's
+forward, clipping and AdamW on a step's packed tensors, by torch alone; one plain copy of the weights. `of_limit` is
+their sum over the synchronous step, and the larger of generation and learning over the asynchronous one.
 """
 
 from __future__ import annotations
@@ -77,7 +77,14 @@ def measure(shape: Shape, threads: int, rounds: int) -> list[Result]:
             "learning": learn,
             "copy": plain_copy(tensors, size),
         }
-        times = interleaved({"step": lambda: step().seconds, **parts}, rounds, warm_up=2)
+        times = interleaved(parts, rounds)
+        # In a row: engines begin with the next step's groups as soon as they have the weights, and would generate them
+        # in another side's turn.
+        step()
+        times["step"] = [step().seconds for _ in range(3 * rounds)]
+        time.sleep(5.0)
+        more = interleaved(parts, rounds)
+        times = {side: [*values, *more.get(side, [])] for side, values in times.items()}
     progress(f"{shape}: {times}")
     seconds = {side: median_seconds(values) for side, values in times.items()}
     with our_steps(config_of(shape, 2, threads)) as step:
