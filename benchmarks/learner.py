@@ -11,6 +11,7 @@ estimate of `--dry-run`.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -105,11 +106,11 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
     shapes = SHAPES[:1] if arguments.quick else SHAPES
     if arguments.only:
         shapes = tuple(shape for shape in SHAPES if arguments.only in str(shape))
-    return [measure(shape, arguments.threads, 1 if arguments.quick else 5) for shape in shapes]
+    return [measure(shape, arguments.threads, 1 if arguments.quick else 2) for shape in shapes]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, default=1, help="of each side (default 1)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each side (default: all cores)")
     parser.add_argument("--only", default="", help="only shapes whose name has this, e.g. 'x G=8 x 64'")
 
 

@@ -27,7 +27,7 @@ from medr1_ray.rollout_actor import LoadReport, RolloutActor
 from medr1_ray.types import Sampling
 from medr1_ray.weight_sync import BUCKET_BYTES, write_buckets
 
-SHAPES = (Shape("tiny", 4, 8, 256), Shape("bench30m", 4, 8, 128), Shape("qwen2vl_2b", 1, 2, 64))
+SHAPES = (Shape("tiny", 4, 8, 256), Shape("bench30m", 4, 8, 128), Shape("qwen2vl_2b", 1, 2, 16))
 
 
 def settings_of(shape: Shape) -> Config:
