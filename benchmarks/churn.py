@@ -56,7 +56,7 @@ class Training:
             self._queue.put(line)
         self._queue.put("")
 
-    def until(self, pattern: str, timeout: float = 180.0) -> str:
+    def until(self, pattern: str, timeout: float = 300.0) -> str:
         """The next line with this pattern.
 
         Raises:
