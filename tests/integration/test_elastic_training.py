@@ -65,7 +65,7 @@ def test_a_training_goes_on_while_its_rollout_actors_come_and_go(cluster: Cluste
         training.until(r"rollout-4 has joined.*2 of 2 serve")
         training.until(r"^step ")
     finally:
-        training.process.send_signal(signal.SIGINT)
+        training.process.terminate()
         training.process.wait(60)
 
     steps = steps_of(run)
