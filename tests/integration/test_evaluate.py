@@ -16,24 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import ray
-import torch
 from PIL import Image
-from safetensors.torch import save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from medr1_ray.data.encoding import continuations
 from medr1_ray.data.images import load_image
 from medr1_ray.data.pass_rates import read_pass_rates
 from medr1_ray.data.phantoms.write import write_dataset
-from medr1_ray.model_files import checkpoint_tensors
-from medr1_ray.policy import checkpoint_name
 from medr1_ray.prompts import user_text
 from medr1_ray.tiny import model_path
-from medr1_ray.types import Prompt, Question
-from medr1_ray.weight_sync import write_buckets
+from medr1_ray.types import Question
 
 REPOSITORY = Path(__file__).parents[2]
 QUESTIONS = 16
@@ -193,39 +184,3 @@ def test_many_questions_are_answered_from_a_file(evaluated: tuple[Path, tuple[st
             # The greedy answer is the likeliest one, since nothing comes before it.
             assert max(probabilities, key=probabilities.__getitem__) == answer["answer"]
     assert "missing.png" in answers[3]["problem"]
-
-
-def test_likelihoods_are_those_of_transformers(
-    rollout_actor: Any,
-    make_prompt: Callable[[str], Prompt],
-    scrambled: Callable[..., dict[str, torch.Tensor]],
-    tmp_path: Path,
-) -> None:
-    weights = scrambled(7)
-    save_file({checkpoint_name(name): tensor for name, tensor in weights.items()}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text((model_path() / "config.json").read_text())
-    update = write_buckets(checkpoint_tensors(tmp_path), 900, 2**22, ray.put)
-    ray.get(rollout_actor.load_weights.remote(update))
-    tokenizer = AutoTokenizer.from_pretrained(model_path())
-    texts = continuations(
-        lambda text: tokenizer.encode(text, add_special_tokens=False), [" CT.", " magnetic resonance imaging."]
-    )
-    prompt = make_prompt("likelihood")
-    found = ray.get(rollout_actor.score.remote("score", prompt, texts))
-
-    model = AutoModelForImageTextToText.from_pretrained(model_path(), dtype=torch.float32).eval()
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(weights[name])
-    processor = AutoProcessor.from_pretrained(model_path())
-    image = processor.image_processor(images=[Image.fromarray(prompt.image)], return_tensors="pt")
-    visual, pad = int(image["image_grid_thw"].prod()) // 4, model.config.image_token_id
-    ids = [i for token in prompt.token_ids.tolist() for i in [token] * (visual if token == pad else 1)]
-    expected = []
-    for text in np.split(texts.token_ids, np.cumsum(texts.lengths)[:-1]):
-        tokens = torch.tensor([ids + text.tolist()])
-        with torch.no_grad():
-            logits = model(input_ids=tokens, mm_token_type_ids=(tokens == pad).int(), **image).logits
-        logprobs = logits[0, len(ids) - 1 : -1].log_softmax(-1)
-        expected.append(float(logprobs.gather(1, torch.tensor(text)[:, None].long()).sum()))
-    assert found.logprobs == pytest.approx(expected, abs=1e-3)
-    assert found.lengths.tolist() == texts.lengths.tolist()

@@ -5,14 +5,18 @@ import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
+    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     Qwen2_5_VLConfig,
@@ -21,9 +25,11 @@ from transformers import (
 
 from medr1_ray.code_digest import code_digest
 from medr1_ray.config import Config
+from medr1_ray.data.encoding import continuations
 from medr1_ray.image_work import ImagePatcher
+from medr1_ray.model_files import checkpoint_tensors
 from medr1_ray.packing import pack_groups
-from medr1_ray.policy import Policy
+from medr1_ray.policy import Policy, checkpoint_name
 from medr1_ray.rollout_actor import NotServingError, RolloutActor, WeightLoadError
 from medr1_ray.tiny import model_path
 from medr1_ray.types import Completions, Prompt, Sampling
@@ -258,3 +264,39 @@ def test_a_dead_engine_is_a_clear_error_and_no_hang(
             ray.get(call(), timeout=60)
     with pytest.raises(WeightLoadError, match="version 3 could not be loaded"):
         load(doomed_actor, weights, 3)
+
+
+def test_likelihoods_are_those_of_transformers(
+    actor: Any,
+    make_prompt: Callable[[str], Prompt],
+    scrambled: Callable[..., Weights],
+    tmp_path: Path,
+) -> None:
+    weights = scrambled(7)
+    save_file({checkpoint_name(name): tensor for name, tensor in weights.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((model_path() / "config.json").read_text())
+    update = write_buckets(checkpoint_tensors(tmp_path), 10, 2**22, ray.put)
+    ray.get(actor.load_weights.remote(update))
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    texts = continuations(
+        lambda text: tokenizer.encode(text, add_special_tokens=False), [" CT.", " magnetic resonance imaging."]
+    )
+    prompt = make_prompt("likelihood")
+    found = ray.get(actor.score.remote("score", prompt, texts))
+
+    model = AutoModelForImageTextToText.from_pretrained(model_path(), dtype=torch.float32).eval()
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(weights[name])
+    processor = AutoProcessor.from_pretrained(model_path())
+    image = processor.image_processor(images=[Image.fromarray(prompt.image)], return_tensors="pt")
+    visual, pad = int(image["image_grid_thw"].prod()) // 4, model.config.image_token_id
+    ids = [i for token in prompt.token_ids.tolist() for i in [token] * (visual if token == pad else 1)]
+    expected = []
+    for text in np.split(texts.token_ids, np.cumsum(texts.lengths)[:-1]):
+        tokens = torch.tensor([ids + text.tolist()])
+        with torch.no_grad():
+            logits = model(input_ids=tokens, mm_token_type_ids=(tokens == pad).int(), **image).logits
+        logprobs = logits[0, len(ids) - 1 : -1].log_softmax(-1)
+        expected.append(float(logprobs.gather(1, torch.tensor(text)[:, None].long()).sum()))
+    assert found.logprobs == pytest.approx(expected, abs=1e-3)
+    assert found.lengths.tolist() == texts.lengths.tolist()
