@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -21,32 +20,17 @@ from contextlib import ExitStack
 import bare
 import torch
 from common import Result, command, interleaved, median_seconds, progress
-from session_steps import our_steps
-from shapes import WORK, Shape, checkpoint, open_stream, random_groups, run_config
+from session_steps import our_steps, step_config
+from shapes import Shape, checkpoint, open_stream, random_groups
 from weight_sync import plain_copy, tensors_of
 
-from medr1_ray.config import Config
 from medr1_ray.types import Sampling
 
 SHAPES = (Shape("bench30m", 4, 8, 12), Shape("tiny", 32, 8, 12))
 
 
-def config_of(shape: Shape, max_staleness: int, threads: int) -> Config:
-    name = f"pipeline-{max_staleness}"
-    shutil.rmtree(WORK / "runs" / name, ignore_errors=True)
-    return run_config(
-        shape,
-        name,
-        [
-            f"train.max_staleness={max_staleness}",
-            f"rollout.actors={threads}",
-            f"learner.threads={1 if max_staleness else threads}",
-        ],
-    )
-
-
 def measure(shape: Shape, threads: int, rounds: int) -> list[Result]:
-    config = config_of(shape, 0, threads)
+    config = step_config(shape, "pipeline", 0, threads)
     stream = open_stream(config)
     sampling = Sampling(shape.group_size, shape.tokens, config.rollout.temperature)
     with ExitStack() as stack:
@@ -87,7 +71,7 @@ def measure(shape: Shape, threads: int, rounds: int) -> list[Result]:
         times = {side: [*values, *more.get(side, [])] for side, values in times.items()}
     progress(f"{shape}: {times}")
     seconds = {side: median_seconds(values) for side, values in times.items()}
-    with our_steps(config_of(shape, 2, threads)) as step:
+    with our_steps(step_config(shape, "pipeline", 2, threads)) as step:
         for _ in range(4):
             step()
         asynchronous = median_seconds([step().seconds for _ in range(3 * rounds)])

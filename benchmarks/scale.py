@@ -7,8 +7,7 @@ processes but have no engine (`fake_engine.py`): each answers a group at a time,
 the groups learned from per second over those that the engines could answer. Beyond 64, to 1,000, it is a SIMULATION: a
 driver that takes, one after another, the processor seconds per group that were measured with most engines, and engines
 that wait for it and take a little longer than their latency, as measured with the fewest. Its results say so in their
-names, and its figure for the largest measured size stands beside the measured one: what lies between them is mostly
-that many processes share few cores here.
+names, and its figure for the largest measured size stands beside the measured one.
 """
 
 from __future__ import annotations

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from shapes import WORK, Shape, run_config
 
 from medr1_ray.config import Config
 
@@ -16,6 +19,15 @@ class Step:
 
     seconds: float
     phases: dict[str, float]
+
+
+def step_config(shape: Shape, name: str, max_staleness: int, threads: int, *overrides: str) -> Config:
+    """Engines of one thread each; synchronous, the learner has all cores while they wait. Empties the run directory."""
+    name = f"{name}-{max_staleness}"
+    shutil.rmtree(WORK / "runs" / name, ignore_errors=True)
+    learner_threads = 1 if max_staleness else threads
+    threads_of_each = [f"rollout.actors={threads}", f"learner.threads={learner_threads}"]
+    return run_config(shape, name, [f"train.max_staleness={max_staleness}", *threads_of_each, *overrides])
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from typing import Any
 
 from common import Result, command, median_seconds, progress
 from PIL import Image
-from session_steps import our_steps
-from shapes import ROOT, WORK, Shape, checkpoint, open_stream, run_config
+from session_steps import our_steps, step_config
+from shapes import ROOT, WORK, Shape, checkpoint, open_stream
 
 from medr1_ray.config import Config
 from medr1_ray.prompts import user_text
@@ -42,22 +42,6 @@ SHAPES = (
     Shape("tiny", 32, 8, 64),
 )
 QUICK = (Shape("bench30m", 2, 8, 12),)
-
-
-def our_config(shape: Shape, max_staleness: int, threads: int) -> Config:
-    """Two engines of one thread each; synchronous, the learner has all cores while the engines wait."""
-    name = f"vs_trl-{max_staleness}"
-    shutil.rmtree(WORK / "runs" / name, ignore_errors=True)
-    return run_config(
-        shape,
-        name,
-        [
-            f"train.max_staleness={max_staleness}",
-            f"rollout.actors={threads}",
-            f"learner.threads={1 if max_staleness else threads}",
-            "parity.gap_mean_limit=0.01",
-        ],
-    )
 
 
 @contextmanager
@@ -121,7 +105,7 @@ def write_prompts(config: Config, shape: Shape) -> Path:
 def measure(shape: Shape, rounds: int, max_staleness: int, arguments: argparse.Namespace) -> Result:
     threads, micro_batches = arguments.threads, arguments.trl_micro_batches
     phases: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-    config = our_config(shape, max_staleness, threads)
+    config = step_config(shape, "vs_trl", max_staleness, threads, "parity.gap_mean_limit=0.01")
     theirs_runs = trl_steps(config, shape, arguments.trl_python, threads, micro_batches)
     with theirs_runs as trl_step, our_steps(config) as our_step:
         progress(f"{shape}: both are up")
