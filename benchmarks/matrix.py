@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -55,13 +56,29 @@ def _train_missing(settings: MatrixSettings) -> None:
     log = AppendLog(settings.out / "trained.jsonl")
     done = {row["run"] for row in log.rows}
     todo = [row for row in rows(settings) if row.slug not in done]
-    for row in tqdm(todo, desc="training", unit="model", disable=not todo):
-        start = time.monotonic()
-        _train(settings, row)
-        log.append([{"run": row.slug, "seconds": round(time.monotonic() - start, 1)}])
+    failures: list[BaseException] = []
+    with (
+        ThreadPoolExecutor(settings.trainings_at_a_time) as threads,
+        tqdm(total=len(todo), desc="training", unit="model", disable=not todo) as bar,
+    ):
+        trainings = {threads.submit(_train, settings, row): row for row in todo}
+        for training in as_completed(trainings):
+            if training.cancelled():
+                continue
+            if error := training.exception():
+                failures.append(error)
+                for other in trainings:  # those that run already come to their end
+                    other.cancel()
+                continue
+            log.append([{"run": trainings[training].slug, "seconds": training.result()}])
+            bar.update()
+    if failures:
+        raise failures[0]
 
 
-def _train(settings: MatrixSettings, row: Trained) -> None:
+def _train(settings: MatrixSettings, row: Trained) -> float:
+    """Train a row's model; returns seconds."""
+    start = time.monotonic()
     directory = run_directory(settings, row)
     begun = (directory / "checkpoints" / "latest").exists()
     if directory.exists() and not begun:
@@ -76,6 +93,7 @@ def _train(settings: MatrixSettings, row: Trained) -> None:
     if status:
         last = "\n".join(log.read_text().splitlines()[-LOG_LINES:])
         raise RuntimeError(f"the training of {row.slug} ended with status {status} ({log}):\n{last}")
+    return round(time.monotonic() - start, 1)
 
 
 def _claim(settings: MatrixSettings) -> None:

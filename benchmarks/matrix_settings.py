@@ -44,6 +44,8 @@ class MatrixSettings(Settings):
     axes: dict[Mode, tuple[Axis, ...]] = Field(min_length=1)
     """Which matrices there are: by mode, over modalities, question types or both."""
     mode_overrides: dict[Mode, tuple[str, ...]] = Field(default_factory=dict)
+    trainings_at_a_time: PositiveInt = 1
+    """Side by side, each with a Ray cluster of its own: more than one where a training leaves cores idle."""
     questions_per_column: PositiveInt = 200
     """Test questions of a modality or question type; fewer where there are not as many."""
 

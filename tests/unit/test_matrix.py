@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import matrix_evaluation
+from benchmarks import matrix, matrix_evaluation
 from benchmarks.matrix_evaluation import evaluate_all, evaluation_folder, held_out_questions
 from benchmarks.matrix_settings import (
     NAMES,
@@ -60,6 +61,36 @@ def test_methods_differ_in_nothing_that_the_data_depend_on(file: str) -> None:
             made["sft"].train.prompts_per_step,
         )
         assert made["grpo"].run.dir != made["sft"].run.dir
+
+
+def test_a_failed_training_ends_the_rest_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_matrix_settings(MATRICES / "phantoms.yaml").model_copy(update={"out": tmp_path})
+    planned = [row.slug for row in rows(settings)]
+    broken, tried = {planned[1]}, []
+
+    def train(_: MatrixSettings, row: Trained) -> float:
+        tried.append(row.slug)
+        if row.slug in broken:
+            raise RuntimeError(f"{row.slug} is broken")
+        time.sleep(0.01)
+        return 1.0
+
+    def trained() -> list[str]:
+        return [json.loads(line)["run"] for line in (tmp_path / "trained.jsonl").read_text().splitlines()]
+
+    monkeypatch.setattr(matrix, "_train", train)
+    with pytest.raises(RuntimeError, match="is broken"):
+        matrix._train_missing(settings)
+    assert planned[0] in trained()
+    assert set(trained()) == set(tried) - broken != set(planned) - broken
+    broken.clear()
+    tried.clear()
+    before = trained()
+    matrix._train_missing(settings)
+    assert set(tried) == set(planned) - set(before)
+    assert sorted(trained()) == sorted(planned)
 
 
 def test_a_wrong_setting_is_named(tmp_path: Path) -> None:

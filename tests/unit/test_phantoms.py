@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -230,6 +231,20 @@ def test_a_dataset_is_written_once_and_not_mistaken_for_another(tmp_path: Path) 
     assert (out / "phantoms.json").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match=r"images 8 \(asked for: 9\)"):
         ensure_dataset(out, images=9, seed=0, size=56)
+
+
+def test_two_runs_may_write_the_same_dataset_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "phantoms"
+    replace = os.replace
+
+    def after_another(source: Path, target: Path) -> None:
+        monkeypatch.undo()
+        ensure_dataset(target, images=8, seed=0, size=56)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", after_another)
+    ensure_dataset(out, images=8, seed=0, size=56)
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,12 @@ def ensure_dataset(out: Path, images: int, seed: int, size: int = 112) -> None:
     """
     wanted = _manifest(images, seed, size)
     if not (out / MANIFEST).is_file():
-        return write_dataset(out, images, seed, size)
+        try:
+            return write_dataset(out, images, seed, size)
+        except OSError:
+            # Another run may have written it meanwhile; what it wrote is looked at as if it had been there.
+            if not (out / MANIFEST).is_file():
+                raise
     found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     differences = [
         f"{key} {found.get(key)!r} (asked for: {value!r})"
