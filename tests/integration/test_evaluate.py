@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from medr1_ray.data.images import load_image
@@ -40,28 +41,42 @@ def _command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """The shipped checkpoint served as docs/evaluation.md has it for a CPU; yields what waits for its address."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def _vllm_server(folder: Path, port: int) -> list[str]:
+    """As docs/evaluation.md has it for a CPU."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path())]
     command += ["--served-model-name", "medr1"]
     command += ["--generation-config", "vllm", "--max-model-len", "512", "--port", str(port), "--host", "127.0.0.1"]
-    command += ["--enforce-eager", "--dtype", "float32"]
+    return [*command, "--enforce-eager", "--dtype", "float32"]
+
+
+def _ray_server(folder: Path, port: int) -> list[str]:
+    config = yaml.safe_load((REPOSITORY / "configs" / "serve" / "ray_serve.yaml").read_text())
+    config["http_options"]["port"] = port
+    (folder / "ray_serve.yaml").write_text(yaml.safe_dump(config))
+    return [str(Path(sys.executable).with_name("serve")), "run", str(folder / "ray_serve.yaml")]
+
+
+@pytest.fixture(scope="module", params=[_vllm_server, _ray_server])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """The shipped checkpoint served; yields what waits for its address."""
+    folder = tmp_path_factory.mktemp("server")
+    log = folder / "log"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    environment |= {"OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", "RAY_ADDRESS": "local"}
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            request.param(folder, port), cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
 
     def address() -> str:
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             assert process.poll() is None, log.read_text()
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5)
             except OSError:
                 time.sleep(0.2)
             else:
@@ -76,9 +91,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], st
 
 
 @pytest.fixture(scope="module")
-def evaluated(
-    server: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, tuple[str, ...]]:
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
     """The shipped checkpoint on a few phantoms, in every way; and the command's arguments."""
     folder = tmp_path_factory.mktemp("evaluate")
     write_dataset(folder / "phantoms", 40, 0)
@@ -156,7 +169,7 @@ def test_the_served_checkpoint_answers_as_it_was_evaluated(
             urllib.request.Request(
                 address, json.dumps(request).encode(), {"Content-Type": "application/json"}
             ),
-            timeout=60,
+            timeout=240,  # Ray Serve takes a request before its engine is up
         ) as reply:
             message = json.loads(reply.read())["choices"][0]["message"]
         assert message["content"] == evaluated_as[question.id]
