@@ -92,11 +92,14 @@ def _twice(fraction: float) -> tuple[float, float]:
 def benchmark(arguments: argparse.Namespace) -> list[Result]:
     torch.set_num_threads(1)
     shapes = SHAPES[1:] if arguments.quick else SHAPES
+    if arguments.only:
+        shapes = tuple(shape for shape in SHAPES if arguments.only in str(shape))
     rounds = 3 if arguments.quick else 5
     return [result for shape in shapes for result in measure(shape, arguments.threads, rounds)]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", default="", help="only shapes whose name has this, e.g. 'bench30m'")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores to use")
 
 
