@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,19 +68,18 @@ class ParityGate:
         self._limit = limit
 
     def check(self, version: int) -> Gap:
-        """Probe all rollout actors that serve at `version`; one that is lost meanwhile is left out.
+        """Probe all rollout actors that serve at `version`, side by side; one that is lost meanwhile is left out.
 
         Raises:
             ParityError: an actor made another number of visual tokens of an image than the learner, sampled with the
                 weights of another version, or has a mean gap above the limit. The message says which differs.
         """
+        probes = self._pool.probe(self._prompts, self._sampling, version)
+        sampled = [pair for completions in probes.values() for pair in zip(self._prompts, completions, strict=True)]
+        scores = iter(self._learner.score(sampled) if sampled else [])
         total = Gap()
-        for actor in self._pool.rollout_names:
-            completions = self._pool.probe(actor, self._prompts, self._sampling, version)
-            if completions is None:
-                continue
-            scores = self._learner.score(list(zip(self._prompts, completions, strict=True)))
-            total += self._compare(actor, completions, scores, version)
+        for actor, completions in probes.items():
+            total += self._compare(actor, completions, list(islice(scores, len(completions))), version)
         return total
 
     def _compare(

@@ -174,19 +174,22 @@ class RolloutPool:
         self._workloads.remove(work)
         return [work.groups[prompt.id] for prompt in prompts]
 
-    def probe(
-        self, actor: str, prompts: Sequence[Prompt], sampling: Sampling, version: int
-    ) -> list[Completions] | None:
-        """Generate on one actor, unscored: what the parity gate compares at `version`. None when the actor is lost."""
-        handle = self._fleet.serving.get(actor)
-        if handle is None:
-            return None
-        refs = [handle.generate.remote(f"probe-{version}/{prompt.id}", prompt, sampling) for prompt in prompts]
-        try:
-            answers: list[Completions] = ray.get(refs, timeout=self._config.cluster.rollout_timeout_seconds)
-        except RayError as error:
-            self._fleet.on_error(actor, error)
-            return None
+    def probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
+        """Generate on all actors that serve, by name and unscored: what the parity gate compares at `version`. Who is
+        lost meanwhile is left out."""
+        asked = {
+            name: [handle.generate.remote(f"probe-{version}/{prompt.id}", prompt, sampling) for prompt in prompts]
+            for name, handle in self._fleet.serving.items()
+        }
+        refs = [ref for of_actor in asked.values() for ref in of_actor]
+        if refs:
+            ray.wait(refs, num_returns=len(refs), timeout=self._config.cluster.rollout_timeout_seconds)
+        answers: dict[str, list[Completions]] = {}
+        for name, of_actor in asked.items():
+            try:
+                answers[name] = ray.get(of_actor, timeout=0)
+            except RayError as error:
+                self._fleet.on_error(name, error)
         return answers
 
     def call(self, method: str, what: str, arguments: Mapping[str, tuple[Any, ...]] | None = None) -> dict[str, Any]:
