@@ -22,11 +22,10 @@ class Step:
 
 
 def step_config(shape: Shape, name: str, max_staleness: int, threads: int, *overrides: str) -> Config:
-    """Engines of one thread each; synchronous, the learner has all cores while they wait. Empties the run directory."""
+    """Engines of one thread each; the learner has all cores, alone when synchronous. Empties the run directory."""
     name = f"{name}-{max_staleness}"
     shutil.rmtree(WORK / "runs" / name, ignore_errors=True)
-    learner_threads = 1 if max_staleness else threads
-    threads_of_each = [f"rollout.actors={threads}", f"learner.threads={learner_threads}"]
+    threads_of_each = [f"rollout.actors={threads}", f"learner.threads={threads}"]
     return run_config(shape, name, [f"train.max_staleness={max_staleness}", *threads_of_each, *overrides])
 
 
