@@ -62,16 +62,20 @@ def _train_missing(settings: MatrixSettings) -> None:
         tqdm(total=len(todo), desc="training", unit="model", disable=not todo) as bar,
     ):
         trainings = {threads.submit(_train, settings, row): row for row in todo}
-        for training in as_completed(trainings):
-            if training.cancelled():
-                continue
-            if error := training.exception():
-                failures.append(error)
-                for other in trainings:  # those that run already come to their end
-                    other.cancel()
-                continue
-            log.append([{"run": trainings[training].slug, "seconds": training.result()}])
-            bar.update()
+        try:
+            for training in as_completed(trainings):
+                if training.cancelled():
+                    continue
+                if error := training.exception():
+                    failures.append(error)
+                    for other in trainings:  # those that run already come to their end
+                        other.cancel()
+                    continue
+                log.append([{"run": trainings[training].slug, "seconds": training.result()}])
+                bar.update()
+        finally:
+            for training in trainings:  # when interrupted too: begin no more
+                training.cancel()
     if failures:
         raise failures[0]
 

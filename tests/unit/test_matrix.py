@@ -93,6 +93,25 @@ def test_a_failed_training_ends_the_rest_and_the_same_command_goes_on(
     assert sorted(trained()) == sorted(planned)
 
 
+def test_an_interrupted_matrix_begins_no_more_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_matrix_settings(MATRICES / "phantoms.yaml").model_copy(update={"out": tmp_path})
+    tried = []
+
+    def train(_: MatrixSettings, row: Trained) -> float:
+        tried.append(row.slug)
+        time.sleep(0.01)
+        return 1.0
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(matrix, "_train", train)
+    monkeypatch.setattr(matrix.AppendLog, "append", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        matrix._train_missing(settings)
+    assert len(tried) < len(list(rows(settings))) // 2
+
+
 def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
     file = tmp_path / "m.yaml"
     file.write_text("out: x\nconfigs: [a.yaml]\nmethods: {grpo: {command: tain}}\naxes: {no_think: [modality]}\n")
