@@ -37,17 +37,16 @@ def no_authentication() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head for what a learner and reward actors need, and one node for rollout actors."""
+    """A head for what a learner and reward actors need; `nodes` adds those for rollout actors."""
     head = {"num_cpus": 2, "labels": {"role": "head"}, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.add_node(num_cpus=1, labels={"role": "rollout"})
     yield cluster
     cluster.shutdown()
 
 
 @pytest.fixture
 def nodes(cluster: Cluster) -> Iterator[Any]:
-    """`nodes(n)`: have n rollout nodes."""
+    """`nodes(n)`: have n rollout nodes, of which none is left to the next test: it may drain."""
 
     def have(count: int) -> list[Any]:
         while len(cluster.worker_nodes) < count:
@@ -57,7 +56,7 @@ def nodes(cluster: Cluster) -> Iterator[Any]:
         return list(cluster.worker_nodes)
 
     yield have
-    have(1)
+    have(0)
 
 
 @pytest.fixture
@@ -114,8 +113,9 @@ def test_a_run_outlives_the_loss_of_actors_and_nodes(
     nodes(3)
     run.until("step", timeout=120, serving=2)
     run.until("step", timeout=120, serving=3)
-    command = ["ray", "drain-node", f"--address={cluster.address}", f"--node-id={first.pop().node_id}"]
-    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=30"]
+    command = [str(Path(sys.executable).with_name("ray")), "drain-node", f"--address={cluster.address}"]
+    command += [f"--node-id={first.pop().node_id}", "--reason-message=spot", "--deadline-remaining-seconds=30"]
+    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION"]
     subprocess.run(command, check=True, capture_output=True)
     run.until("step", timeout=30, serving=2)
     run.tell("stop")
