@@ -43,6 +43,10 @@ class ModelShape:
         token_pixels = self.patch_pixels * self.merge_side
         return (max(1, round(image_size / token_pixels)) * self.merge_side) ** 2
 
+    def visual_tokens(self, image_size: int) -> int:
+        """Tokens of such an image in the language model."""
+        return self.patches(image_size) // self.merge_side**2
+
 
 def read_shape(folder: Path) -> ModelShape:
     """The shape of the model whose config.json is in `folder`, its parameters counted on torch's meta device.

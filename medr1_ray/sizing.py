@@ -40,25 +40,34 @@ class Part:
 
 @dataclass(frozen=True)
 class MicroBatchSize:
-    """The largest micro-batch that the settings allow: `rows` groups of `row_tokens` each."""
+    """The largest micro-batch that the settings allow: `rows` groups of `row_tokens` each.
+
+    Shorter prompts put more groups, and so more images, into as many tokens.
+    """
 
     rows: int
     row_tokens: int
+    tokens: int
+    images: int
+    """At most, where prompts hardly have text."""
     completion_tokens: int
-    """Of all rows together: the positions that need logits."""
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.row_tokens
+    """Of as many groups: the positions that need logits."""
 
 
-def largest_micro_batch(config: Config) -> MicroBatchSize:
-    """A group is one row, its prompt shared by its completions; a rank's rows fill `learner.micro_batch_tokens`."""
+def largest_micro_batch(config: Config, visual_tokens: int) -> MicroBatchSize:
+    """A group is one row, its prompt (with an image of `visual_tokens`) shared by its completions; a rank's rows
+    fill `learner.micro_batch_tokens`."""
+    budget = config.learner.micro_batch_tokens
     group_tokens = config.completions_per_prompt * config.rollout.max_tokens
     row = config.rollout.max_prompt_tokens + group_tokens
     share = -(-config.train.prompts_per_step // config.learner.world_size)
-    rows = max(1, min(share, config.learner.micro_batch_tokens // row))
-    return MicroBatchSize(rows, row, rows * group_tokens)
+
+    def groups(tokens: int) -> int:
+        return max(1, min(share, budget // tokens))
+
+    rows, images = groups(row), groups(visual_tokens + group_tokens)
+    tokens = max(row, min(share * row, budget))
+    return MicroBatchSize(rows, row, tokens, images, images * group_tokens)
 
 
 def layer_activation_bytes(tower: TowerShape, value_bytes: int) -> int:
@@ -93,7 +102,7 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
         _offload_place(zero, key) for key in ("offload_optimizer", "offload_param")
     )
     adapters, trained = _adapter_parameters(config, shape), trained_parameters(config, shape)
-    batch = largest_micro_batch(config)
+    batch = largest_micro_batch(config, shape.visual_tokens(config.data.image_size))
 
     def shared(size: int, from_stage: int) -> tuple[int, str]:
         if stage >= from_stage and ranks > 1:
@@ -110,6 +119,9 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
         Part("gradients", gradients, optimizer_place, f"float32, {how_gradients}"),
         Part("optimizer", optimizer, optimizer_place, f"float32 masters and two moments, {how_optimizer}"),
     ]
+    if stage < 3 and optimizer_place == "device":
+        copies, how_copies = shared(2 * trained * FLOAT32_BYTES, 1)
+        parts.append(Part("gradients, copied", copies, "device", f"twice while the optimizer steps, {how_copies}"))
     if ranks > 1:
         bucket = int(zero.get("reduce_bucket_size", min(shape.parameters, 200_000_000)))
         parts.append(Part("reduce bucket", bucket * value_bytes, "device", f"{bucket:,} gradients at a time"))
@@ -166,7 +178,7 @@ def _activation_parts(config: Config, shape: ModelShape, batch: MicroBatchSize) 
     from medr1_ray.policy import LOGITS_PER_CHUNK
 
     value_bytes, checkpointed = DTYPE_BYTES[config.model.dtype], config.model.gradient_checkpointing
-    patches = batch.rows * shape.patches(config.data.image_size)
+    patches = batch.images * shape.patches(config.data.image_size)
     vision_tokens_kept = patches if config.model.train_vision_tower else 0
     chunk_tokens = min(batch.completion_tokens, max(1, LOGITS_PER_CHUNK // shape.vocabulary))
     how = "with checkpointing" if checkpointed else "no checkpointing"
@@ -175,13 +187,13 @@ def _activation_parts(config: Config, shape: ModelShape, batch: MicroBatchSize) 
             "activations, language",
             tower_activation_bytes(shape.language, batch.tokens, value_bytes, checkpointed),
             "device",
-            f"{batch.rows} x {batch.row_tokens:,} tokens, {how}",
+            f"{batch.tokens:,} tokens, {how}",
         ),
         Part(
             "activations, vision",
             tower_activation_bytes(shape.vision, vision_tokens_kept, value_bytes, checkpointed),
             "device",
-            f"{batch.rows} images, {patches:,} patches, {how}" if vision_tokens_kept else "vision tower is frozen",
+            f"{batch.images} images, {patches:,} patches, {how}" if vision_tokens_kept else "vision tower is frozen",
         ),
         Part(
             "attention mask",

@@ -71,11 +71,22 @@ def test_images_are_rounded_to_whole_visual_tokens(shape: ModelShape, size: int,
 
 def test_the_largest_micro_batch_fills_the_token_budget_or_holds_one_group() -> None:
     # A row: a prompt of 1,024 tokens and 4 completions of 256 = 2,048 tokens.
-    batch = largest_micro_batch(recipe())
+    def rows(*overrides: str) -> int:
+        return largest_micro_batch(recipe(*overrides), 196).rows
+
+    batch = largest_micro_batch(recipe(), 196)
     assert (batch.rows, batch.row_tokens, batch.tokens, batch.completion_tokens) == (4, 2048, 8192, 4096)
-    assert largest_micro_batch(recipe("learner.micro_batch_tokens=1000")).rows == 1
-    assert largest_micro_batch(recipe("learner.micro_batch_tokens=100000")).rows == 4  # all there are
-    assert largest_micro_batch(recipe("learner.world_size=2", "learner.micro_batch_tokens=100000")).rows == 2
+    assert rows("learner.micro_batch_tokens=1000") == 1
+    assert rows("learner.micro_batch_tokens=100000") == 4  # all there are
+    assert rows("learner.world_size=2", "learner.micro_batch_tokens=100000") == 2
+
+
+def test_short_prompts_put_more_images_into_a_micro_batch() -> None:
+    # 5,000 // 2,048 rows of the longest prompts, 5,000 // (196 + 1,024) of those that are an image alone.
+    batch = largest_micro_batch(recipe("learner.micro_batch_tokens=5000"), 196)
+    assert (batch.rows, batch.images, batch.tokens, batch.completion_tokens) == (2, 4, 5000, 4 * 1024)
+    alone = largest_micro_batch(recipe("learner.micro_batch_tokens=1000"), 196)
+    assert (alone.rows, alone.images, alone.tokens) == (1, 1, 2048)
 
 
 LANGUAGE_2B = TowerShape(layers=28, hidden=1536, intermediate=8960, gated=True, fused=False)
@@ -164,6 +175,7 @@ def test_one_rank_holds_everything(shape: ModelShape) -> None:
     assert parts["logits chunk"].bytes == 441 * 151_936 * (2 + 4 + 4)  # 2^26 // 151,936 = 441 tokens
     assert parts["attention mask"].bytes == 4 * 2048**2 * (1 + 2)
     assert "reduce bucket" not in parts
+    assert parts["gradients, copied"].bytes == 2 * 4 * PARAMETERS_2B
 
 
 @pytest.mark.parametrize(
@@ -179,6 +191,8 @@ def test_zero_divides_by_four_ranks(
     assert held == [parameters, gradients, optimizer]
     assert parts["reduce bucket"].bytes == 2 * 200_000_000
     assert ("all-gather" in parts) == (stage == 3)
+    copied = [part.bytes / PARAMETERS_2B for name, part in parts.items() if name == "gradients, copied"]
+    assert copied == ([] if stage == 3 else [2.0])
 
 
 def test_float32_needs_no_second_gradient(shape: ModelShape) -> None:
@@ -211,7 +225,7 @@ def test_adapters_have_gradients_and_states_and_need_no_reference(shape: ModelSh
 
 def test_supervision_has_one_completion_and_no_reference(shape: ModelShape) -> None:
     config = recipe("objective=sft")
-    assert largest_micro_batch(config).row_tokens == 1024 + 256
+    assert largest_micro_batch(config, 196).row_tokens == 1024 + 256
     assert "reference model" not in by_name(learner_parts(config, shape))
 
 
@@ -220,6 +234,7 @@ def test_offloading_moves_parts_to_main_memory(shape: ModelShape) -> None:
     parts = by_name(learner_parts(recipe("learner.zero_stage=2", offload), shape))
     assert (parts["optimizer"].place, parts["gradients"].place) == ("main", "main")
     assert parts["parameters"].place == "device"
+    assert "gradients, copied" not in parts
 
 
 def test_the_reference_is_sharded_placed_or_absent(shape: ModelShape) -> None:
