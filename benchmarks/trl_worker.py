@@ -66,6 +66,21 @@ def reward(completions: list[Any], **_: Any) -> list[float]:
     return [parity(completion[0]["content"]) for completion in completions]
 
 
+def _generation(vllm: bool, banned: list[int]) -> dict[str, Any]:
+    """How TRL generates: transformers' generate, or a vLLM engine in this process, without what only engines that
+    differ from the learner need (another pass for importance weights)."""
+    if not vllm:
+        return {"generation_kwargs": {"suppress_tokens": banned}}
+    never = dict.fromkeys(banned, -100.0)
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_max_model_length": 1024,
+        "vllm_importance_sampling_correction": False,
+        "generation_kwargs": {"logit_bias": never, "ignore_eos": True},
+    }
+
+
 def main() -> None:
     """Settings come as one JSON argument; `vs_trl.py` says what they are."""
     settings = json.loads(sys.argv[1])
@@ -77,7 +92,9 @@ def main() -> None:
             {"prompt": [{"role": "user", "content": row["text"]}], "image": str(folder / row["image"])}
             for row in rows
         ],
-        features=Features({"prompt": [{"role": Value("string"), "content": Value("string")}], "image": Image()}),
+        features=Features(
+            {"prompt": [{"role": Value("string"), "content": Value("string")}], "image": Image()}
+        ),
     )
     model = AutoModelForImageTextToText.from_pretrained(settings["model"], dtype=torch.float32)
     config = model.config
@@ -99,7 +116,7 @@ def main() -> None:
         generation_batch_size=completions,
         num_generations=settings["group_size"],
         max_completion_length=settings["tokens"],
-        generation_kwargs={"suppress_tokens": banned},
+        **_generation(settings["vllm"], banned),
         temperature=1.0,
         top_p=1.0,
         top_k=0,

@@ -1,11 +1,12 @@
 """End to end against TRL's GRPOTrainer: completions per second of whole GRPO steps, TRL's before and after ours.
 
-    python benchmarks/vs_trl.py --trl-python /path/to/env/bin/python [--quick] [--json]
+    python benchmarks/vs_trl.py --trl-python /path/to/env/bin/python [--trl-vllm] [--quick] [--json]
 
 TRL runs in an environment of its own (`pip install trl==1.16.0 transformers==5.19.0` beside the same torch), since its
 dependencies are not the package's. Both sides get the same weights, prompts, images, group size, completion length
 (min = max), float32, beta, AdamW, clipping and reward. TRL's settings: all cores, no gradient checkpointing, the whole
-batch at once (`--trl-micro-batches` cuts it), transformers' generate with its cache.
+batch at once (`--trl-micro-batches` cuts it), transformers' generate with its cache; with `--trl-vllm`, a vLLM engine
+in its process (its environment then needs the package's vLLM too).
 """
 
 from __future__ import annotations
@@ -42,11 +43,18 @@ SHAPES = (
     Shape("tiny", 32, 8, 64),
 )
 QUICK = (Shape("bench30m", 2, 8, 12),)
+#: vLLM in TRL's process: its engine too, and it leaves the threads as they are.
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 @contextmanager
 def trl_steps(
-    config: Config, shape: Shape, python: str, threads: int, micro_batches: int
+    config: Config, shape: Shape, arguments: argparse.Namespace
 ) -> Iterator[Callable[[], dict[str, Any]]]:
     """A TRL process; each call is one of its optimizer steps and returns what `trl_worker.py` says of it."""
     settings = {
@@ -56,15 +64,21 @@ def trl_steps(
         "group_size": shape.group_size,
         "tokens": shape.tokens,
         "beta": config.loss.kl_beta,
-        "threads": threads,
-        "micro_batches": micro_batches,
+        "threads": arguments.threads,
+        "micro_batches": arguments.trl_micro_batches,
+        "vllm": arguments.trl_vllm,
     }
     process = subprocess.Popen(
-        [python, str(Path(__file__).with_name("trl_worker.py")), json.dumps(settings)],
+        [arguments.trl_python, str(Path(__file__).with_name("trl_worker.py")), json.dumps(settings)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=(WORK / "trl.log").open("w"),
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)},
+        env={
+            **os.environ,
+            **_ENVIRONMENT,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": str(arguments.threads),
+        },
         text=True,
     )
     assert process.stdin is not None  # both are pipes
@@ -103,11 +117,9 @@ def write_prompts(config: Config, shape: Shape) -> Path:
 
 
 def measure(shape: Shape, rounds: int, max_staleness: int, arguments: argparse.Namespace) -> Result:
-    threads, micro_batches = arguments.threads, arguments.trl_micro_batches
     phases: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-    config = step_config(shape, "vs_trl", max_staleness, threads, "parity.gap_mean_limit=0.01")
-    theirs_runs = trl_steps(config, shape, arguments.trl_python, threads, micro_batches)
-    with theirs_runs as trl_step, our_steps(config) as our_step:
+    config = step_config(shape, "vs_trl", max_staleness, arguments.threads, "parity.gap_mean_limit=0.01")
+    with trl_steps(config, shape, arguments) as trl_step, our_steps(config) as our_step:
         progress(f"{shape}: both are up")
 
         def ours() -> float:
@@ -133,8 +145,9 @@ def measure(shape: Shape, rounds: int, max_staleness: int, arguments: argparse.N
         None,
         {
             "beta": config.loss.kl_beta,
-            "threads": threads,
-            "trl_micro_batches": micro_batches,
+            "threads": arguments.threads,
+            "trl_micro_batches": arguments.trl_micro_batches,
+            "trl_generates_with": "vLLM" if arguments.trl_vllm else "transformers",
             "rounds": rounds,
             "seconds": {"ours": our_seconds, "theirs": their_seconds},
             "phases_last_step": {side: found[-1] for side, found in phases.items()},
@@ -169,17 +182,16 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
         shapes = tuple(shape for shape in SHAPES if arguments.only in str(shape))
     rounds = 1 if arguments.quick else 3
     staleness = [0, 2] if arguments.both else [0]
-    return [
-        measure(shape, rounds, k, arguments)
-        for shape in shapes
-        for k in staleness
-    ]
+    return [measure(shape, rounds, k, arguments) for shape in shapes for k in staleness]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trl-python", default="trl_env/bin/python", help="python of TRL's environment")
     parser.add_argument("--only", default="", help="only shapes whose name has this, e.g. 'tiny 32 x G=8'")
     parser.add_argument("--both", action="store_true", help="also asynchronous, max_staleness 2")
+    parser.add_argument(
+        "--trl-vllm", action="store_true", help="TRL generates with a vLLM engine in its process"
+    )
     parser.add_argument("--trl-micro-batches", type=int, default=1, help="that TRL cuts a step's batch into")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores that each side uses")
 
