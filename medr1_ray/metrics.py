@@ -23,6 +23,7 @@ class Resources:
 
     learner_ranks: int
     rollout_actors: int
+    reward_actors: int
     price_per_hour: float | None
 
 
@@ -93,6 +94,7 @@ def step_metrics(
         **{f"time/{phase}_seconds": seconds for phase, seconds in driver.items()},
         "perf/learner_idle_fraction": _idle_fraction(busy, "learner-", resources.learner_ranks * step_seconds),
         "perf/rollout_idle_fraction": _idle_fraction(busy, "rollout-", resources.rollout_actors * step_seconds),
+        "perf/reward_idle_fraction": _idle_fraction(busy, "reward-", resources.reward_actors * step_seconds),
         "perf/cost_per_1000_groups": None
         if resources.price_per_hour is None
         else resources.price_per_hour * step_seconds / 3600 * 1000 / len(groups),

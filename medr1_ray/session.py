@@ -233,7 +233,7 @@ class Session:
         price = self.config.hardware.price_per_hour(
             learner.world_size * (learner.gpus_per_rank or 1), actors * (rollout.gpus_per_actor or 1)
         )
-        return Resources(learner.world_size, actors, price)
+        return Resources(learner.world_size, actors, self.config.reward.actors, price)
 
     def _due(self, every: int) -> bool:
         """Whether a step that is a multiple of `every` was passed by the last update."""

@@ -77,6 +77,7 @@ METRICS: dict[str, str] = {
     "time/checkpoint_seconds": "checkpoints since the step before",
     "perf/learner_idle_fraction": "share of time/step_seconds that a learner rank does nothing, mean over ranks",
     "perf/rollout_idle_fraction": "share of time/step_seconds that a rollout actor has no request, mean over actors",
+    "perf/reward_idle_fraction": "share of time/step_seconds that a reward actor scores nothing, mean over actors",
     "perf/cost_per_1000_groups": "time/step_seconds of all machines at hardware.*.price_per_hour, for 1000 groups",
     "perf/completions_per_second": "completions learned from, over time/step_seconds",
     "perf/rollout_tokens_per_second": "tokens of completions learned from, over time/step_seconds",

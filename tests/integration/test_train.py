@@ -127,8 +127,8 @@ def test_a_run_tells_how_idle_it_was_and_leaves_a_timeline(asynchronous_run: Pat
         for span in spans
         if span["step"] == 1 and span["phase"] == "rollout" and span["actor"] != "driver"
     )
-    idle = {role: [line[f"perf/{role}_idle_fraction"] for line in steps] for role in ("learner", "rollout")}
-    assert all(0 <= fraction < 1 for fraction in idle["learner"] + idle["rollout"][1:])
+    idle = {role: [line[f"perf/{role}_idle_fraction"] for line in steps] for role in ("learner", "rollout", "reward")}
+    assert all(0 <= fraction < 1 for fraction in idle["learner"] + idle["rollout"][1:] + idle["reward"][1:])
     assert 0 <= idle["rollout"][0] < 1 if in_the_step else idle["rollout"][0] == 1
     assert all(line["perf/cost_per_1000_groups"] is None for line in steps), "no prices were given"
     events = json.loads((run / "timeline.json").read_text())["traceEvents"]

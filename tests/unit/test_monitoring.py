@@ -113,6 +113,7 @@ def test_the_dashboard_asks_for_metrics_that_are_exported() -> None:
         "staleness/mean",
         "perf/learner_idle_fraction",
         "perf/rollout_idle_fraction",
+        "perf/reward_idle_fraction",
         "time/weight_sync_seconds",
         "reward/total_mean",
         "reward/accuracy_mean",

@@ -238,12 +238,14 @@ def test_what_is_emitted_is_what_is_documented() -> None:
     report = UpdateReport(6, (step,), statistics, 1, 0, 0, 4, 60, 3e12, 1e13, phases)
     counts = LedgerCounts(issued=3, used=1, zero_variance=0, in_flight=1, dropped={"stale": 1}, reissued=1, late=1)
     members = Membership(lambda: 0.0, target=2).counts()
-    resources = Resources(learner_ranks=2, rollout_actors=2, price_per_hour=9.0)
+    resources = Resources(learner_ranks=2, rollout_actors=2, reward_actors=1, price_per_hour=9.0)
     busy = BusyTime().add([*spans, *phases])
     metrics = step_metrics([a_group()], report, counts, members, {"too long": 2}, spans, busy, resources)
-    # Of 2 x 4 s the ranks work 0.7 and 0.4, and the rollout actors 3. 4 s at 9 an hour for one group is 0.01.
+    # Of 2 x 4 s the ranks work 0.7 and 0.4, and the rollout actors 3; of 4 s the reward actor 0.5. 4 s at 9 an hour
+    # for one group is 0.01.
     assert metrics["perf/learner_idle_fraction"] == pytest.approx(1 - 1.1 / 8)
     assert metrics["perf/rollout_idle_fraction"] == 0.625
+    assert metrics["perf/reward_idle_fraction"] == 0.875
     assert metrics["perf/cost_per_1000_groups"] == pytest.approx(10.0)
     evaluated = {name for name in METRICS if name.startswith("eval/")}
     assert metrics.keys() == METRICS.keys() - evaluated
@@ -252,7 +254,7 @@ def test_what_is_emitted_is_what_is_documented() -> None:
     assert metrics["perf/gradient_tokens_per_second"] == pytest.approx(60 / 0.5)
     assert metrics["perf/model_flops_utilisation"] == pytest.approx(0.3)  # 3e12 in one second, of 1e13
     unknown = replace(report, peak_flops=None, spans=())
-    nobody = Resources(learner_ranks=2, rollout_actors=0, price_per_hour=9.0)
+    nobody = Resources(learner_ranks=2, rollout_actors=0, reward_actors=1, price_per_hour=9.0)
     metrics = step_metrics([a_group()], report, counts, members, {}, spans, busy, nobody)
     assert metrics["perf/rollout_idle_fraction"] is None, "all actors were lost in this step"
     metrics = step_metrics([a_group()], unknown, counts, members, {}, spans, busy, resources)
