@@ -5,7 +5,8 @@
 `ours` is the median step of a session (`train.py`'s loop). The parts, before and after the synchronous ones: bare
 AsyncLLMs that generate a step's completions side by side, as many as the run has; forward, backward, the reference's
 forward, clipping and AdamW on a step's packed tensors, by torch alone; one plain copy of the weights. `of_limit` is
-their sum over the synchronous step, and the larger of generation and learning over the asynchronous one.
+their sum over the synchronous step, and the larger of generation and learning over the asynchronous one (not with
+`--quick`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from medr1_ray.types import Sampling
 SHAPES = (Shape("bench30m", 4, 8, 12), Shape("tiny", 32, 8, 12))
 
 
-def measure(shape: Shape, threads: int, rounds: int) -> list[Result]:
+def measure(shape: Shape, threads: int, rounds: int, synchronous_only: bool) -> list[Result]:
     config = step_config(shape, "pipeline", 0, threads)
     stream = open_stream(config)
     sampling = Sampling(shape.group_size, shape.tokens, config.rollout.temperature)
@@ -71,15 +72,20 @@ def measure(shape: Shape, threads: int, rounds: int) -> list[Result]:
         times = {side: [*values, *more.get(side, [])] for side, values in times.items()}
     progress(f"{shape}: {times}")
     seconds = {side: median_seconds(values) for side, values in times.items()}
+    total = sum(seconds[part] for part in parts)
+    settings = {"threads": threads, "rounds": rounds, "model": checkpoint(shape.model).name, "parts": seconds}
+    synchronous = Result(
+        f"synchronous step, {shape}", seconds["step"], total, "s", *_twice(total / seconds["step"]), settings
+    )
+    if synchronous_only:
+        return [synchronous]
     with our_steps(step_config(shape, "pipeline", 2, threads)) as step:
         for _ in range(4):
             step()
         asynchronous = median_seconds([step().seconds for _ in range(3 * rounds)])
-    total = sum(seconds[part] for part in parts)
     largest = max(seconds[part] for part in parts)
-    settings = {"threads": threads, "rounds": rounds, "model": checkpoint(shape.model).name, "parts": seconds}
     return [
-        Result(f"synchronous step, {shape}", seconds["step"], total, "s", *_twice(total / seconds["step"]), settings),
+        synchronous,
         Result(f"asynchronous step, {shape}", asynchronous, largest, "s", *_twice(largest / asynchronous), settings),
     ]
 
@@ -95,7 +101,7 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
     if arguments.only:
         shapes = tuple(shape for shape in SHAPES if arguments.only in str(shape))
     rounds = 3 if arguments.quick else 5
-    return [result for shape in shapes for result in measure(shape, arguments.threads, rounds)]
+    return [result for shape in shapes for result in measure(shape, arguments.threads, rounds, arguments.quick)]
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -42,7 +42,7 @@ SHAPES = (
     Shape("tiny", 32, 16, 12),
     Shape("tiny", 32, 8, 64),
 )
-QUICK = (Shape("bench30m", 2, 8, 12),)
+QUICK = (Shape("tiny", 32, 8, 12),)
 #: vLLM in TRL's process: its engine too, and it leaves the threads as they are.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
