@@ -28,33 +28,39 @@ from benchmarks.matrix_tables import cell_replicates, collect, write_tables
 from medr1_ray.config_loading import load_config
 from medr1_ray.data.dataset import Dataset
 from medr1_ray.tiny import model_path
-from medr1_ray.types import Completions, Group, Prompt, Question, Rewards, Sampling, Span
+from medr1_ray.types import Completions, Group, Mode, Prompt, Question, Rewards, Sampling, Span
 
 REPOSITORY = Path(__file__).parents[2]
 MATRICES = REPOSITORY / "configs" / "matrix"
 
 
-@pytest.mark.parametrize(("file", "models"), [("phantoms", 2 * (8 + 5 + 8)), ("omnimedvqa", 2 * 2 * (8 + 5))])
+@pytest.mark.parametrize(
+    ("file", "models"),
+    [("phantoms", 2 * (8 + 5 + 8)), ("phantoms_longer", 2 * 8), ("omnimedvqa", 2 * 2 * (8 + 5))],
+)
 def test_the_experiments_have_the_matrices_of_the_paper(file: str, models: int) -> None:
     planned = list(rows(load_matrix_settings(MATRICES / f"{file}.yaml")))
     assert len({row.slug for row in planned}) == len(planned) == models
 
 
-@pytest.mark.parametrize("file", ["phantoms", "omnimedvqa"])
-def test_methods_differ_in_nothing_that_the_data_depend_on(file: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "mode", "weighted"),
+    [("phantoms", "think", False), ("omnimedvqa", "think", False), ("phantoms_longer", "no_think", True)],
+)
+def test_methods_differ_in_nothing_that_the_data_depend_on(file: str, mode: Mode, weighted: bool) -> None:
     settings = load_matrix_settings(MATRICES / f"{file}.yaml")
     for name in NAMES["modality"]:
         made = {
             method: load_config(
                 [REPOSITORY / path for path in settings.configs],
-                overrides(settings, Trained("modality", "think", method, name)),
+                overrides(settings, Trained("modality", mode, method, name)),
             )
             for method in settings.methods
         }
         assert made["grpo"].data == made["sft"].data
         assert made["grpo"].data.modalities == (name,)
-        assert made["grpo"].data.sampling_weights == {}
-        assert made["grpo"].mode == made["sft"].mode == "think"
+        assert bool(made["grpo"].data.sampling_weights) == weighted
+        assert made["grpo"].mode == made["sft"].mode == mode
         assert made["grpo"].train.seed == made["sft"].train.seed
         assert (made["grpo"].train.steps, made["grpo"].train.prompts_per_step) == (
             made["sft"].train.steps,
