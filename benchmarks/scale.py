@@ -26,11 +26,11 @@ from shapes import WORK, Shape, open_stream, run_config
 
 from medr1_ray.calls import Calls
 from medr1_ray.config import Config
+from medr1_ray.engines import start_reward_actors, wait_until_up
 from medr1_ray.fake_engine import FakeBehaviour, fake_launcher
 from medr1_ray.fleet import RolloutFleet
 from medr1_ray.ledger import Ledger
 from medr1_ray.pool import RolloutPool
-from medr1_ray.startup import start_reward_actors, wait_until_up
 from medr1_ray.weight_types import WeightBucket, WeightUpdate
 
 MEASURED = (1, 4, 16, 64)

@@ -18,7 +18,7 @@ import numpy as np
 
 from medr1_ray.config import Config
 from medr1_ray.rollout_actor import LoadReport, NotServingError, RolloutStatus
-from medr1_ray.rollout_engine import groups_at_once
+from medr1_ray.rollout_engine import sequences_at_once
 from medr1_ray.types import LETTERS, Completions, Prompt, Sampling, Span
 from medr1_ray.weight_types import WeightUpdate
 
@@ -48,7 +48,7 @@ class FakeRolloutActor:
         self._name = f"rollout-{index}"
         self._behaviour = behaviour
         self._random = np.random.default_rng(index)
-        self._slots = asyncio.Semaphore(groups_at_once(config))
+        self._slots = asyncio.Semaphore(max(1, sequences_at_once(config) // config.train.group_size))
         self._version: int | None = None
         self._running = 0
         time.sleep(behaviour.start_seconds)
@@ -92,6 +92,10 @@ class FakeRolloutActor:
         digest = "0" * 32 if update.version == self._behaviour.wrong_digest else update.digest
         seconds = self._behaviour.load_seconds
         return LoadReport(update.version, digest, seconds=seconds, paused_seconds=seconds)
+
+    async def forget_run(self) -> None:
+        """As `RolloutActor.forget_run`; what is being generated goes on."""
+        self._version = None
 
     async def status(self) -> RolloutStatus:
         """As `RolloutActor.status`."""

@@ -150,6 +150,20 @@ class RolloutFleet:
             self.poll(_POLL_SECONDS)
         return reports
 
+    def forget_run(self) -> None:
+        """Let every actor serve nothing until `load_weights`, which may then bring any version: another run's.
+
+        Raises:
+            RuntimeError: an actor failed in it, or did not answer within `cluster.sync_timeout_seconds`.
+        """
+        self._current = None
+        limit = self._config.cluster.sync_timeout_seconds
+        for name, handle in self.up.items():
+            try:
+                ray.get(handle.forget_run.remote(), timeout=limit)
+            except RayError as error:
+                raise RuntimeError(f"{name} could not leave its run: {describe_error(error)}") from error
+
     def scale(self, target: int, why: str) -> None:
         """Have so many actors: more are started in the background, those too many are drained."""
         if target == self._membership.target:

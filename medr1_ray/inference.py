@@ -13,14 +13,11 @@ from pathlib import Path
 
 import ray
 
-from medr1_ray.calls import Calls
-from medr1_ray.cluster import connect
 from medr1_ray.config import Config
-from medr1_ray.fleet import RolloutFleet
+from medr1_ray.engines import open_engines
 from medr1_ray.ledger import Ledger
 from medr1_ray.model_files import checkpoint_tensors, require_checkpoint
 from medr1_ray.pool import RolloutPool
-from medr1_ray.startup import start_reward_actors, wait_until_up
 from medr1_ray.weight_sync import BUCKET_BYTES, fill_buckets, update_digest
 from medr1_ray.weight_types import WeightUpdate
 
@@ -53,15 +50,7 @@ def open_inference(config: Config) -> Iterator[Inference]:
         ValueError: this machine has fewer GPUs than the engines ask for.
         RuntimeError: an actor did not start within `cluster.start_timeout_seconds`.
     """
-    connect(config)
-    try:
-        calls = Calls()
-        fleet = RolloutFleet(config, calls, print)
-        reward_actors = start_reward_actors(config)
-        fleet.wait_until_up()
-        wait_until_up(reward_actors, config)
-        yield Inference(
-            RolloutPool(config, fleet, list(reward_actors.values()), calls, None, Ledger(time.monotonic))
-        )
-    finally:
-        ray.shutdown()
+    with open_engines(config) as engines:
+        ledger = Ledger(time.monotonic)
+        reward_actors = list(engines.reward_actors.values())
+        yield Inference(RolloutPool(config, engines.fleet, reward_actors, engines.calls, None, ledger))

@@ -38,6 +38,7 @@ from medr1_ray.weight_ipc import merged
 from medr1_ray.weight_types import WeightGroup, WeightUpdate
 
 _MEANWHILE_SECONDS = 0.2
+_END_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -229,9 +230,11 @@ class Learner:
         )
 
     def close(self) -> None:
-        """End the actors and give back their place; safe to call twice."""
+        """End the actors and give back their place; safe to call twice. Their names are free then."""
         for actor in self._ranks:
             ray.kill(actor)
+        ended = [actor.rendezvous_address.remote() for actor in self._ranks]  # an error once the actor is gone
+        ray.wait(ended, num_returns=len(ended), timeout=_END_SECONDS) if ended else None
         self._ranks = []
         self._place.give_back()
 

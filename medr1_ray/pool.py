@@ -24,7 +24,7 @@ from medr1_ray.ledger import Ledger, Stage, room
 from medr1_ray.membership import MembershipCounts
 from medr1_ray.rewards import punish_overlong
 from medr1_ray.rollout_actor import LoadReport
-from medr1_ray.rollout_engine import groups_at_once
+from medr1_ray.rollout_engine import sequences_at_once
 from medr1_ray.types import Completions, Continuations, Group, Likelihoods, Prompt, Rewards, Sampling, Span
 from medr1_ray.weight_types import WeightUpdate
 
@@ -273,6 +273,11 @@ class RolloutPool:
                 self._fleet.has_drained(name)
         self._assign()
 
+    def finish(self) -> None:
+        """Wait for what the actors have, which nobody will use, and give them nothing more: they are free then."""
+        while any(self._training.ledger.load_of(list(self._fleet.serving)).values()) or self.ledger.at(Stage.SCORING):
+            self._fleet.poll(_POLL_SECONDS)
+
     def drain_spans(self) -> list[Span]:
         """The spans of generation and scoring since the last call."""
         spans, self._spans = self._spans, []
@@ -284,7 +289,7 @@ class RolloutPool:
         return group
 
     def _assign(self) -> None:
-        """Give waiting groups to the actors with the fewest, none more than its engine samples at once.
+        """Give waiting groups to the actors with the fewest sequences, none more than its engine samples at once.
 
         What is left waits for whoever is free next: an actor that joins, for one.
         """
@@ -292,14 +297,16 @@ class RolloutPool:
         load = dict.fromkeys(serving, 0)
         for work in self._workloads:
             for name, groups in work.ledger.load_of(list(serving)).items():
-                load[name] += groups
-        limit = groups_at_once(self._config)
+                load[name] += groups * work.sampling.group_size
+        limit = sequences_at_once(self._config)
         for work in self._workloads:
             for prompt_id in work.ledger.at(Stage.WAITING):
-                if not load or min(load.values()) >= limit:
+                if not load:
                     return
                 name = min(load, key=load.__getitem__)
-                load[name] += 1
+                if load[name] and load[name] + work.sampling.group_size > limit:
+                    return
+                load[name] += work.sampling.group_size
                 work.ledger.assign(prompt_id, name)
                 ref = serving[name].generate.remote(
                     f"{work.name}/{prompt_id}", work.prompts[prompt_id], work.sampling

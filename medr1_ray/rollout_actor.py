@@ -26,6 +26,7 @@ from medr1_ray.weight_types import WeightGroup, WeightMember, WeightUpdate
 
 REMEMBERED_REQUESTS = 1024
 _LOOK_SECONDS = 1.0
+_NO_WEIGHTS = "no weights have been loaded yet"
 
 
 class NotServingError(RuntimeError):
@@ -97,7 +98,7 @@ class RolloutActor:
         self._requests: OrderedDict[str, asyncio.Task[Completions]] = OrderedDict()
         self._loading = asyncio.Lock()
         self._loaded: LoadReport | None = None
-        self._failure: str | None = "no weights have been loaded yet"
+        self._failure: str | None = _NO_WEIGHTS
 
     def __repr__(self) -> str:
         return f"RolloutActor({self._name})"
@@ -172,6 +173,13 @@ class RolloutActor:
             self._failure = None
             self._forget_finished()
             return self._loaded
+
+    async def forget_run(self) -> None:
+        """Break off what is being generated and serve nothing until `load_weights`, which may bring any version."""
+        async with self._loading:
+            self._loaded = None
+            self._fail(_NO_WEIGHTS)
+            self._forget_finished()
 
     async def weight_member(self) -> WeightMember:
         """What a weight group must know of this engine."""

@@ -26,9 +26,9 @@ KV_CACHE_BYTES_ON_CPU = 2**30
 MAX_NUM_SEQS = 256
 
 
-def groups_at_once(config: Config) -> int:
-    """Groups whose completions an engine samples at the same time: more only wait in its queue."""
-    return max(1, int(config.rollout.engine.get("max_num_seqs", MAX_NUM_SEQS)) // config.train.group_size)
+def sequences_at_once(config: Config) -> int:
+    """Completions that an engine samples at the same time: more only wait in its queue."""
+    return int(config.rollout.engine.get("max_num_seqs", MAX_NUM_SEQS))
 
 
 def set_environment(config: Config) -> None:

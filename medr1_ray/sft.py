@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medr1_ray.command import run_command
 from medr1_ray.config import Config
 
+if TYPE_CHECKING:
+    from medr1_ray.engines import Engines
 
-def sft(config: Config, *, resume: bool = False) -> Path:
-    """Run a supervised training to its end; returns the path of its `summary.json`.
+
+def sft(config: Config, *, resume: bool = False, engines: Engines | None = None) -> Path:
+    """Run a supervised training to its end; returns the path of its `summary.json`. `engines` lent to it go on.
 
     Raises:
         ValueError: a setting, the data or the run directory is not usable; nothing has been trained.
@@ -27,7 +31,7 @@ def sft(config: Config, *, resume: bool = False) -> Path:
     from medr1_ray.startup import open_session
 
     teacher = Teacher.from_checkpoint(str(config.model.folder), config.mode, config.rollout.max_tokens)
-    with open_session(config, resume=resume) as session:
+    with open_session(config, resume=resume, engines=engines) as session:
         session.show_weights()
         session.evaluate_before()
         while session.step < config.train.steps:

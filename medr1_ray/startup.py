@@ -6,29 +6,24 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
-from medr1_ray.calls import Calls, describe_error
 from medr1_ray.checkpoint import Checkpoints, RunState, read_state
 from medr1_ray.cluster import connect
 from medr1_ray.config import Config
 from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.demand import REWARD_ACTOR_CPUS, demands
+from medr1_ray.engines import Engines
 from medr1_ray.evaluation import EvaluationLog
-from medr1_ray.fleet import RolloutFleet
 from medr1_ray.learner import Learner
 from medr1_ray.ledger import Ledger
 from medr1_ray.live_metrics import LiveMetrics
 from medr1_ray.parity import ParityGate
-from medr1_ray.placement import describe_missing, release_nodes
+from medr1_ray.placement import release_nodes
 from medr1_ray.pool import RolloutPool
 from medr1_ray.progress import Progress
-from medr1_ray.reward_actor import RewardActor
 from medr1_ray.rewards import resolve
 from medr1_ray.run_directory import open_run_directory
 from medr1_ray.scaling import Scaling
@@ -39,19 +34,22 @@ from medr1_ray.types import Prompt, Question, Sampling
 from medr1_ray.weight_channel import weight_channel
 
 _PROBE_GROUP_SIZE = 2
-_SCORE_RETRIES = 2
 
 
 @contextmanager
-def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
-    """A session with all actors up, at step 0 or at that of the latest checkpoint; everything is ended on leaving.
+def open_session(config: Config, *, resume: bool, engines: Engines | None = None) -> Iterator[Session]:
+    """A session with all actors up, at step 0 or at that of the latest checkpoint; everything is ended on leaving, but
+    for `engines` that are lent to it.
 
     Raises:
-        ValueError: the run directory, the data or the checkpoint is not usable.
+        ValueError: the run directory, the data, the checkpoint or the engines are not usable.
         RuntimeError: an actor did not start within `cluster.start_timeout_seconds`.
     """
     started = time.time()
     resolve(config.reward.functions, config.mode)  # a wrong name shows here, before anything has been started
+    lent = engines is not None
+    if engines is not None:
+        engines.require_fit(config)
     encoder = PromptEncoder.from_checkpoint(
         str(config.model.folder),
         config.mode,
@@ -81,23 +79,25 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
         progress.message(f"evaluation: {count} questions left out: {reason}")
     live_metrics = LiveMetrics(directory.path.name)
     tracker = Tracker(config, directory.path, state.step if state else 0, live_metrics.set)
-    connect(config)
+    if not lent:
+        connect(config)
+    learner = None
     try:
         learner = Learner(config)
-        calls = Calls()
-        if config.cluster.colocated:
+        if engines is not None:
+            engines.forget_run()
+        elif config.cluster.colocated:
             learner.start(progress.message)  # first, for an engine takes what memory its GPU has left
-            fleet = RolloutFleet(config, calls, progress.message, ask=learner.places_beside())
+            engines = Engines(config, progress.message, ask=learner.places_beside())
         else:
-            fleet = RolloutFleet(config, calls, progress.message)
-        reward_actors = start_reward_actors(config)
+            engines = Engines(config, progress.message)
         if not config.cluster.colocated:
-            learner.start(progress.message, meanwhile=fleet.poll)  # engines start beside the learner
+            learner.start(progress.message, meanwhile=engines.fleet.poll)  # engines start beside the learner
         if checkpoint:
             learner.load(checkpoint)
-        fleet.wait_until_up()
-        wait_until_up(reward_actors, config)
-        pool = RolloutPool(config, fleet, list(reward_actors.values()), calls, stream, _ledger(state))
+        engines.wait_until_up()
+        reward_actors = list(engines.reward_actors.values())
+        pool = RolloutPool(config, engines.fleet, reward_actors, engines.calls, stream, _ledger(state))
         if state:
             pool.issue_again([stream.reissue(prompt_id) for prompt_id in state.unused_prompts])
         totals = Totals(state.completions, dict(state.seconds)) if state else Totals()
@@ -125,12 +125,18 @@ def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
             totals=totals,
             scaling=Scaling.of(config),
         )
+        if lent:
+            pool.finish()
     finally:
         progress.close()
         tracker.close()
-        if config.rollout.is_elastic and ray.is_initialized():
-            release_nodes()
-        ray.shutdown()
+        if lent:
+            if learner is not None:
+                learner.close()
+        else:
+            if config.rollout.is_elastic and ray.is_initialized():
+                release_nodes()
+            ray.shutdown()
 
 
 def _encode_all(questions: tuple[Question, ...], encoder: PromptEncoder) -> tuple[list[Prompt], Counter[str]]:
@@ -143,38 +149,6 @@ def _encode_all(questions: tuple[Question, ...], encoder: PromptEncoder) -> tupl
             f"({', '.join(f'{reason}: {count}' for reason, count in refused.items())}); see rollout.max_prompt_tokens"
         )
     return prompts, refused
-
-
-def start_reward_actors(config: Config) -> dict[str, Any]:
-    """The reward actors by name. Ray restarts them and asks them again: a score is a function of its arguments."""
-    labels = dict(config.cluster.labels.reward)
-    return {
-        name: ray.remote(RewardActor)
-        .options(
-            name=name,
-            num_cpus=REWARD_ACTOR_CPUS,
-            label_selector=labels or None,
-            max_restarts=-1,
-            max_task_retries=_SCORE_RETRIES,
-        )
-        .remote(config.reward.functions, config.mode, config.reward.timeout_seconds, name)
-        for name in (f"reward-{index}" for index in range(config.reward.actors))
-    }
-
-
-def wait_until_up(reward_actors: dict[str, Any], config: Config) -> None:
-    pings = {actor.ping.remote(): name for name, actor in reward_actors.items()}
-    limit = config.cluster.start_timeout_seconds
-    done, late = ray.wait(list(pings), num_returns=len(pings), timeout=limit)
-    for ping in done:
-        try:
-            ray.get(ping)
-        except RayError as error:
-            raise RuntimeError(f"{pings[ping]} did not start: {describe_error(error)}") from error
-    if late:
-        names = ", ".join(pings[ping] for ping in late)
-        missing = describe_missing(demands(config)[2])
-        raise RuntimeError(f"not up after cluster.start_timeout_seconds={limit:g}: {names}; {missing}")
 
 
 def _ledger(state: RunState | None) -> Ledger:

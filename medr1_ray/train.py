@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medr1_ray.command import run_command
 from medr1_ray.config import Config
 
+if TYPE_CHECKING:
+    from medr1_ray.engines import Engines
 
-def train(config: Config, *, resume: bool = False) -> Path:
-    """Run a training to its end; returns the path of its `summary.json`.
+
+def train(config: Config, *, resume: bool = False, engines: Engines | None = None) -> Path:
+    """Run a training to its end; returns the path of its `summary.json`. `engines` lent to it go on.
 
     Raises:
         ValueError: a setting, the data or the run directory is not usable; nothing has been trained.
@@ -23,7 +27,7 @@ def train(config: Config, *, resume: bool = False) -> Path:
     """
     from medr1_ray.startup import open_session
 
-    with open_session(config, resume=resume) as session:
+    with open_session(config, resume=resume, engines=engines) as session:
         session.sync_weights()
         session.evaluate_before()
         while session.step < config.train.steps:

@@ -24,13 +24,13 @@ from medr1_ray.cluster import connect
 from medr1_ray.config import Config
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
+from medr1_ray.engines import start_reward_actors
 from medr1_ray.fake_engine import FakeBehaviour, fake_launcher
 from medr1_ray.fleet import RolloutFleet
 from medr1_ray.ledger import Ledger
 from medr1_ray.placement import release_nodes
 from medr1_ray.pool import RolloutPool
 from medr1_ray.scaling import Scaling
-from medr1_ray.startup import start_reward_actors
 from medr1_ray.types import Prompt, Question
 from medr1_ray.weight_types import WeightUpdate
 

@@ -73,8 +73,13 @@ class Actor:
         self.ping = Method(lambda: (name, 2.0, name))
         self.load_weights = Method(self._load_weights)
         self.generate = Method(self._generate)
+        self.forget_run = Method(self._forget_run)
+
+    def _forget_run(self) -> None:
+        self.version = -1
 
     def _load_weights(self, update: WeightUpdate) -> Any:
+        assert update.version >= self.version, f"{self.name} holds {self.version} and was given {update.version}"
         self.version = update.version
         return self.name, self._world.load_seconds, LoadReport(update.version, update.digest, 1.0, 1.0)
 
@@ -138,6 +143,7 @@ def install(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fleet_module, "describe_missing", lambda demand: f"{demand.count} missing")
     patch.setattr(fleet_module, "request_nodes", lambda config, actors: world.said.append(f"request {actors}"))
     patch.setattr(fleet_module, "release_nodes", lambda: world.said.append("request nothing"))
+    patch.setattr(fleet_module.ray, "get", lambda answer, timeout: answer)
     patch.setattr(fleet_module.ray, "kill", lambda handle: world.killed.append(handle.name))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import medr1_ray
 
 PACKAGE = Path(medr1_ray.__file__).parent
-NEEDS_RAY = {"calls", "cluster", "fleet", "inference", "learner", "live_metrics", "placement", "pool"} | {
+NEEDS_RAY = {"calls", "cluster", "engines", "fleet", "inference", "learner", "live_metrics", "placement", "pool"} | {
     "session",
     "startup",
 }

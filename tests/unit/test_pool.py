@@ -47,6 +47,35 @@ def test_an_actor_gets_no_more_than_its_engine_samples_at_once(world: World) -> 
     assert len(pool.take(0)) == 6
 
 
+def test_what_an_engine_samples_at_once_counts_in_sequences(world: World) -> None:
+    _, pool = a_pool(world, actors=2)
+    pool.fill(versions_ahead=0)
+    assert len(pool.take(0)) == 6
+    prompts = [Encoder().encode(QUESTION, f"evaluation:{i}") for i in range(20)]
+    world.happens = lambda: most.update(Counter(entry[1] for entry in world.pending))
+    most: Counter[str] = Counter()
+    pool.run(prompts[:16], Sampling(1, 4, 0.0))
+    assert most["rollout-0"] >= 8, "as many answers as the engine samples, not as many as groups of the training"
+    pool.run(prompts[:1], Sampling(20, 4, 1.0))  # more than an engine samples at once is given to it all the same
+
+
+def test_another_run_begins_at_version_0_on_actors_that_nobody_uses(world: World) -> None:
+    fleet, pool = a_pool(world, actors=2)
+    for version in range(3):
+        assert len(pool.take(version)) == 6
+        pool.load_weights(update(version + 1))
+    pool.fill(versions_ahead=0)
+    pool.finish()
+    assert not world.pending
+    fleet.forget_run()
+    assert {actor.version for actor in fleet.up.values()} == {-1}
+    config = a_config({"steps": 100, "prompts_per_step": 6, "group_size": 4}, actors=2)
+    again = RolloutPool(config, fleet, [RewardActor(world)], world, a_stream(), Ledger(lambda: world.now))  # type: ignore[arg-type]
+    again.load_weights(update(0))
+    assert {int(v) for group in again.take(0) for v in group.completions.versions} == {0}
+    assert pool.ledger.counts().used == 18
+
+
 def test_an_actor_that_joins_takes_what_waits(world: World) -> None:
     world.silent.add("rollout-1")
     _, pool = a_pool(world, actors=2, min_actors=1)

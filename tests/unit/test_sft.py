@@ -113,7 +113,7 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
     stand_in: Any = actors
 
     @contextmanager
-    def open_session(config: Config, *, resume: bool) -> Iterator[Session]:
+    def open_session(config: Config, *, resume: bool, engines: None) -> Iterator[Session]:
         run.mkdir(exist_ok=True)
         yield Session(
             config=config,
