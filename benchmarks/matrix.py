@@ -1,9 +1,9 @@
 """Cross-modality and cross-task matrices as in Med-R1: `python -m benchmarks.matrix --config configs/matrix/FILE`.
 
-Trains each row's model where it is missing, asks each model once about all columns on one set of engines, and writes
-tables and heat maps. Interrupted, the same command goes on where it was.
+Trains each row's model where it is missing, on engines that are kept from one to the next, asks each model once about
+all columns on one set of engines, and writes tables and heat maps. Interrupted, the same command goes on where it was.
 
-    <out>/ settings.json  runs/<row>/  logs/<row>.log  trained.jsonl  evaluations/<row>/
+    <out>/ settings.json  runs/<row>/  logs/<row>.log  engines/  trained.jsonl  evaluations/<row>/
            results.json  results.csv  results.md  <axis>-<mode>-<method>.png .svg
 """
 
@@ -11,29 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
+import multiprocessing
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks.heat_maps import draw
 from benchmarks.matrix_evaluation import evaluate_all
-from benchmarks.matrix_settings import (
-    MatrixSettings,
-    Trained,
-    load_matrix_settings,
-    overrides,
-    rows,
-    run_directory,
-)
+from benchmarks.matrix_lane import train_row
+from benchmarks.matrix_settings import MatrixSettings, Trained, load_matrix_settings, rows
 from benchmarks.matrix_tables import collect, write_tables
 from medr1_ray.append_log import AppendLog
-
-LOG_LINES = 15
 
 
 def run(settings: MatrixSettings) -> None:
@@ -44,7 +35,9 @@ def run(settings: MatrixSettings) -> None:
         RuntimeError: a training or an engine failed; what is done stays done.
     """
     _claim(settings)
-    _train_missing(settings)
+    # Processes of their own, begun afresh: a fork would share this one's threads and whatever they hold.
+    with ProcessPoolExecutor(settings.trainings_at_a_time, multiprocessing.get_context("spawn")) as lanes:
+        _train_missing(settings, lanes)
     evaluate_all(settings)
     matrices = collect(settings)
     write_tables(settings.out, matrices)
@@ -52,52 +45,28 @@ def run(settings: MatrixSettings) -> None:
         draw(matrix, settings.out)
 
 
-def _train_missing(settings: MatrixSettings) -> None:
+def _train_missing(settings: MatrixSettings, lanes: Executor) -> None:
     log = AppendLog(settings.out / "trained.jsonl")
     done = {row["run"] for row in log.rows}
     todo = [row for row in rows(settings) if row.slug not in done]
+    following, running = iter(todo), dict[Future[float], Trained]()
     failures: list[BaseException] = []
-    with (
-        ThreadPoolExecutor(settings.trainings_at_a_time) as threads,
-        tqdm(total=len(todo), desc="training", unit="model", disable=not todo) as bar,
-    ):
-        trainings = {threads.submit(_train, settings, row): row for row in todo}
-        try:
-            for training in as_completed(trainings):
-                if training.cancelled():
-                    continue
+    with tqdm(total=len(todo), desc="training", unit="model", disable=not todo) as bar:
+        while True:
+            free = settings.trainings_at_a_time - len(running)
+            for row in [] if failures else islice(following, free):
+                running[lanes.submit(train_row, settings, row)] = row
+            if not running:
+                break
+            for training in wait(running, return_when=FIRST_COMPLETED).done:
+                row = running.pop(training)
                 if error := training.exception():
-                    failures.append(error)
-                    for other in trainings:  # those that run already come to their end
-                        other.cancel()
+                    failures.append(error)  # those that run already come to their end
                     continue
-                log.append([{"run": trainings[training].slug, "seconds": training.result()}])
+                log.append([{"run": row.slug, "seconds": training.result()}])
                 bar.update()
-        finally:
-            for training in trainings:  # when interrupted too: begin no more
-                training.cancel()
     if failures:
         raise failures[0]
-
-
-def _train(settings: MatrixSettings, row: Trained) -> float:
-    """Train a row's model; returns seconds."""
-    start = time.monotonic()
-    directory = run_directory(settings, row)
-    begun = (directory / "checkpoints" / "latest").exists()
-    if directory.exists() and not begun:
-        shutil.rmtree(directory)  # cut off before its first checkpoint: there is nothing to go on from
-    command = [sys.executable, "-m", f"medr1_ray.{settings.methods[row.method].command}"]
-    command += [part for path in settings.configs for part in ("--config", str(path))]
-    command += [*overrides(settings, row), *(["--resume"] if begun else [])]
-    log = settings.out / "logs" / f"{row.slug}.log"
-    log.parent.mkdir(exist_ok=True)
-    with log.open("w") as output:
-        status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
-    if status:
-        last = "\n".join(log.read_text().splitlines()[-LOG_LINES:])
-        raise RuntimeError(f"the training of {row.slug} ended with status {status} ({log}):\n{last}")
-    return round(time.monotonic() - start, 1)
 
 
 def _claim(settings: MatrixSettings) -> None:

@@ -41,9 +41,11 @@ class MatrixSettings(Settings):
     configs: tuple[Path, ...] = Field(min_length=1)
     """The settings of every run, as for `medr1_ray.train`."""
     methods: dict[str, Method] = Field(min_length=1)
-    axes: dict[Mode, tuple[Axis, ...]] = Field(min_length=1)
-    """Which matrices there are: by mode, over modalities, question types or both."""
+    axes: dict[Mode, dict[Axis, tuple[str, ...]]] = Field(min_length=1)
+    """Which matrices there are, by mode, over modalities, question types or both; each with settings that all its
+    trainings have, whatever the method."""
     mode_overrides: dict[Mode, tuple[str, ...]] = Field(default_factory=dict)
+    """Settings of a mode's trainings and evaluations."""
     trainings_at_a_time: PositiveInt = 1
     """Side by side, each with a Ray cluster of its own: more than one where a training leaves cores idle."""
     questions_per_column: PositiveInt = 200
@@ -90,6 +92,7 @@ def overrides(settings: MatrixSettings, row: Trained) -> list[str]:
     """The settings of a row's training, over those of `settings.configs`."""
     return [
         *settings.mode_overrides.get(row.mode, ()),
+        *settings.axes[row.mode][row.axis],
         *settings.methods[row.method].overrides,
         f"mode={row.mode}",
         f"{_FILTER[row.axis]}={json.dumps([row.name])}",
