@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import ray
 
@@ -47,7 +47,6 @@ def open_session(config: Config, *, resume: bool, engines: Engines | None = None
     """
     started = time.time()
     resolve(config.reward.functions, config.mode)  # a wrong name shows here, before anything has been started
-    lent = engines is not None
     if engines is not None:
         engines.require_fit(config)
     encoder = PromptEncoder.from_checkpoint(
@@ -79,12 +78,16 @@ def open_session(config: Config, *, resume: bool, engines: Engines | None = None
         progress.message(f"evaluation: {count} questions left out: {reason}")
     live_metrics = LiveMetrics(directory.path.name)
     tracker = Tracker(config, directory.path, state.step if state else 0, live_metrics.set)
-    if not lent:
-        connect(config)
-    learner = None
-    try:
+    with ExitStack() as at_end:
+        lent = engines is not None
+        if not lent:
+            at_end.callback(_leave_cluster, config)
+            connect(config)
+        at_end.callback(tracker.close)
+        at_end.callback(progress.close)
         learner = Learner(config)
         if engines is not None:
+            at_end.callback(learner.close)
             engines.forget_run()
         elif config.cluster.colocated:
             learner.start(progress.message)  # first, for an engine takes what memory its GPU has left
@@ -127,16 +130,12 @@ def open_session(config: Config, *, resume: bool, engines: Engines | None = None
         )
         if lent:
             pool.finish()
-    finally:
-        progress.close()
-        tracker.close()
-        if lent:
-            if learner is not None:
-                learner.close()
-        else:
-            if config.rollout.is_elastic and ray.is_initialized():
-                release_nodes()
-            ray.shutdown()
+
+
+def _leave_cluster(config: Config) -> None:
+    if config.rollout.is_elastic and ray.is_initialized():
+        release_nodes()
+    ray.shutdown()
 
 
 def _encode_all(questions: tuple[Question, ...], encoder: PromptEncoder) -> tuple[list[Prompt], Counter[str]]:
