@@ -21,7 +21,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks.heat_maps import draw
 from benchmarks.matrix_evaluation import evaluate_all
-from benchmarks.matrix_lane import train_row
+from benchmarks.matrix_lane import end_with_parent, train_row
 from benchmarks.matrix_settings import MatrixSettings, Trained, load_matrix_settings, rows
 from benchmarks.matrix_tables import collect, write_tables
 from medr1_ray.append_log import AppendLog
@@ -36,7 +36,8 @@ def run(settings: MatrixSettings) -> None:
     """
     _claim(settings)
     # Processes of their own, begun afresh: a fork would share this one's threads and whatever they hold.
-    with ProcessPoolExecutor(settings.trainings_at_a_time, multiprocessing.get_context("spawn")) as lanes:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(settings.trainings_at_a_time, spawn, initializer=end_with_parent) as lanes:
         _train_missing(settings, lanes)
     evaluate_all(settings)
     matrices = collect(settings)

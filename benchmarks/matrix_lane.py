@@ -6,11 +6,14 @@ until one needs others (Think and No-Think differ in their lengths) or has faile
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
 from contextlib import ExitStack
+from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +59,19 @@ class _Kept:
 
 
 _kept: _Kept | None = None
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone, however it went: it would wait for work for ever, and its
+    engines with it. Ray's processes end with their driver."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def train_row(settings: MatrixSettings, row: Trained) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -117,6 +119,35 @@ def test_an_interrupted_matrix_begins_no_more_trainings(tmp_path: Path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         matrix._train_missing(settings, ThreadPoolExecutor(2))
     assert len(tried) < len(list(rows(settings))) // 2
+
+
+def is_running(process: int) -> bool:
+    """False for one that has ended and waits for somebody to ask how."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_lane_ends_with_a_matrix_that_was_killed() -> None:
+    script = (
+        "import multiprocessing, os, time; from concurrent.futures import ProcessPoolExecutor; "
+        "from benchmarks.matrix_lane import end_with_parent\n"
+        "if __name__ == '__main__':\n"
+        "    spawn = multiprocessing.get_context('spawn')\n"
+        "    print(ProcessPoolExecutor(1, spawn, initializer=end_with_parent).submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as matrix_process:
+        assert matrix_process.stdout is not None
+        lane = int(matrix_process.stdout.readline())
+        assert is_running(lane)
+        matrix_process.kill()
+    deadline = time.monotonic() + 30.0
+    while is_running(lane) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_running(lane)
 
 
 def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
