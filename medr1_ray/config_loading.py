@@ -68,6 +68,19 @@ def config_digest(config: Config) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def flat_settings(config: Config) -> dict[str, Any]:
+    """All settings by dotted key, as JSON has them."""
+    return dict(_flat(config.model_dump(mode="json")))
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars; a key given twice is an error."""
 

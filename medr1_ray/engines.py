@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from medr1_ray.calls import Calls, describe_error
 from medr1_ray.cluster import connect
 from medr1_ray.config import Config
+from medr1_ray.config_loading import flat_settings
 from medr1_ray.demand import REWARD_ACTOR_CPUS, demands
 from medr1_ray.fleet import RolloutFleet
 from medr1_ray.placement import Place, describe_missing
@@ -59,11 +60,12 @@ class Engines:
         """Raises ValueError where a run with these settings needs engines of its own."""
         if config.cluster.colocated:
             raise ValueError("cluster.colocated=true: engines on a learner's GPUs start and end with that learner")
-        for name in _FIXED:
-            ours, theirs = getattr(self._config, name), getattr(config, name)
-            if ours != theirs:
+        ours, theirs = flat_settings(self._config), flat_settings(config)
+        for key in sorted(ours.keys() | theirs.keys()):
+            if key.split(".")[0] in _FIXED and ours.get(key) != theirs.get(key):
                 raise ValueError(
-                    f"the engines were started with {name}={ours!r}, this run has {theirs!r}; start engines for it"
+                    f"{key}={theirs.get(key)!r}, but the engines were started with {ours.get(key)!r}; a run may differ "
+                    f"from its engines in all but {', '.join(_FIXED)}: start engines for this one"
                 )
 
     def forget_run(self) -> None:

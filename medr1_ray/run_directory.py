@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medr1_ray.config import Config
-from medr1_ray.config_loading import load_config, write_config
+from medr1_ray.config_loading import flat_settings, load_config, write_config
 
 # What a resumed run may change: how long it goes on, what it reports, where it generates. All else would make it
 # another run.
@@ -83,19 +82,11 @@ def _check_same_run(config: Config, directory: RunDirectory) -> None:
             f"run.dir={str(config.run.dir)!r} holds no run to resume ({directory.config.name} is missing); "
             "start without --resume"
         )
-    before = _flat(load_config([directory.config]).model_dump(mode="json"))
-    now = _flat(config.model_dump(mode="json"))
+    before = flat_settings(load_config([directory.config]))
+    now = flat_settings(config)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not key.startswith(_CHANGEABLE):
             raise ValueError(
                 f"{key} is {now.get(key)!r}, but the run in {directory.path} was started with {before.get(key)!r}; "
                 f"a resumed run may change only {', '.join(_CHANGEABLE)}. Set it back, or start a new run"
             )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key to value."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
