@@ -38,10 +38,14 @@ class _Kept:
         # A child of multiprocessing runs no `atexit`, where Ray would end its cluster.
         Finalize(None, self.end, exitpriority=1)
 
-    def engines(self, config: Config, folder: Path) -> Engines:
-        """Those that are up where they fit, else new ones, which log to `folder`."""
+    def engines(self, config: Config, folder: Path) -> Engines | None:
+        """Those that are up where they fit, else new ones, which log to `folder`; None where each training brings its
+        own, since they share the learner's GPUs."""
         from medr1_ray.engines import open_engines
 
+        if config.cluster.colocated:
+            self.end()
+            return None
         if self._engines is not None:
             try:
                 self._engines.require_fit(config)
