@@ -24,8 +24,9 @@ class ProcessNodeProvider(NodeProvider):  # type: ignore[misc]
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
         self._lock = threading.Lock()
+        self._one_starts = threading.Lock()
         self._started = 0
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, subprocess.Popen[str]] = {}
         head = {TAG_RAY_NODE_KIND: NODE_KIND_HEAD, TAG_RAY_USER_NODE_TYPE: "head"}
         self._tags: dict[str, dict[str, str]] = {HEAD_ID: head}
 
@@ -66,23 +67,43 @@ class ProcessNodeProvider(NodeProvider):  # type: ignore[misc]
             with self._lock:
                 self._started += 1
                 node_id = f"node-{self._started}"
-                environment = {
-                    **os.environ,
-                    "RAY_CLOUD_INSTANCE_ID": node_id,
-                    "RAY_NODE_TYPE_NAME": tags[TAG_RAY_USER_NODE_TYPE],
-                }
-                command = ["ray", "start", "--block", f"--address={self.provider_config['address']}"]
-                command += [f"--num-cpus={int(resources['CPU'])}", "--object-store-memory=100000000"]
-                command += ["--labels", ",".join(f"{label}={value}" for label, value in labels.items())]
-                self._processes[node_id] = subprocess.Popen(command, env=environment)
                 self._tags[node_id] = dict(tags)
+            environment = {
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                "RAY_CLOUD_INSTANCE_ID": node_id,
+                "RAY_NODE_TYPE_NAME": tags[TAG_RAY_USER_NODE_TYPE],
+            }
+            command = ["ray", "start", "--block", f"--address={self.provider_config['address']}"]
+            command += [f"--num-cpus={int(resources['CPU'])}", "--object-store-memory=100000000"]
+            command += ["--labels", ",".join(f"{label}={value}" for label, value in labels.items())]
+            threading.Thread(target=self._run, args=(node_id, command, environment), daemon=True).start()
+
+    def _run(self, node_id: str, command: list[str], environment: dict[str, str]) -> None:
+        """A node's life. Two that start at once on one machine take the same names for their sockets, and one dies."""
+        with self._one_starts:
+            with self._lock:
+                if node_id not in self._tags:
+                    return
+                process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+                self._processes[node_id] = process
+            assert process.stdout is not None
+            for line in process.stdout:
+                if "Ray runtime started" in line:
+                    break
+        for _ in process.stdout:
+            pass
+        process.wait()
+        with self._lock:  # as a cloud does not list a machine that is gone
+            self._tags.pop(node_id, None)
+            self._processes.pop(node_id, None)
 
     def terminate_node(self, node_id: str) -> None:
         with self._lock:
-            self._tags.pop(node_id)
-            process = self._processes.pop(node_id)
-        process.terminate()
-        threading.Thread(target=process.wait, daemon=True).start()
+            self._tags.pop(node_id, None)
+            process = self._processes.pop(node_id, None)
+        if process is not None:
+            process.terminate()
 
 
 def cluster_settings(address: str, most_nodes: int, idle_minutes: float) -> str:
