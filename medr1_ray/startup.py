@@ -15,6 +15,7 @@ from medr1_ray.config import Config
 from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.data.stream import PromptStream
+from medr1_ray.demand import demands
 from medr1_ray.engines import Engines
 from medr1_ray.evaluation import EvaluationLog
 from medr1_ray.learner import Learner
@@ -82,6 +83,7 @@ def open_session(config: Config, *, resume: bool, engines: Engines | None = None
         lent = engines is not None
         if not lent:
             at_end.callback(_leave_cluster, config)
+            progress.message(f"starting {_actors(config)}")
             connect(config)
         at_end.callback(tracker.close)
         at_end.callback(progress.close)
@@ -104,7 +106,9 @@ def open_session(config: Config, *, resume: bool, engines: Engines | None = None
         if state:
             pool.issue_again([stream.reissue(prompt_id) for prompt_id in state.unused_prompts])
         totals = Totals(state.completions, dict(state.seconds)) if state else Totals()
-        totals.seconds["startup"] = totals.seconds.get("startup", 0.0) + time.time() - started
+        startup_seconds = time.time() - started
+        progress.message(f"up after {startup_seconds:.0f} s")
+        totals.seconds["startup"] = totals.seconds.get("startup", 0.0) + startup_seconds
         yield Session(
             config=config,
             step=state.step if state else 0,
@@ -130,6 +134,10 @@ def open_session(config: Config, *, resume: bool, engines: Engines | None = None
         )
         if lent:
             pool.finish()
+
+
+def _actors(config: Config) -> str:
+    return ", ".join(f"{demand.count} {demand.name}{'s' * (demand.count != 1)}" for demand in demands(config))
 
 
 def _leave_cluster(config: Config) -> None:
