@@ -2,11 +2,11 @@
 
     python benchmarks/pipeline.py [--quick] [--json]
 
-`ours` is the median step of a session (`train.py`'s loop). The parts, before and after the synchronous ones: bare
-AsyncLLMs that generate a step's completions side by side, as many as the run has; forward, backward, the reference's
-forward, clipping and AdamW on a step's packed tensors, by torch alone; one plain copy of the weights. `of_limit` is
-their sum over the synchronous step, and the larger of generation and learning over the asynchronous one (not with
-`--quick`).
+`ours` is the median step of a session (`train.py`'s loop). The parts, which take turns with two synchronous steps:
+bare AsyncLLMs that generate a step's completions side by side, as many as the run has; forward, backward, the
+reference's forward, clipping and AdamW on a step's packed tensors, by torch alone; one plain copy of the weights.
+`of_limit` is their sum over the synchronous step, and the larger of generation and learning over the asynchronous one
+(not with `--quick`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from weight_sync import plain_copy, tensors_of
 from medr1_ray.types import Sampling
 
 SHAPES = (Shape("bench30m", 4, 8, 12), Shape("tiny", 32, 8, 12))
+STEPS = 2
+"""Of ours in a row, in each turn."""
 
 
 def measure(shape: Shape, threads: int, rounds: int, synchronous_only: bool) -> list[Result]:
@@ -55,35 +57,36 @@ def measure(shape: Shape, threads: int, rounds: int, synchronous_only: bool) -> 
             model.ask(None)
             return model.wait().seconds
 
+        def train() -> float:
+            # Engines begin with the next step's groups as soon as they have the weights. So the first step found its
+            # groups made and does not count, and the last one's are let be made before another side's turn.
+            step()
+            seconds = [step().seconds for _ in range(STEPS)]
+            time.sleep(max(seconds))
+            return median_seconds(seconds)
+
         tensors = tensors_of(config)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        parts: dict[str, Callable[[], float]] = {
+        sides: dict[str, Callable[[], float]] = {
             "generation": generate,
             "learning": learn,
             "copy": plain_copy(tensors, size),
+            "step": train,
         }
-        times = interleaved(parts, rounds)
-        # In a row: engines begin with the next step's groups as soon as they have the weights, and would generate them
-        # in another side's turn.
-        step()
-        times["step"] = [step().seconds for _ in range(3 * rounds)]
-        time.sleep(5.0)
-        more = interleaved(parts, rounds)
-        times = {side: [*values, *more.get(side, [])] for side, values in times.items()}
+        times = interleaved(sides, rounds)
     progress(f"{shape}: {times}")
     seconds = {side: median_seconds(values) for side, values in times.items()}
-    total = sum(seconds[part] for part in parts)
+    whole = seconds.pop("step")
+    total = sum(seconds.values())
     settings = {"threads": threads, "rounds": rounds, "model": checkpoint(shape.model).name, "parts": seconds}
-    synchronous = Result(
-        f"synchronous step, {shape}", seconds["step"], total, "s", *_twice(total / seconds["step"]), settings
-    )
+    synchronous = Result(f"synchronous step, {shape}", whole, total, "s", *_twice(total / whole), settings)
     if synchronous_only:
         return [synchronous]
     with our_steps(step_config(shape, "pipeline", 2, threads)) as step:
         for _ in range(4):
             step()
-        asynchronous = median_seconds([step().seconds for _ in range(3 * rounds)])
-    largest = max(seconds[part] for part in parts)
+        asynchronous = median_seconds([step().seconds for _ in range(STEPS * rounds)])
+    largest = max(seconds.values())
     return [
         synchronous,
         Result(f"asynchronous step, {shape}", asynchronous, largest, "s", *_twice(largest / asynchronous), settings),
@@ -100,7 +103,7 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
     shapes = SHAPES[1:] if arguments.quick else SHAPES
     if arguments.only:
         shapes = tuple(shape for shape in SHAPES if arguments.only in str(shape))
-    rounds = 3 if arguments.quick else 5
+    rounds = 2 if arguments.quick else 5
     return [result for shape in shapes for result in measure(shape, arguments.threads, rounds, arguments.quick)]
 
 
