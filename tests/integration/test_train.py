@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -64,6 +65,7 @@ def asynchronous_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = _train("phantom_cpu.yaml", *paths, "train.steps=3")
     assert first.returncode == 0, first.stdout + first.stderr
     shutil.copyfile(run / "summary.json", folder / "first_summary.json")
+    (folder / "first_output.txt").write_text(first.stdout)
     second = _train("phantom_cpu.yaml", *paths, "train.steps=5", "--resume")
     assert second.returncode == 0, second.stdout + second.stderr
     return folder
@@ -81,6 +83,12 @@ def test_a_summary_says_what_came_of_a_run(asynchronous_run: Path) -> None:
     assert summary["groups_used"] == 3 * 8
     assert summary["seconds"].keys() >= {"total", "rollout", "update", "weight_sync", "evaluation"}
     assert 0 < summary["logprob_gap_mean"] < 1e-3
+
+
+def test_a_run_says_what_it_starts_and_when_it_is_up(asynchronous_run: Path) -> None:
+    output = (asynchronous_run / "first_output.txt").read_text()
+    lines = r"^starting 1 learner rank, 2 rollout actors, 1 reward actor\nup after \d+ s\nevaluation before: "
+    assert re.search(lines, output, re.MULTILINE), output
 
 
 def test_a_resumed_run_goes_on_with_the_prompts_that_were_issued_and_not_used(asynchronous_run: Path) -> None:
