@@ -85,7 +85,7 @@ class RolloutFleet:
         self._actors: dict[str, _Actor] = {}
         self._gone: list[str] = []
         self._current: WeightUpdate | None = None
-        self._has_served = False
+        self._begun_seconds: float | None = None  # when the first weights had been given to those that were up
         self._look_at_seconds = self._say_at_seconds = clock()
         self._last_failure = ""
         self._requested = 0
@@ -148,6 +148,8 @@ class RolloutFleet:
             self._load(name, reports.append)
         while any(name in self._actors and self._actors[name].loading is update for name in names):
             self.poll(_POLL_SECONDS)
+        if self._begun_seconds is None:
+            self._begun_seconds = self._clock()
         return reports
 
     def forget_run(self) -> None:
@@ -175,11 +177,11 @@ class RolloutFleet:
         """Give up an actor that died, failed or passed a deadline; nothing happens when it is gone already.
 
         Raises:
-            RuntimeError: no actor has served yet, and this one failed by itself: so would the others.
+            RuntimeError: the run has not begun, and this one failed by itself: so would the others.
         """
         if self._membership.stage(name) is None:
             return
-        if own_failure and not self._has_served:
+        if own_failure and self._begun_seconds is None:
             raise RuntimeError(f"{name} did not start: {reason} (more in {self._config.run.dir}/logs/{name}.log)")
         self._last_failure = f"{name}: {reason}"
         self._end(name, Leave.FAILED if own_failure else Leave.LOST, reason)
@@ -287,7 +289,7 @@ class RolloutFleet:
                 self._load(name)
         elif self._membership.stage(name) is Stage.JOINING:
             self._membership.joined(name)
-            if self._has_served:
+            if self._begun_seconds is not None:
                 self._say(f"{name} has joined with version {update.version}; {self._counted()}")
 
     def _give_up_the_late(self) -> None:
@@ -327,14 +329,12 @@ class RolloutFleet:
     def _look_after_the_empty(self) -> None:
         counts, now = self._membership.counts(), self._clock()
         waiting = self._membership.at(Stage.WANTED)
-        if counts.serving:
-            self._has_served = True
-        elif self._has_served:
+        if self._begun_seconds is not None and not counts.serving:
             cluster = self._config.cluster
             limit = cluster.placement_timeout_seconds
             if len(waiting) < counts.present:
                 limit += cluster.start_timeout_seconds
-            seconds = self._membership.empty_seconds()
+            seconds = min(self._membership.empty_seconds(), now - self._begun_seconds)
             if counts.failures_in_a_row >= _HOPELESS_FAILURES or seconds > limit:
                 raise RuntimeError(
                     f"no rollout actor has been serving for {seconds:.0f} s, and {counts.failures_in_a_row} in a row "

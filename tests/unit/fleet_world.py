@@ -30,6 +30,7 @@ class World:
         self.dead_from = "start"
         self.failing: set[str] = set()
         self.load_seconds = 1.0
+        self.load_seconds_of: dict[str, float] = {}
         self.group_seconds = 2.0
         self.draining: dict[str, float] = {}
         self.killed: list[str] = []
@@ -81,7 +82,8 @@ class Actor:
     def _load_weights(self, update: WeightUpdate) -> Any:
         assert update.version >= self.version, f"{self.name} holds {self.version} and was given {update.version}"
         self.version = update.version
-        return self.name, self._world.load_seconds, LoadReport(update.version, update.digest, 1.0, 1.0)
+        seconds = self._world.load_seconds_of.get(self.name, self._world.load_seconds)
+        return self.name, seconds, LoadReport(update.version, update.digest, 1.0, 1.0)
 
     def _generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Any:
         assert self.version >= 0, f"{self.name} has no weights and was given {request_id}"

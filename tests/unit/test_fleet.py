@@ -52,6 +52,28 @@ def test_a_run_begins_with_the_fewest_and_the_others_join_in_the_background(worl
     assert any("rollout-1 has joined with version 0" in text for text in world.said)
 
 
+def test_the_first_weights_come_one_after_the_other_and_nobody_is_said_to_join_late(world: World) -> None:
+    fleet = a_fleet(world, actors=2)
+    fleet.wait_until_up()
+    world.load_seconds_of["rollout-1"] = 5.0
+    fleet.load_weights(update(0))
+    assert fleet.serving.keys() == {"rollout-0", "rollout-1"}
+    assert not any("has joined" in text for text in world.said)
+
+
+def test_all_lost_at_the_first_weights_and_no_place_for_others_is_an_error(world: World) -> None:
+    fleet = a_fleet(world, actors=2)
+    fleet.wait_until_up()
+    world.now += 100  # a long start: it does not count as time in which nobody served
+    world.places = -3  # what the two leave is gone as well
+    world.dead |= {"rollout-0", "rollout-1"}
+    begun = world.now
+    assert fleet.load_weights(update(0)) == []
+    with pytest.raises(RuntimeError, match=r"no rollout actor has been serving for 3.*Waiting for rollout-2"):
+        pass_time(world, fleet, 100)
+    assert 30 < world.now - begun < 36
+
+
 def test_a_dead_actor_is_replaced_by_one_that_holds_the_current_weights(world: World) -> None:
     fleet = serving_fleet(world, actors=2)
     world.dead.add("rollout-0")
