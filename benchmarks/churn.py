@@ -117,7 +117,8 @@ def preempt(cluster: Cluster, run: Path, name: str) -> Any:
     pid = engine_process(run, name)
     while pid not in raylets:
         pid = parent(pid)
-    command = ["ray", "drain-node", f"--address={cluster.address}", f"--node-id={raylets[pid].node_id}"]
+    ray = str(Path(sys.executable).with_name("ray"))  # on no PATH where the environment is not activated
+    command = [ray, "drain-node", f"--address={cluster.address}", f"--node-id={raylets[pid].node_id}"]
     command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
     subprocess.run(command, check=True, capture_output=True)
     return raylets[pid]
