@@ -123,8 +123,11 @@ class RolloutPool:
             versions_ahead=versions_ahead,
         )
         assert self._stream is not None
-        for prompt in self._stream.take(missing):
+        actors = max(1, len(self._fleet.serving))
+        for number, prompt in enumerate(self._stream.draw(missing), start=1):
             self._training.add(prompt)
+            if number % actors == 0:  # each can have one more, and need not wait while the others are made
+                self._assign()
         self._assign()
 
     def issue_again(self, prompts: Sequence[Prompt]) -> None:

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -103,16 +103,20 @@ class PromptStream:
         )
 
     def take(self, count: int) -> list[Prompt]:
-        """The next `count` prompts; their ids `<epoch>.<position>:<question id>` are unique in the run.
+        """The next `count` prompts, as `draw` makes them."""
+        return list(self.draw(count))
 
-        The images of as many questions after them begin to be decoded, while these prompts are generated.
+    def draw(self, count: int) -> Iterator[Prompt]:
+        """The next `count` prompts, each made when it is asked for: engines need not wait for the last one.
+
+        Their ids `<epoch>.<position>:<question id>` are unique in the run. At the end the images of as many questions
+        after them begin to be decoded, while these prompts are generated.
 
         Raises:
             ValueError: if as many questions in a row as an epoch holds are no prompts.
         """
-        prompts: list[Prompt] = []
-        refused_in_a_row = 0
-        while len(prompts) < count:
+        drawn = refused_in_a_row = 0
+        while drawn < count:
             question = self._questions[self._order[self._position]]
             if self._resting.get(question.id) == self._epoch:
                 self._dropped[RESTING] += 1
@@ -121,8 +125,9 @@ class PromptStream:
             encoded = self._encode(question, self._epoch, self._position)
             self._advance()
             if isinstance(encoded, Prompt):
-                prompts.append(encoded)
+                drawn += 1
                 refused_in_a_row = 0
+                yield encoded
                 continue
             self._dropped[encoded.reason] += 1
             refused_in_a_row += 1
@@ -134,7 +139,6 @@ class PromptStream:
                 )
         for index in self._order[self._position : self._position + count]:
             self._encoder.begin(self._questions[index])
-        return prompts
 
     def observe(self, prompt_id: str, pass_rate: float) -> None:
         """Take note of how often a prompt of this stream was answered rightly, in [0, 1]."""

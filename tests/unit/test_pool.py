@@ -47,6 +47,20 @@ def test_an_actor_gets_no_more_than_its_engine_samples_at_once(world: World) -> 
     assert len(pool.take(0)) == 6
 
 
+def test_engines_begin_while_prompts_are_made(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, pool = a_pool(world, actors=2)
+    generating: list[int] = []
+    encode = Encoder.encode
+
+    def watched(encoder: Encoder, question: Any, prompt_id: str) -> Any:
+        generating.append(len(world.pending))
+        return encode(encoder, question, prompt_id)
+
+    monkeypatch.setattr(Encoder, "encode", watched)
+    pool.fill(versions_ahead=0)
+    assert generating == [0, 0, 2, 2, 4, 4], "every actor has a group before another two are made"
+
+
 def test_what_an_engine_samples_at_once_counts_in_sequences(world: World) -> None:
     _, pool = a_pool(world, actors=2)
     pool.fill(versions_ahead=0)
