@@ -17,7 +17,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,11 +118,11 @@ def write_prompts(config: Config, shape: Shape) -> Path:
 def measure(shape: Shape, rounds: int, max_staleness: int, arguments: argparse.Namespace) -> Result:
     phases: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
     config = step_config(shape, "vs_trl", max_staleness, arguments.threads, "parity.gap_mean_limit=0.01")
-    with trl_steps(config, shape, arguments) as trl_step, our_steps(config) as our_step:
+    with trl_steps(config, shape, arguments) as trl_step, our_steps(config) as steps:
         progress(f"{shape}: both are up")
 
         def ours() -> float:
-            step = our_step()
+            step = steps.take()
             phases["ours"].append(step.phases)
             return step.seconds
 
@@ -132,7 +131,7 @@ def measure(shape: Shape, rounds: int, max_staleness: int, arguments: argparse.N
             phases["theirs"].append(found["phases"])
             return float(found["seconds"])
 
-        seconds = blocks(ours, theirs, rounds)
+        seconds = blocks(ours, steps.settle, theirs, rounds)
     progress(f"{shape}: {seconds}")
     completions = shape.prompts * shape.group_size
     our_seconds, their_seconds = (median_seconds(seconds[side]) for side in ("ours", "theirs"))
@@ -155,7 +154,9 @@ def measure(shape: Shape, rounds: int, max_staleness: int, arguments: argparse.N
     )
 
 
-def blocks(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> dict[str, list[float]]:
+def blocks(
+    ours: Callable[[], float], settle: Callable[[], None], theirs: Callable[[], float], rounds: int
+) -> dict[str, list[float]]:
     """TRL's steps before and after a block of ours, whose first steps fill the pipeline and do not count.
 
     Turns of one step each would flatter ours: engines begin with the next step's groups as soon as they have the
@@ -167,7 +168,7 @@ def blocks(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) 
     for _ in range(4):
         ours()
     found["ours"] = [ours() for _ in range(3 * rounds)]
-    time.sleep(10.0)  # engines generate as far ahead as they may, then stop
+    settle()
     found["theirs"] += [theirs() for _ in range(rounds)]
     return found
 
