@@ -154,7 +154,7 @@ def test_scaling_down_cancels_who_waits_and_drains_who_serves(world: World) -> N
     assert [text for text in world.said if text.startswith("request")] == ["request 3", "request nothing"]
 
 
-def test_a_failure_before_anybody_has_served_ends_the_run(world: World) -> None:
+def test_a_failure_before_the_first_weights_ends_the_run(world: World) -> None:
     fleet = a_fleet(world, actors=1)
     fleet.wait_until_up()
     with pytest.raises(RuntimeError, match="rollout-0 did not start: wrong model"):
