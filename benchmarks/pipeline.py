@@ -58,7 +58,7 @@ def measure(shape: Shape, threads: int, rounds: int, synchronous_only: bool) -> 
             return model.wait().seconds
 
         def train() -> float:
-            steps.take()
+            steps.take()  # finds its groups made
             seconds = [steps.take().seconds for _ in range(STEPS)]
             steps.settle()
             return median_seconds(seconds)
