@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from shapes import Shape, update_request
 
-from medr1_ray import packing
 from medr1_ray.config import Config
-from medr1_ray.image_work import ImagePatcher
-from medr1_ray.policy import Policy, load_model
+from medr1_ray.model import packing
+from medr1_ray.model.checkpoint_files import load_model
+from medr1_ray.model.image_patches import ImagePatcher
+from medr1_ray.model.policy import Policy
+from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.types import Group, Prompt, Sampling
-from medr1_ray.vocabulary import load_vocabulary
 
 Turn = Callable[[Any], Any]
 """Takes what was asked, returns the answer."""
@@ -104,7 +105,7 @@ def engine(config: Config, index: int) -> Turn:
 
     All requests are made at once and only final outputs are asked for.
     """
-    from medr1_ray import rollout_engine
+    from medr1_ray.rollout import engine as rollout_engine
 
     rollout_engine.set_environment(config)
     torch.set_num_threads(config.rollout.threads)

@@ -21,13 +21,13 @@ from common import Result, command, interleaved, median_seconds, progress
 from shapes import Shape, checkpoint, random_groups, run_config, update_request
 from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
-from medr1_ray.attention import SHARED_PROMPT_ATTENTION
-from medr1_ray.flops import forward_flops, peak_flops
-from medr1_ray.image_work import ImagePatcher
-from medr1_ray.model_shape import read_shape
-from medr1_ray.packing import PackedBatch, pack_groups, pack_plain
-from medr1_ray.policy import Policy
-from medr1_ray.vocabulary import load_vocabulary
+from medr1_ray.model.attention import SHARED_PROMPT_ATTENTION
+from medr1_ray.model.image_patches import ImagePatcher
+from medr1_ray.model.operations import forward_flops, peak_flops
+from medr1_ray.model.packing import PackedBatch, pack_groups, pack_plain
+from medr1_ray.model.policy import Policy
+from medr1_ray.model.shape import read_shape
+from medr1_ray.model.vocabulary import load_vocabulary
 
 
 def build_policy(shape: Shape, device: torch.device) -> Policy:

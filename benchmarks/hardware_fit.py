@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from step_measurement import Case, StepSeconds
 
-from medr1_ray.config import Config
-from medr1_ray.config_hardware import HardwareSettings
-from medr1_ray.model_shape import ModelShape
-from medr1_ray.step_work import StepSize, learner_work, rollout_work
+from medr1_ray.config import Config, HardwareSettings
+from medr1_ray.model.shape import ModelShape
+from medr1_ray.sizing.work import StepSize, learner_work, rollout_work
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def fit(
 
 
 def step_size(case: Case, text_tokens: int) -> StepSize:
-    """The case as `medr1_ray.step_work` takes it."""
+    """The case as `medr1_ray.sizing.work` takes it."""
     return StepSize(case.prompts, case.group_size, case.completion_tokens, case.image_size, text_tokens)
 
 

@@ -22,10 +22,10 @@ from common import Result, command, interleaved, median_seconds, progress
 from shapes import Shape, random_groups, run_config, update_request
 
 from medr1_ray.config import Config
-from medr1_ray.learner_actor import LearnerActor
-from medr1_ray.model_shape import read_shape
-from medr1_ray.packing import PackedBatch
-from medr1_ray.sizing import learner_parts
+from medr1_ray.learner.actor import LearnerActor
+from medr1_ray.model.packing import PackedBatch
+from medr1_ray.model.shape import read_shape
+from medr1_ray.sizing.memory import learner_parts
 
 SHAPES = (
     Shape("bench30m", 8, 8, 12),

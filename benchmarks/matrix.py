@@ -24,7 +24,7 @@ from benchmarks.matrix_evaluation import evaluate_all
 from benchmarks.matrix_lane import end_with_parent, train_row
 from benchmarks.matrix_settings import MatrixSettings, Trained, load_matrix_settings, rows
 from benchmarks.matrix_tables import collect, write_tables
-from medr1_ray.append_log import AppendLog
+from medr1_ray.base.append_log import AppendLog
 
 
 def run(settings: MatrixSettings) -> None:

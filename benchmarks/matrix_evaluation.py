@@ -20,13 +20,13 @@ from benchmarks.matrix_settings import (
     run_directory,
 )
 from medr1_ray.config import Config
-from medr1_ray.config_loading import load_config
+from medr1_ray.config.loading import load_config
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
 from medr1_ray.data.encoding import PromptEncoder
-from medr1_ray.evaluation_passes import BLINDED, IMAGE, Pass, letter_passes
-from medr1_ray.evaluation_run import EvaluationFolder, questions_digest
-from medr1_ray.evaluation_settings import without_learner
-from medr1_ray.model_files import resolve_checkpoint
+from medr1_ray.evaluation.folder import EvaluationFolder, questions_digest
+from medr1_ray.evaluation.passes import BLINDED, IMAGE, Pass, letter_passes
+from medr1_ray.evaluation.settings import without_learner
+from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode, Question
 
 BLANK = BLINDED[0]
@@ -37,7 +37,7 @@ def evaluate_all(settings: MatrixSettings) -> None:
     todo = [entry for entry in _models(settings) if not (_folder(settings, entry[0]) / "done").exists()]
     if not todo:
         return
-    from medr1_ray.inference import open_inference
+    from medr1_ray.evaluation.inference import open_inference
 
     configs = {mode: mode_config(settings, mode) for mode in settings.axes}
     longest = max(configs.values(), key=lambda config: config.rollout.max_tokens)

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from benchmarks.matrix_settings import MatrixSettings, Trained, overrides, run_directory
 from medr1_ray.config import Config
-from medr1_ray.config_loading import load_config
+from medr1_ray.config.loading import load_config
 
 if TYPE_CHECKING:
-    from medr1_ray.engines import Engines
+    from medr1_ray.pool.shared_actors import Engines
 
 LOG_LINES = 15
 
@@ -41,7 +41,7 @@ class _Kept:
     def engines(self, config: Config, folder: Path) -> Engines | None:
         """Those that are up where they fit, else new ones, which log to `folder`; None where each training brings its
         own, since they share the learner's GPUs."""
-        from medr1_ray.engines import open_engines
+        from medr1_ray.pool.shared_actors import open_engines
 
         if config.cluster.colocated:
             self.end()

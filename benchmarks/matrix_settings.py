@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from medr1_ray.config import Config, PositiveInt, Settings
-from medr1_ray.config_loading import load_config
+from medr1_ray.config.loading import load_config
 from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES, UNKNOWN
 from medr1_ray.types import Mode, Question
 

@@ -18,13 +18,13 @@ import ray
 from common import Result, command, interleaved, median_seconds, progress
 from shapes import Shape, checkpoint, open_stream, run_config
 
-from medr1_ray.cluster import connect
-from medr1_ray.code_digest import code_digest
+from medr1_ray.base.code_digest import code_digest
+from medr1_ray.cluster.connect import connect
 from medr1_ray.config import Config
-from medr1_ray.policy import checkpoint_name, load_model
-from medr1_ray.rollout_actor import RolloutActor
+from medr1_ray.model.checkpoint_files import checkpoint_name, load_model
+from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.types import Sampling
-from medr1_ray.weight_sync import BUCKET_BYTES, write_buckets
+from medr1_ray.weights.buckets import BUCKET_BYTES, write_buckets
 
 SHAPES = (
     Shape("tiny", 32, 8, 12),

@@ -24,14 +24,14 @@ import ray
 from common import Result, command, progress
 from shapes import WORK, Shape, open_stream, run_config
 
-from medr1_ray.calls import Calls
+from medr1_ray.cluster.pending_calls import Calls
 from medr1_ray.config import Config
-from medr1_ray.engines import start_reward_actors, wait_until_up
-from medr1_ray.fake_engine import FakeBehaviour, fake_launcher
-from medr1_ray.fleet import RolloutFleet
-from medr1_ray.ledger import Ledger
-from medr1_ray.pool import RolloutPool
-from medr1_ray.weight_types import WeightBucket, WeightUpdate
+from medr1_ray.pool.actors import RolloutFleet
+from medr1_ray.pool.group_ledger import Ledger
+from medr1_ray.pool.groups import RolloutPool
+from medr1_ray.pool.shared_actors import start_reward_actors, wait_until_up
+from medr1_ray.rollout.fake_actor import FakeBehaviour, fake_launcher
+from medr1_ray.weights.messages import WeightBucket, WeightUpdate
 
 MEASURED = (1, 4, 16, 64)
 SIMULATED = (64, 128, 256, 512, 1000)

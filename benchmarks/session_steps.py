@@ -14,7 +14,7 @@ from shapes import WORK, Shape, run_config
 from medr1_ray.config import Config
 
 if TYPE_CHECKING:
-    from medr1_ray.session import Session
+    from medr1_ray.run.session import Session
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class OurSteps:
 @contextmanager
 def our_steps(config: Config) -> Iterator[OurSteps]:
     """A session that trains."""
-    from medr1_ray.startup import open_session
+    from medr1_ray.run.startup import open_session
 
     with open_session(config, resume=False) as session:
         session.sync_weights()

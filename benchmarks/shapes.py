@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from medr1_ray import packing
-from medr1_ray.config import Config
-from medr1_ray.config_loading import load_config
+from medr1_ray.config import Config, tiny_model_path
+from medr1_ray.config.loading import load_config
 from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.learner_types import BatchSize, MicroBatch, UpdateRequest
-from medr1_ray.policy import checkpoint_name
-from medr1_ray.tiny import model_path
+from medr1_ray.learner.batching import deal_out
+from medr1_ray.learner.messages import BatchSize, MicroBatch, UpdateRequest
+from medr1_ray.model import packing
+from medr1_ray.model.checkpoint_files import checkpoint_name
 from medr1_ray.types import Completions, Group, Prompt, Rewards, Span
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,13 +60,13 @@ def checkpoint(model: str) -> Path:
     if (folder / "model.safetensors").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    for file in model_path().iterdir():
+    for file in tiny_model_path().iterdir():
         if file.suffix in (".json", ".jinja"):
             shutil.copyfile(file, folder / file.name)
     if model == "bench30m":
         config = bench30m_config()
     else:
-        source = model_path() if model == "tiny" else ROOT / "configs" / "models" / "qwen2_vl_2b"
+        source = tiny_model_path() if model == "tiny" else ROOT / "configs" / "models" / "qwen2_vl_2b"
         config = Qwen2VLConfig.from_pretrained(source)
     known = AutoTokenizer.from_pretrained(folder).get_vocab()
     config.image_token_id, config.video_token_id = known["<|image_pad|>"], known["<|video_pad|>"]
@@ -74,11 +74,11 @@ def checkpoint(model: str) -> Path:
     config.architectures = ["Qwen2VLForConditionalGeneration"]
     config.save_pretrained(folder)
     if model == "tiny":
-        shutil.copyfile(model_path() / "model.safetensors", folder / "model.safetensors")
+        shutil.copyfile(tiny_model_path() / "model.safetensors", folder / "model.safetensors")
     elif model == "bench30m":
         torch.manual_seed(SEED)
         Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
-        shutil.copyfile(model_path() / "generation_config.json", folder / "generation_config.json")
+        shutil.copyfile(tiny_model_path() / "generation_config.json", folder / "generation_config.json")
     else:
         _write_hole(folder / "model.safetensors", dict(parameter_shapes(config)))
     return folder
@@ -107,7 +107,7 @@ def _write_hole(path: Path, shapes: Mapping[str, torch.Size]) -> None:
 
 def bench30m_config() -> Qwen2VLConfig:
     """Hidden size 512, 8 layers, a vision tower of depth 4; the tiny model's tokenizer."""
-    tiny = json.loads((model_path() / "config.json").read_text())
+    tiny = json.loads((tiny_model_path() / "config.json").read_text())
     text = {
         **tiny["text_config"],
         "hidden_size": 512,
@@ -179,7 +179,7 @@ def update_request(config: Config, groups: Sequence[Group], shape: Shape, plain:
     if plain:
         prompts = [length - shape.group_size * shape.tokens for length in lengths]
         lengths = [shape.group_size * (prompt + shape.tokens) for prompt in prompts]
-    (micro_batches,) = packing.plan(lengths, 1, config.learner.micro_batch_tokens)
+    (micro_batches,) = deal_out(lengths, 1, config.learner.micro_batch_tokens)
     return UpdateRequest(0, tuple(groups), tuple(MicroBatch(m.groups) for m in micro_batches), batch)
 
 

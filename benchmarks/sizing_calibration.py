@@ -2,8 +2,8 @@
 
     python benchmarks/sizing_calibration.py [--repetitions 5] [--json result.json] [--hardware cpu.yaml]
 
-With the numbers that `hardware_fit` finds from steps of the tiny model's shape, `medr1_ray.step_time` predicts steps of
-`bench30m` (hidden 512, 8 layers, vision depth 4) and of the tiny model with other group sizes, none of which were
+With the numbers that `hardware_fit` finds from steps of the tiny model's shape, `medr1_ray.sizing.time` predicts steps
+of `bench30m` (hidden 512, 8 layers, vision depth 4) and of the tiny model with other group sizes, none of which were
 fitted to. Cases are interleaved, figures are medians. What is compared are CPU seconds (see
 `step_measurement.Bench.step`), which other work on the machine disturbs less than the clock; the wall clock and the
 load are reported beside them. Exits with 1 where a predicted step is more than 20 % off.
@@ -28,8 +28,8 @@ from hardware_fit import Measured, fit, machine_rates, step_size
 from step_measurement import Bench, Case, StepSeconds, write_model
 
 from medr1_ray.config import Config
-from medr1_ray.model_shape import ModelShape, read_shape
-from medr1_ray.step_time import step_time
+from medr1_ray.model.shape import ModelShape, read_shape
+from medr1_ray.sizing.time import step_time
 
 TOLERANCE = 0.2
 THREADS = 1

@@ -20,12 +20,11 @@ import ray
 import torch
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from medr1_ray import tiny
-from medr1_ray.code_digest import code_digest
-from medr1_ray.config import Config
-from medr1_ray.learner import Learner
-from medr1_ray.prompts import chat_messages
-from medr1_ray.rollout_actor import RolloutActor
+from medr1_ray.base.code_digest import code_digest
+from medr1_ray.config import Config, tiny_model_path
+from medr1_ray.data.prompt_templates import chat_messages
+from medr1_ray.learner.handle import Learner
+from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.types import Completions, Group, Prompt, Question, Rewards, Sampling, Span
 
 MAX_TOKENS = 64
@@ -73,8 +72,8 @@ class StepSeconds:
 
 def write_model(name: str, folder: Path) -> Path:
     """A checkpoint of random weights: `tiny` in the shape of the model that ships, or `bench30m`."""
-    shutil.copytree(tiny.model_path(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    shape = Qwen2VLConfig.from_pretrained(tiny.model_path()).to_dict()
+    shutil.copytree(tiny_model_path(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    shape = Qwen2VLConfig.from_pretrained(tiny_model_path()).to_dict()
     if name == "bench30m":
         shape["text_config"] |= BENCH30M_TEXT | {"layer_types": ["full_attention"] * 8}
         shape["text_config"]["rope_parameters"] |= {"mrope_section": [8, 12, 12]}

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from medr1_ray.answer_parsing import parse_answer
-from medr1_ray.config_loading import load_config
+from medr1_ray.config.loading import load_config
 from medr1_ray.data.images import load_image
-from medr1_ray.prompts import chat_messages
+from medr1_ray.data.prompt_templates import chat_messages
+from medr1_ray.rewards.parsing import parse_answer
 from medr1_ray.types import Question
 
 BATCH = 50

@@ -28,7 +28,7 @@ from session_steps import our_steps, step_config
 from shapes import ROOT, WORK, Shape, checkpoint, open_stream
 
 from medr1_ray.config import Config
-from medr1_ray.prompts import user_text
+from medr1_ray.data.prompt_templates import user_text
 
 PROMPTS = 64
 SHAPES = (

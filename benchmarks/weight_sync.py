@@ -22,12 +22,13 @@ from common import Result, command, interleaved, median_seconds, progress
 from shapes import Shape, open_stream, parameter_shapes, run_config
 from transformers import Qwen2VLConfig
 
-from medr1_ray.cluster import connect
-from medr1_ray.code_digest import code_digest
+from medr1_ray.base.code_digest import code_digest
+from medr1_ray.cluster.connect import connect
 from medr1_ray.config import Config
-from medr1_ray.rollout_actor import LoadReport, RolloutActor
+from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.types import Sampling
-from medr1_ray.weight_sync import BUCKET_BYTES, write_buckets
+from medr1_ray.weights.buckets import BUCKET_BYTES, write_buckets
+from medr1_ray.weights.messages import LoadReport
 
 SHAPES = (Shape("tiny", 4, 8, 256), Shape("bench30m", 4, 8, 128), Shape("qwen2vl_2b", 1, 2, 1))
 

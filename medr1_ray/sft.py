@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medr1_ray.command import run_command
 from medr1_ray.config import Config
+from medr1_ray.run.command import run_command
 
 if TYPE_CHECKING:
-    from medr1_ray.engines import Engines
+    from medr1_ray.pool.shared_actors import Engines
 
 
 def sft(config: Config, *, resume: bool = False, engines: Engines | None = None) -> Path:
@@ -28,7 +28,7 @@ def sft(config: Config, *, resume: bool = False, engines: Engines | None = None)
             checkpoint can be resumed.
     """
     from medr1_ray.data.demonstrations import Teacher
-    from medr1_ray.startup import open_session
+    from medr1_ray.run.startup import open_session
 
     teacher = Teacher.from_checkpoint(str(config.model.folder), config.mode, config.rollout.max_tokens)
     with open_session(config, resume=resume, engines=engines) as session:

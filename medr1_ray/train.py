@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medr1_ray.command import run_command
 from medr1_ray.config import Config
+from medr1_ray.run.command import run_command
 
 if TYPE_CHECKING:
-    from medr1_ray.engines import Engines
+    from medr1_ray.pool.shared_actors import Engines
 
 
 def train(config: Config, *, resume: bool = False, engines: Engines | None = None) -> Path:
@@ -25,7 +25,7 @@ def train(config: Config, *, resume: bool = False, engines: Engines | None = Non
         RuntimeError: the learner or a reward actor failed, no rollout actor was left for too long, or engine and
             learner disagree (`ParityError`). The last checkpoint can be resumed.
     """
-    from medr1_ray.startup import open_session
+    from medr1_ray.run.startup import open_session
 
     with open_session(config, resume=resume, engines=engines) as session:
         session.sync_weights()

@@ -158,3 +158,6 @@ class Group:
     completions: Completions
     rewards: Rewards
     reference_logprobs: NDArray[np.float32] | None = None
+
+
+ScoredPrompt = tuple[Prompt, Completions]

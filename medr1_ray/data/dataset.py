@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from medr1_ray.config_data import DataSettings
-from medr1_ray.data.medr1_rows import read_medr1_files
-from medr1_ray.data.omnimedvqa import read_omnimedvqa
+from medr1_ray.config import DataSettings
 from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates
 from medr1_ray.data.phantoms import ensure_dataset
-from medr1_ray.data.prepared import read_split
 from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES
-from medr1_ray.data.reading import Dropped, ReadResult, dropped_by_reason
+from medr1_ray.data.readers.medr1 import read_medr1_files
+from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
+from medr1_ray.data.readers.prepared import read_split
+from medr1_ray.data.readers.rows import Dropped, ReadResult, dropped_by_reason
 from medr1_ray.data.splits import split_by_image
 from medr1_ray.types import Question
 

@@ -8,9 +8,9 @@ from functools import partial
 
 import numpy as np
 
-from medr1_ray.prompts import target_text
+from medr1_ray.data.prompt_templates import target_text
+from medr1_ray.model.vocabulary import STOP_TOKENS
 from medr1_ray.types import Completions, Mode, Prompt, Span
-from medr1_ray.vocabulary import STOP_TOKENS
 
 TEACHER = "teacher"
 

@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from medr1_ray.bounded_cache import BoundedCache
+from medr1_ray.base.bounded_cache import BoundedCache
 from medr1_ray.data.images import ImageFit, load_image
-from medr1_ray.prompts import user_text, user_turn
+from medr1_ray.data.prompt_templates import user_text, user_turn
 from medr1_ray.types import Continuations, Mode, Prompt, Question
 
 IMAGE_PAD = "<|image_pad|>"

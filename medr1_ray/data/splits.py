@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from medr1_ray.data.reading import relative_path
+from medr1_ray.data.readers.rows import relative_path
 from medr1_ray.types import Question
 
 

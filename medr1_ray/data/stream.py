@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.data.encoding import PromptEncoder, Refused
-from medr1_ray.data.options import shuffle_options
+from medr1_ray.data.questions import shuffle_options
 from medr1_ray.types import Prompt, Question
 
 logger = logging.getLogger(__name__)

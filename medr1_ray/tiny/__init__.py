@@ -3,12 +3,3 @@
 `python -m medr1_ray.tiny --out DIR --seed S` builds it: tokenizer, architecture, pre-training, probe.
 `medr1_ray/tiny/model/README.md` is its model card, `medr1_ray/tiny/build_log.txt` the log of the shipped build.
 """
-
-from __future__ import annotations
-
-from pathlib import Path
-
-
-def model_path() -> Path:
-    """The folder of the shipped checkpoint, in the form that `from_pretrained` and vLLM take."""
-    return Path(__file__).resolve().parent / "model"

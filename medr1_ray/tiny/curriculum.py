@@ -20,15 +20,15 @@ from medr1_ray.data.phantoms import (
     MODALITIES,
     PhantomFacts,
     PhantomQuestion,
+    ask,
     describe,
     draw,
     phantom_facts,
     phantom_questions,
     phantom_rng,
-    questions,
     random_facts,
 )
-from medr1_ray.prompts import TEMPLATES
+from medr1_ray.data.prompt_templates import TEMPLATES
 from medr1_ray.tiny import shapes
 from medr1_ray.types import LETTERS, Mode
 
@@ -138,7 +138,7 @@ def report_items(rng: np.random.Generator) -> list[shapes.Item]:
     if rng.random() < 0.6:
         facts = random_facts(rng, MODALITIES[int(rng.integers(len(MODALITIES)))])
         text = describe(facts, rng)
-        asked = [phantom_item(question) for question in questions(facts, rng)]
+        asked = [phantom_item(question) for question in ask(facts, rng)]
     else:
         scene = shapes.random_scene(rng)
         text = shapes.describe_scene(scene)

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from medr1_ray.answer_parsing import parse_answer
+from medr1_ray.config import tiny_model_path
 from medr1_ray.data.phantoms import MODALITIES, QUESTION_TYPES, PhantomQuestion
-from medr1_ray.tiny import model_path
+from medr1_ray.rewards.parsing import parse_answer
 from medr1_ray.tiny.curriculum import MODES, PhantomCase, choose_turn, phantom_case, phantom_item
 from medr1_ray.types import Mode, Question
 
@@ -143,7 +143,7 @@ def table(folder: Path, phantoms: int, samples: int = 8) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=model_path(), help="checkpoint folder")
+    parser.add_argument("--model", type=Path, default=tiny_model_path(), help="checkpoint folder")
     parser.add_argument(
         "--phantoms", type=int, default=120, help="held-out phantoms, four questions each on average"
     )

@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from medr1_ray.prompts import TEMPLATES
+from medr1_ray.data.prompt_templates import TEMPLATES
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from medr1_ray.fingerprint import digest_of
+from medr1_ray.weights.digests import digest_of
 
 # One end of a broadcast over vLLM's NCCL communicator: rank, world size, port; rank 2 stops before it takes part.
 MEMBER = """
 import os, signal, sys, time
 import torch
-from medr1_ray.deadline import ended_by, within
+from medr1_ray.base.deadline import ended_by, within
 from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
 rank, size, port = map(int, sys.argv[1:])
 torch.cuda.set_device(rank)
@@ -69,11 +69,10 @@ def colocated_actor(tmp_path: Path) -> Iterator[Any]:
     import ray
     from transformers import AutoModelForImageTextToText
 
-    from medr1_ray.code_digest import code_digest
-    from medr1_ray.config import Config
-    from medr1_ray.rollout_actor import RolloutActor
-    from medr1_ray.tiny import model_path
-    from medr1_ray.weight_sync import write_buckets
+    from medr1_ray.base.code_digest import code_digest
+    from medr1_ray.config import Config, tiny_model_path
+    from medr1_ray.rollout.actor import RolloutActor
+    from medr1_ray.weights.buckets import write_buckets
 
     config = Config.model_validate(
         {
@@ -92,7 +91,7 @@ def colocated_actor(tmp_path: Path) -> Iterator[Any]:
     )
     ray.init("local", include_dashboard=False, log_to_driver=False)
     actor = ray.remote(RolloutActor).options(num_gpus=0.5, num_cpus=0).remote(config, 0, code_digest())
-    model = AutoModelForImageTextToText.from_pretrained(model_path(), dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model_path(), dtype=torch.float32)
 
     def load(version: int) -> None:
         update = write_buckets(model.named_parameters(), version, 2**20, ray.put)
@@ -108,13 +107,13 @@ def test_sleep_frees_the_gpu_and_waking_computes_as_before(colocated_actor: Any)
     import ray
     from transformers import AutoTokenizer
 
-    from medr1_ray.prompts import chat_messages
-    from medr1_ray.tiny import model_path
+    from medr1_ray.config import tiny_model_path
+    from medr1_ray.data.prompt_templates import chat_messages
     from medr1_ray.types import Prompt, Question, Sampling
 
     actor, load = colocated_actor
     question = Question("q", "", "Which modality?", ("CT", "MRI"), 0, "CT", "Modality", "none")
-    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path())
     text = tokenizer.apply_chat_template(
         chat_messages(question, "no_think"), tokenize=False, add_generation_prompt=True
     )

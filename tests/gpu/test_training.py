@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.repository import REPOSITORY
+
 STEPS = 4
 APART = ["rollout.gpus_per_actor=1", "learner.gpus_per_rank=1", "rollout.actors=1"]
 IPC = ["cluster.weight_transport=ipc"]

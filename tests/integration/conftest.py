@@ -8,13 +8,12 @@ import pytest
 import ray
 import torch
 
-from medr1_ray.code_digest import code_digest
-from medr1_ray.config import Config
-from medr1_ray.prompts import chat_messages
-from medr1_ray.rollout_actor import RolloutActor
-from medr1_ray.tiny import model_path
+from medr1_ray.base.code_digest import code_digest
+from medr1_ray.config import Config, tiny_model_path
+from medr1_ray.data.prompt_templates import chat_messages
+from medr1_ray.model.vocabulary import load_vocabulary
+from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.types import Completions, Group, Prompt, Question, Rewards, Span
-from medr1_ray.vocabulary import load_vocabulary
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +57,7 @@ def make_prompt() -> Callable[[str], Prompt]:
     """A prompt by id, with an image of coloured noise that follows from the id."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path())
 
     def make(prompt_id: str) -> Prompt:
         question = Question(prompt_id, "", "Which modality?", ("CT", "MRI"), 0, "CT", "Modality", "none")
@@ -77,8 +76,8 @@ def transformers_logprobs() -> Callable[..., np.ndarray]:
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(model_path())
-    model = AutoModelForImageTextToText.from_pretrained(model_path(), dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(tiny_model_path())
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model_path(), dtype=torch.float32).eval()
     config = model.config
     banned = [
         config.image_token_id,
@@ -110,7 +109,7 @@ def start_weights() -> dict[str, torch.Tensor]:
     """The tiny model's parameters, under the names that the learner sends."""
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(model_path(), dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model_path(), dtype=torch.float32)
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
@@ -140,7 +139,7 @@ def scrambled(start_weights: dict[str, torch.Tensor]) -> Callable[..., dict[str,
 def groups() -> list[Group]:
     """Recorded rollouts: seven prompts of two image sizes, one of them with equal rewards."""
     random = np.random.default_rng(0)
-    vocabulary = load_vocabulary(model_path())
+    vocabulary = load_vocabulary(tiny_model_path())
     return [_recorded_group(i, vocabulary, random) for i in range(7)]
 
 

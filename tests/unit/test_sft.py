@@ -10,26 +10,25 @@ from typing import Any
 
 import pytest
 
-from medr1_ray import sft, startup, tiny
-from medr1_ray.checkpoint import Checkpoints, RunState, read_state
-from medr1_ray.config import Config
+from medr1_ray import sft
+from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.demonstrations import Teacher
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.evaluation import EvaluationLog
-from medr1_ray.learner_types import ImitationReport, OptimizerStep
-from medr1_ray.ledger import Ledger
-from medr1_ray.membership import Membership, MembershipCounts
-from medr1_ray.packing import ScoredPrompt
-from medr1_ray.parity import Gap
-from medr1_ray.progress import Progress
-from medr1_ray.rewards import resolve, score
-from medr1_ray.scaling import Scaling
-from medr1_ray.session import Session
-from medr1_ray.summary import Totals
-from medr1_ray.tracking import Tracker
-from medr1_ray.types import Group, Prompt, Sampling, Span
+from medr1_ray.evaluation.in_training import EvaluationLog
+from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep
+from medr1_ray.pool.actor_states import Membership, MembershipCounts
+from medr1_ray.pool.group_ledger import Ledger
+from medr1_ray.pool.scaling import Scaling
+from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
+from medr1_ray.records.summary import Totals
+from medr1_ray.records.terminal import Progress
+from medr1_ray.records.tracker import Tracker
+from medr1_ray.rewards.functions import resolve, score
+from medr1_ray.run import startup
+from medr1_ray.run.session import Session
+from medr1_ray.types import Group, Prompt, Sampling, ScoredPrompt, Span
 
 
 class Actors:
@@ -66,7 +65,7 @@ class Actors:
 
     def run(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
         self.evaluated.append(self.shown)
-        teacher = Teacher.from_checkpoint(str(tiny.model_path()), self.config.mode, sampling.max_tokens)
+        teacher = Teacher.from_checkpoint(str(tiny_model_path()), self.config.mode, sampling.max_tokens)
         functions = resolve(self.config.reward.functions, self.config.mode)
         return [
             Group(
@@ -107,7 +106,7 @@ def config_of(run: Path, **train: Any) -> Config:
 def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | None = None) -> Actors:
     run, actors = config.run.dir, Actors(config)
     dataset = open_dataset(config.data)
-    encoder = PromptEncoder.from_checkpoint(str(tiny.model_path()), config.mode, 84, "squash", 512)
+    encoder = PromptEncoder.from_checkpoint(str(tiny_model_path()), config.mode, 84, "squash", 512)
     stream = PromptStream(dataset.train, encoder, config.train.seed, state.stream if state else None)
     encoded = [encoder.encode(question, f"evaluation:{question.id}") for question in dataset.evaluation]
     stand_in: Any = actors

@@ -2,7 +2,7 @@
 
 They stand in for OmniMedVQA where its images may not be shipped: in tests, in demonstrations, and to
 pre-train a tiny model. A phantom is its `PhantomFacts`; `draw` makes the picture, `describe` a line of text,
-`questions` the questions, and `write_dataset` a directory in OmniMedVQA's own layout. Over all modalities
+`ask` the questions, and `write_dataset` a directory in OmniMedVQA's own layout. Over all modalities
 together, no option text is a better guess than another without the image.
 """
 
@@ -16,7 +16,7 @@ from medr1_ray.data.phantoms.facts import (
     describe,
     random_facts,
 )
-from medr1_ray.data.phantoms.questions import QUESTION_TYPES, PhantomQuestion, questions
+from medr1_ray.data.phantoms.questions import QUESTION_TYPES, PhantomQuestion, ask
 from medr1_ray.data.phantoms.write import (
     ensure_dataset,
     phantom_facts,
@@ -33,13 +33,13 @@ __all__ = [
     "QUESTION_TYPES",
     "PhantomFacts",
     "PhantomQuestion",
+    "ask",
     "describe",
     "draw",
     "ensure_dataset",
     "phantom_facts",
     "phantom_questions",
     "phantom_rng",
-    "questions",
     "random_facts",
     "write_dataset",
 ]

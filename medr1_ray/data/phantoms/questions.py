@@ -65,7 +65,7 @@ class PhantomQuestion:
     answer: str
 
 
-def questions(facts: PhantomFacts, rng: np.random.Generator) -> list[PhantomQuestion]:
+def ask(facts: PhantomFacts, rng: np.random.Generator) -> list[PhantomQuestion]:
     """Ask for every fact of a phantom once: three questions without a lesion, five with one.
 
     The options stand in random order, the gold one at every place equally often.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from medr1_ray.data.phantoms.drawing import draw
 from medr1_ray.data.phantoms.facts import MODALITIES, PhantomFacts, random_facts
-from medr1_ray.data.phantoms.questions import PhantomQuestion, questions
+from medr1_ray.data.phantoms.questions import PhantomQuestion, ask
 
 #: To be raised with every change that alters a picture or a question for a given seed.
 GENERATOR_VERSION = 1
@@ -46,7 +46,7 @@ def phantom_facts(seed: int, index: int) -> PhantomFacts:
 
 def phantom_questions(seed: int, index: int) -> list[PhantomQuestion]:
     """The questions about phantom `index` of a dataset, without drawing it."""
-    return questions(phantom_facts(seed, index), phantom_rng(seed, index, _QUESTIONS))
+    return ask(phantom_facts(seed, index), phantom_rng(seed, index, _QUESTIONS))
 
 
 def write_dataset(out: Path, images: int, seed: int, size: int = 112) -> None:

@@ -1,0 +1,40 @@
+"""."""
+
+from medr1_ray.config.algorithm import (
+    LoraSettings,
+    LossSettings,
+    Objective,
+    ReferenceSettings,
+    RewardSettings,
+)
+from medr1_ray.config.cluster import ClusterSettings
+from medr1_ray.config.data import DataSettings
+from medr1_ray.config.hardware import Device, HardwareSettings
+from medr1_ray.config.schema import Config
+from medr1_ray.config.sections import (
+    LearnerSettings,
+    ModelSettings,
+    RolloutSettings,
+    RunSettings,
+    TrainSettings,
+    tiny_model_path,
+)
+
+__all__ = [
+    "ClusterSettings",
+    "Config",
+    "DataSettings",
+    "Device",
+    "HardwareSettings",
+    "LearnerSettings",
+    "LoraSettings",
+    "LossSettings",
+    "ModelSettings",
+    "Objective",
+    "ReferenceSettings",
+    "RewardSettings",
+    "RolloutSettings",
+    "RunSettings",
+    "TrainSettings",
+    "tiny_model_path",
+]

@@ -1,0 +1,136 @@
+"""Which settings go together: combinations that each section alone cannot see."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medr1_ray.config.schema import Config
+
+
+def check_combinations(config: Config) -> None:
+    """Raises ValueError for the first combination of settings that cannot work, or would work silently wrong."""
+    _check_supervised(config)
+    _check_overlong_buffer(config)
+    _check_importance_weights(config)
+    _check_batches(config)
+    _check_data_files(config)
+    check_placement(config)
+
+
+def _check_supervised(config: Config) -> None:
+    if config.objective != "sft":
+        return
+    if config.rollout.temperature != 1:
+        raise ValueError(
+            f"rollout.temperature={config.rollout.temperature:g}: SFT maximises the likelihood at temperature 1; "
+            "leave it at 1"
+        )
+    if config.train.updates_per_rollout != 1:
+        raise ValueError(
+            f"train.updates_per_rollout={config.train.updates_per_rollout}: SFT has no rollouts and takes one "
+            "optimizer step on a batch; set it to 1"
+        )
+
+
+def _check_overlong_buffer(config: Config) -> None:
+    if config.reward.overlong_buffer_tokens > config.rollout.max_tokens:
+        raise ValueError(
+            f"reward.overlong_buffer_tokens={config.reward.overlong_buffer_tokens} is more than rollout.max_tokens="
+            f"{config.rollout.max_tokens}, whose last tokens it is; use at most as many"
+        )
+
+
+def _check_importance_weights(config: Config) -> None:
+    rollout, train = config.rollout, config.train
+    if config.loss.importance_cap is not None and (rollout.top_p < 1 or rollout.top_k > 0):
+        raise ValueError(
+            f"rollout.top_p={rollout.top_p}, rollout.top_k={rollout.top_k}: the rollout log-probabilities "
+            "are used for importance ratios (loss.importance_cap is set), which are wrong under a truncated "
+            "distribution. Use top_p=1 and top_k=0, or set loss.importance_cap to null"
+        )
+    if config.loss.importance_cap is None and train.max_staleness > 0:
+        raise ValueError(
+            f"train.max_staleness={train.max_staleness} needs loss.importance_cap (a positive number, e.g. "
+            "2.0): completions of older versions would be learned from uncorrected"
+        )
+
+
+def _check_batches(config: Config) -> None:
+    train = config.train
+    if train.steps % train.updates_per_rollout:
+        raise ValueError(
+            f"train.steps={train.steps} is not a multiple of train.updates_per_rollout="
+            f"{train.updates_per_rollout}; choose a multiple"
+        )
+    if train.prompts_per_step < config.learner.world_size:
+        raise ValueError(
+            f"train.prompts_per_step={train.prompts_per_step} is less than learner.world_size="
+            f"{config.learner.world_size}: a rank would have no group; use at least {config.learner.world_size}"
+        )
+
+
+def _check_data_files(config: Config) -> None:
+    data = config.data
+    if data.format == "medr1" and not (data.train_file and data.eval_file):
+        raise ValueError(
+            f"data.train_file={data.train_file}, data.eval_file={data.eval_file}: data.format=medr1 needs both "
+            "(annotation files relative to data.root)"
+        )
+
+
+def check_placement(config: Config) -> None:
+    """Raises ValueError for a `cluster.weight_transport` or `cluster.colocated` that the other settings rule out."""
+    cluster, learner, rollout = config.cluster, config.learner, config.rollout
+    gpus = (
+        f"learner.gpus_per_rank={learner.gpus_per_rank:g}, rollout.gpus_per_actor={rollout.gpus_per_actor:g}"
+    )
+    on_gpus = learner.gpus_per_rank > 0 and rollout.gpus_per_actor > 0
+    if cluster.weight_transport != "object_store" and not on_gpus:
+        raise ValueError(
+            f"cluster.weight_transport={cluster.weight_transport} moves weights between GPUs, but {gpus}; give both "
+            "GPUs, or use cluster.weight_transport=object_store"
+        )
+    if cluster.weight_transport == "ipc" and not cluster.colocated:
+        raise ValueError(
+            "cluster.weight_transport=ipc lets an engine read the memory of a learner rank on the same GPU; set "
+            "cluster.colocated=true, or use nccl or object_store"
+        )
+    if not cluster.colocated:
+        return
+    fewest, most = rollout.actor_range
+    sizes = (
+        f"rollout.actors={rollout.actors} (from {fewest} to {most}), learner.world_size={learner.world_size}"
+    )
+    problems = (
+        (
+            cluster.weight_transport == "nccl",
+            "cluster.weight_transport=nccl: NCCL refuses two ranks on one GPU; use ipc or object_store",
+        ),
+        (
+            not on_gpus,
+            f"{gpus}: learner ranks and engines share GPUs, which there must be; use a fraction for each, e.g. 0.5",
+        ),
+        (
+            abs(learner.gpus_per_rank + rollout.gpus_per_actor - 1) > 1e-6,
+            f"{gpus}: the fractions of a shared GPU must add up to 1, e.g. 0.5 and 0.5",
+        ),
+        (
+            (fewest, rollout.actors, most) != (learner.world_size,) * 3,
+            f"{sizes}: each rank shares its GPU with one engine; use as many of each, and neither "
+            "rollout.min_actors nor rollout.max_actors",
+        ),
+        (
+            rollout.tensor_parallel_size > 1,
+            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}: an engine has the one GPU that it "
+            "shares; use 1",
+        ),
+        (
+            config.train.max_staleness > 0,
+            f"train.max_staleness={config.train.max_staleness}: engines sleep while the learner updates, so that "
+            "nothing is generated ahead; use 0",
+        ),
+    )
+    for found, problem in problems:
+        if found:
+            raise ValueError(f"cluster.colocated=true with {problem}")

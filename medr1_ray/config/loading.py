@@ -1,0 +1,202 @@
+"""From YAML files and `key.sub=value` overrides to one checked `Config`, and back.
+
+Files are merged in order, mappings key by key; then the overrides, in order. A file may name others under
+`base:` (one path or a list, relative to the file), which it then changes. `reward.functions` is replaced as a
+whole by a later file, since a reward left over from a base would still count. Paths inside settings
+(`data.root`, `run.dir`) are relative to the current directory.
+
+Scalars follow YAML 1.2: `1e-6` is a number and `off` is a text, unlike in PyYAML.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Hashable, Iterator, Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from medr1_ray.config.algorithm import RewardSettings
+from medr1_ray.config.schema import Config
+
+Keys = tuple[str, ...]
+
+REPLACED_AS_A_WHOLE: Keys = ("reward", "functions")
+
+
+def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
+    """The settings of `paths`, later ones winning, with `overrides` (`key.sub=value`, values in YAML) on top.
+
+    Raises:
+        ValueError: with one line for each thing that is wrong: a file that is missing or no YAML mapping, an
+            unknown key (with the nearest valid one), a value or a combination that is not allowed.
+    """
+    settings: Any = {"reward": {"functions": RewardSettings().functions}}
+    for path in paths:
+        settings = _merged(settings, _read(path))
+    for override in overrides:
+        keys, value = _parse_override(override)
+        settings = _with_value(settings, keys, value)
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        lines = [_explain(details) for details in error.errors()]
+    raise ValueError("\n".join(["the configuration is not valid:", *(f"  {line}" for line in lines)]))
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Write every setting, defaults included, as YAML that `load_config` reads back to an equal `Config`."""
+    path.write_text(config_yaml(config), encoding="utf-8")
+
+
+def config_yaml(config: Config) -> str:
+    """Every setting, defaults included, as YAML in the order of `Config`."""
+    settings = config.model_dump(mode="json")
+    text: str = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return text
+
+
+def config_digest(config: Config) -> str:
+    """Hex BLAKE2b-128 of all settings; equal exactly for equal configurations."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """All settings by dotted key, as JSON has them."""
+    return dict(_flat(config.model_dump(mode="json")))
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars; a key given twice is an error."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  PyYAML's own name
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text exactly where `_Loader` would read something else."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from None
+
+
+def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in `path` laid over its bases."""
+    path = path.resolve()
+    if path in below:
+        raise ValueError(f"{path} is its own base: {' -> '.join(str(p) for p in (*below, path))}")
+    if not path.is_file():
+        named = f" (named as a base by {below[-1]})" if below else ""
+        raise ValueError(f"the configuration file {path} does not exist{named}")
+    content = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, not {type(content).__name__}")
+    bases = content.pop("base", [])
+    settings: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        settings = _merged(settings, _read(path.parent / base, (*below, path)))
+    merged: dict[str, Any] = _merged(settings, content)
+    return merged
+
+
+def _parse_override(override: str) -> tuple[Keys, Any]:
+    dotted, equals, text = override.partition("=")
+    keys = tuple(dotted.strip().split("."))
+    if not equals or not all(keys):
+        raise ValueError(f"the override {override!r} is not of the form key.sub=value, e.g. train.steps=100")
+    return keys, _parse_yaml(text, f"the value of the override {override!r}")
+
+
+def _merged(old: Any, new: Any, where: Keys = ()) -> Any:
+    if not (isinstance(old, dict) and isinstance(new, dict)) or where == REPLACED_AS_A_WHOLE:
+        return new
+    return old | {key: _merged(old.get(key), value, (*where, key)) for key, value in new.items()}
+
+
+def _with_value(settings: Any, keys: Keys, value: Any, where: Keys = ()) -> Any:
+    if not keys:
+        return _merged(settings, value, where)
+    children = settings if isinstance(settings, dict) else {}
+    key, *rest = keys
+    return children | {key: _with_value(children.get(key), tuple(rest), value, (*where, key))}
+
+
+def _explain(details: ErrorDetails) -> str:
+    """One line for one of pydantic's errors: key, value given, what is allowed."""
+    keys = tuple(str(part) for part in details["loc"])
+    dotted = ".".join(keys)
+    if details["type"] == "extra_forbidden":
+        allowed = ", ".join(key.split(".")[-1] for key in _children(keys[:-1]))
+        group = ".".join(keys[:-1]) or "the top level"
+        return f"{dotted} is not a setting; did you mean {_nearest_key(dotted)}? ({group} has: {allowed})"
+    if details["type"] == "missing":
+        return f"{dotted} is required and not given"
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "value_error":  # from a check of several settings, which names them itself
+        return message
+    return f"{dotted}={details['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _settings_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for kind in get_args(field.annotation) or (field.annotation,):  # a group may be left out (`| None`)
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _settings_keys(kind, f"{prefix}{name}.")
+
+
+def _children(keys: Keys) -> list[str]:
+    return [key for key in _settings_keys(Config) if tuple(key.split(".")[:-1]) == keys]
+
+
+def _nearest_key(dotted: str) -> str:
+    def likeness(candidate: str) -> float:
+        whole = SequenceMatcher(None, dotted, candidate).ratio()
+        last = SequenceMatcher(None, dotted.split(".")[-1], candidate.split(".")[-1]).ratio()
+        return whole + last
+
+    return max(_settings_keys(Config), key=likeness)

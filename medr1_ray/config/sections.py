@@ -1,0 +1,196 @@
+"""The sections of the settings that belong to no other file of this room.
+
+Settings under `rollout.engine` and `learner.deepspeed` go to vLLM and DeepSpeed under their own names; a key
+there that this package sets itself is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, Field, model_validator
+
+from medr1_ray.config.algorithm import LoraSettings
+from medr1_ray.config.cluster import PoolSize
+from medr1_ray.config.field_types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Settings,
+)
+
+Dtype = Literal["float32", "bfloat16"]
+
+ENGINE_KEYS_OF_OURS = frozenset(
+    {
+        "model",
+        "tokenizer",
+        "dtype",
+        "tensor_parallel_size",
+        "generation_config",
+        "logprobs_mode",
+        "worker_extension_cls",
+        "scheduler_cls",
+        "weight_transfer_config",
+        "enable_sleep_mode",
+        "seed",
+    }
+)
+DEEPSPEED_KEYS_OF_OURS = frozenset(
+    {
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "optimizer",
+        "scheduler",
+        "bf16",
+        "fp16",
+    }
+)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def tiny_model_path() -> Path:
+    """The folder of the checkpoint that ships with the package (`tiny/`), as `from_pretrained` and vLLM take it."""
+    return Path(__file__).resolve().parents[1] / "tiny" / "model"
+
+
+def _whole_or_fraction(steps: float) -> float:
+    if steps >= 1 and steps != int(steps):
+        raise ValueError(
+            f"learner.warmup_steps={steps:g}: give a whole number of steps, or a fraction of train.steps below 1"
+        )
+    return steps
+
+
+def _refuse_own_keys(settings: S, where: str, given: dict[str, Any], ours: frozenset[str]) -> S:
+    clash = sorted(ours & given.keys())
+    if clash:
+        raise ValueError(
+            f"{where}.{clash[0]}={given[clash[0]]!r} is set by this package from other settings; remove it "
+            f"(set by the package: {', '.join(sorted(ours))})"
+        )
+    return settings
+
+
+class RunSettings(Settings):
+    """Where a run writes and what it reports."""
+
+    dir: Path
+    save_every: NonNegativeInt = 0
+    """Steps between checkpoints; 0 saves at the end only."""
+    keep_checkpoints: PositiveInt = 2
+    evaluate_every: NonNegativeInt = 0
+    """Steps between evaluations; 0 evaluates before and after only."""
+    rollouts_every: NonNegativeInt = 10
+    """Steps between dumps of a step's rollouts; 0 writes none."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    wandb_project: str = "medr1_ray"
+    tensorboard: bool = False
+
+
+class ModelSettings(Settings):
+    """The policy to start from."""
+
+    path: str = "tiny"
+    """A Hugging Face checkpoint folder, or `tiny` for the Qwen2-VL that ships with the package."""
+    dtype: Dtype = "float32"
+    """Compute type of engine and learner; the learner keeps float32 masters under bfloat16."""
+    train_vision_tower: bool = True
+    lora: LoraSettings | None = None
+    """Train low-rank adapters instead of the weights; engines and checkpoints get them merged."""
+    gradient_checkpointing: bool = False
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    """Attention of the learner's vision tower. The language model's is that of the shared prompt (`attention.py`):
+    FlexAttention on a GPU, SDPA on a CPU."""
+    shape: Path | None = None
+    """A folder with the config.json of the model, for `--dry-run` where the checkpoint is not at hand."""
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's folder on this machine."""
+        return tiny_model_path() if self.path == "tiny" else Path(self.path)
+
+
+class TrainSettings(Settings):
+    """The loop."""
+
+    steps: PositiveInt
+    """Optimizer steps."""
+    seed: int = 0
+    prompts_per_step: PositiveInt = 32
+    group_size: Annotated[int, Field(ge=2)] = 8
+    max_staleness: NonNegativeInt = 0
+    """Policy versions that a completion's oldest token may lag behind the learner; 0 is synchronous."""
+    updates_per_rollout: PositiveInt = 1
+    """Optimizer steps taken on the same rollouts (mu in GRPO)."""
+    dynamic_sampling: bool = False
+    """Replace groups whose rewards are all equal by new ones (DAPO, arXiv 2503.14476, section 3.2)."""
+    max_refills: PositiveInt = 4
+    """With dynamic sampling: stop refilling a step after this many times `prompts_per_step` prompts."""
+
+
+class RolloutSettings(PoolSize):
+    """Generation, and how many actors do it."""
+
+    max_tokens: PositiveInt = 256
+    max_prompt_tokens: PositiveInt = 1024
+    """Longest prompt, visual tokens included; longer ones are dropped and counted."""
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: NonNegativeInt = 0
+    tensor_parallel_size: PositiveInt = 1
+    cpus_per_actor: PositiveFloat = 1.0
+    gpus_per_actor: NonNegativeFloat = 0.0
+    threads: PositiveInt = 1
+    """OpenMP threads of the engine process on a CPU."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """vLLM engine arguments, under vLLM's names."""
+
+    @model_validator(mode="after")
+    def _engine_keys(self) -> Self:
+        return _refuse_own_keys(self, "rollout.engine", self.engine, ENGINE_KEYS_OF_OURS)
+
+
+class LearnerSettings(Settings):
+    """The DeepSpeed learner."""
+
+    world_size: PositiveInt = 1
+    zero_stage: Literal[1, 2, 3] = 1
+    cpus_per_rank: PositiveFloat = 1.0
+    gpus_per_rank: NonNegativeFloat = 0.0
+    threads: PositiveInt = 1
+    """OpenMP threads of a rank on a CPU."""
+    peak_flops: PositiveFloat | None = None
+    """Floating-point operations per second of a rank's device at best, for `perf/model_flops_utilisation`; by default
+    those of GPUs that `flops.py` knows."""
+    learning_rate: PositiveFloat = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: Annotated[float, Field(ge=0), AfterValidator(_whole_or_fraction)] = 0
+    """Optimizer steps; below 1 a fraction of `train.steps`, as in transformers."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    micro_batch_tokens: PositiveInt = 8192
+    """Padded tokens that go through the model at once (a group is never cut)."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """DeepSpeed settings, under DeepSpeed's names, e.g. `zero_optimization.offload_optimizer`."""
+
+    @model_validator(mode="after")
+    def _deepspeed_keys(self) -> Self:
+        sharding = self.deepspeed.get("zero_optimization", {})
+        _refuse_own_keys(self, "learner.deepspeed.zero_optimization", sharding, frozenset({"stage"}))
+        return _refuse_own_keys(self, "learner.deepspeed", self.deepspeed, DEEPSPEED_KEYS_OF_OURS)
+
+
+class ParitySettings(Settings):
+    """How far the engine's log-probabilities may be from the learner's at the same policy version."""
+
+    gap_mean_limit: PositiveFloat | None = None
+    """Nats; by default 1e-3 in float32 and 2e-2 in bfloat16."""
+    probe_prompts: PositiveInt = 4

@@ -1,0 +1,132 @@
+"""Whether an image file is usable, and what is known of it: the part of `prepare` that takes time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medr1_ray.data.images import IMAGE_FORMATS, MAX_PIXELS, read_rgb
+from medr1_ray.data.questions import RowError
+from medr1_ray.data.readers.rows import refuse_missing_image
+
+MAX_IMAGE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What one image file is: `path` is relative to the dataset's root, `image_hash` and the rest are the manifest's.
+
+    `bytes` and `modified_ns` (of the file; 0 where there is none) tell whether the facts still hold.
+    """
+
+    path: str
+    bytes: int
+    modified_ns: int
+    image_hash: str | None = None
+    perceptual_hash: str | None = None
+    width: int | None = None
+    height: int | None = None
+    left_out: str | None = None
+    remark: str | None = None
+
+
+def check_images(root: Path, paths: Sequence[str]) -> list[ImageFacts]:
+    """The facts of several images, by their paths relative to `root`."""
+    return [check_image(root, path) for path in paths]
+
+
+def check_image(root: Path, path: str) -> ImageFacts:
+    """Read the image as training does. Never raises: what is wrong with it is in `left_out`."""
+    full = os.path.join(os.path.abspath(root), path)
+    size, modified = stamp(root, path)
+    try:
+        refuse_missing_image(root, full)
+        with warnings.catch_warnings(record=True) as complaints:
+            warnings.simplefilter("always")
+            odd = _look_at_header(full, size)
+            picture = read_rgb(full)
+    except RowError as reason:
+        return ImageFacts(path, size, modified, left_out=str(reason))
+    except ValueError as error:
+        return ImageFacts(path, size, modified, left_out="image cannot be decoded", remark=_one_line(error))
+    if picture.getcolors(1):
+        odd.append("one colour only")
+    odd += dict.fromkeys(_one_line(complaint.message) for complaint in complaints)
+    return ImageFacts(
+        path,
+        size,
+        modified,
+        image_hash=_pixel_hash(picture),
+        perceptual_hash=perceptual_hash(picture),
+        width=picture.width,
+        height=picture.height,
+        remark="; ".join(odd) or None,
+    )
+
+
+def stamp(root: Path, path: str) -> tuple[int, int]:
+    """Size in bytes and time of the last change of a file, zeros where there is none."""
+    try:
+        status = os.stat(root / path)
+    except (OSError, ValueError):
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def perceptual_hash(picture: Image.Image) -> str:
+    """64 bits, as 16 hexadecimal digits, that change little with size, brightness and compression (pHash, http://phash.org).
+
+    Of 32 x 32 grey pixels, which of the 8 x 8 lowest cosine coefficients are above their median.
+    """
+    grey = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX), np.float32)
+    coefficients = (_cosines() @ grey @ _cosines().T).ravel()
+    return np.packbits(coefficients > np.median(coefficients[1:])).tobytes().hex()
+
+
+@cache
+def _cosines() -> NDArray[np.float32]:
+    """Float32 [8, 32]: the first rows of the discrete cosine transform."""
+    return np.cos(np.pi / 32 * np.outer(np.arange(8), np.arange(32) + 0.5)).astype(np.float32)
+
+
+def _pixel_hash(picture: Image.Image) -> str:
+    content = hashlib.blake2b(f"{picture.width} {picture.height} ".encode(), digest_size=16)
+    content.update(picture.tobytes())
+    return content.hexdigest()
+
+
+def _look_at_header(path: str, size: int) -> list[str]:
+    """What is odd about a file that can be read. Raises RowError where it must not be decoded at all."""
+    if size == 0:
+        raise RowError("image file is empty")
+    if size > MAX_IMAGE_BYTES:
+        raise RowError(f"image file larger than {MAX_IMAGE_BYTES // 2**20} MiB")
+    too_large = RowError(f"image has more than {MAX_PIXELS} pixels")
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise too_large
+            odd = ["several frames, the first is used"] if getattr(file, "is_animated", False) else []
+            named = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
+            if file.format not in (named, "MPO"):
+                odd.append(f"a {file.format} file by its content")
+            return odd
+    except Image.DecompressionBombError:
+        raise too_large from None
+    except RowError:
+        raise
+    except Exception as error:  # as in `read_rgb`
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

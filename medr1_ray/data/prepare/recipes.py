@@ -1,0 +1,113 @@
+"""Splits of a manifest into training, validation and test: named recipes, each with a seed and a digest."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from medr1_ray.data.prepare.scans import groups_of
+from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES
+from medr1_ray.data.readers.manifest import ManifestRow
+from medr1_ray.data.readers.medr1 import read_medr1_rows
+from medr1_ray.data.readers.prepared import PARTS, Split
+from medr1_ray.data.readers.rows import relative_path
+from medr1_ray.data.splits import hold_out
+
+FRACTIONS = {"test": 0.2, "validation": 0.05}
+"""Of the images of each modality; Med-R1 tests on a fifth as well."""
+
+
+def grouped_splits(rows: Sequence[ManifestRow], seed: int) -> Iterator[Split]:
+    """`grouped`, all modalities and question types mixed, then the part of it of each modality and question type.
+
+    Every group of `groups_of` is in one part as a whole, the same one in all these splits: a model trained on one of
+    them may be tested on any other. Rows that were left out are in none.
+    """
+    used = [row for row in rows if row.left_out is None]
+    by_modality: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    groups = groups_of(used)
+    for key, members in groups.items():
+        modality = min(Counter(str(row.modality) for row in members).items(), key=lambda item: (-item[1], item[0]))[0]
+        by_modality[modality][key] = len({row.image_hash for row in members})
+    held_out = {
+        key: part for sizes in by_modality.values() for key, part in hold_out(sizes, FRACTIONS, seed).items()
+    }
+    part_of = {row.id: held_out.get(key, "train") for key, members in groups.items() for row in members}
+    recipe = "whole groups of images with the same pixels, patient or volume; 75/5/20 % of each modality's images"
+
+    def split(name: str, only: str, chosen: Sequence[ManifestRow]) -> Split:
+        parts = {part: tuple(row.id for row in chosen if part_of[row.id] == part) for part in PARTS}
+        return Split(name, recipe + only, seed, parts, {})
+
+    yield split("grouped", "", used)
+    for modality in MODALITIES:
+        if chosen := [row for row in used if row.modality == modality]:
+            yield split(f"modality-{slug(modality)}", f"; {modality} only", chosen)
+    for kind in QUESTION_TYPES:
+        if chosen := [row for row in used if row.question_type == kind]:
+            yield split(f"type-{slug(kind)}", f"; {kind} only", chosen)
+
+
+def released_splits(rows: Sequence[ManifestRow], root: Path, folder: Path) -> Iterator[Split]:
+    """Med-R1's own splits, of every folder with training and test files in or below `folder`.
+
+    `medr1` is that of the files themselves or of the folder `modality`, `medr1-<folder>` that of another: each family
+    of files was split on its own, so that the test of one has rows that another trains on. A released row is matched
+    to a row of the manifest by image path, question, options and answer; what finds none is counted.
+
+    Raises:
+        ValueError: if `folder` holds no such files, or one of them is no list of rows.
+    """
+    families = {
+        family: files
+        for family in [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
+        if all(files := [_released_files(family, part) for part in ("train", "test")])
+    }
+    if not families:
+        raise ValueError(
+            f"--medr1 {folder}: neither it nor a folder in it holds train/*.json and test/*.json (or train*.json and "
+            "test*.json); give the folder of Med-R1's released annotation files"
+        )
+    for family, files in families.items():
+        name = "medr1" if family.name == "modality" or len(families) == 1 else f"medr1-{slug(family.name)}"
+        yield _released_split(name, rows, root, dict(zip(("train", "test"), files, strict=True)))
+
+
+def slug(name: str) -> str:
+    """The name in lower case, with dashes, as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _released_files(family: Path, part: str) -> list[Path]:
+    return sorted((family / part).glob("*.json")) or sorted(family.glob(f"{part}*.json"))
+
+
+def _released_split(
+    name: str, rows: Sequence[ManifestRow], root: Path, files: dict[str, list[Path]]
+) -> Split:
+    free: defaultdict[object, list[str]] = defaultdict(list)
+    for row in reversed(rows):
+        if row.left_out is None:
+            free[row.image_path, row.stem, row.options, row.gold_letter].append(row.id)
+    chosen: dict[str, set[str]] = {part: set() for part in PARTS}
+    left_out: Counter[str] = Counter()
+    for part, paths in files.items():
+        for path in paths:
+            released = read_medr1_rows(root, str(path.absolute()), images_needed=False)
+            left_out[f"released {part} row that cannot be read"] += len(released.dropped)
+            for question in released.questions:
+                key = (
+                    relative_path(root, question.image_path),
+                    question.stem,
+                    question.options,
+                    question.gold_letter,
+                )
+                if free[key]:
+                    chosen[part].add(free[key].pop())
+                else:
+                    left_out[f"released {part} row that no usable row of the manifest matches"] += 1
+    left_out["usable row that was not released"] = sum(map(len, free.values()))
+    parts = {part: tuple(row.id for row in rows if row.id in ids) for part, ids in chosen.items()}
+    return Split(name, "Med-R1's released files, split by row", None, parts, dict(+left_out))

@@ -1,0 +1,82 @@
+"""Which images belong together: what OmniMedVQA's paths tell of patients, volumes and cut pictures."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from medr1_ray.data.readers.manifest import ManifestRow
+
+# Patients, in a file's stem: as the sources of OmniMedVQA name their files in Med-R1's released rows.
+_PATIENTS = [
+    re.compile(rule)
+    for rule in (
+        r"(person\d+)_(?:bacteria|virus)_\d+",  # Kermany's chest X-rays: a patient
+        r"((?:NORMAL2-)?IM-\d+)-\d+(?:-\d+)?",  # the same, healthy
+        r"((?:CNV|DME|DRUSEN|NORMAL)-\d+)-\d+",  # Kermany's OCT
+        r"(PAT_\d+)_\d+_\d+",  # PAD-UFES-20
+        r"SOB_[BM]_[A-Z]+-(\d+-\w+)-\d+-\d+",  # BreakHis: a slide at four magnifications
+        r"(sj-\d+-\d+).*",  # malignant lymphoma
+        r"(C\d+P\d+).*",  # NLM's malaria cells: a patient's smear
+        r"(MIDRC-RICORD-1C-\d+-\d+)-.*",
+        r"(.+)-p\d+-.+",  # Covid CT: figures of one publication
+        r"(\d{8})_\d{3}",  # ChestX-ray14
+        r"(\d+)_(?:left|right)(?:-\d+)?",  # EyePACS: two eyes
+        r"(\d{7})[LR]",  # two knees
+        r"(\d+)_[lr]\d",  # DeepDRiD: two eyes, several views
+        r"Prime_FULL_Prime_FULL_(\d+-\d+)_.*",  # OLIVES: visits and both modalities
+        r"TREX DME_([A-Z]+_\d+[A-Z])(?:OD|OS)_.*",
+    )
+]
+_VOLUME = re.compile(r"(.*?)[ _-]*(?:slice|frame|crop)[ _-]*\d+|([A-Za-z]+\d+)_\d+")
+_KERMANY = ("person", "IM-", "NORMAL2-IM-")
+_MURA = re.compile(r"/(patient\d+)/study\d+_")
+_MIAS = re.compile(r"mdb(\d+)")
+
+
+def scan_of(image_path: str) -> str:
+    """The patient, volume or picture that an image shows, as far as its path tells; else the image itself.
+
+    Images of the same name and other endings are one. Where the path tells nothing (RadImageNet, ISIC, the OCT of
+    Retinal OCT-C8 and others) slices of one patient cannot be recognised.
+    """
+    path = PurePosixPath(image_path)
+    source = path.parts[1] if len(path.parts) > 2 else path.parts[0]
+    if mura := _MURA.search(image_path):
+        return f"{source}/{mura[1]}"
+    if mias := _MIAS.fullmatch(path.stem):
+        return f"{source}/pair-{(int(mias[1]) + 1) // 2}"  # two neighbouring numbers are the breasts of one patient
+    for rule in _PATIENTS:
+        if match := rule.fullmatch(path.stem):
+            if match[1].startswith(_KERMANY):
+                return match[1]  # three of OmniMedVQA's sources took images from there
+            return f"{source}/{match[1]}"
+    if volume := _VOLUME.fullmatch(path.stem):
+        return str(path.parent / (volume[1] or volume[2] or ""))
+    return str(path.with_suffix(""))
+
+
+def groups_of(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
+    """The rows (none left out) by group: linked by the same pixels or the same scan, over any number of links.
+
+    The key is the smallest image hash in the group, which depends neither on paths nor on the order of the rows.
+    """
+    parent: dict[str, str] = {}
+
+    def find(node: str) -> str:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for row in rows:
+        assert row.image_hash is not None
+        assert row.scan is not None
+        parent[find("hash:" + row.image_hash)] = find("scan:" + row.scan)
+    groups: defaultdict[str, list[ManifestRow]] = defaultdict(list)
+    for row in rows:
+        groups[find("scan:" + str(row.scan))].append(row)
+    return {min(str(row.image_hash) for row in members): members for members in groups.values()}

@@ -1,0 +1,93 @@
+"""Writing a prepared dataset: `readers/prepared.py` has its files and reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from medr1_ray.data.prepare.leakage import Leakage
+from medr1_ray.data.readers.manifest import MANIFEST_FILE, ManifestRow, digest_of
+from medr1_ray.data.readers.prepared import VERSION, Split, split_digest
+
+_EXAMPLES = 5
+
+
+def write_prepared(folder: Path, root: Path, rows: Sequence[ManifestRow]) -> dict[str, Any]:
+    """Write the manifest and `prepared.json` of the dataset at `root`; returns what the latter says.
+
+    Splits of an earlier manifest are removed.
+    """
+    for split in (folder / "splits").glob("*.json"):
+        split.unlink()
+    write_manifest(folder, rows)
+    account: dict[str, Any] = {
+        "version": VERSION,
+        "root": str(root.absolute()),
+        "digest": digest_of(rows),
+        "rows": len(rows),
+        "questions": sum(row.left_out is None for row in rows),
+        "images": len({row.image_path for row in rows if row.left_out is None}),
+        "left_out": _by_reason({row.id: row.left_out for row in rows if row.left_out}),
+        "remarks": _by_reason({row.id: row.remark for row in rows if row.remark and not row.left_out}),
+    }
+    _write_json(folder / "prepared.json", account)
+    return account
+
+
+def write_split(
+    folder: Path, split: Split, rows: Sequence[ManifestRow], leakages: Mapping[str, Leakage | None]
+) -> str:
+    """Write `splits/<name>.json`; returns the digest of its content."""
+    digest = split_digest(split, rows)
+    (folder / "splits").mkdir(exist_ok=True)
+    content = {
+        "name": split.name,
+        "recipe": split.recipe,
+        "seed": split.seed,
+        "digest": digest,
+        "questions": {part: len(ids) for part, ids in split.parts.items()},
+        "left_out": split.left_out,
+        "leakage": {part: leak and asdict(leak) for part, leak in leakages.items()},
+        "parts": split.parts,
+    }
+    _write_json(folder / "splits" / f"{split.name}.json", content)
+    return digest
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Counts with the first ids, most frequent reason first."""
+    ids: dict[str, list[str]] = {}
+    for id_, reason in reasons.items():
+        ids.setdefault(reason, []).append(id_)
+    return {
+        reason: {"rows": len(found), "first": found[:_EXAMPLES]}
+        for reason, found in sorted(ids.items(), key=lambda item: -len(item[1]))
+    }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def write_manifest(folder: Path, rows: Sequence[ManifestRow]) -> None:
+    """Write the rows to `folder / MANIFEST_FILE` (parquet), replacing what is there in one step."""
+    # Imported here because it takes seconds, and who reads a manifest needs none of it.
+    from datasets import Dataset, Features, List, Value, disable_progress_bars, enable_progress_bars
+
+    types = {"row": Value("int32"), "width": Value("int32"), "height": Value("int32")}
+    types |= {"options": List(Value("string"))}
+    names = [field.name for field in fields(ManifestRow)]
+    columns = {name: [getattr(row, name) for row in rows] for name in names}
+    features = Features({name: types.get(name, Value("string")) for name in names})
+    unfinished = folder / (MANIFEST_FILE + ".part")
+    disable_progress_bars()
+    try:
+        Dataset.from_dict(columns, features=features).to_parquet(unfinished)
+    finally:
+        enable_progress_bars()
+    unfinished.replace(folder / MANIFEST_FILE)

@@ -1,0 +1,66 @@
+"""Reader of Med-R1's annotation rows.
+
+A row: `{"image": "Images/<dataset>/...", "problem": "<stem> A)x, B)y", "solution": "<answer> A </answer>"}`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from medr1_ray.data.questions import canonical_modality, canonical_question_type
+from medr1_ray.data.readers.medr1_text import parse_solution, split_problem
+from medr1_ray.data.readers.rows import ReadResult, image_path, read_rows, refuse_ambiguous_gold, text_of
+from medr1_ray.types import Question
+
+
+def read_medr1_files(root: Path, pattern: str, images_needed: bool = True) -> ReadResult:
+    """Read the annotation file `root / pattern`, or all that match it (`*`), in the order of their names.
+
+    Raises:
+        ValueError: if there is none, or one cannot be read or is no list of rows.
+    """
+    files = [root / pattern] if (root / pattern).is_file() else sorted(root.glob(pattern))
+    if not files:
+        raise ValueError(
+            f"{root / pattern}: no annotation file of that name or pattern; see data.train_file and data.eval_file"
+        )
+    results = [read_medr1_rows(root, file.relative_to(root).as_posix(), images_needed) for file in files]
+    return ReadResult(
+        tuple(question for result in results for question in result.questions),
+        tuple(row for result in results for row in result.dropped),
+    )
+
+
+def read_medr1_rows(root: Path, file: str, images_needed: bool = True) -> ReadResult:
+    """Read the annotation file `root / file`.
+
+    Rows name neither modality nor question type, but the released files are named by one of them
+    (`X-Ray_test.json`, `Lesion Grading_train.json`): that one is taken from the name, the other is `Unknown`.
+    Nothing is guessed from the wording. With `images_needed`, rows whose image is not on disk are dropped.
+
+    Raises:
+        ValueError: if the file cannot be read or is no list of rows.
+    """
+    subject = re.sub(r"_(train|test)$", "", Path(file).stem)
+    modality, question_type = canonical_modality(subject), canonical_question_type(subject)
+
+    def question(row: dict[str, Any], id_: str) -> Question:
+        image = text_of(row, "image")
+        stem, options = split_problem(text_of(row, "problem"))
+        answer = parse_solution(text_of(row, "solution"), len(options))
+        refuse_ambiguous_gold(options, answer)
+        parts = PurePosixPath(image).parts
+        return Question(
+            id=id_,
+            image_path=image_path(root, image, images_needed),
+            stem=stem,
+            options=options,
+            answer=answer,
+            modality=modality,
+            question_type=question_type,
+            dataset=parts[1] if len(parts) > 2 else parts[0],
+        )
+
+    return read_rows(root, root / file, question)

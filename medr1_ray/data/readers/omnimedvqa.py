@@ -1,0 +1,89 @@
+"""Reader of OmniMedVQA's own layout (arXiv 2402.09181): `QA_information/Open-access/*.json` and `Images/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medr1_ray.data.questions import RowError, canonical_modality, canonical_question_type
+from medr1_ray.data.readers.rows import (
+    ReadResult,
+    image_path,
+    read_rows,
+    refuse_ambiguous_gold,
+    relative_path,
+    text_of,
+)
+from medr1_ray.types import LETTERS, Question
+
+QUESTIONS = "QA_information"
+OPEN_ACCESS = "Open-access"
+
+
+def read_omnimedvqa(root: Path, images_needed: bool = True) -> ReadResult:
+    """Read the open-access questions under `root`, the part that Med-R1 uses.
+
+    The restricted-access part is not read: its images have to be asked for at their sources. Files are read
+    in the order of their names, so the result depends on the files alone. With `images_needed`, rows whose
+    image is not on disk are dropped.
+
+    Raises:
+        ValueError: if there are no annotation files, or one is no list of rows.
+    """
+    folder = root / QUESTIONS / OPEN_ACCESS
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise ValueError(
+            f"{folder}: no annotation files (*.json) there; the root of the dataset must hold the folders "
+            "QA_information/Open-access and Images of OmniMedVQA"
+        )
+    results = [read_annotation_file(root, file, images_needed) for file in files]
+    return ReadResult(
+        tuple(question for result in results for question in result.questions),
+        tuple(row for result in results for row in result.dropped),
+    )
+
+
+def read_annotation_file(root: Path, file: Path, images_needed: bool) -> ReadResult:
+    """Read one file under `QA_information`; ids are `<file's stem>:<row>`, with the folder where it is not Open-access.
+
+    Raises:
+        ValueError: if it cannot be read or is no list of rows.
+    """
+    return read_rows(root, file, lambda row, id_: _question(root, row, id_, images_needed), file_name(root, file))
+
+
+def file_name(root: Path, file: Path) -> str:
+    """What the ids of a file's questions begin with."""
+    name = Path(relative_path(root, file)).with_suffix("")
+    return name.name if name.parent == Path(QUESTIONS, OPEN_ACCESS) else name.as_posix()
+
+
+def _question(root: Path, row: dict[str, Any], id_: str, images_needed: bool) -> Question:
+    options = _options(row)
+    gold = text_of(row, "gt_answer")
+    if gold not in options:
+        raise RowError("gold answer not among the options")
+    answer = options.index(gold)
+    refuse_ambiguous_gold(options, answer)
+    return Question(
+        id=id_,
+        image_path=image_path(root, text_of(row, "image_path"), images_needed),
+        stem=text_of(row, "question"),
+        options=options,
+        answer=answer,
+        # One source file says `modality`, which is how Med-R1 came by a row of modality "unknown".
+        modality=canonical_modality(text_of(row, "modality_type" if "modality_type" in row else "modality")),
+        question_type=canonical_question_type(text_of(row, "question_type")),
+        dataset=text_of(row, "dataset"),
+    )
+
+
+def _options(row: dict[str, Any]) -> tuple[str, ...]:
+    keys = [f"option_{letter}" for letter in LETTERS]
+    present = [key for key in keys if row.get(key) not in (None, "")]
+    if len(present) < 2:
+        raise RowError("fewer than two options")
+    if present != keys[: len(present)]:
+        raise RowError("a letter is missing among the options")
+    return tuple(text_of(row, key) for key in present)

@@ -1,0 +1,102 @@
+"""A prepared dataset on disk: the manifest, its splits with their leakage, and an account of what was left out.
+
+`prepared.json` (where the images are, counts, digest), `manifest.parquet`, `splits/<name>.json`, and `images.jsonl`,
+what `prepare` knows of each image file when it is run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medr1_ray.data.readers.manifest import ManifestRow, read_manifest
+from medr1_ray.data.readers.rows import Dropped
+from medr1_ray.types import Question
+
+VERSION = 1
+
+_COMMAND = "python -m medr1_ray.data.prepare"
+
+
+@dataclass(frozen=True)
+class PreparedSplit:
+    """The questions of a split by part (`train`, `validation`, `test`), and the rows that the manifest left out."""
+
+    parts: dict[str, tuple[Question, ...]]
+    digest: str
+    dropped: tuple[Dropped, ...]
+
+
+def read_split(folder: Path, name: str) -> PreparedSplit:
+    """Read a split of a prepared dataset.
+
+    Raises:
+        ValueError: if the folder is not a prepared dataset, its images are no longer there, it has no such split, or
+            the split does not fit the manifest.
+    """
+    account = _read_json(folder / "prepared.json", f"give a folder that `{_COMMAND}` wrote")
+    if account.get("version") != VERSION:
+        raise ValueError(f"data.root={folder} was written by another version; run `{_COMMAND}` again")
+    root = Path(account["root"])
+    if not root.is_dir():
+        raise ValueError(
+            f"data.root={folder}: its images were in {root}, which is no folder here; run `{_COMMAND} --root ... "
+            f"--out {folder}` with the folder where they are now"
+        )
+    names = sorted(path.stem for path in (folder / "splits").glob("*.json"))
+    if name not in names:
+        raise ValueError(f"data.split={name}: {folder} has {', '.join(names) or 'no splits'}")
+    content = _read_json(folder / "splits" / f"{name}.json", f"run `{_COMMAND}` again")
+    rows = read_manifest(folder)
+    by_id = {row.id: row for row in rows}
+    ids: dict[str, tuple[str, ...]] = {part: tuple(content["parts"][part]) for part in PARTS}
+    split = Split(name, content["recipe"], content["seed"], ids, content["left_out"])
+    if not by_id.keys() >= {id_ for part in ids.values() for id_ in part} or (
+        split_digest(split, rows) != content["digest"]
+    ):
+        raise ValueError(
+            f"data.split={name}: it does not fit the manifest in {folder}, one of them was changed; run "
+            f"`{_COMMAND}` again"
+        )
+    return PreparedSplit(
+        parts={part: tuple(by_id[id_].question(root) for id_ in chosen) for part, chosen in ids.items()},
+        digest=content["digest"],
+        dropped=tuple(Dropped(row.file, row.row or 0, row.left_out) for row in rows if row.left_out),
+    )
+
+
+def _read_json(path: Path, advice: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {advice}") from error
+    return content
+
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row ids by part, in the order of the manifest; `left_out` counts the usable rows in no part, by reason."""
+
+    name: str
+    recipe: str
+    seed: int | None
+    parts: dict[str, tuple[str, ...]]
+    left_out: dict[str, int]
+
+
+def split_digest(split: Split, rows: Sequence[ManifestRow]) -> str:
+    """32 hexadecimal digits over the content: each part's questions and the pixels of their images."""
+    by_id = {row.id: row for row in rows}
+    content = hashlib.blake2b(digest_size=16)
+    for part in PARTS:
+        for id_ in split.parts[part]:
+            row = by_id[id_]
+            content.update(repr((part, id_, row.image_hash, row.stem, row.options, row.gold_letter)).encode())
+    return content.hexdigest()

@@ -1,0 +1,165 @@
+"""Answering questions whose right answer is not known, with the reasoning and the probability of every letter."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medr1_ray.config import Config
+from medr1_ray.data.encoding import PromptEncoder, Refused, continuations
+from medr1_ray.data.questions import UNKNOWN
+from medr1_ray.rewards.parsing import parse_answer
+from medr1_ray.types import LETTERS, Likelihoods, Mode, Prompt, Question, Sampling
+
+if TYPE_CHECKING:
+    from medr1_ray.pool.groups import RolloutPool
+
+COLUMNS = ("image", "question", "options")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An answer: `letter` is None where the completion names no option, or where there is none, as `problem` says.
+
+    `reasoning` is what the completion says beside its answer. `probabilities` are of the letters, in order: how likely
+    the model was to answer each after what it wrote before its answer.
+    """
+
+    question: Question
+    letter: str | None
+    problem: str | None
+    reasoning: str
+    completion: str
+    probabilities: tuple[float, ...]
+
+
+def answer(pool: RolloutPool, config: Config, questions: Sequence[Question]) -> list[Explained]:
+    """One greedy answer to each question, in order; a question that cannot be put says why."""
+    from transformers import AutoTokenizer
+
+    path = str(config.model.folder)
+    encoder = PromptEncoder.from_checkpoint(
+        path, config.mode, config.data.image_size, config.data.image_fit, config.rollout.max_prompt_tokens
+    )
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    encoded = [encoder.encode(question, question.id) for question in questions]
+    prompts = [prompt for prompt in encoded if isinstance(prompt, Prompt)]
+    groups = pool.run(prompts, Sampling(group_size=1, max_tokens=config.rollout.max_tokens, temperature=0.0))
+    completions = [group.completions.texts[0] for group in groups]
+    texts = [
+        continuations(
+            lambda text: tokenizer.encode(text, add_special_tokens=False),
+            _with_each_letter(completion, prompt.question, config.mode),
+        )
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    likelihoods = pool.likelihoods(prompts, texts)
+    explained = {
+        prompt.id: _explain(prompt.question, completion, found, config.mode)
+        for prompt, completion, found in zip(prompts, completions, likelihoods, strict=True)
+    }
+    return [
+        Explained(question, None, prompt.detail, "", "", ())
+        if isinstance(prompt, Refused)
+        else explained[prompt.id]
+        for question, prompt in zip(questions, encoded, strict=True)
+    ]
+
+
+def make_question(id_: str, image: Path, stem: str, options: str) -> Question:
+    """A question whose right answer is not known; `options` are separated by semicolons.
+
+    Raises:
+        ValueError: there is no question, or not 2 to 8 different options.
+    """
+    texts = tuple(option.strip() for option in options.split(";") if option.strip())
+    if not stem.strip():
+        raise ValueError("the question is empty")
+    if not 2 <= len(set(texts)) == len(texts) <= len(LETTERS):
+        raise ValueError(
+            f"the options are {options!r}; give 2 to {len(LETTERS)} different ones, separated by semicolons"
+        )
+    # Nothing reads the answer: nobody is graded here.
+    return Question(id_, str(image.absolute()), stem.strip(), texts, 0, UNKNOWN, UNKNOWN, "none")
+
+
+def read_questions(file: Path, images: Path) -> tuple[list[Question], dict[int, str]]:
+    """The questions of a CSV file, and what is wrong with the other rows, by line.
+
+    Raises:
+        ValueError: the file cannot be read or lacks a column.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as content:
+            reader = csv.DictReader(content)
+            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"--csv {file}: cannot be read ({error}); give a CSV file in UTF-8") from error
+    if missing:
+        raise ValueError(f"--csv {file}: no column {missing[0]!r}; it needs {', '.join(COLUMNS)}")
+    questions, problems = [], {}
+    for line, row in enumerate(rows, 2):
+        try:
+            image, stem, options = (row[column] or "" for column in COLUMNS)
+            questions.append(make_question(str(line), images / image, stem, options))
+        except ValueError as error:
+            problems[line] = str(error)
+    return questions, problems
+
+
+def write_answers(file: Path, answers: Sequence[Explained], problems: dict[int, str]) -> None:
+    """A row for each line of the questions' file, those with a problem too."""
+    columns = ("line", *COLUMNS, "answer", "text", "problem", "reasoning", *(f"p_{letter}" for letter in LETTERS))
+    rows = {int(each.question.id): _row(each) for each in answers}
+    rows |= {line: {"problem": problem} for line, problem in problems.items()}
+    with file.open("w", newline="", encoding="utf-8") as content:
+        writer = csv.DictWriter(content, columns)
+        writer.writeheader()
+        writer.writerows({"line": line, **rows[line]} for line in sorted(rows))
+
+
+def _row(each: Explained) -> dict[str, str]:
+    question = each.question
+    return {
+        "image": question.image_path,
+        "question": question.stem,
+        "options": "; ".join(question.options),
+        "answer": each.letter or "",
+        "text": question.options[LETTERS.index(each.letter)] if each.letter else "",
+        "problem": each.problem or "",
+        "reasoning": each.reasoning,
+        **{f"p_{letter}": f"{p:.4f}" for letter, p in zip(LETTERS, each.probabilities, strict=False)},
+    }
+
+
+def _with_each_letter(completion: str, question: Question, mode: Mode) -> list[str]:
+    """What the model wrote before its answer, with each letter as the answer."""
+    before, tag, _ = completion.rpartition("<answer>")
+    written = before if tag else completion if mode == "think" else ""
+    return [f"{written}<answer>{letter}</answer>" for letter in LETTERS[: len(question.options)]]
+
+
+def _explain(question: Question, completion: str, found: Likelihoods, mode: Mode) -> Explained:
+    parsed = parse_answer(completion, question, mode)
+    weights = np.exp(found.logprobs - found.logprobs.max())
+    before, tag, after = completion.rpartition("<answer>")
+    beside = before + after.partition("</answer>")[2] if tag else completion
+    reasoning = beside.replace("<think>", "").replace("</think>", "").strip()
+    probabilities = tuple((weights / weights.sum()).tolist())
+    return Explained(question, parsed.letter, parsed.problem, reasoning, completion, probabilities)
+
+
+def describe_answer(each: Explained) -> str:
+    """An answer for the terminal."""
+    options = each.question.options
+    named = options[LETTERS.index(each.letter)] if each.letter else f"none: {each.problem}"
+    lines = [f"answer     {each.letter or '-'}  {named}"]
+    lines += [f"reasoning  {each.reasoning}"] if each.reasoning else []
+    triples = zip(LETTERS, each.probabilities, options, strict=False)
+    return "\n".join([*lines, *(f"{p:9.4f}  {letter}  {option}" for letter, p, option in triples)])

@@ -1,0 +1,50 @@
+"""Taking the link between image and question away: blank images, and other questions' images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medr1_ray.types import Prompt
+
+if TYPE_CHECKING:
+    pass
+
+
+def with_blank_images(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The same prompts, each with a black image of the same size."""
+    return [replace(prompt, image=np.zeros_like(prompt.image)) for prompt in prompts]
+
+
+def with_shuffled_images(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+    """The same prompts, each with the image of another one, of a different file (`other_images`)."""
+    others = other_images([prompt.question.image_path for prompt in prompts], seed)
+    return [
+        replace(prompt, image=prompts[other].image) for prompt, other in zip(prompts, others, strict=True)
+    ]
+
+
+def other_images(files: Sequence[str], seed: int) -> list[int]:
+    """For each question, by its image's file, the index of another question that is about a different file.
+
+    Each image is used as often as before, so that only the link between image and question is lost. Raises
+    ValueError when more than half of the questions share one image, which leaves no such assignment.
+    """
+    distinct = sorted(set(files))
+    rank = dict(zip(distinct, np.random.default_rng(seed).permutation(len(distinct)), strict=True))
+    # Laid in blocks of equal files, in random order, a shift by the largest block meets no block a second time.
+    order = sorted(range(len(files)), key=lambda i: rank[files[i]])
+    shift = max(Counter(files).values(), default=0)
+    if 2 * shift > len(files):
+        raise ValueError(
+            f"{shift} of {len(files)} evaluation questions are about one image, so that images cannot be shuffled "
+            "between questions; raise data.eval_questions or data.eval_fraction"
+        )
+    others = [0] * len(files)
+    for place, source in zip(order, order[shift:] + order[:shift], strict=True):
+        others[place] = source
+    return others

@@ -1,0 +1,169 @@
+"""Evaluating a checkpoint: its accuracy beside chance, the blind prior, and passes that hide the image.
+
+Runs on rollout actors; every answer is written as it comes, and the same call goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from medr1_ray.config import Config
+from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
+from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.readers.rows import dropped_by_reason
+from medr1_ray.evaluation.folder import Answers, EvaluationFolder, questions_digest, read_answers
+from medr1_ray.evaluation.passes import (
+    BLINDED,
+    IMAGE,
+    SHUFFLED_OPTIONS,
+    Pass,
+    Sampled,
+    letter_passes,
+    likelihood_pass,
+    text_pass,
+)
+from medr1_ray.evaluation.report import Against, Report, compare, make_report
+from medr1_ray.evaluation.report_page import report_page
+from medr1_ray.evaluation.settings import model_name, part_of
+from medr1_ray.model.checkpoint_files import checkpoint_digest
+from medr1_ray.types import Question, Sampling
+
+TEXT_TOKENS = 64
+"""Longest answer in the text of an option."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to evaluate besides the letters: `scorings` among `SCORINGS`, `samples` a question or 0, and the result to
+    compare with."""
+
+    split: str
+    scorings: tuple[str, ...] = ("letter",)
+    samples: int = 0
+    questions: int | None = None
+    against: Path | None = None
+
+
+def evaluate(config: Config, plan: Plan) -> Report:
+    """Evaluate `config.model` into `config.run.dir`, going on with what is there.
+
+    Raises:
+        ValueError: the data, the split, the folder or the result to compare with is not usable.
+        RuntimeError: an engine failed; what was answered is kept.
+    """
+    from medr1_ray.evaluation.inference import open_inference
+
+    other = None if plan.against is None else _result_to_compare(plan.against)
+    dataset = _read(config, plan)
+    print(dataset.description, file=sys.stderr)
+    identity = _identity(config, plan, dataset)
+    folder = EvaluationFolder(config.run.dir, identity, dataset.evaluation)
+    passes = _passes(config, plan, dataset.evaluation)
+    if any(len(_all_ids(folder.answers(each.name))) < len(folder.questions) for each in passes):
+        with open_inference(_with_room(config, plan)) as inference:
+            inference.load(config.model.folder)
+            for each in passes:
+                folder.run(inference.pool, each)
+    return _write_report(config, plan, folder, dataset, other)
+
+
+def _read(config: Config, plan: Plan) -> Dataset:
+    """The data, with the questions to be put as its `evaluation`."""
+    dataset = open_dataset(config.data.model_copy(update={"eval_questions": plan.questions or sys.maxsize}))
+    if part_of(config, plan.split) != "train":
+        return dataset
+    limit = plan.questions or len(dataset.train)
+    return replace(dataset, evaluation=stratified_sample(dataset.train, limit, config.data.seed))
+
+
+def _passes(config: Config, plan: Plan, questions: Sequence[Question]) -> list[Pass]:
+    from transformers import AutoTokenizer
+
+    path = str(config.model.folder)
+    encoder = PromptEncoder.from_checkpoint(
+        path, config.mode, config.data.image_size, config.data.image_fit, config.rollout.max_prompt_tokens
+    )
+    passes = letter_passes(encoder, config.mode, config.rollout.max_tokens, questions, config.data.seed)
+    if "text" in plan.scorings:
+        passes.append(text_pass(encoder, TEXT_TOKENS))
+    if "likelihood" in plan.scorings:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        passes.append(likelihood_pass(encoder, lambda text: tokenizer.encode(text, add_special_tokens=False)))
+    if plan.samples:
+        # Without a seed of their own: a seeded request whose prompt comes in two pieces ends vLLM 0.32 on a CPU.
+        sampling = Sampling(plan.samples, config.rollout.max_tokens, config.rollout.temperature)
+        passes.append(Sampled(_samples_name(plan), passes[0].ask, sampling))
+    return passes
+
+
+def _with_room(config: Config, plan: Plan) -> Config:
+    """Engines for the longest completion that a pass may ask for."""
+    tokens = max(config.rollout.max_tokens, TEXT_TOKENS if "text" in plan.scorings else 0)
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_tokens": tokens})})
+
+
+def _write_report(
+    config: Config, plan: Plan, folder: EvaluationFolder, dataset: Dataset, other: Answers | None
+) -> Report:
+    """`report.json` and `report.md`, and `pass_rates.jsonl` where there are samples."""
+    names = [IMAGE, *BLINDED, SHUFFLED_OPTIONS, *(name for name in plan.scorings if name != "letter")]
+    answers = {name: folder.answers(name) for name in names}
+    samples = folder.answers(_samples_name(plan)).rows if plan.samples else {}
+    left_out = {id_: reason for found in answers.values() for id_, reason in found.left_out.items()}
+    against: Against | None = None
+    if other is not None:
+        against = compare(folder.questions, answers[IMAGE].rows, str(plan.against), other.rows)
+    report = make_report(
+        model=model_name(config.model.folder),
+        mode=config.mode,
+        split=plan.split,
+        questions=folder.questions,
+        train=dataset.train,
+        rows_dropped=dropped_by_reason(dataset.dropped),
+        rows={name: found.rows for name, found in answers.items()},
+        left_out=left_out,
+        samples=samples,
+        against=against,
+    )
+    (folder.path / "report.json").write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False))
+    (folder.path / "report.md").write_text(report_page(report))
+    if samples:
+        rates = [json.dumps(row, ensure_ascii=False) + "\n" for row in samples.values()]
+        (folder.path / "pass_rates.jsonl").write_text("".join(rates), encoding="utf-8")
+    return report
+
+
+def _identity(config: Config, plan: Plan, dataset: Dataset) -> dict[str, object]:
+    """What must be the same for answers to be of one evaluation."""
+    return {
+        "weights": checkpoint_digest(config.model.folder),
+        "mode": config.mode,
+        "split": plan.split,
+        "questions": questions_digest(dataset.evaluation),
+        "training questions": questions_digest(dataset.train),
+        "image_size": config.data.image_size,
+        "image_fit": config.data.image_fit,
+        "max_tokens": config.rollout.max_tokens,
+        "max_prompt_tokens": config.rollout.max_prompt_tokens,
+        "temperature of samples": config.rollout.temperature,
+        "seed": config.data.seed,
+    }
+
+
+def _result_to_compare(path: Path) -> Answers:
+    folder = path.parent if path.is_file() else path
+    if not (folder / "answers" / f"{IMAGE}.jsonl").exists():
+        raise ValueError(f"--against {path} is no result: give the report.json or the folder of an evaluation")
+    return read_answers(folder)
+
+
+def _all_ids(answers: Answers) -> set[str]:
+    return answers.rows.keys() | answers.left_out.keys()
+
+
+def _samples_name(plan: Plan) -> str:
+    return f"samples_{plan.samples}"

@@ -1,0 +1,92 @@
+"""Greedy evaluation on held-out questions, with the image, with a blank one and with somebody else's."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medr1_ray.types import Group, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from medr1_ray.pool.groups import RolloutPool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Fractions in [0, 1] over `n` questions; names are the canonical ones."""
+
+    accuracy: float
+    format: float
+    n: int
+    by_modality: dict[str, float]
+    by_question_type: dict[str, float]
+
+
+def evaluate(
+    pool: RolloutPool, prompts: Sequence[Prompt], max_tokens: int
+) -> tuple[Evaluation, list[Group]]:
+    """One greedy answer to each prompt, graded by the default parser whatever the reward functions are."""
+    groups = pool.run(prompts, Sampling(group_size=1, max_tokens=max_tokens, temperature=0.0))
+    evaluation = Evaluation(
+        accuracy=_accuracy(groups),
+        format=float(np.mean([group.rewards.well_formed[0] for group in groups])),
+        n=len(groups),
+        by_modality=_accuracy_by((group.prompt.question.modality, group) for group in groups),
+        by_question_type=_accuracy_by((group.prompt.question.question_type, group) for group in groups),
+    )
+    return evaluation, groups
+
+
+def _accuracy(groups: Iterable[Group]) -> float:
+    return float(np.mean([group.rewards.correct[0] for group in groups]))
+
+
+def _accuracy_by(named: Iterable[tuple[str, Group]]) -> dict[str, float]:
+    by_name: defaultdict[str, list[Group]] = defaultdict(list)
+    for name, group in named:
+        by_name[name].append(group)
+    return {name: _accuracy(groups) for name, groups in sorted(by_name.items())}
+
+
+class EvaluationLog:
+    """The evaluations of a run: `<name>.json` with the fractions, `<name>.jsonl` with each question and its answer.
+
+    Kept when the run is resumed; a later evaluation of the same name replaces the earlier one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def add(self, name: str, step: int, evaluation: Evaluation, groups: Sequence[Group]) -> None:
+        """Write one evaluation."""
+        answers = [json.dumps(_answer(group)) + "\n" for group in groups]
+        (self._folder / f"{name}.jsonl").write_text("".join(answers))
+        (self._folder / f"{name}.json").write_text(json.dumps({"step": step, **asdict(evaluation)}, indent=1))
+
+    def find(self, name: str) -> Evaluation | None:
+        """The evaluation of that name, if it was made."""
+        path = self._folder / f"{name}.json"
+        if not path.exists():
+            return None
+        fields = json.loads(path.read_text())
+        del fields["step"]
+        return Evaluation(**fields)
+
+
+def _answer(group: Group) -> dict[str, object]:
+    question = group.prompt.question
+    return {
+        "question": asdict(question),
+        "gold": question.gold_letter,
+        "completion": group.completions.texts[0],
+        "answer": group.rewards.answers[0],
+        "correct": bool(group.rewards.correct[0]),
+        "well_formed": bool(group.rewards.well_formed[0]),
+    }

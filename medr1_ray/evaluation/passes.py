@@ -1,0 +1,207 @@
+"""The ways in which a question is put to a model: as it is, without what should matter, and in other scorings.
+
+A pass makes a prompt of a question, and a row of what the model did with it. Rows are what `evaluation_report` reads:
+`id`, `answer` (a letter of the question as it was put, or None), `correct`, `well_formed`, `problem` (why there is no
+letter), `truncated`, and a `completion` or, of likelihoods, `scores`; samples have a `pass_rate` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from medr1_ray.data.encoding import PromptEncoder, Refused, continuations
+from medr1_ray.data.questions import shuffle_options
+from medr1_ray.evaluation.blinding import other_images
+from medr1_ray.evaluation.omnimedvqa_scores import (
+    PREFIX,
+    candidate,
+    most_similar,
+    prefix_request,
+    text_request,
+)
+from medr1_ray.rewards.parsing import parse_answer
+from medr1_ray.types import LETTERS, Continuations, Group, Likelihoods, Mode, Prompt, Question, Sampling
+
+Row = dict[str, Any]
+Ask = Callable[[Question], Prompt | Refused]
+Tokenize = Callable[[str], list[int]]
+
+IMAGE = "image"
+BLINDED = ("blank_image", "shuffled_image")
+SHUFFLED_OPTIONS = "shuffled_options"
+SCORINGS = ("letter", "text", "likelihood")
+
+
+class Engines(Protocol):
+    """What a pass runs on: `pool.RolloutPool`."""
+
+    def run(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]: ...
+
+    def likelihoods(
+        self, prompts: Sequence[Prompt], continuations: Sequence[Continuations]
+    ) -> list[Likelihoods]: ...
+
+
+class Pass(Protocol):
+    """One way of asking: `name` is that of its file of rows, `ask` makes the prompt, `run` one row for each."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def ask(self) -> Ask: ...
+
+    def run(self, engines: Engines, prompts: Sequence[Prompt]) -> list[Row]: ...
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """One greedy answer to each prompt, graded by `grade`."""
+
+    name: str
+    ask: Ask
+    grade: Callable[[str, Question], Row]
+    max_tokens: int
+
+    def run(self, engines: Engines, prompts: Sequence[Prompt]) -> list[Row]:
+        groups = engines.run(prompts, Sampling(group_size=1, max_tokens=self.max_tokens, temperature=0.0))
+        return [self._row(group) for group in groups]
+
+    def _row(self, group: Group) -> Row:
+        completion = group.completions.texts[0]
+        graded = self.grade(completion, group.prompt.question)
+        truncated = bool(group.completions.truncated[0])
+        return {"id": group.prompt.question.id, **graded, "truncated": truncated, "completion": completion}
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Several sampled answers to each prompt; the share of right ones is what a difficulty filter reads."""
+
+    name: str
+    ask: Ask
+    sampling: Sampling
+
+    def run(self, engines: Engines, prompts: Sequence[Prompt]) -> list[Row]:
+        return [
+            {
+                "id": group.prompt.question.id,
+                "pass_rate": float(np.mean(group.rewards.correct)),
+                "samples": self.sampling.group_size,
+            }
+            for group in engines.run(prompts, self.sampling)
+        ]
+
+
+@dataclass(frozen=True)
+class MostLikely:
+    """The option whose text has the largest mean log-probability per token (OmniMedVQA's prefix-based score)."""
+
+    name: str
+    ask: Ask
+    tokenize: Tokenize
+
+    def run(self, engines: Engines, prompts: Sequence[Prompt]) -> list[Row]:
+        texts = [
+            continuations(self.tokenize, [candidate(option) for option in prompt.question.options])
+            for prompt in prompts
+        ]
+        found = engines.likelihoods(prompts, texts)
+        return [self._row(prompt.question, each) for prompt, each in zip(prompts, found, strict=True)]
+
+    def _row(self, question: Question, found: Likelihoods) -> Row:
+        scores = found.logprobs / found.lengths
+        chosen = int(scores.argmax())
+        return {
+            "id": question.id,
+            "answer": LETTERS[chosen],
+            "correct": chosen == question.answer,
+            "well_formed": True,
+            "problem": None,
+            "truncated": False,
+            "scores": [round(score, 6) for score in scores.tolist()],
+        }
+
+
+def letter_passes(
+    encoder: PromptEncoder, mode: Mode, max_tokens: int, questions: Sequence[Question], seed: int
+) -> list[Pass]:
+    """The question as it is, with a blank image, with another's image, and with its options in another order."""
+    grade = partial(grade_letter, mode=mode)
+
+    def as_it_is(question: Question) -> Prompt | Refused:
+        return encoder.encode(question, question.id)
+
+    def with_blank_image(question: Question) -> Prompt | Refused:
+        prompt = as_it_is(question)
+        return prompt if isinstance(prompt, Refused) else replace(prompt, image=np.zeros_like(prompt.image))
+
+    files = [question.image_path for question in questions]
+    others = other_images(files, seed)
+    other_file = {question.id: files[other] for question, other in zip(questions, others, strict=True)}
+
+    def with_other_image(question: Question) -> Prompt | Refused:
+        prompt = as_it_is(replace(question, image_path=other_file[question.id]))
+        return prompt if isinstance(prompt, Refused) else replace(prompt, question=question)
+
+    def with_shuffled_options(question: Question) -> Prompt | Refused:
+        generator = np.random.default_rng([seed, *question.id.encode()])
+        return as_it_is(shuffle_options(question, generator))
+
+    blank, shuffled = BLINDED
+    return [
+        Greedy(IMAGE, as_it_is, grade, max_tokens),
+        Greedy(blank, with_blank_image, grade, max_tokens),
+        Greedy(shuffled, with_other_image, grade, max_tokens),
+        Greedy(SHUFFLED_OPTIONS, with_shuffled_options, grade, max_tokens),
+    ]
+
+
+def text_pass(encoder: PromptEncoder, max_tokens: int) -> Pass:
+    """OmniMedVQA's question-answering score."""
+    return Greedy(
+        "text",
+        lambda question: encoder.encode_as(text_request(question), question, question.id),
+        grade_text,
+        max_tokens,
+    )
+
+
+def likelihood_pass(encoder: PromptEncoder, tokenize: Tokenize) -> Pass:
+    """OmniMedVQA's prefix-based score."""
+    prefix = np.array(tokenize(PREFIX), np.int32)
+
+    def ask(question: Question) -> Prompt | Refused:
+        prompt = encoder.encode_as(prefix_request(question), question, question.id)
+        if isinstance(prompt, Refused):
+            return prompt
+        return replace(prompt, token_ids=np.concatenate([prompt.token_ids, prefix]))
+
+    return MostLikely("likelihood", ask, tokenize)
+
+
+def grade_letter(completion: str, question: Question, mode: Mode) -> Row:
+    """By the letter that the completion answers (`answer_parsing`)."""
+    parsed = parse_answer(completion, question, mode)
+    return {
+        "answer": parsed.letter,
+        "correct": parsed.letter == question.gold_letter,
+        "well_formed": parsed.well_formed,
+        "problem": parsed.problem,
+    }
+
+
+def grade_text(completion: str, question: Question) -> Row:
+    """By the option that is most like the completion."""
+    chosen = most_similar(question.options, completion)
+    return {
+        "answer": None if chosen is None else LETTERS[chosen],
+        "correct": chosen == question.answer,
+        "well_formed": True,
+        "problem": "like none of the options" if chosen is None else None,
+    }

@@ -1,0 +1,69 @@
+"""An evaluation's report as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from medr1_ray.evaluation.report import Report, Share
+
+_COLUMNS = "| | questions | images | accuracy | 95 % | format | parse failures | truncated |"
+
+
+def report_page(report: Report) -> str:
+    """Tables of the whole and its parts, after the verdict."""
+    baselines = list(report.overall.baselines)
+    lines = [
+        f"# {report.model}, {report.mode}, {report.split}",
+        "",
+        *(f"- {sentence}" for sentence in report.verdict),
+        "",
+        "Intervals are of 95 %, by bootstrap over images. `not better` marks a baseline that the model is not shown to "
+        "be above: the interval of the paired difference reaches zero.",
+        "",
+        *_table("all", {"all": report.overall}, baselines),
+    ]
+    for title, shares in (
+        ("modality", report.modality),
+        ("question type", report.question_type),
+        ("source dataset", report.dataset),
+    ):
+        lines += ["", f"## By {title}", "", *_table(title, shares, baselines)]
+    if report.scorings:
+        lines += ["", "## OmniMedVQA's scores (arXiv 2402.09181)", "", *_table("score", report.scorings, [])]
+    if report.samples:
+        lines += ["", f"{report.samples} sampled answers to each question: mean pass rate {report.pass_rate:.3f}."]
+    if report.against:
+        against = report.against
+        lines += [
+            "",
+            f"Against {against.other} on {against.n} questions: {against.accuracy:.3f} to {against.other_accuracy:.3f},"
+            f" difference {against.difference:+.3f} [{against.interval[0]:+.3f}, {against.interval[1]:+.3f}]; "
+            f"{against.only_this} right here alone, {against.only_other} there alone, McNemar's exact "
+            f"p = {against.p:.2g}.",
+        ]
+    lines += ["", f"Left out of the questions: {_counts(report.left_out)}."]
+    lines += [f"Rows of the data that are no question: {_counts(report.rows_dropped)}.", ""]
+    return "\n".join(lines)
+
+
+def _table(title: str, shares: Mapping[str, Share], baselines: list[str]) -> list[str]:
+    head = _COLUMNS.replace("| |", f"| {title} |", 1) + "".join(f" {name.replace('_', ' ')} |" for name in baselines)
+    rows = [head, "|---" * (head.count("|") - 1) + "|"]
+    for name, share in shares.items():
+        cells = [
+            name,
+            str(share.n),
+            str(share.images),
+            f"{share.accuracy:.3f}",
+            f"{share.interval[0]:.3f} to {share.interval[1]:.3f}",
+            *(f"{value:.3f}" for value in (share.format, share.parse_failures, share.truncated)),
+        ]
+        for baseline in baselines:
+            beside = share.baselines[baseline]
+            cells.append(f"{beside.accuracy:.3f}" + ("" if beside.better else " (not better)"))
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())) or "nothing"

@@ -1,0 +1,339 @@
+"""The Ray actor that is one DeepSpeed rank of the learner. Created by `Learner`, one per `learner.world_size`.
+
+Consumes `UpdateRequest`s and `ImitationRequest`s, produces reports, log-probabilities and weights. The ranks move in
+step: every method below `start` is called on all of them, since ZeRO's collectives wait for every rank (until their
+deadline).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medr1_ray.config import Config
+from medr1_ray.learner import grpo
+from medr1_ray.learner.messages import (
+    GroupScore,
+    ImitationRequest,
+    MicroBatch,
+    OptimizerStep,
+    RankReport,
+    TokenSums,
+    UpdateRequest,
+)
+from medr1_ray.learner.reference import AdapterFreeReference, Reference
+from medr1_ray.learner.schedule import learning_rate
+from medr1_ray.model.checkpoint_files import checkpoint_name, is_frozen, load_model, save_model
+from medr1_ray.model.image_patches import FrozenFeatures, ImagePatcher
+from medr1_ray.model.lora import Adapters
+from medr1_ray.model.packing import Images, PackedBatch, pack_groups, pack_plain
+from medr1_ray.model.policy import Policy
+from medr1_ray.model.vocabulary import load_vocabulary
+from medr1_ray.types import Group, ScoredPrompt, Span
+from medr1_ray.weights.messages import WeightGroup, WeightUpdate
+from medr1_ray.weights.transports import TRANSPORTS
+
+LEARNER_STATE = "learner_state"
+LAYOUT_FILE = "layout.json"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A micro-batch made ready, on the CPU."""
+
+    packed: PackedBatch
+    tokens: grpo.TokenBatch
+    padding: bool
+
+
+class LearnerActor:
+    """One rank: the policy's shard, its optimizer, and the reference when a KL is taken."""
+
+    def __init__(self, config: Config, rank: int, name: str) -> None:
+        self._config = config
+        self._name = name
+        self._path = config.model.folder
+        self._rank = rank
+        self._spans: list[Span] = []
+        torch.set_num_threads(config.learner.threads)
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def rendezvous_address(self) -> str:
+        """host:port at which this rank can be joined, a new port each time; asked of rank 0."""
+        import ray
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        return f"{ray.util.get_node_ip_address()}:{port}"
+
+    def start(self, address: str) -> str:
+        """Join the other ranks, load the model, build the engine; returns the name of the device."""
+        # Here and not on top: the driver imports this module to create the actor and needs no DeepSpeed.
+        from medr1_ray.learner import deepspeed_engine as zero
+
+        config = self._config
+        self._device = zero.join(address, self._rank, config.learner.world_size, config)
+        vocabulary = load_vocabulary(self._path)
+        model = load_model(self._path, getattr(torch, config.model.dtype), config.model)
+        self._model = model
+        adapters = None
+        if config.model.lora is not None:
+            vision = config.model.train_vision_tower
+            adapters = Adapters(model, config.model.lora, vision=vision, seed=config.train.seed)
+        # Under ZeRO-3 all ranks gather the tower's weights together, so that none may leave it out.
+        frozen = not config.model.train_vision_tower and config.learner.zero_stage < 3
+        features = FrozenFeatures() if frozen else None
+        self._policy = Policy(model, vocabulary, config.rollout.temperature, features)
+        self._patch = ImagePatcher(self._path, config.learner.threads)
+        self._engine = zero.build_engine(self._policy, config)
+        transport = TRANSPORTS[config.cluster.weight_transport]
+        self._weights: Any = transport.sender(
+            self._rank, self._device, config.cluster.sync_timeout_seconds
+        )
+        self._source = zero.ShardedWeights(model, partial(is_frozen, config.model), checkpoint_name, adapters)
+        self._reference: AdapterFreeReference | Reference | None = None
+        if config.takes_kl and adapters is not None:
+            self._reference = AdapterFreeReference(self._engine, adapters, self._device)
+        elif config.takes_kl:
+            self._reference = Reference(self._path, vocabulary, config, self._device, features)
+        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+
+    def prepare(
+        self, groups: tuple[ScoredPrompt, ...], micro_batches: tuple[MicroBatch, ...]
+    ) -> list[NDArray[np.float32]]:
+        """What an update needs and no update changes: patches, and the reference's log-probabilities float32 [S] of the
+        groups of all micro-batches that are no padding, in the micro-batches' order (none where no KL is taken)."""
+        self._patch.begin([prompt.image for prompt, _ in groups])
+        if self._reference is None:
+            return []
+        with self._span("reference"):
+            packed = [
+                self._pack(members, self._patch([prompt.image for prompt, _ in members]), plain=False)
+                for members in ([groups[i] for i in micro_batch.groups] for micro_batch in micro_batches)
+            ]
+            found: list[NDArray[np.float32]] = []
+            for micro_batch, logprobs in zip(micro_batches, self._reference.logprobs(packed), strict=True):
+                ends = np.cumsum([groups[i][1].token_ids.size for i in micro_batch.groups])
+                if not micro_batch.padding:
+                    found += np.split(logprobs.cpu().numpy(), ends[:-1])
+        return found
+
+    def update(self, request: UpdateRequest) -> RankReport:
+        """Take `train.updates_per_rollout` optimizer steps on the whole batch, of which this rank has a share.
+
+        Raises:
+            ValueError: a group's image became another number of visual tokens than in the engine.
+            RuntimeError: the gradient is not finite; the weights are lost, the last checkpoint is not.
+        """
+        config = self._config
+        with self._span("pack"):
+            work = [self._prepare(micro_batch, request) for micro_batch in request.micro_batches]
+        batches = [item.packed for item in work]
+        old: list[Tensor] = []
+        sums: list[TokenSums] = []
+
+        def loss_of(version: int, i: int, logprobs: Tensor) -> Tensor:
+            if i == len(old):  # the first pass over the batch
+                old.append(logprobs.detach())
+            tokens = work[i].tokens.to(self._device)
+            loss, part = grpo.loss_and_sums(logprobs, old[i], tokens, config.loss, version)
+            if not work[i].padding:
+                sums.append(part)
+            return loss
+
+        versions = range(request.version, request.version + config.train.updates_per_rollout)
+        steps = [self._step(version, batches, partial(loss_of, version)) for version in versions]
+        return RankReport(tuple(steps), sum(sums, start=TokenSums()), self._take_spans())
+
+    def imitate(self, request: ImitationRequest) -> RankReport:
+        """Take one optimizer step on the negative log-likelihood of the demonstrations' tokens, its mean over all
+        tokens of the batch. Raises as `update` does."""
+        packed, weights = [], []
+        with self._span("pack"):
+            for micro_batch in request.micro_batches:
+                pairs = [request.demonstrations[i] for i in micro_batch.groups]
+                lengths = torch.tensor([completions.token_ids.size for _, completions in pairs])
+                of_tokens = grpo.token_weights(lengths, "token", request.batch)
+                packed.append(self._pack(pairs, self._patched(pairs), plain=False))
+                weights.append((torch.zeros_like(of_tokens) if micro_batch.padding else of_tokens).to(self._device))
+        step = self._step(request.version, packed, lambda i, logprobs: -(weights[i] * logprobs).sum())
+        return RankReport((step,), TokenSums(), self._take_spans())
+
+    def score(
+        self, groups: tuple[ScoredPrompt, ...], micro_batches: tuple[MicroBatch, ...], plain: bool
+    ) -> list[GroupScore]:
+        """Scores of the groups of all micro-batches that are no padding, in the micro-batches' order; `plain` scores
+        each completion in a row of its own."""
+        scores = []
+        self._engine.eval()
+        for micro_batch in micro_batches:
+            members = [groups[i] for i in micro_batch.groups]
+            images = self._patch([prompt.image for prompt, _ in members])
+            packed = self._pack(members, images, plain)
+            with torch.no_grad():
+                logprobs = self._engine(packed.to(self._device)).cpu().numpy()
+            if not micro_batch.padding:
+                ends = np.cumsum([completions.token_ids.size for _, completions in members])
+                parts = np.split(logprobs, ends[:-1])
+                scores += [
+                    GroupScore(part, visual) for part, visual in zip(parts, images.visual_tokens, strict=True)
+                ]
+        self._engine.train()
+        return scores
+
+    def export_weights(self, version: int, to_newcomers: bool) -> WeightUpdate | None:
+        """Offer all parameters, in the compute dtype and under their checkpoint names, to the engines.
+
+        `to_newcomers`: an engine may lack what is frozen. Some ranks have nothing to say.
+        """
+        self._return_memory()
+        update: WeightUpdate | None = self._weights.offer(self._source, version, to_newcomers=to_newcomers)
+        return update
+
+    def send_weights(self) -> None:
+        """Move what was exported, while the engines receive; for transports that take both ends at once."""
+        self._weights.send()
+
+    def release_weights(self) -> None:
+        """Free what was exported; the engines have loaded it."""
+        self._weights.release()
+        self._return_memory()
+
+    def join_weight_group(self, group: WeightGroup) -> None:
+        """Meet the engines of a broadcast (`cluster.weight_transport: nccl`)."""
+        self._weights.join(group)
+
+    def save(self, folder: Path) -> None:
+        """Write Hugging Face files on top of `folder` and the optimizer's shards into `learner_state/`."""
+        if self._rank == 0:
+            whole = {name: tensor.to("cpu", copy=True) for name, tensor in self._whole_parameters()}
+            (folder / LEARNER_STATE).mkdir(parents=True, exist_ok=True)
+            save_model(self._model, whole, self._path, folder)
+            (folder / LEARNER_STATE / LAYOUT_FILE).write_text(json.dumps(self._layout()))
+        else:
+            deque(self._whole_parameters(), maxlen=0)  # take part in the gathering
+        self._engine.save_checkpoint(str(folder / LEARNER_STATE), tag="zero", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Continue from a folder that `save` wrote.
+
+        Raises ValueError where it was written by another number of ranks or at another ZeRO stage.
+        """
+        saved = json.loads((folder / LEARNER_STATE / LAYOUT_FILE).read_text())
+        for key, ours in self._layout().items():
+            if saved[key] != ours:
+                raise ValueError(
+                    f"learner.{key}={ours}, but {folder} was saved with {saved[key]}; resume with learner.{key}="
+                    f"{saved[key]}, or start a new run with model.path={folder}"
+                )
+        path, _ = self._engine.load_checkpoint(str(folder / LEARNER_STATE), tag="zero")
+        if path is None:
+            raise ValueError(
+                f"{folder / LEARNER_STATE} is not complete: DeepSpeed found nothing to load there"
+            )
+
+    def _return_memory(self) -> None:
+        """Give what PyTorch keeps for later back to the GPU, where an engine is about to wake on it."""
+        if self._config.cluster.colocated:
+            torch.cuda.empty_cache()
+
+    def _step(
+        self, version: int, batches: Sequence[PackedBatch], loss_of: Callable[[int, Tensor], Tensor]
+    ) -> OptimizerStep:
+        """The optimizer step that ends policy version `version`: `loss_of` makes this rank's share of the loss from a
+        batch's number and log-probabilities."""
+        rate = learning_rate(self._config.learner, version, self._config.train.steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        loss_share = 0.0
+        with self._span("forward_backward"):
+            for i, batch in enumerate(batches):
+                self._engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
+                loss = loss_of(i, self._engine(batch.to(self._device)))
+                # DeepSpeed takes the mean over ranks; the loss is a sum over them.
+                self._engine.backward(loss * self._config.learner.world_size)
+                loss_share += loss.item()
+        with self._span("optimizer_step"):
+            self._engine.step()
+        norm = float(self._engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise RuntimeError(
+                f"the gradient's norm is {norm} at optimizer step {version + 1} ({self._name}, loss share "
+                f"{loss_share:g}): the weights are lost. Resume from the last checkpoint, with a smaller "
+                f"learner.learning_rate (now {rate:g}) or learner.max_grad_norm"
+            )
+        return OptimizerStep(loss_share, norm, rate)
+
+    def _patched(self, pairs: Sequence[ScoredPrompt]) -> Images:
+        images = self._patch([prompt.image for prompt, _ in pairs])
+        for (prompt, completions), visual in zip(pairs, images.visual_tokens, strict=True):
+            if visual != completions.visual_tokens:
+                raise ValueError(
+                    f"the image of prompt {prompt.id!r} became {completions.visual_tokens} visual "
+                    f"tokens in {completions.actor} and {visual} in {self._name}; both must run the "
+                    "same image processor (look for image limits in rollout.engine, e.g. mm_processor_kwargs)"
+                )
+        return images
+
+    def _prepare(self, micro_batch: MicroBatch, request: UpdateRequest) -> _Work:
+        groups = [request.groups[i] for i in micro_batch.groups]
+        pairs = [(group.prompt, group.completions) for group in groups]
+        completions = [group.completions for group in groups]
+        lengths = torch.from_numpy(np.concatenate([c.lengths for c in completions])).long()
+        rewards = torch.from_numpy(np.stack([group.rewards.total for group in groups]))
+        advantages = grpo.group_advantages(rewards, self._config.loss.advantage_std).flatten()
+        weights = grpo.token_weights(lengths, self._config.loss.aggregation, request.batch)
+        tokens = grpo.TokenBatch(
+            lengths=lengths,
+            advantages=advantages.repeat_interleave(lengths),
+            weights=torch.zeros_like(weights) if micro_batch.padding else weights,
+            rollout_logprobs=torch.from_numpy(np.concatenate([c.rollout_logprobs for c in completions])),
+            versions=torch.from_numpy(np.concatenate([c.versions for c in completions])),
+            reference_logprobs=None if self._reference is None else _reference_logprobs(groups),
+        )
+        return _Work(self._pack(pairs, self._patched(pairs), plain=False), tokens, micro_batch.padding)
+
+    def _pack(self, groups: Sequence[ScoredPrompt], images: Images, plain: bool) -> PackedBatch:
+        vocabulary = self._policy.vocabulary
+        pack = pack_plain if plain else pack_groups
+        return pack(groups, images, vocabulary.image_pad, vocabulary.pad, self._policy.prompt_positions)
+
+    def _whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for frozen in (True, False):
+            yield from self._source.tensors(frozen=frozen)
+
+    def _layout(self) -> dict[str, Any]:
+        return {"world_size": self._config.learner.world_size, "zero_stage": self._config.learner.zero_stage}
+
+    def _take_spans(self) -> tuple[Span, ...]:
+        """All since the last report, those of `prepare` included."""
+        spans, self._spans = self._spans, []
+        return tuple(spans)
+
+    @contextmanager
+    def _span(self, phase: str) -> Iterator[None]:
+        start = time.time()
+        yield
+        self._spans.append(Span(self._name, phase, start, time.time()))
+
+
+def _reference_logprobs(groups: Sequence[Group]) -> Tensor:
+    """Float32 [S] of all groups, which `prepare` has scored."""
+    return torch.from_numpy(np.concatenate([group.reference_logprobs for group in groups]))

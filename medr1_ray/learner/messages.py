@@ -1,0 +1,185 @@
+"""What driver and learner ranks send each other: frozen, picklable, flat arrays only. Shapes as in `types.py`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medr1_ray.types import Completions, Group, Prompt, Span
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Indices of the groups that go through the learner's model together. `padding` marks one that only keeps a rank
+    in step with the others: its tokens get weight 0 and count in no statistic."""
+
+    groups: tuple[int, ...]
+    padding: bool = False
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """The whole batch's normalisers: its completions, its tokens, and the most tokens that a completion may have."""
+
+    completions: int
+    tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class UpdateRequest:
+    """What one learner rank gets: the groups of its own micro-batches, which index `groups`.
+
+    `version` is the policy version that the learner holds, i.e. the optimizer steps it has done.
+    """
+
+    version: int
+    groups: tuple[Group, ...]
+    micro_batches: tuple[MicroBatch, ...]
+    batch: BatchSize
+
+
+@dataclass(frozen=True)
+class ImitationRequest:
+    """What one learner rank gets of a supervised batch: as `UpdateRequest`, with completions that nobody sampled."""
+
+    version: int
+    demonstrations: tuple[tuple[Prompt, Completions], ...]
+    micro_batches: tuple[MicroBatch, ...]
+    batch: BatchSize
+
+
+@dataclass(frozen=True)
+class OptimizerStep:
+    """One optimizer step: the loss before it, the gradient's norm before clipping, and the rate that it took."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class TokenSums:
+    """Sums and maxima over tokens that add up over micro-batches and ranks; `grpo.statistics` makes means of them."""
+
+    tokens: float = 0.0
+    ratio_max: float = -math.inf
+    clipped_low: float = 0.0
+    clipped_high: float = 0.0
+    importance: float = 0.0
+    importance_capped: float = 0.0
+    kl: float = 0.0
+    gap_tokens: float = 0.0
+    gap: float = 0.0
+    gap_max: float = -math.inf
+    drift_tokens: float = 0.0
+    drift: float = 0.0
+
+    def __add__(self, other: TokenSums) -> TokenSums:
+        return TokenSums(
+            **{
+                name: max(value, vars(other)[name]) if name.endswith("_max") else value + vars(other)[name]
+                for name, value in vars(self).items()
+            }
+        )
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What one learner rank did in an update; `steps` has this rank's share of the loss."""
+
+    steps: tuple[OptimizerStep, ...]
+    sums: TokenSums
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class PolicyStatistics:
+    """Means over the tokens that went through the learner; None where there was no such token.
+
+    `kl` is the mean of the chosen estimator; `logprob_gap_*` the absolute difference between learner and engine over
+    the `logprob_gap_tokens` that were sampled with the learner's own weights; `version_drift` its mean over tokens of
+    older weights.
+    """
+
+    ratio_max: float | None
+    clip_low_fraction: float | None
+    clip_high_fraction: float | None
+    importance_mean: float | None
+    importance_capped_fraction: float | None
+    kl: float | None
+    logprob_gap_tokens: int
+    logprob_gap_mean: float | None
+    logprob_gap_max: float | None
+    version_drift: float | None
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What an update did. `version` is the learner's afterwards; `steps` has one entry per optimizer step.
+
+    `groups` and `tokens` (of completions) are the whole batch's; `groups_zero_variance` of them had equal rewards and
+    `groups_skipped` of those did not go through the model because nothing could be learned from them.
+    `padded_tokens` went through it, prompts and padding included. `model_flops` is what that needs (`flops.py`), and
+    `peak_flops` what all ranks together could do in a second, None where the devices are not known.
+    """
+
+    version: int
+    steps: tuple[OptimizerStep, ...]
+    statistics: PolicyStatistics
+    groups: int
+    groups_zero_variance: int
+    groups_skipped: int
+    tokens: int
+    padded_tokens: int
+    model_flops: float
+    peak_flops: float | None
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class ImitationReport:
+    """What a supervised step did. `version` is the learner's afterwards; the step's loss is the mean negative
+    log-likelihood of the batch's `tokens`, in nats; the others as in `UpdateReport`."""
+
+    version: int
+    step: OptimizerStep
+    tokens: int
+    padded_tokens: int
+    model_flops: float
+    peak_flops: float | None
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """The learner's log-probabilities float32 [S] of one group's completions, and the number of visual tokens that it
+    made of the image."""
+
+    policy_logprobs: NDArray[np.float32]
+    visual_tokens: int
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Absolute differences between rollout and policy log-probabilities, in nats, over `tokens` tokens."""
+
+    mean: float = 0.0
+    max: float = 0.0
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, statistics: PolicyStatistics) -> Gap:
+        """The gap that an update measured over the tokens of the learner's own version; 0 over 0 where none was."""
+        return cls(
+            statistics.logprob_gap_mean or 0.0, statistics.logprob_gap_max or 0.0, statistics.logprob_gap_tokens
+        )
+
+    def __add__(self, other: Gap) -> Gap:
+        """Over the tokens of both."""
+        tokens = self.tokens + other.tokens
+        mean = (self.mean * self.tokens + other.mean * other.tokens) / tokens if tokens else 0.0
+        return Gap(mean, max(self.max, other.max), tokens)

@@ -1,0 +1,355 @@
+"""The rollout actors of a run: started, given weights, drained and replaced. The states are `membership.py`'s.
+
+Produces: serving actors. Waits for: places, engines and weights, in the background; only a weight sync is waited for,
+up to its deadline, and only on actors that are up. Unblocked by: `poll`, which whoever waits for something calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from medr1_ray.base.code_digest import code_digest
+from medr1_ray.cluster.pending_calls import Calls, describe_error, is_own_failure
+from medr1_ray.cluster.placement import (
+    Place,
+    ask_for_place,
+    describe_missing,
+    draining_nodes,
+    release_nodes,
+    request_nodes,
+)
+from medr1_ray.cluster.resources import demands
+from medr1_ray.config import Config
+from medr1_ray.pool.actor_states import Leave, Membership, MembershipCounts, Stage
+from medr1_ray.rollout.actor import RolloutActor
+from medr1_ray.weights.messages import LoadReport, WeightUpdate
+
+# Starts a rollout actor, given its number and Ray's options.
+Launcher = Callable[[Config, int, Mapping[str, Any]], Any]
+
+_POLL_SECONDS = 0.5
+_SAY_EVERY_SECONDS = 30.0
+_HOPELESS_FAILURES = 3
+_UP = (Stage.JOINING, Stage.SERVING, Stage.DRAINING)
+
+
+def launch_rollout_actor(config: Config, index: int, options: Mapping[str, Any]) -> Any:
+    """The real thing: an actor with a vLLM engine."""
+    return ray.remote(RolloutActor).options(**options).remote(config, index, code_digest())
+
+
+@dataclass
+class _Actor:
+    place: Place
+    handle: Any = None
+    node_id: str = ""
+    loading: WeightUpdate | None = None
+    loading_until_seconds: float = 0.0
+
+
+class RolloutFleet:
+    """Keeps as many rollout actors as are wanted, and the current weights on each.
+
+    Args:
+        config: the run's settings.
+        calls: where answers are awaited, shared with the pool.
+        say: takes a line for the operator, for each change of membership.
+        launch: starts an actor; a simulation gives another one.
+        clock: seconds, monotonic.
+        ask: gives an actor's place, by its name; by default one of its own.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        calls: Calls,
+        say: Callable[[str], None],
+        launch: Launcher = launch_rollout_actor,
+        clock: Callable[[], float] = time.monotonic,
+        ask: Callable[[str], Place] | None = None,
+    ) -> None:
+        self._config = config
+        self._calls = calls
+        self._say = say
+        self._launch = launch
+        self._ask = ask or self._ask_for_own_place
+        self._clock = clock
+        self._membership = Membership(clock, config.rollout.actors)
+        self._actors: dict[str, _Actor] = {}
+        self._gone: list[str] = []
+        self._current: WeightUpdate | None = None
+        self._begun_seconds: float | None = None  # when the first weights had been given to those that were up
+        self._look_at_seconds = self._say_at_seconds = clock()
+        self._last_failure = ""
+        self._requested = 0
+        self.tick()
+
+    @property
+    def serving(self) -> dict[str, Any]:
+        """Handles, by name, of the actors that take prompts."""
+        return {name: self._actors[name].handle for name in self._membership.at(Stage.SERVING)}
+
+    @property
+    def up(self) -> dict[str, Any]:
+        """Handles, by name, of the actors that take weights now."""
+        return {
+            name: self._actors[name].handle
+            for name in self._membership.at(*_UP)
+            if self._actors[name].loading is None
+        }
+
+    @property
+    def draining(self) -> list[str]:
+        """Names of those that finish what they have."""
+        return self._membership.at(Stage.DRAINING)
+
+    def counts(self) -> MembershipCounts:
+        return self._membership.counts()
+
+    def take_gone(self) -> list[str]:
+        """Names of those that went since the last call: what they had is to be issued again."""
+        gone, self._gone = self._gone, []
+        return gone
+
+    def wait_until_up(self) -> None:
+        """Wait until the fewest actors that the run may have are up. They serve after the first `load_weights`.
+
+        Raises:
+            RuntimeError: an actor failed to start, or there is no place for so many.
+        """
+        fewest, _ = self._config.rollout.actor_range
+        limit = self._config.cluster.placement_timeout_seconds
+        while len(self._membership.at(*_UP)) < fewest:
+            self.poll(_POLL_SECONDS)
+            waiting = self._membership.at(Stage.WANTED)
+            if waiting and self._membership.seconds_at_stage(waiting[0]) > limit:
+                raise RuntimeError(
+                    f"no place for {', '.join(waiting)} after cluster.placement_timeout_seconds={limit:g}: "
+                    f"{self._missing(waiting)}. Add nodes, lower rollout.min_actors, or raise the limit"
+                )
+
+    def load_weights(self, update: WeightUpdate) -> list[LoadReport]:
+        """Bring every actor that is up to `update.version`; requests in flight go on with the new weights.
+
+        An actor that fails, holds something else afterwards, or passes `cluster.sync_timeout_seconds` is given up.
+        One that is still loading an older version is not waited for: it loads this one next.
+        """
+        self._current = update
+        names = list(self.up)
+        reports: list[LoadReport] = []
+        for name in names:
+            self._load(name, reports.append)
+        while any(name in self._actors and self._actors[name].loading is update for name in names):
+            self.poll(_POLL_SECONDS)
+        if self._begun_seconds is None:
+            self._begun_seconds = self._clock()
+        return reports
+
+    def forget_run(self) -> None:
+        """Let every actor serve nothing until `load_weights`, which may then bring any version: another run's.
+
+        Raises:
+            RuntimeError: an actor failed in it, or did not answer within `cluster.sync_timeout_seconds`.
+        """
+        self._current = None
+        limit = self._config.cluster.sync_timeout_seconds
+        for name, handle in self.up.items():
+            try:
+                ray.get(handle.forget_run.remote(), timeout=limit)
+            except RayError as error:
+                raise RuntimeError(f"{name} could not leave its run: {describe_error(error)}") from error
+
+    def scale(self, target: int, why: str) -> None:
+        """Have so many actors: more are started in the background, those too many are drained."""
+        if target == self._membership.target:
+            return
+        self._say(f"rollout actors: {target} wanted, {self._membership.target} before: {why}")
+        self._membership.target = target
+
+    def lose(self, name: str, reason: str, *, own_failure: bool = False) -> None:
+        """Give up an actor that died, failed or passed a deadline; nothing happens when it is gone already.
+
+        Raises:
+            RuntimeError: the run has not begun, and this one failed by itself: so would the others.
+        """
+        if self._membership.stage(name) is None:
+            return
+        if own_failure and self._begun_seconds is None:
+            raise RuntimeError(f"{name} did not start: {reason} (more in {self._config.run.dir}/logs/{name}.log)")
+        self._last_failure = f"{name}: {reason}"
+        self._end(name, Leave.FAILED if own_failure else Leave.LOST, reason)
+
+    def on_error(self, name: str, error: RayError) -> None:
+        """Give up an actor whose call ended in this error; for `Calls.add`."""
+        self.lose(name, describe_error(error), own_failure=is_own_failure(error))
+
+    def has_drained(self, name: str) -> None:
+        """A draining actor has nothing left to do."""
+        self._end(name, Leave.DRAINED, "it has finished what it had")
+
+    def poll(self, timeout_seconds: float = 0.0) -> None:
+        """Handle answers, waiting this long for the first, and let members in and out."""
+        self._calls.poll(timeout_seconds)
+        self.tick()
+
+    def tick(self) -> None:
+        """Let members in and out; never waits.
+
+        Raises:
+            RuntimeError: nobody serves, and it is hopeless or has lasted too long.
+        """
+        now = self._clock()
+        if now < self._look_at_seconds:
+            return
+        self._look_at_seconds = now + _POLL_SECONDS
+        self._give_up_the_late()
+        self._heed_draining_nodes()
+        for name in self._membership.superfluous():
+            self._retire(name, self._config.cluster.rollout_timeout_seconds, "there are more than needed")
+        for _ in range(self._membership.missing()):
+            name = self._membership.ask()
+            self._actors[name] = _Actor(self._ask(name))
+        for name in self._membership.at(Stage.WANTED):
+            if self._actors[name].place.is_there():
+                self._start(name)
+        self._request_nodes()
+        self._look_after_the_empty()
+
+    def _request_nodes(self) -> None:
+        """Ask for nodes as long as an actor waits for a place, and no longer.
+
+        An actor holds its node by being there. Ray counts a request against whole nodes, whoever is on them: one for
+        actors that have their places may be met by a node that is to go, and keep it.
+        """
+        if not self._config.rollout.is_elastic:
+            return
+        wanted = self._membership.target if self._membership.at(Stage.WANTED) else 0
+        if wanted != self._requested:
+            self._requested = wanted
+            request_nodes(self._config, wanted) if wanted else release_nodes()
+
+    def _ask_for_own_place(self, name: str) -> Place:
+        return ask_for_place(name, demands(self._config, 1)[1], "STRICT_PACK")
+
+    def _start(self, name: str) -> None:
+        actor = self._actors[name]
+        actor.node_id = actor.place.node_id()
+        options = {**actor.place.options(), "name": name, "max_concurrency": 1000}
+        actor.handle = self._launch(self._config, int(name.rpartition("-")[2]), options)
+        self._membership.placed(name)
+        self._calls.add(actor.handle.ping.remote(), partial(self._on_up, name), partial(self.on_error, name))
+
+    def _on_up(self, name: str, _: str) -> None:
+        if self._membership.stage(name) is Stage.STARTING:
+            self._membership.up(name)
+            if self._current is not None and self._current.lasting:
+                self._load(name)
+
+    def _load(self, name: str, then: Callable[[LoadReport], None] = lambda report: None) -> None:
+        update, actor = self._current, self._actors[name]
+        assert update is not None
+        actor.loading = update
+        actor.loading_until_seconds = self._clock() + self._config.cluster.sync_timeout_seconds
+        self._calls.add(
+            actor.handle.load_weights.remote(update),
+            partial(self._on_loaded, name, update, then),
+            partial(self._on_load_error, name, update),
+        )
+
+    def _on_load_error(self, name: str, update: WeightUpdate, error: RayError) -> None:
+        if update.lasting or not is_own_failure(error):
+            self.on_error(name, error)
+        elif self._membership.stage(name) is not None:
+            # Where all receive together one that died fails the others as well; they are asked again.
+            self._actors[name].loading = None
+
+    def _on_loaded(
+        self, name: str, update: WeightUpdate, then: Callable[[LoadReport], None], report: LoadReport
+    ) -> None:
+        if self._membership.stage(name) is None:
+            return
+        if (report.version, report.digest) != (update.version, update.digest):
+            reason = (
+                f"it holds version {report.version} with digest {report.digest} after the sync of version "
+                f"{update.version} with digest {update.digest}; its completions would be of unknown weights"
+            )
+            self.lose(name, reason, own_failure=True)
+            return
+        self._actors[name].loading = None
+        then(report)
+        if update is not self._current:
+            if self._current is not None and self._current.lasting:
+                self._load(name)
+        elif self._membership.stage(name) is Stage.JOINING:
+            self._membership.joined(name)
+            if self._begun_seconds is not None:
+                self._say(f"{name} has joined with version {update.version}; {self._counted()}")
+
+    def _give_up_the_late(self) -> None:
+        cluster = self._config.cluster
+        for name in self._membership.late(cluster.start_timeout_seconds):
+            starting = self._membership.stage(name) is Stage.STARTING
+            limit = f"start within cluster.start_timeout_seconds={cluster.start_timeout_seconds:g}"
+            self.lose(name, f"it did not {limit if starting else 'drain in time'}", own_failure=starting)
+        for name, actor in list(self._actors.items()):
+            if actor.loading is not None and self._clock() > actor.loading_until_seconds:
+                limit = f"cluster.sync_timeout_seconds={cluster.sync_timeout_seconds:g}"
+                self.lose(name, f"it did not load version {actor.loading.version} within {limit}")
+
+    def _heed_draining_nodes(self) -> None:
+        longest = self._config.cluster.rollout_timeout_seconds
+        for node_id, seconds_left in draining_nodes().items():
+            for name in [name for name, actor in self._actors.items() if actor.node_id == node_id]:
+                self._retire(name, min(seconds_left, longest), "its node is to go")
+
+    def _retire(self, name: str, limit_seconds: float, reason: str) -> None:
+        stage = self._membership.stage(name)
+        if stage is Stage.SERVING:
+            self._membership.drain(name, limit_seconds)
+            self._say(f"{name} drains: {reason}; {self._counted()}")
+        elif stage is not Stage.DRAINING:
+            self._end(name, Leave.CANCELLED, reason)
+
+    def _end(self, name: str, why: Leave, reason: str) -> None:
+        self._membership.leave(name, why)
+        actor = self._actors.pop(name)
+        self._gone.append(name)
+        if actor.handle is not None:
+            ray.kill(actor.handle)
+        actor.place.give_back()
+        self._say(f"{name} is gone ({why.value}): {reason}; {self._counted()}")
+
+    def _look_after_the_empty(self) -> None:
+        counts, now = self._membership.counts(), self._clock()
+        waiting = self._membership.at(Stage.WANTED)
+        if self._begun_seconds is not None and not counts.serving:
+            cluster = self._config.cluster
+            limit = cluster.placement_timeout_seconds
+            if len(waiting) < counts.present:
+                limit += cluster.start_timeout_seconds
+            seconds = min(self._membership.empty_seconds(), now - self._begun_seconds)
+            if counts.failures_in_a_row >= _HOPELESS_FAILURES or seconds > limit:
+                raise RuntimeError(
+                    f"no rollout actor has been serving for {seconds:.0f} s, and {counts.failures_in_a_row} in a row "
+                    f"failed by themselves. Lost last: {self._last_failure}"
+                    + (f". Waiting for {', '.join(waiting)}: {self._missing(waiting)}" if waiting else "")
+                    + ". The last checkpoint can be resumed"
+                )
+        if waiting and now > self._say_at_seconds + _SAY_EVERY_SECONDS:
+            self._say_at_seconds = now
+            seconds = self._membership.seconds_at_stage(waiting[0])
+            self._say(f"waiting for {', '.join(waiting)} for {seconds:.0f} s: {self._missing(waiting)}")
+
+    def _missing(self, waiting: Sequence[str]) -> str:
+        return describe_missing(demands(self._config, len(waiting))[1])
+
+    def _counted(self) -> str:
+        counts = self._membership.counts()
+        return f"{counts.serving} of {counts.target} serve"

@@ -1,0 +1,92 @@
+"""Where a run writes: refuses what is not its own.
+
+    runs/<name>/ config.yaml  metrics.jsonl  spans.jsonl  timeline.json  summary.json
+                 rollouts/  evaluations/  checkpoints/  logs/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medr1_ray.config import Config
+from medr1_ray.config.loading import flat_settings, load_config, write_config
+
+# What a resumed run may change: how long it goes on, what it reports, where it generates. All else would make it
+# another run.
+_CHANGEABLE = (
+    "run.",
+    "cluster.",
+    "hardware.",
+    "sizing.",
+    "parity.",
+    "train.steps",
+    "rollout.actors",
+    "rollout.min_actors",
+    "rollout.max_actors",
+    "rollout.target_idle_fraction",
+    "rollout.scale_every",
+    "rollout.cpus_per_actor",
+    "rollout.threads",
+    "rollout.engine.",
+)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """An opened run directory; all paths are absolute, because actors have other working directories."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+
+def open_run_directory(config: Config, *, resume: bool) -> RunDirectory:
+    """Create the directory of a new run, or check that of a run to resume.
+
+    Raises:
+        ValueError: a new run's directory holds a run already, a run to resume is not there, or settings that make
+            the run what it is were changed.
+    """
+    directory = RunDirectory(config.run.dir.absolute())
+    if resume:
+        _check_same_run(config, directory)
+    elif directory.config.exists():
+        raise ValueError(
+            f"run.dir={str(config.run.dir)!r} holds a run already; continue it with --resume, choose another run.dir, "
+            "or delete it"
+        )
+    directory.logs.mkdir(parents=True, exist_ok=True)
+    directory.checkpoints.mkdir(exist_ok=True)
+    write_config(config, directory.config)
+    return directory
+
+
+def _check_same_run(config: Config, directory: RunDirectory) -> None:
+    if not directory.config.exists():
+        raise ValueError(
+            f"run.dir={str(config.run.dir)!r} holds no run to resume ({directory.config.name} is missing); "
+            "start without --resume"
+        )
+    before = flat_settings(load_config([directory.config]))
+    now = flat_settings(config)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not key.startswith(_CHANGEABLE):
+            raise ValueError(
+                f"{key} is {now.get(key)!r}, but the run in {directory.path} was started with {before.get(key)!r}; "
+                f"a resumed run may change only {', '.join(_CHANGEABLE)}. Set it back, or start a new run"
+            )

@@ -1,0 +1,73 @@
+"""`summary.json`: what came of a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from medr1_ray.base.code_digest import code_digest
+from medr1_ray.config import Config
+from medr1_ray.evaluation.in_training import Evaluation, EvaluationLog
+from medr1_ray.learner.messages import Gap
+from medr1_ray.pool.actor_states import Leave, MembershipCounts
+from medr1_ray.pool.group_ledger import LedgerCounts
+
+# The phases of the loop, whose time the throughput is of; start-up, evaluation and checkpoints are not.
+_LOOP_PHASES = ("rollout", "data", "update", "weight_sync", "parity")
+
+
+@dataclass
+class Totals:
+    """Sums over a run and all its resumptions: completions used, seconds by phase of the driver, and the gap."""
+
+    completions: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    gap: Gap = field(default_factory=Gap)
+
+
+def summarise(
+    config: Config,
+    step: int,
+    evaluations: EvaluationLog,
+    totals: Totals,
+    counts: LedgerCounts,
+    members: MembershipCounts,
+) -> dict[str, Any]:
+    """The content of `summary.json`; accuracies are fractions, times seconds, gaps nats."""
+    loop_seconds = sum(totals.seconds.get(phase, 0.0) for phase in _LOOP_PHASES)
+    blank, shuffled = _found(evaluations, "blank_image"), _found(evaluations, "shuffled_image")
+    return {
+        "steps": step,
+        "objective": config.objective,
+        "mode": config.mode,
+        "eval": {
+            "before": asdict(_found(evaluations, "before")),
+            "after": asdict(_found(evaluations, "after")),
+            "blank_image": blank.accuracy,
+            "shuffled_image": shuffled.accuracy,
+        },
+        "completions": totals.completions,
+        "completions_per_second": totals.completions / loop_seconds if loop_seconds else 0.0,
+        "seconds": {
+            "total": sum(totals.seconds.values()),
+            **{phase: totals.seconds.get(phase, 0.0) for phase in ("rollout", "update", "weight_sync", "evaluation")},
+            **totals.seconds,
+        },
+        "logprob_gap_mean": totals.gap.mean,
+        "logprob_gap_max": totals.gap.max,
+        "groups_issued": counts.issued,
+        "groups_used": counts.used,
+        "groups_zero_variance": counts.zero_variance,
+        "groups_dropped": counts.dropped_total,
+        "groups_dropped_by_reason": counts.dropped,
+        "groups_reissued": counts.reissued,
+        "answers_late": counts.late,
+        "rollout_actors": {"asked": members.asked, **{why.value: members.gone[why] for why in Leave}},
+        "code_digest": code_digest(),
+    }
+
+
+def _found(evaluations: EvaluationLog, name: str) -> Evaluation:
+    evaluation = evaluations.find(name)
+    assert evaluation is not None, name
+    return evaluation

@@ -1,0 +1,94 @@
+"""A run's spans as a Chrome trace, which opens in https://ui.perfetto.dev or chrome://tracing.
+
+An actor is a process of the trace; phases of one actor that overlap (requests that generate together) lie in lanes,
+since a lane's events must not cross. A run writes the whole of it as `timeline.json` when it ends. Format: "Trace Event
+Format", JSON object form, complete ("X") and metadata ("M").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from medr1_ray.types import Span
+
+
+def chrome_trace(spans: Iterable[tuple[int, Span]]) -> dict[str, Any]:
+    """The trace of (step, span) pairs; times are microseconds since the first span began."""
+    ordered = sorted(spans, key=lambda pair: (pair[1].start_seconds, -pair[1].end_seconds))
+    zero = ordered[0][1].start_seconds if ordered else 0.0
+    processes = {
+        actor: i for i, actor in enumerate(sorted({span.actor for _, span in ordered}, key=_driver_first))
+    }
+    lanes: dict[str, list[float]] = {actor: [] for actor in processes}
+    events: list[dict[str, Any]] = []
+    for actor, process in processes.items():
+        events.append({"name": "process_name", "ph": "M", "pid": process, "tid": 0, "args": {"name": actor}})
+        events.append(
+            {
+                "name": "process_sort_index",
+                "ph": "M",
+                "pid": process,
+                "tid": 0,
+                "args": {"sort_index": process},
+            }
+        )
+    for step, span in ordered:
+        start, end = (round(1e6 * (at - zero)) for at in (span.start_seconds, span.end_seconds))
+        ends = lanes[span.actor]
+        lane = next((i for i, free_from in enumerate(ends) if free_from <= start), len(ends))
+        ends[lane : lane + 1] = [end]
+        events.append(
+            {
+                "name": span.phase,
+                "cat": span.actor.rstrip("0123456789-"),
+                "ph": "X",
+                "ts": start,
+                "dur": end - start,
+                "pid": processes[span.actor],
+                "tid": lane,
+                "args": {"step": step},
+            }
+        )
+    return {"displayTimeUnit": "ms", "otherData": {"start_seconds": zero}, "traceEvents": events}
+
+
+def write_timeline(directory: Path, first: int = 0, last: float = math.inf) -> Path:
+    """Write `timeline.json` of the spans that ended in steps `first` to `last`; returns its path.
+
+    Raises:
+        ValueError: the run has no spans in these steps, or is none.
+    """
+    source = directory / "spans.jsonl"
+    if not source.exists():
+        raise ValueError(
+            f"{directory} holds no spans.jsonl: give the directory of a run that has done a step"
+        )
+    spans = [(step, span) for step, span in _read(source) if first <= step <= last]
+    if not spans:
+        raise ValueError(
+            f"{source} has no spans of steps {first} to {last:g}; choose --first and --last otherwise"
+        )
+    path = directory / "timeline.json"
+    partial = path.with_name(".timeline.json.partial")
+    partial.write_text(json.dumps(chrome_trace(spans)))
+    os.replace(partial, path)
+    return path
+
+
+def _read(path: Path) -> Iterator[tuple[int, Span]]:
+    with path.open() as file:
+        for line in file:
+            if line.endswith("\n"):  # the last one may have been cut short when the run was
+                row = json.loads(line)
+                yield row.pop("step"), Span(**row)
+
+
+def _driver_first(actor: str) -> tuple[bool, str, int]:
+    """Driver, then learner-0, learner-1, ..., reward-0, ..., rollout-0, ..., rollout-10."""
+    name, _, number = actor.rpartition("-")
+    return (actor != "driver", name, int(number)) if number.isdigit() else (actor != "driver", actor, 0)

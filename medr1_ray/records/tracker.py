@@ -1,0 +1,236 @@
+"""What a run writes down while it goes: metrics, rollouts, spans and the summary; wandb and TensorBoard if asked.
+
+    metrics.jsonl                one JSON object a line, `step` first; steps never go down
+    metrics.discarded-<n>.jsonl  lines of steps that were done again, because the run was resumed before them
+    rollouts/step-000010.jsonl   one JSON object a completion
+    spans.jsonl                  one JSON object a phase of an actor; never cut: it is what the machines did
+    timeline.json                the same as a Chrome trace, written at the end (timeline.py)
+    summary.json                 renamed into place
+
+JSON has no NaN: a number that is not finite is written as "NaN", "Infinity" or "-Infinity" (Python's `float` reads
+them back), and warned of. null is a metric for which there was nothing to measure.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medr1_ray.config import Config
+from medr1_ray.records.metric_names import METRICS
+from medr1_ray.records.timeline import write_timeline
+from medr1_ray.types import Group, Span
+
+_log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Writes the files above into `directory`.
+
+    Args:
+        config: the run's settings; `run.wandb` and `run.tensorboard` say where metrics go beside the files.
+        directory: `<run>`, created where it is missing.
+        step: steps done so far; 0 for a new run. What a resumed run had written of later steps is moved aside.
+        publish: is given the same metrics as the files.
+
+    Raises:
+        ValueError: a package that the settings ask for is not installed.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        step: int = 0,
+        publish: Callable[[Mapping[str, float | None]], None] | None = None,
+    ) -> None:
+        self._directory = directory
+        self._publish = publish
+        self._advantage_std = config.loss.advantage_std
+        self._metrics = directory / "metrics.jsonl"
+        self._rollouts = directory / "rollouts"
+        self._rollouts.mkdir(parents=True, exist_ok=True)
+        self._last_step = step
+        self._discard_after(step)
+        mode = config.run.wandb
+        self._wandb = _open_wandb(config, mode, directory) if mode != "off" else None
+        self._tensorboard = _open_tensorboard(directory, step) if config.run.tensorboard else None
+
+    def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Append one line; names are those of `METRICS`, None says that there was nothing to measure.
+
+        Raises ValueError for a name that is not documented, and for a step before the last one.
+        """
+        for name in metrics:
+            if name not in METRICS:
+                near = get_close_matches(name, METRICS, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"metric {name!r} is not documented in tracking.METRICS{hint}")
+        if step < self._last_step:
+            raise ValueError(
+                f"metrics of step {step} after those of step {self._last_step}: steps never go down"
+            )
+        self._last_step = step
+        numbers = {name: float(value) for name, value in metrics.items() if value is not None}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                _log.warning("step %d: %s is %s", step, name, value)
+        _append(self._metrics, [{"step": step, **metrics}])
+        if self._publish is not None:
+            self._publish(metrics)
+        if self._wandb is not None:
+            self._wandb.log({"step": step, **numbers})
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.flush()
+
+    def log_spans(self, step: int, spans: Iterable[Span]) -> None:
+        """Append the spans that ended by this step."""
+        _append(self._directory / "spans.jsonl", ({"step": step, **asdict(span)} for span in spans))
+
+    def write_rollouts(self, step: int, groups: Sequence[Group]) -> Path:
+        """Write every completion of a step with its rewards and advantage; returns the file."""
+        path = self._rollouts / f"step-{step:06d}.jsonl"
+        lines = (line for group in groups for line in _rollout_lines(group, self._advantage_std))
+        path.write_text("".join(map(_line, lines)))
+        return path
+
+    def write_summary(self, summary: Mapping[str, Any]) -> Path:
+        """Write `summary.json`, whole or not at all; returns its path."""
+        path = self._directory / "summary.json"
+        partial = path.with_name(".summary.json.partial")
+        partial.write_text(json.dumps(_plain(summary), indent=1) + "\n")
+        os.replace(partial, path)
+        return path
+
+    def close(self) -> None:
+        """Write the timeline; let wandb and TensorBoard finish."""
+        if (self._directory / "spans.jsonl").exists():
+            write_timeline(self._directory)
+        if self._wandb is not None:
+            self._wandb.finish()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _discard_after(self, step: int) -> None:
+        lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        rollouts = [path for path in self._rollouts.glob("step-*.jsonl") if int(path.stem[5:]) > step]
+        if len(kept) == len(lines) and not rollouts:
+            return
+        n = 1 + sum(1 for _ in self._directory.glob("metrics.discarded-*.jsonl"))
+        discarded = [line for line in lines if _step_of(line) > step]
+        (self._directory / f"metrics.discarded-{n}.jsonl").write_text("".join(discarded))
+        partial = self._metrics.with_name(".metrics.jsonl.partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, self._metrics)
+        for path in rollouts:
+            path.rename(path.with_name(f"discarded-{n}-{path.name}"))
+
+
+def _step_of(line: str) -> float:
+    """A line's step; infinite for one that was cut short when the run was."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf
+
+
+def _rollout_lines(group: Group, advantage_std: bool) -> Iterable[dict[str, Any]]:
+    import torch
+
+    from medr1_ray.learner.grpo import group_advantages
+
+    question, completions, rewards = group.prompt.question, group.completions, group.rewards
+    advantages = group_advantages(torch.tensor(rewards.total)[None], advantage_std)[0].tolist()
+    versions = np.split(completions.versions, np.cumsum(completions.lengths)[:-1])
+    for i, text in enumerate(completions.texts):
+        yield {
+            "prompt_id": group.prompt.id,
+            "question_id": question.id,
+            "question": question.text,
+            "gold": question.gold_letter,
+            "completion": text,
+            "answer": rewards.answers[i],
+            "correct": bool(rewards.correct[i]),
+            "well_formed": bool(rewards.well_formed[i]),
+            "rewards": dict(zip(rewards.names, rewards.values[i].tolist(), strict=True)),
+            "reward": float(rewards.total[i]),
+            "advantage": advantages[i],
+            "length_tokens": int(completions.lengths[i]),
+            "truncated": bool(completions.truncated[i]),
+            "version_min": int(versions[i].min()) if versions[i].size else None,
+            "version_max": int(versions[i].max()) if versions[i].size else None,
+            "modality": question.modality,
+            "question_type": question.question_type,
+            "image": question.image_path,
+        }
+
+
+def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("a") as file:
+        file.write("".join(map(_line, rows)))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(row), ensure_ascii=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """The same in JSON's own types."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _open_wandb(config: Config, mode: Literal["offline", "online"], directory: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            f"run.wandb={mode} needs the package wandb ({error}); pip install wandb, or run.wandb=off"
+        ) from error
+    # A resumed run goes on under its id; steps that are done again come after those that they replace.
+    id_file = directory / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:8])
+    run = wandb.init(
+        project=config.run.wandb_project,
+        name=directory.name,
+        id=id_file.read_text(),
+        resume="allow",
+        dir=directory,
+        mode=mode,
+        config=config.model_dump(mode="json"),
+        settings={"console": "off"},  # or it would record every redrawing of the progress bar
+    )
+    run.define_metric("*", step_metric="step")
+    return run
+
+
+def _open_tensorboard(directory: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            f"run.tensorboard=true needs the package tensorboard ({error}); pip install tensorboard, or "
+            "run.tensorboard=false"
+        ) from error
+    return SummaryWriter(log_dir=str(directory / "tensorboard"), purge_step=step + 1)

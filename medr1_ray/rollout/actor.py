@@ -1,0 +1,321 @@
+"""The rollout actor: one vLLM engine that turns prompts into groups of completions, and follows the learner.
+
+Consumes: prompts and weight updates. Produces: `Completions`. Waits for: its engine, each call with a deadline.
+Unblocked by: the first `load_weights`. All calls share one asyncio loop, so that control never waits behind generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from medr1_ray.base.code_digest import code_digest
+from medr1_ray.config import Config
+from medr1_ray.rollout.engine_weights import WeightLoader
+from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span
+from medr1_ray.weights.messages import LoadReport, WeightGroup, WeightMember, WeightUpdate
+
+REMEMBERED_REQUESTS = 1024
+_LOOK_SECONDS = 1.0
+_NO_WEIGHTS = "no weights have been loaded yet"
+
+
+class NotServingError(RuntimeError):
+    """The engine holds no whole policy version: it generates nothing until a weight update has succeeded."""
+
+
+class WeightLoadError(RuntimeError):
+    """A weight update failed or passed its deadline; the actor does not serve until a later one succeeds."""
+
+
+@dataclass(frozen=True)
+class RolloutStatus:
+    """`version` is the policy version being served; None when there is none, and then `failure` says why."""
+
+    actor: str
+    version: int | None
+    failure: str | None
+    running_requests: int
+
+
+class RolloutActor:
+    """Ray actor around vLLM's AsyncLLM.
+
+    It serves nothing before its first `load_weights`: restarted by Ray, it would otherwise serve the start model.
+
+    Args:
+        config: the run's settings.
+        index: the number of this actor; it is called `rollout-<index>`.
+        driver_code_digest: `code_digest()` of the driver.
+
+    Raises:
+        ValueError: this process runs other code than the driver.
+    """
+
+    def __init__(self, config: Config, index: int, driver_code_digest: str) -> None:
+        self._name = f"rollout-{index}"
+        self._config = config
+        self._driver_code_digest = driver_code_digest
+        self._require_same_code("the actor", code_digest())
+        _write_output_to(config.run.dir / "logs" / f"{self._name}.log")
+
+        from medr1_ray.rollout import engine as rollout_engine
+
+        rollout_engine.set_environment(config)
+
+        import torch
+        from transformers import AutoTokenizer
+
+        from medr1_ray.model.vocabulary import load_vocabulary
+        from medr1_ray.weights.transports import TRANSPORTS
+
+        torch.set_num_threads(config.rollout.threads)
+        model = _checkpoint(config)
+        self._vocabulary = load_vocabulary(model)
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._engine = rollout_engine.start_engine(config, model, index)
+        self._loader = WeightLoader(self._engine, TRANSPORTS[config.cluster.weight_transport].receiver())
+        self._incarnation = uuid.uuid4().hex
+        self._requests: OrderedDict[str, asyncio.Task[Completions]] = OrderedDict()
+        self._loading = asyncio.Lock()
+        self._loaded: LoadReport | None = None
+        self._failure: str | None = _NO_WEIGHTS
+
+    def __repr__(self) -> str:
+        return f"RolloutActor({self._name})"
+
+    async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
+        """Sample a group for one prompt; the prompt and its image enter the engine once.
+
+        Idempotent by `request_id` for as long as the policy version stays: a repeated call joins the running one or
+        gets its result.
+
+        Raises:
+            NotServingError: no whole policy version is loaded, or the one being loaded meanwhile failed.
+            TimeoutError: not done within `cluster.rollout_timeout_seconds`.
+            ValueError: the engine refused the prompt (too long) or the sampling (a greedy group of several).
+            RuntimeError: the engine process died.
+        """
+        task = self._requests.get(request_id)
+        if task is None:
+            self._require_serving()
+            task = asyncio.create_task(self._generate(request_id, prompt, sampling))
+            self._remember(request_id, task)
+        try:
+            # Shielded: a caller that goes away must not take the request from one that joined it.
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                self._require_serving()
+            raise
+
+    async def score(self, request_id: str, prompt: Prompt, continuations: Continuations) -> Likelihoods:
+        """The log-probability of each continuation after the prompt, by the weights that are being served.
+
+        Raises:
+            NotServingError, TimeoutError, ValueError, RuntimeError: as `generate`.
+        """
+        from medr1_ray.rollout.engine import continued_prompts, scoring_params, to_likelihoods
+
+        self._require_serving()
+        prompts = enumerate(continued_prompts(prompt, continuations))
+        outputs = await asyncio.gather(
+            *(self._run(f"{request_id}/{number}", each, scoring_params) for number, each in prompts)
+        )
+        return to_likelihoods(outputs, prompt, continuations.lengths)
+
+    async def load_weights(self, update: WeightUpdate) -> LoadReport:
+        """Bring the engine to `update.version`; requests in flight wait and go on with the new weights.
+
+        Idempotent by version. After a failure nothing is served until a whole update has succeeded.
+
+        Raises:
+            WeightLoadError: wrong bytes, parameters that do not fit, a dead engine, or longer than
+                `cluster.sync_timeout_seconds`.
+            ValueError: the update is older than the weights at hand, or the engine runs other code than the driver.
+        """
+        async with self._loading:
+            held = self._loaded
+            if held is not None and update.version < held.version:
+                raise ValueError(
+                    f"{self._name} holds policy version {held.version}; version {update.version} came too late"
+                )
+            # One that does not last is being sent to all, who must all take it.
+            if held is not None and self._failure is None and held.digest == update.digest and update.lasting:
+                return held
+            try:
+                async with asyncio.timeout(self._config.cluster.sync_timeout_seconds):
+                    self._loaded = await self._while_alive(self._load(update))
+            except BaseException as error:
+                self._fail(f"policy version {update.version} could not be loaded: {type(error).__name__}: {error}")
+                if isinstance(error, Exception):
+                    raise WeightLoadError(f"{self._name}: {self._failure}") from error
+                raise
+            self._failure = None
+            self._forget_finished()
+            return self._loaded
+
+    async def forget_run(self) -> None:
+        """Break off what is being generated and serve nothing until `load_weights`, which may bring any version."""
+        async with self._loading:
+            self._loaded = None
+            self._fail(_NO_WEIGHTS)
+            self._forget_finished()
+
+    async def weight_member(self) -> WeightMember:
+        """What a weight group must know of this engine."""
+        ranks = len(await self._engine.collective_rpc("medr1_code_digest"))
+        return WeightMember(self._name, self._incarnation, ranks)
+
+    async def join_weight_group(self, group: WeightGroup) -> None:
+        """Meet the learner and the other engines of a broadcast, leaving the group of before.
+
+        Raises WeightLoadError when not all come within `cluster.sync_timeout_seconds`.
+        """
+        async with self._loading:
+            try:
+                await self._loader.join(group, self._config.cluster.sync_timeout_seconds)
+            except Exception as error:
+                raise WeightLoadError(f"{self._name} is in no weight group: {error}") from error
+
+    async def sleep(self) -> None:
+        """Leave the GPU to the learner: weights and cache are thrown away, requests wait for the next ones."""
+        async with self._loading:
+            await self._loader.sleep()
+
+    async def wake(self) -> None:
+        """Take the rest of the GPU's memory back after `load_weights`, and go on generating."""
+        async with self._loading:
+            await self._loader.wake()
+
+    async def status(self) -> RolloutStatus:
+        """What is being served, at once, whatever the engine is doing."""
+        return RolloutStatus(
+            actor=self._name,
+            version=self._loaded.version if self._loaded is not None and self._failure is None else None,
+            failure=self._failure,
+            running_requests=sum(not task.done() for task in self._requests.values()),
+        )
+
+    async def ping(self) -> str:
+        """The actor's name, once the engine has started.
+
+        Raises:
+            RuntimeError: the engine process died.
+        """
+        if self._engine.errored:
+            raise self._death()
+        return self._name
+
+    async def shutdown(self) -> None:
+        """Stop the engine process, at once: it has nothing to save."""
+        self._fail("the actor was shut down")
+        self._engine.shutdown(timeout=0.0)
+
+    async def _generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
+        from medr1_ray.rollout.engine import sampling_params, to_completions
+
+        start = time.time()
+        params = partial(sampling_params, sampling, self._vocabulary, request_id)
+        final = await self._run(request_id, prompt, params)
+        span = Span(self._name, "rollout", start, time.time())
+        return to_completions(final, prompt, self._name, self._vocabulary, self._tokenizer, span)
+
+    async def _run(self, request_id: str, prompt: Prompt, params: Callable[[], Any]) -> Any:
+        """The engine's final output for one request."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        from medr1_ray.rollout.engine import engine_prompt
+
+        try:
+            async with asyncio.timeout(self._config.cluster.rollout_timeout_seconds):
+                async for output in self._engine.generate(engine_prompt(prompt), params(), request_id):
+                    final = output
+        except EngineDeadError as error:
+            raise self._death() from error
+        except VLLMClientError as error:  # not picklable
+            raise ValueError(f"{self._name}: the engine refused prompt {prompt.id!r}: {error}") from None
+        return final
+
+    async def _load(self, update: WeightUpdate) -> LoadReport:
+        start = time.monotonic()
+        if self._loaded is None:
+            for digest in await self._engine.collective_rpc("medr1_code_digest"):
+                self._require_same_code("its engine process", digest)
+        paused_seconds = await self._loader.load(update)
+        return LoadReport(update.version, update.digest, time.monotonic() - start, paused_seconds)
+
+    async def _while_alive(self, work: Coroutine[Any, Any, LoadReport]) -> LoadReport:
+        """The result of a call to the engine. vLLM leaves calls unanswered that a dying engine had begun."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
+                if self._engine.errored:
+                    raise self._death()
+            return task.result()
+        finally:
+            task.cancel()
+
+    def _fail(self, failure: str) -> None:
+        self._failure = failure
+        for task in self._requests.values():
+            task.cancel()
+
+    def _death(self) -> RuntimeError:
+        return RuntimeError(f"{self._name}: the engine process died; see logs/{self._name}.log in run.dir")
+
+    def _require_serving(self) -> None:
+        if self._failure is not None:
+            raise NotServingError(f"{self._name} serves nothing: {self._failure}")
+
+    def _require_same_code(self, where: str, digest: str) -> None:
+        if digest != self._driver_code_digest:
+            raise ValueError(
+                f"{self._name}: {where} runs other code of medr1_ray (digest {digest}, at {Path(__file__).parent}) "
+                f"than the driver (digest {self._driver_code_digest}). Install the driver's version on every node, or "
+                "submit the code with `ray job submit --working-dir`"
+            )
+
+    def _remember(self, request_id: str, task: asyncio.Task[Completions]) -> None:
+        self._requests[request_id] = task
+        task.add_done_callback(lambda done: self._forget_failed(request_id, done))
+        done = [key for key, known in self._requests.items() if known.done()]
+        for key in done[: max(0, len(done) - REMEMBERED_REQUESTS)]:
+            del self._requests[key]
+
+    def _forget_failed(self, request_id: str, task: asyncio.Task[Completions]) -> None:
+        if (task.cancelled() or task.exception() is not None) and self._requests.get(request_id) is task:
+            del self._requests[request_id]
+
+    def _forget_finished(self) -> None:
+        for request_id in [key for key, task in self._requests.items() if task.done()]:
+            del self._requests[request_id]
+
+
+def _checkpoint(config: Config) -> str:
+    if config.model.path != "tiny":
+        return config.model.path
+    from medr1_ray.config import tiny_model_path
+
+    return str(tiny_model_path())
+
+
+def _write_output_to(path: Path) -> None:
+    """Send what this process and its children print to a file: vLLM talks a lot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)

@@ -1,0 +1,125 @@
+"""A fake rollout actor, for simulations of scale and for injected faults: it answers after a fixed time, with noise.
+
+It speaks `RolloutActor`'s protocol (`generate`, `load_weights`, `status`, `ping`, `shutdown`) and runs as many
+sequences at once as an engine of the same settings (`rollout.engine.max_num_seqs`); the pool around it is the real one.
+Nothing in a training uses it: a `RolloutFleet` is given `fake_launcher(...)` to start it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medr1_ray.config import Config
+from medr1_ray.rollout.actor import NotServingError, RolloutStatus
+from medr1_ray.rollout.defaults import sequences_at_once
+from medr1_ray.types import LETTERS, Completions, Prompt, Sampling, Span
+from medr1_ray.weights.messages import LoadReport, WeightUpdate
+
+_TOKENS_PER_COMPLETION = 4
+
+
+@dataclass(frozen=True)
+class FakeBehaviour:
+    """Seconds that a fake engine takes, and the faults it has been told to have.
+
+    `dies_loading` and `hangs_loading` name policy versions: on loading one of them the process ends as under kill -9,
+    or never answers. `wrong_digest` is a version of which it holds other bytes than it was sent.
+    """
+
+    start_seconds: float = 0.0
+    group_seconds: float = 0.1
+    load_seconds: float = 0.0
+    dies_loading: int | None = None
+    hangs_loading: int | None = None
+    wrong_digest: int | None = None
+
+
+class FakeRolloutActor:
+    """See the module. The arguments are `RolloutActor`'s, and the behaviour of this one."""
+
+    def __init__(self, config: Config, index: int, behaviour: FakeBehaviour) -> None:
+        self._name = f"rollout-{index}"
+        self._behaviour = behaviour
+        self._random = np.random.default_rng(index)
+        self._slots = asyncio.Semaphore(max(1, sequences_at_once(config) // config.train.group_size))
+        self._version: int | None = None
+        self._running = 0
+        time.sleep(behaviour.start_seconds)
+
+    def __repr__(self) -> str:
+        return f"FakeRolloutActor({self._name})"
+
+    async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
+        """Random answers, `group_seconds` after a slot was free; each token is of the version held at the end."""
+        if self._version is None:
+            raise NotServingError(f"{self._name} serves nothing: no weights have been loaded yet")
+        self._running += 1
+        async with self._slots:
+            start = time.time()
+            await asyncio.sleep(self._behaviour.group_seconds)
+        self._running -= 1
+        size = sampling.group_size
+        tokens = size * _TOKENS_PER_COMPLETION
+        letters = self._random.integers(0, len(prompt.question.options), size)
+        return Completions(
+            prompt_id=prompt.id,
+            actor=self._name,
+            token_ids=np.zeros(tokens, np.int32),
+            rollout_logprobs=np.full(tokens, -1.0, np.float32),
+            versions=np.full(tokens, self._version, np.int32),
+            lengths=np.full(size, _TOKENS_PER_COMPLETION, np.int32),
+            truncated=np.zeros(size, np.bool_),
+            texts=tuple(f"<answer>{LETTERS[letter]}</answer>" for letter in letters),
+            visual_tokens=1,
+            span=Span(self._name, "rollout", start, time.time()),
+        )
+
+    async def load_weights(self, update: WeightUpdate) -> LoadReport:
+        """Hold the version after `load_seconds`; the bytes of its buckets are not fetched."""
+        if update.version == self._behaviour.dies_loading:
+            os._exit(137)
+        if update.version == self._behaviour.hangs_loading:
+            await asyncio.Event().wait()
+        await asyncio.sleep(self._behaviour.load_seconds)
+        self._version = update.version
+        digest = "0" * 32 if update.version == self._behaviour.wrong_digest else update.digest
+        seconds = self._behaviour.load_seconds
+        return LoadReport(update.version, digest, seconds=seconds, paused_seconds=seconds)
+
+    async def forget_run(self) -> None:
+        """As `RolloutActor.forget_run`; what is being generated goes on."""
+        self._version = None
+
+    async def status(self) -> RolloutStatus:
+        """As `RolloutActor.status`."""
+        failure = None if self._version is not None else "no weights have been loaded yet"
+        return RolloutStatus(self._name, self._version, failure, self._running)
+
+    async def ping(self) -> str:
+        """The actor's name."""
+        return self._name
+
+    async def shutdown(self) -> None:
+        """There is no engine process to stop."""
+
+
+def fake_launcher(
+    behaviour: FakeBehaviour, of: Mapping[int, FakeBehaviour] | None = None
+) -> Callable[[Config, int, Mapping[str, Any]], Any]:
+    """What a `RolloutFleet` starts actors with: `behaviour` for all, but for the indices in `of`."""
+    special = dict(of or {})
+
+    def launch(config: Config, index: int, options: Mapping[str, Any]) -> Any:
+        import ray
+
+        actor = ray.remote(FakeRolloutActor).options(**options)
+        return actor.remote(config, index, special.get(index, behaviour))
+
+    return launch

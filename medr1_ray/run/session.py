@@ -1,0 +1,249 @@
+"""A run from its first actor to its last: what the loops of `train.py` and `sft.py` call, one short method for each
+thing that they do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medr1_ray.config import Config
+from medr1_ray.config.loading import config_digest
+from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.stream import PromptStream
+from medr1_ray.evaluation.blinding import with_blank_images, with_shuffled_images
+from medr1_ray.evaluation.in_training import EvaluationLog, evaluate
+from medr1_ray.learner.handle import Learner
+from medr1_ray.learner.messages import Gap, ImitationReport, UpdateReport
+from medr1_ray.pool.groups import RolloutPool
+from medr1_ray.pool.scaling import Scaling
+from medr1_ray.records.busy_time import BusyTime, seconds_of
+from medr1_ray.records.checkpoints import Checkpoints, RunState
+from medr1_ray.records.metrics import Resources, imitation_metrics, step_metrics
+from medr1_ray.records.summary import Totals, summarise
+from medr1_ray.records.terminal import Progress
+from medr1_ray.records.tracker import Tracker
+from medr1_ray.run.parity import ParityError, ParityGate
+from medr1_ray.run.weight_sync import WeightChannel
+from medr1_ray.types import Group, Prompt, ScoredPrompt, Span
+
+
+@dataclass
+class Session:
+    """The parts of a running training, put together by `startup.open_session`.
+
+    `step` is the number of optimizer steps done, and so the learner's policy version.
+    """
+
+    config: Config
+    step: int
+    learner: Learner
+    pool: RolloutPool
+    weights: WeightChannel
+    encoder: PromptEncoder
+    stream: PromptStream
+    gate: ParityGate
+    evaluation_prompts: Sequence[Prompt]
+    evaluations: EvaluationLog
+    tracker: Tracker
+    progress: Progress
+    checkpoints: Checkpoints
+    totals: Totals
+    scaling: Scaling
+    _busy: BusyTime = field(default_factory=BusyTime)
+    _syncs: int = 0
+    _spans: list[Span] = field(default_factory=list)
+
+    def take_groups(self) -> list[Group]:
+        """The groups of the next step: waits for rollout actors, as long as any is left or may come."""
+        with self._phase("rollout"):
+            return self.pool.take(self.step, self.learner.offer)
+
+    def update(self, groups: list[Group]) -> UpdateReport:
+        """The learner's optimizer steps on these groups, while the pool generates as far ahead as it may."""
+        versions = self.config.train.updates_per_rollout
+        self.pool.fill(versions_ahead=versions)
+        with self._phase("update"):
+            self.weights.make_room()
+            report = self.learner.update(groups, self.step, meanwhile=self.pool.poll)
+        self.step += versions
+        return report
+
+    def sync_weights(self) -> None:
+        """Bring the learner's weights to every rollout actor that is up; check parity where rollouts do not show it.
+
+        Synchronous rollouts are of the learner's own version, so that every update measures the gap; the gate runs at
+        the start and after the first update. Asynchronous rollouts mix versions: the gate runs after every sync.
+        """
+        updates_show_the_gap = self.config.train.max_staleness == 0
+        self._publish_weights(check=self._syncs < 2 or not updates_show_the_gap)
+        self.pool.fill(versions_ahead=0)
+
+    def take_prompts(self) -> list[Prompt]:
+        """The prompts of the next supervised step."""
+        with self._phase("data"):
+            return self.stream.take(self.config.train.prompts_per_step)
+
+    def imitate(self, demonstrations: Sequence[ScoredPrompt]) -> ImitationReport:
+        """The learner's supervised step on these completions."""
+        with self._phase("update"):
+            self.weights.make_room()
+            report = self.learner.imitate(demonstrations, self.step, meanwhile=self.pool.poll)
+        self.step = report.version
+        return report
+
+    def log_imitation(self, demonstrations: Sequence[ScoredPrompt], report: ImitationReport) -> None:
+        """Metrics and spans of the supervised step that has just been done."""
+        self.totals.completions += len(demonstrations)
+        spans = self._take_spans(report.spans)
+        metrics = imitation_metrics(demonstrations, report, self.stream.state().dropped, spans)
+        self.tracker.log(self.step, metrics)
+        self.tracker.log_spans(self.step, spans)
+        self.progress.update(self.step, metrics)
+
+    def show_weights(self) -> None:
+        """Bring the learner's weights to the rollout actors for an evaluation; the parity gate runs each time."""
+        self._publish_weights(check=True)
+
+    def log_step(self, groups: list[Group], report: UpdateReport) -> None:
+        """Metrics, rollouts and spans of the step that has just been done.
+
+        Raises:
+            ParityError: the engines' log-probabilities of this step are further from the learner's than the limit.
+        """
+        gap = Gap.of(report.statistics)
+        self.totals.gap += gap
+        self.totals.completions += sum(len(group.rewards.total) for group in groups)
+        spans = self._take_spans(report.spans)
+        busy = self._busy.add(spans)
+        metrics = step_metrics(
+            groups,
+            report,
+            self.pool.ledger.counts(),
+            self.pool.membership(),
+            self.stream.state().dropped,
+            spans,
+            busy,
+            self._resources(),
+        )
+        self.tracker.log(self.step, metrics)
+        self.tracker.log_spans(self.step, spans)
+        if self._due(self.config.run.rollouts_every):
+            self.tracker.write_rollouts(self.step, groups)
+        self.progress.update(self.step, metrics)
+        waiting, step = metrics["time/rollout_seconds"] or 0.0, metrics["time/step_seconds"] or 0.0
+        lost = self.pool.membership().lost
+        self.scaling.measure(waiting, step - waiting, seconds_of(busy, "rollout-"), lost)
+        if gap.mean > self.config.gap_mean_limit:
+            raise ParityError(
+                f"step {self.step}: the rollout log-probabilities are {gap.mean:.2e} nats from the learner's in the "
+                f"mean, over {gap.tokens} tokens of the same policy version; the limit is "
+                f"{self.config.gap_mean_limit:g} (parity.gap_mean_limit)"
+            )
+
+    def scale_rollouts(self) -> None:
+        """Have as many rollout actors as keep the learner busy, judging by the steps done; waits for none of them."""
+        actors = self.scaling.choose(self.pool.membership().target)
+        self.pool.scale(actors, f"the learner waited for {self.scaling.idle_fraction or 0.0:.0%} of the last steps")
+
+    def evaluate_before(self) -> None:
+        """Evaluate the start model, unless this run has done so before it was interrupted."""
+        if self.evaluations.find("before") is None:
+            self._evaluate("before", self.evaluation_prompts)
+
+    def evaluation_is_due(self) -> bool:
+        """Whether the step that has just been done is to be evaluated; the last one is at the end."""
+        return self._due(self.config.run.evaluate_every) and self.step < self.config.train.steps
+
+    def evaluate_if_due(self) -> None:
+        if self.evaluation_is_due():
+            self._evaluate(f"step-{self.step}", self.evaluation_prompts)
+
+    def evaluate_after(self) -> None:
+        """Evaluate the trained model: as it is, with blank images, and with other questions' images."""
+        prompts = self.evaluation_prompts
+        self._evaluate("after", prompts)
+        self._evaluate("blank_image", with_blank_images(prompts))
+        self._evaluate("shuffled_image", with_shuffled_images(prompts, self.config.data.seed))
+
+    def save_if_due(self) -> None:
+        if self._due(self.config.run.save_every):
+            self.save()
+
+    def save(self) -> Path:
+        """Publish a checkpoint of this step."""
+        with self._phase("checkpoint"):
+            counts = self.pool.ledger.counts()
+            state = RunState(
+                step=self.step,
+                stream=self.stream.state(),
+                unused_prompts=tuple(self.pool.unused_prompt_ids()),
+                groups_used=counts.used,
+                groups_zero_variance=counts.zero_variance,
+                groups_dropped=counts.dropped,
+                groups_reissued=counts.reissued,
+                answers_late=counts.late,
+                completions=self.totals.completions,
+                seconds=self.totals.seconds,
+                config_digest=config_digest(self.config),
+            )
+            return self.checkpoints.publish(state, self.learner.save)
+
+    def summarise(self) -> Path:
+        """Write `summary.json` and say on the terminal what came of the run."""
+        summary = summarise(
+            self.config, self.step, self.evaluations, self.totals, self.pool.ledger.counts(), self.pool.membership()
+        )
+        path = self.tracker.write_summary(summary)
+        self.progress.close(summary)
+        return path
+
+    def _publish_weights(self, *, check: bool) -> None:
+        with self._phase("weight_sync"):
+            self.weights.sync(self.step)
+        if check:
+            with self._phase("parity"):
+                self.totals.gap += self.gate.check(self.step)
+        self._syncs += 1
+
+    def _take_spans(self, of_learner: Sequence[Span]) -> list[Span]:
+        """All spans since the last call."""
+        spans = [*self._spans, *self.pool.drain_spans(), *of_learner]
+        self._spans.clear()
+        return spans
+
+    def _evaluate(self, name: str, prompts: Sequence[Prompt]) -> None:
+        with self._phase("evaluation"):
+            evaluation, groups = evaluate(self.pool, prompts, self.config.rollout.max_tokens)
+        self.evaluations.add(name, self.step, evaluation, groups)
+        if prompts is self.evaluation_prompts:
+            self.tracker.log(
+                self.step, {"eval/accuracy": evaluation.accuracy, "eval/format": evaluation.format}
+            )
+        self.progress.message(
+            f"evaluation {name}: accuracy {evaluation.accuracy:.3f}, format {evaluation.format:.3f}, n {evaluation.n}"
+        )
+
+    def _resources(self) -> Resources:
+        """A process without a GPU counts as one device."""
+        learner, rollout = self.config.learner, self.config.rollout
+        actors = len(self.pool.rollout_names)
+        price = self.config.hardware.price_per_hour(
+            learner.world_size * (learner.gpus_per_rank or 1), actors * (rollout.gpus_per_actor or 1)
+        )
+        return Resources(learner.world_size, actors, self.config.reward.actors, price)
+
+    def _due(self, every: int) -> bool:
+        """Whether a step that is a multiple of `every` was passed by the last update."""
+        done_before = self.step - self.config.train.updates_per_rollout
+        return every > 0 and self.step // every > done_before // every
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start = time.time()
+        yield
+        span = Span("driver", name, start, time.time())
+        self._spans.append(span)
+        self.totals.seconds[name] = self.totals.seconds.get(name, 0.0) + span.seconds

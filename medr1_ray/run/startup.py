@@ -1,0 +1,172 @@
+"""Putting a run together: cluster, actors, data and run directory, in the order in which mistakes are cheapest."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import ray
+
+from medr1_ray.cluster.connect import connect
+from medr1_ray.cluster.placement import release_nodes
+from medr1_ray.cluster.resources import demands
+from medr1_ray.config import Config
+from medr1_ray.data.dataset import open_dataset
+from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.data.stream import PromptStream
+from medr1_ray.evaluation.in_training import EvaluationLog
+from medr1_ray.learner.handle import Learner
+from medr1_ray.pool.group_ledger import Ledger
+from medr1_ray.pool.groups import RolloutPool
+from medr1_ray.pool.scaling import Scaling
+from medr1_ray.pool.shared_actors import Engines
+from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
+from medr1_ray.records.directory import open_run_directory
+from medr1_ray.records.prometheus import LiveMetrics
+from medr1_ray.records.summary import Totals
+from medr1_ray.records.terminal import Progress
+from medr1_ray.records.tracker import Tracker
+from medr1_ray.rewards.functions import resolve
+from medr1_ray.run.parity import ParityGate
+from medr1_ray.run.session import Session
+from medr1_ray.run.weight_sync import weight_channel
+from medr1_ray.types import Prompt, Question, Sampling
+
+_PROBE_GROUP_SIZE = 2
+
+
+@contextmanager
+def open_session(config: Config, *, resume: bool, engines: Engines | None = None) -> Iterator[Session]:
+    """A session with all actors up, at step 0 or at that of the latest checkpoint; everything is ended on leaving, but
+    for `engines` that are lent to it.
+
+    Raises:
+        ValueError: the run directory, the data, the checkpoint or the engines are not usable.
+        RuntimeError: an actor did not start within `cluster.start_timeout_seconds`.
+    """
+    started = time.time()
+    resolve(config.reward.functions, config.mode)  # a wrong name shows here, before anything has been started
+    if engines is not None:
+        engines.require_fit(config)
+    encoder = PromptEncoder.from_checkpoint(
+        str(config.model.folder),
+        config.mode,
+        config.data.image_size,
+        config.data.image_fit,
+        config.rollout.max_prompt_tokens,
+    )
+    dataset = open_dataset(config.data)
+    directory = open_run_directory(config, resume=resume)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"dir": directory.path})})
+    checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
+    checkpoint = checkpoints.latest() if resume else None
+    state = read_state(checkpoint) if checkpoint else None
+    stream = PromptStream(
+        dataset.train,
+        encoder,
+        config.train.seed,
+        state.stream if state else None,
+        config.data.sampling_weights,
+        config.data.shuffle_options,
+        config.data.online_pass_rate_limits,
+    )
+    progress = Progress(config.train.steps)
+    progress.message(dataset.description)
+    evaluation_prompts, refused = _encode_all(dataset.evaluation, encoder)
+    for reason, count in refused.items():
+        progress.message(f"evaluation: {count} questions left out: {reason}")
+    live_metrics = LiveMetrics(directory.path.name)
+    tracker = Tracker(config, directory.path, state.step if state else 0, live_metrics.set)
+    with ExitStack() as at_end:
+        lent = engines is not None
+        if not lent:
+            at_end.callback(_leave_cluster, config)
+            progress.message(f"starting {_actors(config)}")
+            connect(config)
+        at_end.callback(tracker.close)
+        at_end.callback(progress.close)
+        learner = Learner(config)
+        if engines is not None:
+            at_end.callback(learner.close)
+            engines.forget_run()
+        elif config.cluster.colocated:
+            learner.start(progress.message)  # first, for an engine takes what memory its GPU has left
+            engines = Engines(config, progress.message, ask=learner.places_beside())
+        else:
+            engines = Engines(config, progress.message)
+        if not config.cluster.colocated:
+            learner.start(progress.message, meanwhile=engines.fleet.poll)  # engines start beside the learner
+        if checkpoint:
+            learner.load(checkpoint)
+        engines.wait_until_up()
+        reward_actors = list(engines.reward_actors.values())
+        pool = RolloutPool(config, engines.fleet, reward_actors, engines.calls, stream, _ledger(state))
+        if state:
+            pool.issue_again([stream.reissue(prompt_id) for prompt_id in state.unused_prompts])
+        totals = Totals(state.completions, dict(state.seconds)) if state else Totals()
+        startup_seconds = time.time() - started
+        progress.message(f"up after {startup_seconds:.0f} s")
+        totals.seconds["startup"] = totals.seconds.get("startup", 0.0) + startup_seconds
+        yield Session(
+            config=config,
+            step=state.step if state else 0,
+            learner=learner,
+            pool=pool,
+            weights=weight_channel(config, learner, pool),
+            encoder=encoder,
+            stream=stream,
+            gate=ParityGate(
+                pool,
+                learner,
+                evaluation_prompts[: config.parity.probe_prompts],
+                Sampling(_PROBE_GROUP_SIZE, config.rollout.max_tokens, config.rollout.temperature),
+                config.gap_mean_limit,
+            ),
+            evaluation_prompts=evaluation_prompts,
+            evaluations=EvaluationLog(directory.evaluations),
+            tracker=tracker,
+            progress=progress,
+            checkpoints=checkpoints,
+            totals=totals,
+            scaling=Scaling.of(config),
+        )
+        if lent:
+            pool.finish()
+
+
+def _actors(config: Config) -> str:
+    return ", ".join(f"{demand.count} {demand.name}{'s' * (demand.count != 1)}" for demand in demands(config))
+
+
+def _leave_cluster(config: Config) -> None:
+    if config.rollout.is_elastic and ray.is_initialized():
+        release_nodes()
+    ray.shutdown()
+
+
+def _encode_all(questions: tuple[Question, ...], encoder: PromptEncoder) -> tuple[list[Prompt], Counter[str]]:
+    encoded = [encoder.encode(question, f"evaluation:{question.id}") for question in questions]
+    prompts = [prompt for prompt in encoded if isinstance(prompt, Prompt)]
+    refused = Counter(prompt.reason for prompt in encoded if isinstance(prompt, Refused))
+    if not prompts:
+        raise ValueError(
+            f"none of the {len(questions)} evaluation questions can be a prompt "
+            f"({', '.join(f'{reason}: {count}' for reason, count in refused.items())}); see rollout.max_prompt_tokens"
+        )
+    return prompts, refused
+
+
+def _ledger(state: RunState | None) -> Ledger:
+    if state is None:
+        return Ledger(time.monotonic)
+    return Ledger(
+        time.monotonic,
+        issued=state.groups_used + sum(state.groups_dropped.values()),
+        used=state.groups_used,
+        zero_variance=state.groups_zero_variance,
+        dropped=state.groups_dropped,
+        reissued=state.groups_reissued,
+        late=state.answers_late,
+    )

@@ -1,0 +1,267 @@
+"""How much memory a run needs, by arithmetic from its settings and the model's shape.
+
+Estimates for planning, on the safe side: the largest micro-batch and the longest sequences that the settings allow.
+Sources: ZeRO (arXiv 1910.02054, section 3) for what is divided by the number of ranks; Korthikanti et al.
+(arXiv 2205.05198, section 4) for the way of counting activations, recounted here for the modules of Qwen2-VL.
+Not counted: fragmentation, and kernels' own workspaces.
+
+Letters: b bytes of a value in the compute dtype, h hidden size, i width of the MLP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from medr1_ray.config import Config
+from medr1_ray.model.shape import ModelShape, TowerShape
+
+FLOAT32_BYTES = 4
+ADAM_BYTES = 12  # a float32 master weight and its two moments
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
+# Main memory of a process before it holds any tensor, measured on Linux x86-64; CUDA adds its context.
+LEARNER_PROCESS_BYTES = 512 * 2**20
+ROLLOUT_PROCESSES_BYTES = 2 * 640 * 2**20  # the actor and vLLM's engine process
+CUDA_CONTEXT_BYTES = 600 * 2**20
+
+Place = Literal["device", "main"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes with one purpose in one process; `place` is `device` for the GPU, or main memory where there is none."""
+
+    name: str
+    bytes: int
+    place: Place
+    how: str
+
+
+@dataclass(frozen=True)
+class MicroBatchSize:
+    """The largest micro-batch that the settings allow: `rows` groups of `row_tokens` each.
+
+    Shorter prompts put more groups, and so more images, into as many tokens.
+    """
+
+    rows: int
+    row_tokens: int
+    tokens: int
+    images: int
+    """At most, where prompts hardly have text."""
+    completion_tokens: int
+    """Of as many groups: the positions that need logits."""
+
+
+def largest_micro_batch(config: Config, visual_tokens: int) -> MicroBatchSize:
+    """A group is one row, its prompt (with an image of `visual_tokens`) shared by its completions; a rank's rows
+    fill `learner.micro_batch_tokens`."""
+    budget = config.learner.micro_batch_tokens
+    group_tokens = config.completions_per_prompt * config.rollout.max_tokens
+    row = config.rollout.max_prompt_tokens + group_tokens
+    share = -(-config.train.prompts_per_step // config.learner.world_size)
+
+    def groups(tokens: int) -> int:
+        return max(1, min(share, budget // tokens))
+
+    rows, images = groups(row), groups(visual_tokens + group_tokens)
+    tokens = max(row, min(share * row, budget))
+    return MicroBatchSize(rows, row, tokens, images, images * group_tokens)
+
+
+def layer_activation_bytes(tower: TowerShape, value_bytes: int) -> int:
+    """Bytes per token that one layer keeps for its backward pass, attention probabilities never stored (SDPA).
+
+    Inputs of both norms, of the query-key-value projection, of the output projection and of the MLP, then query, key
+    and value (repeated for every head): 8 b h. A fused projection keeps 3 b h more: its output stays whole for the
+    sake of its view value, and the images' attention outputs are put together. A gated MLP keeps gate, its
+    activation, up and their product (4 b i), and its RMSNorms a float32 copy of their input each (8 h); a plain one
+    keeps 3 b i.
+    """
+    widths = 11 if tower.fused else 8
+    if tower.gated:
+        return (8 + widths * value_bytes) * tower.hidden + 4 * value_bytes * tower.intermediate
+    return widths * value_bytes * tower.hidden + 3 * value_bytes * tower.intermediate
+
+
+def tower_activation_bytes(tower: TowerShape, tokens: int, value_bytes: int, checkpointed: bool) -> int:
+    """Bytes that a stack keeps; checkpointed, each layer's input, and one layer in full while it is recomputed."""
+    layer = tokens * layer_activation_bytes(tower, value_bytes)
+    if checkpointed:
+        return tower.layers * tokens * value_bytes * tower.hidden + layer
+    return tower.layers * layer
+
+
+def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
+    """Memory of one learner rank."""
+    learner, model = config.learner, config.model
+    value_bytes, ranks, stage = DTYPE_BYTES[model.dtype], learner.world_size, learner.zero_stage
+    zero = learner.deepspeed.get("zero_optimization", {})
+    optimizer_place, parameter_place = (
+        _offload_place(zero, key) for key in ("offload_optimizer", "offload_param")
+    )
+    adapters, trained = _adapter_parameters(config, shape), trained_parameters(config, shape)
+    batch = largest_micro_batch(config, shape.visual_tokens(config.data.image_size))
+
+    def shared(size: int, from_stage: int) -> tuple[int, str]:
+        if stage >= from_stage and ranks > 1:
+            return -(-size // ranks), f"1/{ranks} on each rank (ZeRO-{stage})"
+        return size, "whole on each rank"
+
+    parameters, how_parameters = shared((shape.parameters + adapters) * value_bytes, 3)
+    # ZeRO-1 under bfloat16 keeps one pass's own gradients beside their float32 sum.
+    gradient_bytes = FLOAT32_BYTES + (value_bytes if stage == 1 and model.dtype == "bfloat16" else 0)
+    gradients, how_gradients = shared(trained * gradient_bytes, 2)
+    optimizer, how_optimizer = shared(trained * ADAM_BYTES, 1)
+    parts = [
+        Part("parameters", parameters, parameter_place, f"{model.dtype}, {how_parameters}"),
+        Part("gradients", gradients, optimizer_place, f"float32, {how_gradients}"),
+        Part("optimizer", optimizer, optimizer_place, f"float32 masters and two moments, {how_optimizer}"),
+    ]
+    if stage < 3 and optimizer_place == "device":
+        copies, how_copies = shared(2 * trained * FLOAT32_BYTES, 1)
+        parts.append(Part("gradients, copied", copies, "device", f"twice while the optimizer steps, {how_copies}"))
+    if ranks > 1:
+        bucket = int(zero.get("reduce_bucket_size", min(shape.parameters, 200_000_000)))
+        parts.append(Part("reduce bucket", bucket * value_bytes, "device", f"{bucket:,} gradients at a time"))
+    if stage == 3:
+        live = min(shape.parameters, int(zero.get("stage3_max_live_parameters", 1_000_000_000)))
+        parts.append(Part("all-gather", live * value_bytes, "device", f"up to {live:,} whole parameters at a time"))
+    if config.takes_kl and model.lora is None:
+        parts += _reference_parts(config, shape)
+    parts += _activation_parts(config, shape, batch)
+    if config.cluster.weight_transport == "ipc":
+        exported = shape.parameters * value_bytes
+        parts.append(Part("exported weights", exported, "device", "while engines read them (CUDA IPC)"))
+    if learner.gpus_per_rank > 0:
+        parts.append(Part("CUDA context", CUDA_CONTEXT_BYTES, "device", "about; it depends on the driver"))
+        loading = shape.parameters * value_bytes
+        parts.append(Part("loading", loading, "main", "the checkpoint is read into main memory first"))
+    parts.append(Part("process", LEARNER_PROCESS_BYTES, "main", "Python, torch, transformers, DeepSpeed"))
+    return tuple(parts)
+
+
+def trained_parameters(config: Config, shape: ModelShape) -> int:
+    """The adapters where there are any, else all but those of a frozen vision tower."""
+    frozen = 0 if config.model.train_vision_tower else shape.vision_parameters
+    return _adapter_parameters(config, shape) or shape.parameters - frozen
+
+
+def _adapter_parameters(config: Config, shape: ModelShape) -> int:
+    if config.model.lora is None:
+        return 0
+    vision = shape.vision_linear_width if config.model.train_vision_tower else 0
+    return config.model.lora.rank * (shape.language_linear_width + vision)
+
+
+def _offload_place(zero: dict[str, dict[str, str]], key: str) -> Place:
+    return "device" if zero.get(key, {}).get("device", "none") == "none" else "main"
+
+
+def _reference_parts(config: Config, shape: ModelShape) -> list[Part]:
+    size, ranks = shape.parameters * DTYPE_BYTES[config.model.dtype], config.learner.world_size
+    sharded = config.reference.sharded and ranks > 1
+    if sharded:
+        size, how = -(-size // ranks), f"{config.model.dtype}, 1/{ranks} on each rank (reference.sharded)"
+    else:
+        how = f"{config.model.dtype}, whole on each rank"
+    if config.reference.placement == "device":
+        return [Part("reference model", size, "device", how)]
+    parts = [Part("reference model", size, "main", how)]
+    if config.learner.gpus_per_rank > 0 and not sharded:
+        parts.append(Part("reference, visiting", size, "device", "while it scores"))
+    return parts
+
+
+def _activation_parts(config: Config, shape: ModelShape, batch: MicroBatchSize) -> list[Part]:
+    from medr1_ray.model.policy import LOGITS_PER_CHUNK
+
+    value_bytes, checkpointed = DTYPE_BYTES[config.model.dtype], config.model.gradient_checkpointing
+    patches = batch.images * shape.patches(config.data.image_size)
+    vision_tokens_kept = patches if config.model.train_vision_tower else 0
+    chunk_tokens = min(batch.completion_tokens, max(1, LOGITS_PER_CHUNK // shape.vocabulary))
+    how = "with checkpointing" if checkpointed else "no checkpointing"
+    return [
+        Part(
+            "activations, language",
+            tower_activation_bytes(shape.language, batch.tokens, value_bytes, checkpointed),
+            "device",
+            f"{batch.tokens:,} tokens, {how}",
+        ),
+        Part(
+            "activations, vision",
+            tower_activation_bytes(shape.vision, vision_tokens_kept, value_bytes, checkpointed),
+            "device",
+            f"{batch.images} images, {patches:,} patches, {how}" if vision_tokens_kept else "vision tower is frozen",
+        ),
+        Part(
+            "attention mask",
+            batch.rows * batch.row_tokens**2 * (1 + value_bytes * (1 if checkpointed else shape.language.layers)),
+            "device",
+            "bool, and the kernel's bias " + ("once" if checkpointed else "for each layer"),
+        ),
+        Part(
+            "logits chunk",
+            chunk_tokens * shape.vocabulary * (value_bytes + 2 * FLOAT32_BYTES),
+            "device",
+            f"{chunk_tokens:,} of {batch.completion_tokens:,} completion tokens at a time",
+        ),
+    ]
+
+
+def rollout_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
+    """Memory of one rollout actor, on each GPU of its tensor-parallel group.
+
+    On a GPU vLLM takes `rollout.engine.gpu_memory_utilization` of the card and makes all that is left a KV cache;
+    listed is the cache that this run's sequences can fill. On a CPU the cache has a fixed size.
+    """
+    from medr1_ray.rollout.defaults import KV_CACHE_BYTES_ON_CPU
+
+    rollout, engine = config.rollout, config.rollout.engine
+    value_bytes, degree = DTYPE_BYTES[config.model.dtype], config.rollout.tensor_parallel_size
+    length = rollout.max_prompt_tokens + rollout.max_tokens
+    wanted = -(-config.train.prompts_per_step // rollout.actors) * config.train.group_size
+    sequences = min(wanted, int(engine.get("max_num_seqs", 256)))
+    token_bytes = 2 * shape.language.layers * shape.key_value_width * value_bytes
+    if rollout.gpus_per_actor > 0:
+        cache = sequences * length * token_bytes // degree
+        how = f"{sequences} sequences x {length:,} tokens x {token_bytes:,} bytes, none shared"
+    else:
+        cache = int(engine.get("kv_cache_memory_bytes", KV_CACHE_BYTES_ON_CPU))
+        how = f"fixed; room for {cache // token_bytes:,} tokens of {token_bytes:,} bytes"
+    patches = shape.patches(config.data.image_size)
+    parts = [
+        Part(
+            "weights",
+            shape.parameters * value_bytes // degree,
+            "device",
+            f"{config.model.dtype}, 1/{degree} on each GPU" if degree > 1 else f"{config.model.dtype}, whole",
+        ),
+        Part("KV cache", cache, "device", how),
+        Part(
+            "vision encoder",
+            patches * layer_activation_bytes(shape.vision, value_bytes),
+            "device",
+            f"one layer at work on an image of {patches:,} patches",
+        ),
+        Part(
+            "logits",
+            sequences * shape.vocabulary * 2 * FLOAT32_BYTES,
+            "device",
+            f"{sequences} sequences, float32, and their log-probabilities",
+        ),
+    ]
+    if rollout.gpus_per_actor > 0:
+        parts.append(Part("CUDA context", CUDA_CONTEXT_BYTES, "device", "about; it depends on the driver"))
+    parts.append(Part("processes", ROLLOUT_PROCESSES_BYTES, "main", "the actor's and vLLM's engine process"))
+    return tuple(parts)
+
+
+def weight_sync_bytes(config: Config, shape: ModelShape) -> int:
+    """Main memory that a weight sync takes on a node with learner rank 0 and engines: the published buckets in Ray's
+    object store, those of the version before (kept for actors that join), and the file that the node's engines read.
+    None where weights stay on GPUs."""
+    if config.cluster.weight_transport != "object_store":
+        return 0
+    return 3 * shape.parameters * DTYPE_BYTES[config.model.dtype]

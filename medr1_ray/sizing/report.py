@@ -1,0 +1,121 @@
+"""What a run would be, without starting any of it: settings, actors, memory, time. Needs no checkpoint at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from medr1_ray.cluster.resources import demands
+from medr1_ray.config import Config
+from medr1_ray.config.loading import config_digest, config_yaml
+from medr1_ray.model.shape import ModelShape, read_shape
+from medr1_ray.sizing.memory import Part, learner_parts, rollout_parts, weight_sync_bytes
+from medr1_ray.sizing.time import best_split, epoch_cost, step_size, step_time
+
+REWARD_ACTOR_BYTES = 256 * 2**20
+DRIVER_BYTES = 2**30
+
+
+def dry_run(config: Config) -> str:
+    """The resolved settings, the actors with their CPUs, GPUs and memory, memory by part, and a step's time and price
+    where `hardware` is given; about 110 columns.
+
+    Raises:
+        ValueError: neither `model.shape` nor `model.path` has the model's config.json.
+    """
+    shape = read_shape(config.model.shape or config.model.folder)
+    of_learner, of_rollout = learner_parts(config, shape), rollout_parts(config, shape)
+    on_gpu = {"learner rank": config.learner.gpus_per_rank > 0, "rollout actor": config.rollout.gpus_per_actor > 0}
+    memory = {
+        "learner rank": _totals(of_learner, on_gpu["learner rank"]),
+        "rollout actor": _totals(of_rollout, on_gpu["rollout actor"]),
+        "reward actor": (0, REWARD_ACTOR_BYTES),
+    }
+    actors = [
+        (d.name, str(d.count), f"{d.cpus:g}", f"{d.gpus:g}", *(_size(bytes_) for bytes_ in memory[d.name]))
+        for d in demands(config)
+    ]
+    actors.append(("driver", "1", "0", "0", _size(0), _size(DRIVER_BYTES)))
+    cpus, gpus = (sum(getattr(d, kind) * d.count for d in demands(config)) for kind in ("cpus", "gpus"))
+    sections = [
+        f"Settings (digest {config_digest(config)})",
+        config_yaml(config).rstrip(),
+        f"\nModel: {shape.architecture}, {shape.parameters:,} parameters, {shape.vision_parameters:,} of them vision",
+        "\nActors",
+        _table(("actor", "count", "CPUs each", "GPUs each", "GPU memory each", "main memory each"), actors, right=5),
+        f"Ray must have {cpus:g} CPUs and {gpus:g} GPUs, and a node's object store and /dev/shm "
+        f"{_size(weight_sync_bytes(config, shape))} for a weight sync.",
+        "\nMemory of each learner rank (estimate)",
+        _part_table(of_learner, on_gpu["learner rank"]),
+        "\nMemory of each rollout actor (estimate; of each of its GPUs)",
+        _part_table(of_rollout, on_gpu["rollout actor"]),
+        "\nTime (estimate by docs/sizing.md)",
+        _time(config, shape),
+    ]
+    return "\n".join(sections)
+
+
+def _time(config: Config, shape: ModelShape) -> str:
+    if config.hardware.learner.matmul_flops_per_second is None:
+        return "  none: hardware is not set; give one of configs/hardware/ as one more --config"
+    size, ranks, actors = step_size(config), config.learner.world_size, config.rollout.actors
+    time = step_time(config, shape, size, ranks, actors)
+    completions = f"{size.prompts} x {size.group_size} completions"
+    rows = [
+        ("rollout", f"{time.rollout_seconds:,.2f} s", f"{completions} on {actors} x rollout actor"),
+        ("update", f"{time.update_seconds:,.2f} s", f"rows of {size.row_tokens(shape):,.0f} tokens on {ranks} x rank"),
+        ("weight sync", f"{time.weight_sync_seconds:,.2f} s", "by the object store, to all rollout actors at once"),
+        ("step", f"{time.seconds:,.2f} s", "rollout beside update" if time.overlapped else "one after the other"),
+    ]
+    if config.objective == "sft":
+        rows = rows[1:2]
+    best = best_split(config, shape)
+    lines = [
+        _table(("part", "time", "how"), rows, right=1),
+        f"  Best split of these devices: learner.world_size={best.ranks}, rollout.actors={best.actors}, "
+        f"{best.time.seconds:,.2f} s a step",
+        _epoch(config, "As configured", time.seconds, ranks, actors),
+        _epoch(config, "With the best split", best.time.seconds, best.ranks, best.actors),
+    ]
+    return "\n".join(lines)
+
+
+def _epoch(config: Config, what: str, step_seconds: float, ranks: int, actors: int) -> str:
+    epoch = epoch_cost(config, step_seconds, ranks, actors)
+    unit = "the run" if config.sizing.epoch_questions is None else "an epoch"
+    price = "hardware.*.price_per_hour is not set" if epoch.price is None else f"price {epoch.price:,.2f}"
+    return f"  {what}, {unit} of {epoch.steps:,} steps takes {epoch.hours:,.2f} h; {price}"
+
+
+def _totals(parts: Sequence[Part], on_gpu: bool) -> tuple[int, int]:
+    """Bytes of GPU memory and of main memory."""
+    gpu = sum(part.bytes for part in parts if on_gpu and part.place == "device")
+    return gpu, sum(part.bytes for part in parts) - gpu
+
+
+def _part_table(parts: Sequence[Part], on_gpu: bool) -> str:
+    rows = []
+    for part in parts:
+        gpu, main = _totals([part], on_gpu)
+        rows.append((part.name, _size(gpu) if gpu else "", _size(main) if main else "", part.how))
+    gpu, main = _totals(parts, on_gpu)
+    rows.append(("in all", _size(gpu), _size(main), ""))
+    return _table(("part", "GPU memory", "main memory", "how"), rows, right=2)
+
+
+def _size(size: int) -> str:
+    if size == 0:
+        return "0"
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: int) -> str:
+    """Columns as wide as needed; those from the second to number `right`, counted from 0, are flush right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = []
+    for row in (header, ["-" * width for width in widths], *rows):
+        cells = [
+            cell.rjust(width) if 1 <= i <= right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,135 @@
+"""How long a training step takes on given hardware, the best split of its devices, and what an epoch costs.
+
+By the formulas of docs/sizing.md from the work that `step_work` counts; `benchmarks/sizing_calibration.py` compares
+them with measurements. A device is a GPU, or a process on its own cores where there are no GPUs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from medr1_ray.config import Config, Device
+from medr1_ray.model.operations import Work
+from medr1_ray.model.shape import ModelShape
+from medr1_ray.sizing.memory import DTYPE_BYTES
+from medr1_ray.sizing.work import StepSize, learner_work, rollout_work
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of the parts of a step; `overlapped` where generation goes on during the update."""
+
+    rollout_seconds: float
+    update_seconds: float
+    weight_sync_seconds: float
+    overlapped: bool
+
+    @property
+    def seconds(self) -> float:
+        if self.overlapped:
+            return max(self.rollout_seconds, self.update_seconds) + self.weight_sync_seconds
+        return self.rollout_seconds + self.update_seconds + self.weight_sync_seconds
+
+
+@dataclass(frozen=True)
+class Split:
+    """Learner ranks and rollout actors, and a step's time with them."""
+
+    ranks: int
+    actors: int
+    time: StepTime
+
+
+@dataclass(frozen=True)
+class EpochCost:
+    """Of all devices for an epoch; `price` is None where one of `hardware.*.price_per_hour` is."""
+
+    steps: int
+    hours: float
+    price: float | None
+
+
+def step_size(config: Config) -> StepSize:
+    """The step that the settings ask for, under the assumptions of `sizing`."""
+    return StepSize(
+        prompts=config.train.prompts_per_step,
+        group_size=config.completions_per_prompt,
+        completion_tokens=config.sizing.completion_tokens or config.rollout.max_tokens,
+        image_size=config.data.image_size,
+        text_tokens=config.sizing.prompt_text_tokens,
+    )
+
+
+def device_seconds(work: Work, device: Device) -> float:
+    """The work of one device, its parts one after the other; rates that are not set cost nothing.
+
+    Raises ValueError where the rate of matrix products is not set, without which there is nothing to say.
+    """
+    products = device.matmul_flops_per_second
+    if products is None:
+        raise ValueError(
+            "hardware.learner.matmul_flops_per_second and hardware.rollout.matmul_flops_per_second must be set for an "
+            "estimate of times; configs/hardware/ has files to give as one more --config"
+        )
+    seconds = work.matmul_flops / products
+    seconds += work.attention_flops / (device.attention_flops_per_second or products)
+    seconds += work.activation_bytes / (device.activation_bytes_per_second or math.inf)
+    seconds += work.memory_bytes / (device.memory_bytes_per_second or math.inf)
+    return seconds + work.layer_starts * device.layer_seconds
+
+
+def step_time(config: Config, shape: ModelShape, size: StepSize, ranks: int, actors: int) -> StepTime:
+    """A step of `size` with so many learner ranks and rollout actors; one of SFT is the update alone.
+
+    Raises ValueError where `hardware` has no rates.
+    """
+    hardware = config.hardware
+    megapixels = -(-size.prompts // ranks) * size.image_size**2 / 1e6
+    update = device_seconds(learner_work(config, shape, size, ranks), hardware.learner)
+    update += megapixels * hardware.image_seconds_per_megapixel
+    if config.objective == "sft":
+        return StepTime(0.0, update, 0.0, overlapped=False)
+    prompts = -(-size.prompts // actors)
+    completions = prompts * size.group_size
+    rollout = device_seconds(rollout_work(config, shape, size, actors), hardware.rollout)
+    rollout += prompts * hardware.prompt_seconds + completions * hardware.completion_seconds
+    rollout += completions * size.completion_tokens * hardware.token_seconds
+    sync_bytes = shape.parameters * DTYPE_BYTES[config.model.dtype]
+    sync = hardware.sync_seconds + sync_bytes / (hardware.sync_bytes_per_second or math.inf)
+    return StepTime(rollout, update, sync, config.train.max_staleness > 0)
+
+
+def best_split(config: Config, shape: ModelShape) -> Split:
+    """The split of the run's devices between learner and rollout actors with the shortest step; the smallest learner of
+    those that are equally fast. Whether the learner's memory suffices is not looked at.
+
+    Raises ValueError where `hardware` has no rates.
+    """
+    size = step_size(config)
+    per_rank, per_actor = _devices(config)
+    devices = config.learner.world_size * per_rank + config.rollout.actors * per_actor
+    splits = [
+        Split(ranks, actors, step_time(config, shape, size, ranks, actors))
+        for ranks in range(1, min(size.prompts, int((devices - per_actor) // per_rank)) + 1)
+        if (actors := int((devices - ranks * per_rank) // per_actor)) >= 1
+    ]
+    return min(splits, key=lambda split: split.time.seconds)
+
+
+def epoch_cost(config: Config, step_seconds: float, ranks: int, actors: int) -> EpochCost:
+    """An epoch of `sizing.epoch_questions` in steps of so many seconds; evaluations and start-up are left out."""
+    questions = config.sizing.epoch_questions
+    updates = config.train.updates_per_rollout
+    steps = (
+        config.train.steps // updates if questions is None else -(-questions // config.train.prompts_per_step)
+    )
+    per_rank, per_actor = _devices(config)
+    price = config.hardware.price_per_hour(ranks * per_rank, actors * per_actor)
+    hours = steps * step_seconds / 3600
+    return EpochCost(steps, hours, None if price is None else price * hours)
+
+
+def _devices(config: Config) -> tuple[float, float]:
+    """Devices of a learner rank and of a rollout actor."""
+    return config.learner.gpus_per_rank or 1, config.rollout.gpus_per_actor or 1

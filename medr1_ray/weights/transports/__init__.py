@@ -1,0 +1,74 @@
+"""The ways of moving weights from the learner to the engines: one record for each, both ends in one file.
+
+Runs in: learner ranks (senders) and rollout actors (receivers). The third part of a transport, which loads what arrives
+inside vLLM's process, is in `weights/engine/`.
+
+Door: this module.
+
+To add a transport: write `<name>.py` here with a `WeightSender` and a `WeightReceiver` (`weights/protocol.py`), write
+`weights/engine/<name>.py` with a class that extends `CheckedLoading` and one of vLLM's transfer engines, add a record
+to `TRANSPORTS` and the name to `cluster.weight_transport` (`config/cluster.py`). CONTRIBUTING.md has it step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from medr1_ray.weights.protocol import WeightReceiver, WeightSender
+from medr1_ray.weights.transports.ipc import IpcReceiver, IpcSender
+from medr1_ray.weights.transports.nccl import NcclReceiver, NcclSender
+from medr1_ray.weights.transports.object_store import ObjectStoreReceiver, ObjectStoreSender
+
+
+@dataclass(frozen=True)
+class Transport:
+    """One value of `cluster.weight_transport`.
+
+    Args:
+        sender: makes a learner rank's end from its rank, the device of its parameters and a deadline in seconds.
+        receiver: makes a rollout actor's end.
+        backend: the name under which vLLM knows the part in its process.
+        engine_class: that part, as `module:class`; vLLM imports it there, so it is a string here.
+    """
+
+    sender: Callable[[int, torch.device, float], WeightSender]
+    receiver: Callable[[], WeightReceiver]
+    backend: str
+    engine_class: str
+
+
+def _object_store_sender(rank: int, device: torch.device, deadline_seconds: float) -> WeightSender:
+    import ray
+
+    return ObjectStoreSender(ray.put, rank)
+
+
+def _object_store_receiver() -> WeightReceiver:
+    import ray
+
+    return ObjectStoreReceiver(ray.get)
+
+
+TRANSPORTS = {
+    "object_store": Transport(
+        _object_store_sender,
+        _object_store_receiver,
+        "medr1_ray_object_store",
+        "medr1_ray.weights.engine.object_store:StagedTransferEngine",
+    ),
+    "nccl": Transport(
+        NcclSender,
+        NcclReceiver,
+        "medr1_ray_nccl",
+        "medr1_ray.weights.engine.nccl:NcclTransferEngine",
+    ),
+    "ipc": Transport(
+        lambda rank, device, deadline_seconds: IpcSender(device),
+        IpcReceiver,
+        "medr1_ray_ipc",
+        "medr1_ray.weights.engine.ipc:IpcTransferEngine",
+    ),
+}

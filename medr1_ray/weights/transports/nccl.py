@@ -1,0 +1,218 @@
+"""Weights by NCCL broadcast, from GPU to GPU: the learner's rank 0 is rank 0 of a group, the engines' workers follow.
+
+    rank 0: learner   ranks 1, 2: engine A (tensor-parallel 2)   rank 3: engine B (1)   ranks 4-7: engine C (4)
+
+Both ends are vLLM's own (`NCCLTrainerWeightTransferEngine`, `NCCLWeightTransferEngine`): tensors are packed into
+chunks, whose bounds each side computes from the same names and shapes. Ours are the source that knows ZeRO-3, the
+digest that ends the stream, one rank offset per engine, deadlines, and a new group when the members change.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from medr1_ray.base.deadline import ended_by, within
+from medr1_ray.weights.buckets import BUCKET_BYTES, packed_bucket
+from medr1_ray.weights.digests import StreamDigest, WeightDigestError, digest_of, update_digest
+from medr1_ray.weights.messages import TensorSpec, WeightBucket, WeightGroup, WeightUpdate
+from medr1_ray.weights.protocol import WeightSource
+
+if TYPE_CHECKING:
+    from vllm.distributed.weight_transfer.base import WeightSource as VllmSource
+
+DIGEST_NAME = "medr1_ray.stream_digest"
+DIGEST_BYTES = 16
+_DIGEST_SPEC = TensorSpec(DIGEST_NAME, "uint8", (DIGEST_BYTES,), 0)
+
+
+def stream_specs(update: WeightUpdate) -> list[TensorSpec]:
+    """The tensors of a broadcast in order, the digest last."""
+    sent = [spec for bucket in update.buckets if bucket.sent for spec in bucket.tensors]
+    return [*sent, _DIGEST_SPEC]
+
+
+class ProvenStream:
+    """Hands a stream's tensors to `load` and keeps the digest that ends it."""
+
+    def __init__(self, load: Callable[[list[tuple[str, torch.Tensor]]], Any], version: int) -> None:
+        self._load = load
+        self._version = version
+        self._found = StreamDigest()
+        self._sent: torch.Tensor | None = None
+
+    def take(self, named_tensors: list[tuple[str, torch.Tensor]]) -> None:
+        """The next chunk."""
+        weights = [(name, tensor) for name, tensor in named_tensors if name != DIGEST_NAME]
+        for name, tensor in weights:
+            self._found.add(name, tensor)
+        self._sent = next((tensor for name, tensor in named_tensors if name == DIGEST_NAME), None)
+        if weights:
+            self._load(weights)
+
+    def check(self) -> None:
+        """Raises WeightDigestError unless the stream was what the learner sent."""
+        found = self._found.digest().hex()
+        sent = bytes(self._sent.tolist()).hex() if self._sent is not None else "none"
+        if found != sent:
+            raise WeightDigestError(
+                f"policy version {self._version}: what came by broadcast has digest {found}, the learner sent {sent}"
+            )
+
+
+class NcclSender:
+    """A learner rank's end. Ranks other than 0 only take part in gathering shards."""
+
+    def __init__(
+        self,
+        rank: int,
+        device: torch.device,
+        deadline_seconds: float,
+        buffer_bytes: int = BUCKET_BYTES,
+    ) -> None:
+        self._rank = rank
+        self._device = device
+        self._deadline_seconds = deadline_seconds
+        self._buffer_bytes = buffer_bytes
+        self._engine: Any = None
+        self._frozen: WeightBucket | None = None
+        self._offered: tuple[WeightSource, WeightUpdate] | None = None
+        self._stream: Iterator[tuple[str, torch.Tensor]] = iter(())
+
+    def join(self, group: WeightGroup) -> None:
+        """Leave the group of before, if any, and open the new one; returns when all members have come.
+
+        Raises TimeoutError when they do not.
+        """
+        from vllm.distributed.weight_transfer.nccl_engine import (
+            NCCLTrainerInitInfo,
+            NCCLTrainerWeightTransferEngine,
+        )
+
+        self.leave()
+        host, port = group.address.rsplit(":", 1)
+        info = NCCLTrainerInitInfo(
+            rank=self._rank,
+            master_address=host,
+            master_port=int(port),
+            world_size=group.world_size,
+            packed=True,
+            packed_buffer_size_bytes=self._buffer_bytes,
+        )
+
+        def on_own_device() -> Any:
+            if self._device.type != "cpu":
+                torch.accelerator.set_device_index(self._device)
+            return NCCLTrainerWeightTransferEngine.trainer_init(
+                info, client=_DriverDoesIt(), source=_stream(self)
+            )
+
+        self._engine = within(self._deadline_seconds, "joining the weight group", on_own_device)
+
+    def leave(self) -> None:
+        """End the group; a broadcast that waits in it ends as well."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown()
+
+    def offer(self, source: WeightSource, version: int, *, to_newcomers: bool) -> WeightUpdate | None:
+        if self._frozen is None:
+            specs = source.specs(frozen=True)
+            digest = digest_of(source.tensors(frozen=True)) if specs else ""
+            self._frozen = packed_bucket(specs, digest, frozen=True)
+        trained = packed_bucket(source.specs(frozen=False), "")
+        frozen = [replace(self._frozen, sent=to_newcomers)] if self._frozen.tensors else []
+        buckets = (*frozen, trained)
+        update = WeightUpdate(version, buckets, update_digest(version, buckets), lasting=False)
+        self._offered = (source, update)
+        return update if self._rank == 0 else None
+
+    def send(self) -> None:
+        """Broadcast what was offered; returns when every engine has it.
+
+        Raises:
+            RuntimeError: there is no group, or nothing was offered.
+            TimeoutError: an engine did not take it in time; the group is gone.
+        """
+        if self._engine is None or self._offered is None:
+            raise RuntimeError("the learner is in no weight group, or has offered nothing")
+        what = f"broadcasting policy version {self._offered[1].version}"
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize()  # vLLM packs on streams of its own, the optimizer may still be at work
+        self._stream = self._gather()
+        try:
+            with ended_by(self._deadline_seconds, what, self.leave):
+                self._engine.send_weights()
+        finally:
+            for _ in self._stream:  # after a failure the other ranks go on gathering, and wait for this one
+                pass
+
+    def release(self) -> None:
+        """Nothing is kept."""
+        self._offered = None
+
+    def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What is broadcast: the offered tensors that are sent, and a digest over them."""
+        return self._stream
+
+    def specs(self) -> list[TensorSpec]:
+        """What `stream` yields."""
+        assert self._offered is not None
+        return stream_specs(self._offered[1])
+
+    def _gather(self) -> Iterator[tuple[str, torch.Tensor]]:
+        assert self._offered is not None
+        source, update = self._offered
+        digest = StreamDigest()
+        for bucket in update.buckets:
+            if not bucket.sent:
+                continue
+            for name, tensor in source.tensors(frozen=bucket.frozen):
+                if self._rank > 0:
+                    yield name, tensor
+                    continue
+                # A chunk keeps several tensors, of which the source promises only the latest.
+                kept = tensor.to(self._device, copy=True)
+                digest.add(name, kept)
+                yield name, kept
+        yield DIGEST_NAME, torch.tensor(list(digest.digest()), dtype=torch.uint8, device=self._device)
+
+
+class NcclReceiver:
+    """A rollout actor's end: the bytes come to its engine's workers by broadcast."""
+
+    @contextmanager
+    def receive(self, update: WeightUpdate, held: frozenset[str]) -> Iterator[tuple[bytes, ...]]:
+        yield (pickle.dumps(update),)
+
+
+class _DriverDoesIt:
+    """vLLM's client of the engines. Here the driver leads both sides, and a learner rank knows no engine."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+
+    def start_weight_update(self) -> None: ...
+
+    def update_weights(self, update_info: Any) -> None: ...
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+
+
+def _stream(sender: NcclSender) -> VllmSource:
+    """The sender's stream as vLLM takes it."""
+    from vllm.distributed.weight_transfer.base import ParamMeta
+    from vllm.distributed.weight_transfer.base import WeightSource as VllmSource
+
+    class Stream(VllmSource):
+        def metadata(self) -> list[ParamMeta]:
+            return [ParamMeta(spec.name, getattr(torch, spec.dtype), spec.shape) for spec in sender.specs()]
+
+        def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+            return sender.stream()
+
+    return Stream()

@@ -1,0 +1,241 @@
+"""The whole loop: real engines, real DeepSpeed, a real cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.repository import REPOSITORY
+
+SMALL = [
+    "data.phantom_images=120",
+    "data.eval_questions=40",
+    "train.prompts_per_step=8",
+    "train.group_size=4",
+    "run.rollouts_every=1",
+]
+SUMMARY_KEYS = {
+    "steps",
+    "mode",
+    "eval",
+    "completions_per_second",
+    "seconds",
+    "logprob_gap_mean",
+    "logprob_gap_max",
+    "groups_issued",
+    "groups_used",
+    "groups_zero_variance",
+    "groups_dropped",
+}
+
+
+def _train(config: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user types it, on a local cluster of its own."""
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, "-m", "medr1_ray.train", "--config", f"configs/{config}", *SMALL, *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def asynchronous_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three asynchronous steps of two engines, then two more after a resume."""
+    folder = tmp_path_factory.mktemp("async")
+    run = folder / "run"
+    paths = [f"run.dir={run}", f"data.root={folder / 'phantoms'}", "train.max_staleness=2"]
+    first = _train("phantom_cpu.yaml", *paths, "train.steps=3")
+    assert first.returncode == 0, first.stdout + first.stderr
+    shutil.copyfile(run / "summary.json", folder / "first_summary.json")
+    (folder / "first_output.txt").write_text(first.stdout)
+    second = _train("phantom_cpu.yaml", *paths, "train.steps=5", "--resume")
+    assert second.returncode == 0, second.stdout + second.stderr
+    return folder
+
+
+def test_a_summary_says_what_came_of_a_run(asynchronous_run: Path) -> None:
+    summary = json.loads((asynchronous_run / "first_summary.json").read_text())
+    assert summary.keys() >= SUMMARY_KEYS
+    assert (summary["steps"], summary["mode"]) == (3, "no_think")
+    for name in ("before", "after"):
+        evaluation = summary["eval"][name]
+        assert evaluation["n"] == 40
+        assert len(evaluation["by_modality"]) == 8
+        assert len(evaluation["by_question_type"]) == 5
+    assert summary["groups_used"] == 3 * 8
+    assert summary["seconds"].keys() >= {"total", "rollout", "update", "weight_sync", "evaluation"}
+    assert 0 < summary["logprob_gap_mean"] < 1e-3
+
+
+def test_a_run_says_what_it_starts_and_when_it_is_up(asynchronous_run: Path) -> None:
+    output = (asynchronous_run / "first_output.txt").read_text()
+    lines = r"^starting 1 learner rank, 2 rollout actors, 1 reward actor\nup after \d+ s\nevaluation before: "
+    assert re.search(lines, output, re.MULTILINE), output
+
+
+def test_a_resumed_run_goes_on_with_the_prompts_that_were_issued_and_not_used(asynchronous_run: Path) -> None:
+    run = asynchronous_run / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 5
+    assert summary["groups_used"] == 5 * 8
+    used = [
+        line["prompt_id"] for step in range(1, 6) for line in _lines(run / f"rollouts/step-{step:06d}.jsonl")
+    ]
+    positions = sorted({int(prompt_id.partition(":")[0].partition(".")[2]) for prompt_id in used})
+    dropped = summary["groups_dropped"]
+    assert len(positions) == 40, "no prompt was used twice"
+    assert positions[-1] < 40 + dropped + 2 * 8, "no prompt was skipped but those in flight at the end"
+    first_steps = {
+        line["prompt_id"] for step in (1, 2, 3) for line in _lines(run / f"rollouts/step-{step:06d}.jsonl")
+    }
+    state_steps = [line["step"] for line in _lines(run / "metrics.jsonl") if "reward/total_mean" in line]
+    assert state_steps == [1, 2, 3, 4, 5]
+    assert len(first_steps) == 24
+
+
+def test_asynchronous_staleness_is_bounded_and_seen(asynchronous_run: Path) -> None:
+    steps = [line for line in _lines(asynchronous_run / "run/metrics.jsonl") if "staleness/max" in line]
+    assert max(line["staleness/max"] for line in steps) <= 2
+    assert any(line["staleness/mean"] > 0 for line in steps)
+
+
+def test_every_phase_of_every_actor_is_a_span(asynchronous_run: Path) -> None:
+    spans = _lines(asynchronous_run / "run/spans.jsonl")
+    assert {span["actor"] for span in spans} == {"driver", "learner-0", "reward-0", "rollout-0", "rollout-1"}
+    assert all(span["end_seconds"] >= span["start_seconds"] for span in spans)
+
+
+def test_a_run_tells_how_idle_it_was_and_leaves_a_timeline(asynchronous_run: Path) -> None:
+    run = asynchronous_run / "run"
+    steps = [line for line in _lines(run / "metrics.jsonl") if "time/step_seconds" in line]
+    spans = _lines(run / "spans.jsonl")
+    evaluation = next(span for span in spans if span["step"] == 1 and span["phase"] == "evaluation")
+    # The engines have the first step's groups before that evaluation begins, which is no time of a step: generated
+    # wholly in it they leave nothing for the step.
+    in_the_step = any(
+        span["start_seconds"] < evaluation["start_seconds"] or span["end_seconds"] > evaluation["end_seconds"]
+        for span in spans
+        if span["step"] == 1 and span["phase"] == "rollout" and span["actor"] != "driver"
+    )
+    idle = {role: [line[f"perf/{role}_idle_fraction"] for line in steps] for role in ("learner", "rollout", "reward")}
+    assert all(0 <= fraction < 1 for fraction in idle["learner"] + idle["rollout"][1:] + idle["reward"][1:])
+    assert 0 <= idle["rollout"][0] < 1 if in_the_step else idle["rollout"][0] == 1
+    assert all(line["perf/cost_per_1000_groups"] is None for line in steps), "no prices were given"
+    events = json.loads((run / "timeline.json").read_text())["traceEvents"]
+    assert {event["args"]["name"] for event in events if event["name"] == "process_name"} == {
+        span["actor"] for span in spans
+    }
+    assert {event["args"]["step"] for event in events if event["ph"] == "X"} == {1, 2, 3, 4, 5}
+
+
+def test_the_checkpoint_loads_in_transformers(asynchronous_run: Path) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    checkpoint = asynchronous_run / "run/checkpoints/checkpoint-5"
+    AutoProcessor.from_pretrained(checkpoint)
+    assert AutoModelForImageTextToText.from_pretrained(checkpoint).num_parameters() > 1e6
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Ray head with token authentication; yields the environment of a client that has the token."""
+    dashboard = _free_port()
+    environment = {
+        **{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "a" * 64,
+    }
+    command = ["ray", "start", "--head", "--block", "--num-cpus=4", f"--port={_free_port()}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
+    # Two heads on one machine fight for the agent's fixed default port: the loser answers, but takes no job.
+    command += [f"--dashboard-agent-listen-port={_free_port()}"]
+    with (tmp_path / "head.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        client = {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        # The head answers before its job agent can take a job; only a job tells.
+        trial = ["ray", "job", "submit", "--no-wait", "--", "true"]
+        deadline = time.monotonic() + 120
+        while (last := subprocess.run(trial, env=client, capture_output=True, text=True)).returncode:
+            assert process.poll() is None, (tmp_path / "head.log").read_text()
+            assert time.monotonic() < deadline, f"the head took no job in 120 s: {last.stdout}{last.stderr}"
+            time.sleep(1)
+        yield client
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_changed_copy_of_the_code_is_a_job_that_can_be_stopped_and_resumed(
+    head: dict[str, str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    for folder in ("medr1_ray", "configs"):
+        shutil.copytree(REPOSITORY / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    changed = copy / "medr1_ray" / "prompts.py"
+    changed.write_text(changed.read_text().replace("Your task: ", "Your duty: "))
+    run = tmp_path / "run"
+    submit = ["ray", "job", "submit", "--working-dir", str(copy)]
+    training = ["--", "python", "-m", "medr1_ray.train", "--config", "configs/phantom_cpu.yaml", *SMALL]
+    training += ["rollout.actors=1", "run.save_every=1", f"run.dir={run}", f"data.root={tmp_path / 'phantoms'}"]
+
+    def ray(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, env={**head, **environment}, capture_output=True, text=True, timeout=500
+        )
+
+    unknown = ray(*submit, *training, "train.steps=3", RAY_AUTH_TOKEN="b" * 64)
+    assert unknown.returncode != 0, "a wrong token must be refused"
+
+    begun = ray(*submit, "--no-wait", "--submission-id=first", *training, "train.steps=10000")
+    assert begun.returncode == 0, begun.stdout + begun.stderr
+    latest = run / "checkpoints" / "latest"
+    deadline = time.monotonic() + 300
+    while not latest.exists():
+        status = ray("ray", "job", "status", "first")
+        assert time.monotonic() < deadline, status.stdout
+        assert "FAILED" not in status.stdout, status.stdout + ray("ray", "job", "logs", "first").stdout
+        time.sleep(1)
+    stopped = ray("ray", "job", "stop", "first")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+
+    steps = int(latest.read_text().strip().rpartition("-")[2]) + 2
+    done = ray(*submit, *training, f"train.steps={steps}", "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == steps
+    assert summary["groups_used"] == steps * 8, "the resumed run goes on where the stopped one was saved"
+    digest = subprocess.run(
+        [sys.executable, "-c", "from medr1_ray.base.code_digest import code_digest; print(code_digest())"],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert summary["code_digest"] == digest, "the submitted code ran, not the installed one"

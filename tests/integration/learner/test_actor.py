@@ -1,0 +1,209 @@
+"""Real DeepSpeed under Ray: one rank at ZeRO-1 and two at ZeRO-3, against an update written out in plain torch."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from medr1_ray.config import (
+    Config,
+    DataSettings,
+    LearnerSettings,
+    LossSettings,
+    ModelSettings,
+    ReferenceSettings,
+    RunSettings,
+    TrainSettings,
+    tiny_model_path,
+)
+from medr1_ray.learner import grpo
+from medr1_ray.learner.handle import Learner
+from medr1_ray.model.checkpoint_files import load_model
+from medr1_ray.model.policy import Policy
+from medr1_ray.model.vocabulary import load_vocabulary
+from tests.integration.learner.by_hand import plain_batch, train_twice
+
+# Adam makes steps of about the rate out of gradients of any size: rounding shows, at most as a tenth of the rate.
+RATE, STEPS, BETA = 1e-4, 4, 0.5
+
+
+def config(**learner) -> Config:
+    return Config(
+        run=RunSettings(dir="unused"),
+        model=ModelSettings(path="tiny"),
+        data=DataSettings(format="phantoms", root="unused"),
+        train=TrainSettings(steps=STEPS, prompts_per_step=7, group_size=4),
+        loss=LossSettings(kl_beta=BETA, importance_cap=1.5),
+        learner=LearnerSettings(
+            cpus_per_rank=0.25, learning_rate=RATE, weight_decay=0.1, max_grad_norm=0.5, **learner
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def learners(ray_cluster):
+    one = Learner(config(world_size=1, zero_stage=1), "one")
+    # So few tokens that ranks need several micro-batches and one of them padding.
+    two = Learner(
+        config(world_size=2, zero_stage=3, micro_batch_tokens=64).model_copy(
+            update={"reference": ReferenceSettings(sharded=True)}
+        ),
+        "two",
+    )
+    one.start()
+    two.start()
+    yield one, two
+    one.close()
+    two.close()
+
+
+@pytest.fixture(scope="module")
+def trained(learners, groups, tmp_path_factory):
+    """Both learners after two updates: their reports and saved folders."""
+    return train_twice(learners, groups, tmp_path_factory)
+
+
+def by_hand(groups):
+    """The same two updates by torch alone: the whole batch at once, plain rows, one AdamW, one clipping."""
+    settings = config()
+    vocabulary = load_vocabulary(tiny_model_path())
+
+    def load():
+        model = load_model(tiny_model_path(), torch.float32, settings.model)
+        return Policy(model, vocabulary, settings.rollout.temperature)
+
+    policy, reference = load(), load()
+    batch, tokens = plain_batch(groups, policy, reference, settings)
+    parameters = list(policy.model.parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.1},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    )
+    losses, norms = [], []
+    for step in range(2):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * (STEPS - step) / STEPS
+        logprobs = policy(batch)
+        loss, _ = grpo.loss_and_sums(logprobs, logprobs.detach(), tokens, settings.loss, step)
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters, 0.5).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, norms, policy.model
+
+
+def test_updates_are_those_of_plain_torch_whatever_the_ranks(trained, groups):
+    losses, norms, model = by_hand(groups)
+    assert min(norms) > 0.5  # clipped, and so the scale of the gradient would not show otherwise
+    for reports, folder in trained:
+        assert [report.steps[0].loss for report in reports] == pytest.approx(losses, rel=1e-5, abs=1e-6)
+        assert [report.steps[0].grad_norm for report in reports] == pytest.approx(norms, rel=1e-5)
+        assert [report.steps[0].learning_rate for report in reports] == pytest.approx([RATE, 0.75 * RATE])
+        saved = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+        for name, expected in model.state_dict().items():
+            torch.testing.assert_close(
+                saved[name], expected, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def test_one_and_two_ranks_agree(trained):
+    (one, one_folder), (two, two_folder) = trained
+    for a, b in zip(one, two, strict=True):
+        assert b.steps[0].loss == pytest.approx(a.steps[0].loss, abs=1e-5)
+        for name, value in vars(a.statistics).items():
+            assert getattr(b.statistics, name) == (value and pytest.approx(value, rel=1e-4, abs=1e-6)), name
+        assert (a.version, a.groups, a.groups_zero_variance, a.groups_skipped) == (b.version, 7, 1, 0)
+    a, b = (load_file(folder / "model.safetensors") for folder in (one_folder, two_folder))
+    start = load_file(tiny_model_path() / "model.safetensors")
+    assert a.keys() == b.keys() == start.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    moved = sum((a[name] - start[name]).abs().mean() > RATE / 2 for name in a)
+    assert moved > 0.9 * len(a)
+
+
+def test_the_second_update_has_a_divergence_from_the_start_model(trained):
+    for reports, _ in trained:
+        assert reports[0].statistics.kl == pytest.approx(0.0, abs=1e-6)
+        assert reports[1].statistics.kl > 1e-5
+
+
+def test_exported_weights_are_the_saved_ones(learners, trained):
+    from medr1_ray.weights.buckets import read_bucket
+
+    for learner, (_, folder) in zip(learners, trained, strict=True):
+        update = learner.export_weights(2)
+        exported = {
+            name: tensor
+            for bucket in update.buckets
+            for name, tensor in read_bucket(ray.get(bucket.data).copy(), bucket)
+        }
+        saved = load_file(folder / "model.safetensors")
+        assert update.version == 2
+        assert exported.keys() == saved.keys()
+        assert all(torch.equal(exported[name], saved[name]) for name in saved)
+
+
+def test_what_a_rank_says_of_its_parameters_is_what_it_gathers(learners, trained):
+    def told_and_gathered(rank):
+        from medr1_ray.weights.buckets import tensor_spec
+
+        source = rank._source
+        return source.specs(frozen=False), [tensor_spec(*named) for named in source.tensors(frozen=False)]
+
+    for learner in learners:
+        for told, gathered in ray.get([rank.__ray_call__.remote(told_and_gathered) for rank in learner._ranks]):
+            assert told == gathered
+
+
+def test_scores_in_order_shared_and_plain(learners, trained, groups):
+    pairs = [(group.prompt, group.completions) for group in groups]
+    one, two = (learner.score(pairs) for learner in learners)
+    plain = learners[1].score(pairs, plain=True)
+    for group, a, b, c in zip(groups, one, two, plain, strict=True):
+        assert a.visual_tokens == group.completions.visual_tokens
+        assert a.policy_logprobs.shape == group.completions.token_ids.shape
+        np.testing.assert_allclose(a.policy_logprobs, b.policy_logprobs, atol=1e-4)
+        np.testing.assert_allclose(b.policy_logprobs, c.policy_logprobs, atol=1e-5)
+
+
+def test_a_loaded_checkpoint_goes_on_as_if_nothing_had_happened(learners, trained, groups):
+    for learner, (_, folder) in zip(learners, trained, strict=True):
+        went_on = learner.update(groups, 2)
+        learner.load(folder)
+        resumed = learner.update(groups, 2)
+        assert resumed.steps == went_on.steps
+
+
+def test_another_layout_refuses_the_checkpoint(learners, trained):
+    with pytest.raises(ValueError, match=r"learner\.world_size=1, but .* was saved with 2"):
+        learners[0].load(trained[1][1])
+
+
+def test_another_number_of_visual_tokens_is_refused(learners, groups):
+    group = groups[0]
+    wrong = replace(group, completions=replace(group.completions, visual_tokens=5))
+    with pytest.raises(ValueError, match=r"became 5 visual tokens in rollout-0 and 4 in one-0"):
+        learners[0].update([wrong], 2)
+
+
+def test_a_passed_deadline_names_the_rank_and_what_it_was_doing(learners):
+    learner = Learner.__new__(Learner)
+    vars(learner).update(vars(learners[0]))
+    cluster = learner._config.cluster.model_copy(update={"sync_timeout_seconds": 1e-4})
+    learner._config = learner._config.model_copy(update={"cluster": cluster})
+    with pytest.raises(RuntimeError, match=r"one-0: still publishing policy version 3 after 0\.0001 s"):
+        learner.export_weights(3)
+
+
+def test_a_dead_rank_is_named(learners, groups):
+    ray.kill(ray.get_actor("two-1"))
+    with pytest.raises(RuntimeError, match=r"two-1 died while scoring"):
+        learners[1].score([(group.prompt, group.completions) for group in groups])

@@ -1,0 +1,133 @@
+"""A training with fake engines and no learner: `python simulated_run.py JSON`, a JSON line for each thing that happens.
+
+The pool, the fleet and the reward actors are the real ones. The argument is that of `run`; what a test does to the
+cluster meanwhile is its own affair.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from medr1_ray.cluster.connect import connect
+from medr1_ray.cluster.pending_calls import Calls
+from medr1_ray.cluster.placement import release_nodes
+from medr1_ray.config import Config
+from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.stream import PromptStream
+from medr1_ray.pool.actors import RolloutFleet
+from medr1_ray.pool.group_ledger import Ledger
+from medr1_ray.pool.groups import RolloutPool
+from medr1_ray.pool.scaling import Scaling
+from medr1_ray.pool.shared_actors import start_reward_actors
+from medr1_ray.records.busy_time import BusyTime, seconds_of
+from medr1_ray.rollout.fake_actor import FakeBehaviour, fake_launcher
+from medr1_ray.types import Prompt, Question
+from medr1_ray.weights.messages import WeightUpdate
+
+
+class Encoder(PromptEncoder):
+    """Prompts without an image file."""
+
+    def __init__(self) -> None:
+        pass
+
+    def begin(self, question: Question) -> None:
+        pass
+
+    def encode(self, question: Question, prompt_id: str) -> Prompt:
+        return Prompt(prompt_id, question, np.zeros(4, np.int32), np.zeros((28, 28, 3), np.uint8))
+
+
+def tell(event: str, **values: Any) -> None:
+    print(json.dumps({"event": event, "at": time.monotonic(), **values}), flush=True)
+
+
+def run(
+    settings: Mapping[str, Any],
+    behaviour: Mapping[str, Any],
+    special: Mapping[str, Mapping[str, Any]] | None = None,
+    update_seconds: float = 0.0,
+    targets: Mapping[str, int] | None = None,
+) -> None:
+    """`train.steps` steps, each of which "updates" for `update_seconds`.
+
+    `special` is the behaviour of single actors by number, `targets` says at which steps how many actors are wanted;
+    without it the number follows from what is measured. The line `slower` on standard input makes the updates take ten
+    times as long, `stop` makes the step the last.
+    """
+    config = Config.model_validate(
+        {"run": {"dir": Path("unused")}, "data": {"format": "phantoms", "root": Path("unused")}, **settings}
+    )
+    connect(config)
+    calls = Calls()
+    of = {int(index): FakeBehaviour(**given) for index, given in (special or {}).items()}
+    fleet = RolloutFleet(
+        config, calls, lambda text: tell("say", text=text), fake_launcher(FakeBehaviour(**behaviour), of)
+    )
+    reward_actors = list(start_reward_actors(config).values())
+    question = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "none")
+    pool = RolloutPool(
+        config, fleet, reward_actors, calls, PromptStream((question,), Encoder(), 0), Ledger(time.monotonic)
+    )
+    scaling, busy_time = Scaling.of(config), BusyTime()
+    fleet.wait_until_up()
+    told: set[str] = set()
+    threading.Thread(target=lambda: told.update(map(str.strip, iter(sys.stdin.readline, ""))), daemon=True).start()
+    for step in range(config.train.steps):
+        if targets and str(step) in targets:
+            pool.scale(targets[str(step)], "as told")
+            while pool.membership().serving != targets[str(step)] and step:
+                pool.poll(0.1)
+        start = time.monotonic()
+        tell("sync", version=step)
+        pool.load_weights(WeightUpdate(step, (), f"digest of {step}"))
+        synced = time.monotonic()
+        groups = pool.take(step)
+        assert {int(version) for group in groups for version in group.completions.versions} <= set(
+            range(step - config.train.max_staleness, step + 1)
+        )
+        taken = time.monotonic()
+        pool.fill(versions_ahead=1)
+        update_until = taken + update_seconds * (10 if "slower" in told else 1)
+        while time.monotonic() < update_until:
+            pool.poll(0.05)
+        busy = seconds_of(busy_time.add(pool.drain_spans()), "rollout-")
+        lost = pool.membership().lost
+        scaling.measure(taken - synced, synced - start + time.monotonic() - taken, busy, lost)
+        if targets is None:
+            pool.scale(scaling.choose(pool.membership().target), f"idle {scaling.idle_fraction}")
+        counts = pool.ledger.counts()
+        tell(
+            "step",
+            step=step,
+            sync_seconds=synced - start,
+            rollout_seconds=taken - synced,
+            actors=sorted({group.completions.actor for group in groups}),
+            ledger=asdict(counts),
+            serving=pool.membership().serving,
+            target=pool.membership().target,
+            nodes=sum(node["Alive"] for node in ray.nodes()),
+        )
+        if "stop" in told:
+            break
+    release_nodes()
+    members = pool.membership()
+    tell("end", asked=members.asked, gone={why.value: number for why, number in members.gone.items()})
+
+
+if __name__ == "__main__":
+    try:
+        run(**json.loads(sys.argv[1]))
+    except (ValueError, RuntimeError) as error:
+        tell("error", text=str(error))
+        sys.exit(1)

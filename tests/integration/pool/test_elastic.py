@@ -1,0 +1,366 @@
+"""The elastic pool on a cluster of several nodes, with fake engines: what a run does when actors come and go.
+
+The nodes are processes of this machine (`ray.cluster_utils.Cluster`); each run is a process of its own, which tells
+what happens to it in lines of JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.integration.pool.process_nodes import HEAD_ID, cluster_settings
+from tests.integration.pool.simulation import SLOTS, STEP, SimulatedRun
+from tests.repository import REPOSITORY
+
+Simulate = Callable[..., SimulatedRun]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_authentication() -> Iterator[None]:
+    """These tests are not about it, and the nodes take the mode from here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head for what a learner and reward actors need; `nodes` adds those for rollout actors."""
+    head = {"num_cpus": 2, "labels": {"role": "head"}, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(cluster: Cluster) -> Iterator[Any]:
+    """`nodes(n)`: have n rollout nodes, of which none is left to the next test: it may drain."""
+
+    def have(count: int) -> list[Any]:
+        while len(cluster.worker_nodes) < count:
+            cluster.add_node(num_cpus=1, labels={"role": "rollout"})
+        while len(cluster.worker_nodes) > count:
+            cluster.remove_node(next(iter(cluster.worker_nodes)))
+        return list(cluster.worker_nodes)
+
+    yield have
+    have(0)
+
+
+@pytest.fixture
+def simulate() -> Iterator[Simulate]:
+    """Starts simulated runs, which end with the test."""
+    runs: list[SimulatedRun] = []
+
+    def start(*arguments: Any, **named: Any) -> SimulatedRun:
+        runs.append(SimulatedRun(*arguments, **named))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.process.kill()
+        run.process.wait()
+
+
+LABELS = {"labels": {"learner": {"role": "head"}, "reward": {"role": "head"}, "rollout": {"role": "rollout"}}}
+
+
+def test_throughput_follows_the_number_of_actors(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
+    nodes(4)
+    run = simulate(
+        cluster.address,
+        cluster=LABELS,
+        settings={"train": {"steps": 9, **STEP}, "rollout": {"actors": 1, "max_actors": 4, **SLOTS}},
+        behaviour={"group_seconds": 1.0},
+        targets={"3": 2, "6": 4},
+    )
+    run.finish()
+    # 16 groups, 4 at once on each actor, 1 second each: 4, 2 and 1 seconds.
+    for expected, steps in ((4.0, (0, 1, 2)), (2.0, (3, 4, 5)), (1.0, (6, 7, 8))):
+        fastest = min(run.steps()[step]["rollout_seconds"] for step in steps)
+        assert expected <= fastest < 1.1 * expected
+
+
+def test_a_run_outlives_the_loss_of_actors_and_nodes(
+    cluster: Cluster, nodes: Any, simulate: Simulate
+) -> None:
+    """One dies and one hangs in mid-sync, one holds other bytes, a node is killed, added, and told to go."""
+    first = list(nodes(3))
+    deadline = 6
+    run = simulate(
+        cluster.address,
+        cluster={**LABELS, "sync_timeout_seconds": deadline},
+        settings={"train": {"steps": 10_000, **STEP}, "rollout": {"actors": 3, "min_actors": 2, **SLOTS}},
+        behaviour={"group_seconds": 0.5},
+        special={"0": {"dies_loading": 2}, "1": {"hangs_loading": 3}, "2": {"wrong_digest": 4}},
+    )
+    run.until("step", step=4)
+    run.until("step", timeout=120, serving=3)
+    run.until("sync")
+    cluster.remove_node(first.pop(), allow_graceful=False)
+    nodes(3)
+    run.until("step", timeout=120, serving=2)
+    run.until("step", timeout=120, serving=3)
+    command = [str(Path(sys.executable).with_name("ray")), "drain-node", f"--address={cluster.address}"]
+    command += [f"--node-id={first.pop().node_id}", "--reason-message=spot", "--deadline-remaining-seconds=30"]
+    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION"]
+    subprocess.run(command, check=True, capture_output=True)
+    run.until("step", timeout=30, serving=2)
+    run.tell("stop")
+    end = run.finish()
+
+    assert run.books_add_up()
+    last = run.steps()[-1]
+    assert last["ledger"]["used"] == 16 * (last["step"] + 1)
+    assert last["ledger"]["reissued"] > 0, "what the killed node had was issued again"
+    assert max(line["sync_seconds"] for line in run.steps()) < deadline + 3, "no sync waits beyond its deadline"
+    said = "\n".join(run.said())
+    assert f"rollout-1 is gone (lost): it did not load version 3 within cluster.sync_timeout_seconds={deadline}" in said
+    assert "rollout-2 is gone (failed): it holds version 4 with digest 0000" in said
+    assert "drains: its node is to go" in said
+    assert end["gone"] == {"lost": 3, "failed": 1, "drained": 1, "cancelled": 0}
+    assert end["asked"] == 8, "each was replaced, and the last of them waits for a node"
+
+
+def test_the_end_of_the_last_actor_is_an_error_after_a_deadline(
+    cluster: Cluster, nodes: Any, simulate: Simulate
+) -> None:
+    nodes(1)
+    run = simulate(
+        cluster.address,
+        cluster={**LABELS, "placement_timeout_seconds": 5},
+        settings={"train": {"steps": 10_000, **STEP}, "rollout": {"actors": 1, **SLOTS}},
+        behaviour={"group_seconds": 0.1},
+    )
+    run.until("step", step=1)
+    nodes(0)
+    message = r"no rollout actor has been serving for \d+ s.*1 x \(1 CPU\) on nodes labelled"
+    with pytest.raises(AssertionError, match=message):
+        run.finish()
+
+
+def test_what_can_never_fit_fails_at_once(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
+    nodes(1)
+    run = simulate(
+        cluster.address,
+        cluster=LABELS,
+        settings={"train": {"steps": 1, **STEP}, "rollout": {"actors": 3, "min_actors": 2, **SLOTS}},
+        behaviour={},
+    )
+    with pytest.raises(AssertionError, match=r"needs 2 x \(1 CPU\) on nodes labelled role=rollout .* have room for 1"):
+        run.finish()
+
+
+def test_what_fits_but_is_taken_fails_at_a_deadline_and_says_what_is_missing(
+    cluster: Cluster, nodes: Any, simulate: Simulate
+) -> None:
+    nodes(1)
+    first = simulate(
+        cluster.address,
+        cluster=LABELS,
+        settings={"train": {"steps": 10_000, **STEP}, "rollout": {"actors": 1, **SLOTS}},
+        behaviour={"group_seconds": 0.1},
+    )
+    first.until("step", step=0)
+    second = simulate(
+        cluster.address,
+        cluster={**LABELS, "placement_timeout_seconds": 1},
+        settings={"train": {"steps": 1, **STEP}, "rollout": {"actors": 1, **SLOTS}},
+        behaviour={},
+    )
+    with pytest.raises(AssertionError, match=r"no place for rollout-0 after .*=1: it needs 1 x \(1 CPU\) on nodes"):
+        second.finish()
+    first.tell("stop")
+    first.finish()
+
+
+def test_a_failure_of_the_first_actor_ends_the_run(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
+    nodes(1)
+    run = simulate(
+        cluster.address,
+        cluster={**LABELS, "sync_timeout_seconds": 2},
+        settings={"train": {"steps": 1, **STEP}, "rollout": {"actors": 1, **SLOTS}},
+        behaviour={"wrong_digest": 0},
+    )
+    with pytest.raises(AssertionError, match=r"rollout-0 did not start: it holds version 0 with digest 000"):
+        run.finish()
+
+
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def ray_process(*arguments: str, inside: tuple[str, ...] = (), **environment: str) -> Iterator[None]:
+    """`ray start --block` with these arguments, until the context is left; then nothing of it is left.
+
+    Ray takes its time to end a node that has lost its head, so that what is not gone soon is killed.
+    """
+    command = [*inside, str(Path(sys.executable).with_name("ray")), "start", "--block", *arguments]
+    command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={_free_port()}"]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for_nodes(address: str, count: int, inside: tuple[str, ...]) -> None:
+    """Wait until so many nodes have joined."""
+    script = (
+        f"import ray, time; ray.init({address!r}, logging_level='ERROR', log_to_driver=False)\n"
+        f"while sum(node['Alive'] for node in ray.nodes()) < {count}: time.sleep(0.2)"
+    )
+    subprocess.run([*inside, sys.executable, "-c", script], check=True, timeout=90)
+
+
+def test_the_autoscaler_follows_the_request_up_and_down(tmp_path: Path, simulate: Simulate) -> None:
+    """One node to begin with, four while the learner waits, one when updates take longer than generation."""
+    address = f"127.0.0.1:{_free_port()}"
+    settings = tmp_path / "cluster.json"
+    settings.write_text(cluster_settings(address, most_nodes=4, idle_minutes=0.05))
+    head = ray_process(
+        "--head",
+        "--num-cpus=2",
+        "--node-ip-address=127.0.0.1",
+        f"--port={address.rpartition(':')[2]}",
+        "--include-dashboard=false",
+        "--labels=role=head",
+        f"--autoscaling-config={settings}",
+        RAY_enable_autoscaler_v2="1",
+        AUTOSCALER_UPDATE_INTERVAL_S="1",
+        RAY_CLOUD_INSTANCE_ID=HEAD_ID,
+        RAY_NODE_TYPE_NAME="head",
+        PYTHONPATH=f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    )
+    with head:
+        rollout = {"actors": 1, "max_actors": 4, "scale_every": 2, **SLOTS}
+        run = simulate(
+            address,
+            cluster={**LABELS, "placement_timeout_seconds": 90},
+            settings={"train": {"steps": 10_000, **STEP}, "rollout": rollout},
+            # 16 groups, 4 at once, 0.2 seconds each: 0.8 actor-seconds a step. Of 0.4 seconds of update follow
+            # 0.8 / (0.4 / 0.8 * 0.2) = 8 actors, of 4 seconds one.
+            behaviour={"group_seconds": 0.2},
+            update_seconds=0.4,
+        )
+        run.until("step", timeout=120, serving=1)
+        run.until("step", timeout=120, nodes=5, serving=4)
+        run.tell("slower")
+        run.until("step", timeout=120, target=1)
+        run.until("step", timeout=120, nodes=2, serving=1)
+        run.tell("stop")
+        run.finish()
+        assert run.books_add_up()
+
+
+@contextmanager
+def network(nodes: int) -> Iterator[tuple[str, list[str]]]:
+    """A network namespace for the head and one for each node; yields their names.
+
+    The head's has a bridge and the address 10.98.7.1, that of node n 10.98.7.(10 + n). `ip -n <head> link set <node>
+    down` cuts the node off.
+    """
+    if shutil.which("ip") is None:
+        pytest.skip("no network namespaces here: the command ip (iproute2) is not installed")
+    head = f"mr{os.getpid() % 10**6}"
+    names = [f"{head}n{n}" for n in range(nodes)]
+    commands = [
+        f"netns add {head}",
+        f"-n {head} link add bridge type bridge",
+        f"-n {head} address add 10.98.7.1/24 dev bridge",
+        f"-n {head} link set bridge up",
+        f"-n {head} link set lo up",
+    ]
+    for n, name in enumerate(names):
+        commands += [
+            f"netns add {name}",
+            f"-n {head} link add {name} type veth peer name eth0 netns {name}",
+            f"-n {head} link set {name} master bridge up",
+            f"-n {name} address add 10.98.7.{10 + n}/24 dev eth0",
+            f"-n {name} link set eth0 up",
+            f"-n {name} link set lo up",
+        ]
+    try:
+        for command in commands:
+            done = subprocess.run(["ip", *command.split()], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"no network namespaces here: ip {command}: {done.stderr.strip()}")
+        yield head, names
+    finally:
+        for name in (*names, head):
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline(simulate: Simulate) -> None:
+    deadline = 5
+    with network(2) as (head_name, names):
+        in_head = ("ip", "netns", "exec", head_name)
+        address = "10.98.7.1:6379"
+        head = ray_process(
+            "--head",
+            "--num-cpus=2",
+            "--node-ip-address=10.98.7.1",
+            "--port=6379",
+            "--include-dashboard=false",
+            "--labels=role=head",
+            inside=in_head,
+        )
+        first, second = (
+            ray_process(
+                f"--address={address}",
+                "--num-cpus=1",
+                f"--node-ip-address=10.98.7.{10 + n}",
+                "--labels=role=rollout",
+                inside=("ip", "netns", "exec", name),
+            )
+            for n, name in enumerate(names)
+        )
+        with ExitStack() as stack:
+            # One after the other: they share a folder for sockets and ports, which nodes of their own would not.
+            for number, node in enumerate((head, first, second)):
+                stack.enter_context(node)
+                wait_for_nodes(address, number + 1, in_head)
+            run = simulate(
+                address,
+                inside=in_head,
+                cluster={**LABELS, "placement_timeout_seconds": 60, "sync_timeout_seconds": deadline},
+                settings={"train": {"steps": 8, **STEP}, "rollout": {"actors": 2, **SLOTS}},
+                behaviour={"group_seconds": 0.1, "load_seconds": 2.0},
+            )
+            run.until("step", timeout=120, step=1)
+            run.until("sync", version=2)
+            subprocess.run(["ip", "-n", head_name, "link", "set", names[0], "down"], check=True)
+            end = run.finish()
+    assert run.books_add_up()
+    assert [len(line["actors"]) for line in run.steps()] == [2, 2, 1, 1, 1, 1, 1, 1]
+    assert max(line["sync_seconds"] for line in run.steps()) < deadline + 3
+    assert end["gone"]["lost"] == 1

@@ -1,0 +1,143 @@
+"""The reward actor in a real Ray process: scoring, errors, and time limits that end what hangs."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+
+from medr1_ray.rewards.actor import GRACE_SECONDS, RewardActor
+from medr1_ray.types import Question
+
+QUESTION = Question(
+    id="q1",
+    image_path="/images/1.png",
+    stem="What imaging technique was used?",
+    options=("MRI", "CT"),
+    answer=1,
+    modality="CT",
+    question_type="Modality Recognition",
+    dataset="test",
+)
+LIMIT_SECONDS = 0.5
+# `does` does what the completion says: the name of a function here, or its own length.
+USERS_MODULE = """
+import itertools
+import re
+
+def spins():
+    while True:
+        pass
+
+def swallows():
+    while True:
+        try:
+            spins()
+        except Exception:
+            pass
+
+def swallows_once():
+    try:
+        spins()
+    except:
+        spins()
+
+def backtracks():
+    re.fullmatch("(a|a)*b", "a" * 60)
+
+def raises():
+    raise KeyError("no such key")
+
+def hangs_in_c():
+    all(itertools.repeat(True))
+
+def does(completion, question, mode):
+    if completion in globals():
+        globals()[completion]()
+    return len(completion)
+"""
+
+
+@pytest.fixture(scope="module")
+def actor(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A reward actor that finds the user's module `users_rewards`."""
+    folder = tmp_path_factory.mktemp("users")
+    (folder / "users_rewards.py").write_text(USERS_MODULE)
+    actor_class = ray.remote(RewardActor).options(
+        num_cpus=0, max_restarts=1, runtime_env={"env_vars": {"PYTHONPATH": str(folder)}}
+    )
+    actor = actor_class.remote(
+        {"accuracy": 1.0, "users_rewards:does": 0.5}, "no_think", LIMIT_SECONDS, "reward-0"
+    )
+    assert ray.get(actor.ping.remote()) == "reward-0"
+    yield actor
+    ray.kill(actor)
+
+
+def test_scores_with_functions_of_the_registry_and_the_users(actor: Any) -> None:
+    rewards = ray.get(actor.score.remote("p1", ("<answer>b</answer>", "B"), QUESTION))
+    assert rewards.names == ("accuracy", "users_rewards:does")
+    assert rewards.values.tolist() == [[1, 18], [0, 1]]
+    assert rewards.total.tolist() == [10.0, 0.5]
+    assert rewards.correct.tolist() == [True, False]
+    assert rewards.answers == ("B", None)
+    assert rewards.span.actor == "reward-0"
+
+
+@pytest.mark.parametrize("what", ["spins", "swallows", "swallows_once", "backtracks"])
+def test_a_function_that_hangs_is_ended_and_the_actor_goes_on(actor: Any, what: str) -> None:
+    with pytest.raises(ValueError, match="was still scoring") as caught:
+        ray.get(actor.score.remote("p7", ("x", what), QUESTION), timeout=60)
+    for part in ("'users_rewards:does'", "'p7'", f"reward.timeout_seconds={LIMIT_SECONDS}"):
+        assert part in str(caught.value)
+    assert ray.get(actor.score.remote("p8", ("x",), QUESTION)).total.tolist() == [0.5]
+
+
+def test_a_limit_that_ran_out_does_not_strike_later(actor: Any) -> None:
+    """The alarm repeats every second until it is stopped: this waits for one more."""
+    with pytest.raises(ValueError, match="was still scoring"):
+        ray.get(actor.score.remote("p1", ("spins",), QUESTION))
+    time.sleep(1.5)
+    assert ray.get(actor.score.remote("p2", ("x",), QUESTION)).total.tolist() == [0.5]
+
+
+def test_errors_name_function_prompt_and_completion(actor: Any) -> None:
+    with pytest.raises(ValueError, match="raised KeyError") as caught:
+        ray.get(actor.score.remote("p7", ("raises",), QUESTION))
+    assert isinstance(caught.value, RayTaskError)
+    for part in ("'users_rewards:does'", "'p7'", "no such key", "completion: 'raises'", "repr=reward-0"):
+        assert part in str(caught.value)
+
+
+def test_what_no_signal_reaches_ends_the_process(actor: Any) -> None:
+    started = time.monotonic()
+    with pytest.raises(RayActorError):
+        ray.get(actor.score.remote("p7", ("hangs_in_c",), QUESTION), timeout=60)
+    assert time.monotonic() - started >= LIMIT_SECONDS + GRACE_SECONDS
+    assert total_once_restarted(actor) == [0.5]
+
+
+def total_once_restarted(actor: Any) -> list[float]:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return ray.get(actor.score.remote("p8", ("x",), QUESTION)).total.tolist()
+        except ActorUnavailableError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_an_unknown_function_fails_at_the_start(ray_cluster: None) -> None:
+    actor = ray.remote(RewardActor).options(num_cpus=0).remote({"acuracy": 1.0}, "think", 1.0, "reward-0")
+    with pytest.raises(ActorDiedError, match="did you mean 'accuracy'"):
+        ray.get(actor.ping.remote())
+
+
+def test_beside_the_main_thread_it_refuses_to_score(ray_cluster: None) -> None:
+    actor_class = ray.remote(RewardActor).options(num_cpus=0, max_concurrency=2)
+    actor = actor_class.remote({"accuracy": 1.0}, "think", 1.0, "reward-0")
+    with pytest.raises(ValueError, match="signal only works in main thread"):
+        ray.get(actor.score.remote("p1", ("x",), QUESTION))
+    ray.kill(actor)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from medr1_ray.config import Config
+from medr1_ray.config.loading import config_digest, load_config, write_config
+
+MINIMAL = "run: {dir: runs/a}\ndata: {format: phantoms, root: runs/data}\ntrain: {steps: 4}\n"
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    return yaml_file(tmp_path / "minimal.yaml", MINIMAL)
+
+
+def yaml_file(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_defaults_fill_what_is_not_given(minimal: Path) -> None:
+    config = load_config([minimal])
+    assert (config.train.steps, config.train.group_size, config.mode) == (4, 8, "no_think")
+    assert config.run.dir == Path("runs/a")
+    assert config.reward.functions == {"accuracy": 1.0, "format": 1.0}
+
+
+def test_later_files_and_then_overrides_win(minimal: Path, tmp_path: Path) -> None:
+    later = yaml_file(tmp_path / "later.yaml", "train: {steps: 6, seed: 3}\nmode: think\n")
+    config = load_config([minimal, later], ["train.steps=8", "rollout.engine.max_num_seqs=64"])
+    assert (config.train.steps, config.train.seed, config.mode) == (8, 3, "think")
+    assert config.rollout.engine == {"max_num_seqs": 64}
+    assert load_config([minimal, later], ["train.steps=8", "train.steps=2"]).train.steps == 2
+
+
+def test_a_base_is_read_relative_to_its_file_and_can_have_bases(minimal: Path, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    middle = "base: ../minimal.yaml\nrollout: {engine: {max_num_seqs: 8, max_model_len: 512}}\n"
+    yaml_file(tmp_path / "sub/middle.yaml", middle)
+    other = yaml_file(tmp_path / "other.yaml", "train: {seed: 9}\n")
+    top = "base: [sub/middle.yaml, other.yaml]\nrollout: {engine: {max_num_seqs: 16}}\n"
+    config = load_config([yaml_file(tmp_path / "top.yaml", top)])
+    assert other.exists()
+    assert (config.train.steps, config.train.seed) == (4, 9)
+    assert config.rollout.engine == {"max_num_seqs": 16, "max_model_len": 512}
+
+
+def test_a_base_that_leads_back_is_refused(tmp_path: Path) -> None:
+    yaml_file(tmp_path / "a.yaml", "base: b.yaml\n")
+    with pytest.raises(ValueError, match="is its own base"):
+        load_config([yaml_file(tmp_path / "b.yaml", "base: a.yaml\n")])
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1E-6", "1.0e-6", "0.000001", ".1e-5"])
+def test_every_spelling_of_a_float_is_a_number(minimal: Path, tmp_path: Path, text: str) -> None:
+    later = yaml_file(tmp_path / "later.yaml", f"learner: {{learning_rate: {text}}}\n")
+    assert load_config([minimal, later]).learner.learning_rate == pytest.approx(1e-6, rel=1e-12)
+    overridden = load_config([minimal], [f"learner.learning_rate={text}"])
+    assert overridden.learner.learning_rate == pytest.approx(1e-6, rel=1e-12)
+
+
+def test_off_is_a_text_and_null_is_none(minimal: Path) -> None:
+    config = load_config([minimal], ["run.wandb=off", "loss.importance_cap=null", "run.tensorboard=true"])
+    assert (config.run.wandb, config.loss.importance_cap, config.run.tensorboard) == ("off", None, True)
+
+
+def test_files_replace_reward_functions_and_overrides_edit_them(minimal: Path, tmp_path: Path) -> None:
+    later = yaml_file(tmp_path / "later.yaml", "reward: {functions: {medr1_accuracy: 1}}\n")
+    assert load_config([minimal, later]).reward.functions == {"medr1_accuracy": 1.0}
+    edited = load_config([minimal], ["reward.functions.format=0.5"])
+    assert edited.reward.functions == {"accuracy": 1.0, "format": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.step=3", ["train.step is not a setting", "did you mean train.steps?", "prompts_per_step"]),
+        ("train.zero_stage=3", ["did you mean learner.zero_stage?"]),
+        ("steps=3", ["did you mean train.steps?", "the top level has: objective, mode, run, model"]),
+        ("train.steps=0", ["train.steps=0", "greater than or equal to 1"]),
+        ("train.steps=many", ["train.steps='many'", "valid integer"]),
+        ("train.steps.x=1", ["train.steps={'x': 1}", "valid integer"]),
+        ("mode=thinking", ["mode='thinking'", "'think', 'no_think' or 'think_after'"]),
+        ("rollout.top_p=0.9", ["rollout.top_p=0.9", "loss.importance_cap"]),
+        ("learner.warmup_steps=2.5", ["learner.warmup_steps=2.5", "a fraction of train.steps below 1"]),
+        ("model.lora.ranks=4", ["did you mean model.lora.rank?", "model.lora has: rank, alpha"]),
+        ("reward.overlong_buffer_tokens=9999", ["reward.overlong_buffer_tokens=9999", "rollout.max_tokens=256"]),
+        ("rollout.engine.seed=1", ["rollout.engine.seed=1", "remove it"]),
+    ],
+)
+def test_errors_name_key_value_and_what_is_allowed(minimal: Path, override: str, told: list[str]) -> None:
+    with pytest.raises(ValueError, match="not valid") as caught:
+        load_config([minimal], [override])
+    for text in told:
+        assert text in str(caught.value)
+    assert type(caught.value) is ValueError
+    pickle.loads(pickle.dumps(caught.value))
+
+
+@pytest.mark.parametrize("override", ["rollout.temperature=0.7", "train.updates_per_rollout=2"])
+def test_what_supervised_training_cannot_do_is_refused(minimal: Path, override: str) -> None:
+    load_config([minimal], [override, "train.steps=2"])
+    with pytest.raises(ValueError, match=rf"{override}: SFT"):
+        load_config([minimal], [override, "train.steps=2", "objective=sft"])
+
+
+def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path / "bad.yaml", "data: {format: phantom, root: a}\ntrain: {steps: -1, sed: 2}\n")
+    with pytest.raises(ValueError, match="not valid") as caught:
+        load_config([path])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1 + 4
+    assert any("run is required" in line for line in lines)
+    assert any("data.format='phantom'" in line for line in lines)
+    assert any("train.steps=-1" in line for line in lines)
+    assert any("train.sed is not a setting; did you mean train.seed?" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("train: {steps: 1, steps: 2}", "the key 'steps' is given twice"),
+        ("train: [", "is not valid YAML"),
+        ("- 1", "must hold a mapping of settings, not list"),
+    ],
+)
+def test_files_that_are_no_settings_are_refused(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        load_config([yaml_file(tmp_path / "bad.yaml", text)])
+
+
+def test_a_missing_file_and_a_shapeless_override_are_refused(minimal: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"absent\.yaml does not exist"):
+        load_config([tmp_path / "absent.yaml"])
+    for override in ("train.steps", "=3", "train..steps=3"):
+        with pytest.raises(ValueError, match=r"not of the form key\.sub=value"):
+            load_config([minimal], [override])
+
+
+def test_what_is_written_reads_back_equal(minimal: Path, tmp_path: Path) -> None:
+    texts = ["model.path='1e-6'", "cluster.address='null'", "run.wandb=off", "data.modalities=[CT, MRI]"]
+    config = load_config([minimal], [*texts, "learner.learning_rate=3e-7", "loss.importance_cap=null"])
+    assert (config.model.path, config.cluster.address) == ("1e-6", "null")
+    write_config(config, tmp_path / "written.yaml")
+    again = load_config([tmp_path / "written.yaml"])
+    assert again == config
+    assert isinstance(again, Config)
+
+
+def test_digest_tells_configurations_apart(minimal: Path) -> None:
+    assert config_digest(load_config([minimal])) == config_digest(load_config([minimal], ["train.seed=0"]))
+    assert config_digest(load_config([minimal])) != config_digest(load_config([minimal], ["train.seed=1"]))

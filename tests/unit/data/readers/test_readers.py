@@ -1,0 +1,177 @@
+"""Readers: every row becomes the right question, or is dropped for the right reason."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medr1_ray.data.readers.medr1 import read_medr1_files, read_medr1_rows
+from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
+from medr1_ray.data.readers.rows import dropped_by_reason
+
+ROW = {
+    "dataset": "Chest",
+    "question_id": "Chest_0001",
+    "question_type": "Modality Recognition",
+    "question": "What is used?",
+    "gt_answer": "CT",
+    "image_path": "Images/Chest/a.png",
+    "option_A": "MRI",
+    "option_B": "CT",
+    "modality_type": "CT(Computed Tomography)",
+}
+
+
+def write_omnimedvqa(root: Path, rows: Any, name: str = "Chest") -> None:
+    (root / "Images" / "Chest").mkdir(parents=True, exist_ok=True)
+    (root / "Images" / "Chest" / "a.png").touch()
+    folder = root / "QA_information" / "Open-access"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(rows))
+
+
+def test_omnimedvqa_row(tmp_path: Path) -> None:
+    write_omnimedvqa(tmp_path, [ROW])
+    (question,) = read_omnimedvqa(tmp_path).questions
+    assert question.id == "Chest:0"
+    assert question.image_path == str(tmp_path / "Images/Chest/a.png")
+    assert (question.stem, question.options, question.answer) == ("What is used?", ("MRI", "CT"), 1)
+    assert (question.modality, question.question_type, question.dataset) == (
+        "CT",
+        "Modality Recognition",
+        "Chest",
+    )
+
+
+def test_omnimedvqa_key_modality_and_paths_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {key: value for key, value in ROW.items() if key != "modality_type"} | {"modality": "X-Ray"}
+    write_omnimedvqa(tmp_path, [row])
+    monkeypatch.chdir(tmp_path.parent)
+    (question,) = read_omnimedvqa(Path(tmp_path.name)).questions
+    assert question.modality == "X-Ray"
+    assert question.image_path == str(tmp_path / "Images/Chest/a.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"gt_answer": "PET"}, "gold answer not among the options"),
+        ({"gt_answer": ""}, "no gt_answer"),
+        ({"question": 3}, "question is no text"),
+        ({"option_B": None}, "fewer than two options"),
+        ({"option_B": "", "option_C": "CT"}, "a letter is missing among the options"),
+        ({"option_C": "CT"}, "gold option occurs twice"),
+        ({"image_path": "Images/Chest/b.png"}, "image file not found"),
+        ({"image_path": "../Images/Chest/a.png"}, "image path leads out of the dataset's folder"),
+        ({"image_path": "/etc/hostname"}, "image path leads out of the dataset's folder"),
+    ],
+)
+def test_omnimedvqa_row_is_dropped_with_its_reason(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    write_omnimedvqa(tmp_path, [ROW, ROW | change])
+    result = read_omnimedvqa(tmp_path)
+    assert [question.id for question in result.questions] == ["Chest:0"]
+    (dropped,) = result.dropped
+    assert (dropped.file, dropped.row, dropped.reason) == ("QA_information/Open-access/Chest.json", 1, reason)
+
+
+def test_repeated_wrong_option_is_kept(tmp_path: Path) -> None:
+    write_omnimedvqa(tmp_path, [ROW | {"option_C": "MRI"}])
+    assert read_omnimedvqa(tmp_path).questions[0].options == ("MRI", "CT", "MRI")
+
+
+def test_broken_files_name_themselves(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no annotation files"):
+        read_omnimedvqa(tmp_path)
+    write_omnimedvqa(tmp_path, {"rows": []})
+    with pytest.raises(ValueError, match=r"Chest\.json: holds a dict"):
+        read_omnimedvqa(tmp_path)
+    write_omnimedvqa(tmp_path, ["row"])
+    assert dropped_by_reason(read_omnimedvqa(tmp_path).dropped) == {"row is not an object": 1}
+    with pytest.raises(ValueError, match=r"none\.json: cannot be read"):
+        read_medr1_rows(tmp_path, "none.json")
+
+
+def test_medr1_file_name_gives_modality_or_question_type(tmp_path: Path) -> None:
+    row = {"image": "Images/Chest/a.png", "problem": "What? A)x, B)y", "solution": "<answer> B </answer>"}
+    twice = row | {"problem": "What? A)y, B)y"}
+    for name in ("OCT (Optical Coherence Tomography_test.json", "Lesion Grading_train.json"):
+        (tmp_path / name).write_text(json.dumps([row, twice]))
+    result = read_medr1_rows(tmp_path, "OCT (Optical Coherence Tomography_test.json", images_needed=False)
+    (question,) = result.questions
+    assert (question.modality, question.question_type, question.dataset) == ("OCT", "Unknown", "Chest")
+    assert (question.answer, question.text) == (1, "What? A)x, B)y")
+    assert dropped_by_reason(result.dropped) == {"gold option occurs twice": 1}
+    (question,) = read_medr1_rows(tmp_path, "Lesion Grading_train.json", images_needed=False).questions
+    assert (question.modality, question.question_type) == ("Unknown", "Lesion Grading")
+    assert dropped_by_reason(read_medr1_rows(tmp_path, "Lesion Grading_train.json").dropped) == {
+        "image file not found": 1,
+        "gold option occurs twice": 1,
+    }
+
+
+def test_every_released_medr1_row(shared_data: Path) -> None:
+    root = shared_data / "medr1_splits"
+    files = sorted(path.relative_to(root).as_posix() for path in root.glob("modality/*/*.json"))
+    assert len(files) == 16
+    by_modality: Counter[str] = Counter()
+    by_options: Counter[int] = Counter()
+    for file in files:
+        rows = json.loads((root / file).read_text())
+        result = read_medr1_rows(root, file, images_needed=False)
+        assert result.dropped == ()
+        # The parts put together again are the row, word for word.
+        assert [question.text for question in result.questions] == [row["problem"] for row in rows]
+        assert [f"<answer> {question.gold_letter} </answer>" for question in result.questions] == [
+            row["solution"] for row in rows
+        ]
+        by_modality.update(question.modality for question in result.questions)
+        by_options.update(len(question.options) for question in result.questions)
+    # Train plus test as the paper's authors released them; of MRI only the test file is in the folder.
+    assert by_modality == {
+        "CT": 12567 + 3241,
+        "MRI": 6370,
+        "X-Ray": 6301 + 1615,
+        "Ultrasound": 8917 + 2074,
+        "Dermoscopy": 5373 + 1306,
+        "Fundus Photography": 4300 + 1098,
+        "OCT": 3798 + 848,
+        "Microscopy": 4570 + 1110,
+        "Unknown": 1,
+    }
+    # Counted independently, by searching the rows for ", C)" and ", D)".
+    assert by_options == {4: 56589, 3: 122, 2: 6778}
+
+
+def test_realmini_is_the_same_in_both_layouts(shared_data: Path) -> None:
+    root = shared_data / "realmini"
+    own = read_omnimedvqa(root)
+    rows = [read_medr1_rows(root, f"Splits/{part}.json") for part in ("train", "test")]
+    assert own.dropped == rows[0].dropped == rows[1].dropped == ()
+    assert (len(own.questions), len(rows[0].questions), len(rows[1].questions)) == (395, 316, 79)
+
+    def content(questions: Any) -> Counter[tuple[str, str, str]]:
+        return Counter((question.image_path, question.text, question.gold_letter) for question in questions)
+
+    assert content(own.questions) == content(rows[0].questions) + content(rows[1].questions)
+
+
+def test_a_pattern_reads_all_files_that_match(tmp_path: Path) -> None:
+    folder = tmp_path / "Splits" / "train"
+    folder.mkdir(parents=True)
+    row = {"image": "Images/a/1.png", "problem": "Which? A)x, B)y", "solution": "<answer> B </answer>"}
+    for name in ("X-Ray_train", "CT(Computed Tomography)_train", "OCT (Optical Coherence Tomography_test"):
+        (folder / f"{name}.json").write_text(json.dumps([row, {}]))
+    result = read_medr1_files(tmp_path, "Splits/train/*_train.json", images_needed=False)
+    assert [question.modality for question in result.questions] == ["CT", "X-Ray"]
+    assert len({question.id for question in result.questions}) == 2
+    assert len(result.dropped) == 2
+    one = read_medr1_files(tmp_path, "Splits/train/CT(Computed Tomography)_train.json", images_needed=False)
+    assert one.questions == result.questions[:1]
+    with pytest.raises(ValueError, match=r"no annotation file of that name or pattern; see data\.train_file"):
+        read_medr1_files(tmp_path, "Splits/train/MRI*.json")

@@ -1,0 +1,51 @@
+"""What supervised training imitates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medr1_ray.config import tiny_model_path
+from medr1_ray.data.demonstrations import Teacher
+from medr1_ray.data.prompt_templates import target_text
+from medr1_ray.rewards.functions import medr1_format, parse_answer
+from medr1_ray.types import Mode, Prompt, Question
+
+QUESTION = Question("q", "/q.png", "Which?", ("x", "y", "z"), 1, "CT", "Disease Diagnosis", "none")
+MODES: tuple[Mode, ...] = ("think", "no_think", "think_after")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_target_has_the_gold_letter_and_invents_no_reasoning(mode: Mode) -> None:
+    text = target_text(QUESTION, mode)
+    assert text.replace("<think></think>", "") == "<answer>B</answer>"
+    parsed = parse_answer(text, QUESTION, mode)
+    assert parsed.letter == "B"
+    assert parsed.well_formed == (mode == "no_think"), "an empty thinking part is not the format"
+
+
+def test_the_references_format_takes_an_empty_thinking_part() -> None:
+    for mode in ("think", "no_think"):
+        assert medr1_format(target_text(QUESTION, mode), QUESTION, mode) == 1.0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_demonstration_is_the_target_and_the_end_of_the_turn(mode: Mode) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path())
+    teacher = Teacher.from_checkpoint(str(tiny_model_path()), mode, max_tokens=20)
+    prompt = Prompt("p", QUESTION, np.arange(4, dtype=np.int32), np.zeros((28, 28, 3), np.uint8))
+    [(same, completions)] = teacher.demonstrate([prompt], visual_tokens=9)
+    assert same is prompt
+    assert tokenizer.decode(completions.token_ids) == target_text(QUESTION, mode) + "<|im_end|>"
+    assert completions.lengths.tolist() == [completions.token_ids.size]
+    assert completions.visual_tokens == 9
+    assert np.isnan(completions.rollout_logprobs).all()
+
+
+def test_a_target_that_could_not_be_given_is_refused() -> None:
+    prompt = Prompt("p", QUESTION, np.arange(4, dtype=np.int32), np.zeros((28, 28, 3), np.uint8))
+    teacher = Teacher(lambda text: [5] * 7, 2, "no_think", max_tokens=7)
+    with pytest.raises(ValueError, match=r"rollout\.max_tokens=7.*has 8 tokens"):
+        teacher.demonstrate([prompt], visual_tokens=9)

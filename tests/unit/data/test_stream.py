@@ -1,0 +1,354 @@
+"""Prompts: their tokens and images, and the resumable stream of them."""
+
+import dataclasses
+import json
+from collections import Counter
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medr1_ray.data import encoding
+from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.data.images import load_image
+from medr1_ray.data.prompt_templates import chat_messages
+from medr1_ray.data.stream import RESTING, PromptStream, StreamState
+from medr1_ray.types import Prompt, Question
+
+IMAGE_PAD_ID = 7
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> tuple[Question, ...]:
+    """Ten questions about five images; every question differs."""
+    for i in range(5):
+        Image.new("RGB", (20, 20), (50 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    return tuple(
+        Question(
+            f"q:{i}", str(tmp_path / f"{i % 5}.png"), f"What {i}?", ("x", "y"), i % 2, "CT", "Unknown", "d"
+        )
+        for i in range(10)
+    )
+
+
+def tokenize(messages: list[dict[str, object]]) -> list[int]:
+    """One image pad, then a token per word."""
+    return [IMAGE_PAD_ID] + [100 for _ in str(messages[0]["content"]).split()]
+
+
+def encoder(max_prompt_tokens: int = 1000) -> PromptEncoder:
+    return PromptEncoder(tokenize, IMAGE_PAD_ID, 4, "no_think", 28, "squash", max_prompt_tokens)
+
+
+def ids(prompts: list[Prompt]) -> list[str]:
+    return [prompt.question.id for prompt in prompts]
+
+
+def test_epochs_hold_every_question_once_in_other_orders(questions: tuple[Question, ...]) -> None:
+    prompts = PromptStream(questions, encoder(), seed=3).take(30)
+    epochs = [ids(prompts[start : start + 10]) for start in (0, 10, 20)]
+    assert all(sorted(epoch) == sorted(q.id for q in questions) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert len({prompt.id for prompt in prompts}) == 30
+    assert prompts[0].id == f"0.0:{prompts[0].question.id}"
+    assert prompts[29].id == f"2.9:{prompts[29].question.id}"
+    assert ids(PromptStream(questions, encoder(), seed=3).take(30)) == [*epochs[0], *epochs[1], *epochs[2]]
+    assert ids(PromptStream(questions, encoder(), seed=4).take(10)) != epochs[0]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 7, 10, 13])
+def test_resume_goes_on_at_the_exact_question(questions: tuple[Question, ...], taken: int) -> None:
+    whole = [prompt.id for prompt in PromptStream(questions, encoder(), seed=3).take(25)]
+    stream = PromptStream(questions, encoder(), seed=3)
+    stream.take(taken)
+    saved = json.loads(json.dumps(dataclasses.asdict(stream.state())))
+    resumed = PromptStream(questions, encoder(), seed=3, state=StreamState(**saved))
+    assert [prompt.id for prompt in resumed.take(25 - taken)] == whole[taken:]
+
+
+def test_resume_with_other_questions_or_seed_is_refused(questions: tuple[Question, ...]) -> None:
+    state = PromptStream(questions, encoder(), seed=3).state()
+    with pytest.raises(ValueError, match=r"train\.seed 3, now 4"):
+        PromptStream(questions, encoder(), seed=4, state=state)
+    with pytest.raises(ValueError, match="other training questions"):
+        PromptStream(questions[:9], encoder(), seed=3, state=state)
+
+
+def test_reissue_gives_the_same_prompt(questions: tuple[Question, ...]) -> None:
+    prompt = PromptStream(questions, encoder(), seed=3).take(14)[13]
+    again = PromptStream(questions, encoder(), seed=3).reissue(prompt.id)
+    assert (again.id, again.question) == (prompt.id, prompt.question)
+    assert (again.token_ids == prompt.token_ids).all()
+    for wrong in ("13", "0.10:q:1", prompt.id + "0"):
+        with pytest.raises(ValueError, match="none of this stream's"):
+            PromptStream(questions, encoder(), seed=3).reissue(wrong)
+    Path(prompt.question.image_path).unlink()
+    with pytest.raises(ValueError, match="cannot be issued again"):
+        PromptStream(questions, encoder(), seed=3).reissue(prompt.id)
+
+
+def test_image_belongs_to_its_question(questions: tuple[Question, ...]) -> None:
+    for prompt in PromptStream(questions, encoder(), seed=0).take(20):
+        red = 50 * (int(prompt.question.id[2:]) % 5)
+        assert prompt.image.shape == (28, 28, 3)
+        assert (prompt.image == [red, 0, 0]).all()
+
+
+def test_unusable_questions_are_counted_and_opened_once(
+    questions: tuple[Question, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.png").write_text("no image")
+    broken = dataclasses.replace(questions[0], id="broken", image_path=str(tmp_path / "broken.png"))
+    long = dataclasses.replace(questions[0], id="long", stem="word " * 100)
+    special = dataclasses.replace(questions[0], id="special", stem="What is <|image_pad|> ?")
+    opened: list[str] = []
+
+    def counting(path: str, size: int, fit: encoding.ImageFit) -> np.ndarray:
+        opened.append(path)
+        return load_image(path, size, fit)
+
+    monkeypatch.setattr(encoding, "load_image", counting)
+    stream = PromptStream((*questions, broken, long, special), encoder(max_prompt_tokens=100), seed=0)
+    prompts = stream.take(30)  # three epochs of ten
+    assert len({prompt.id for prompt in prompts}) == 30
+    assert {"broken", "long", "special"}.isdisjoint(ids(prompts))
+    dropped = stream.state().dropped
+    assert set(dropped) == {"prompt too long", "image unreadable", "special token in the text"}
+    # Every position passed is a prompt or counted; up to three drops of the third epoch may still lie ahead.
+    state = stream.state()
+    assert state.epoch * 13 + state.position == 30 + sum(dropped.values())
+    assert 6 <= sum(dropped.values()) <= 9
+    assert sorted(Path(path).name for path in opened) == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "3.png",
+        "4.png",
+        "broken.png",
+    ]
+
+
+def test_nothing_usable_is_an_error(questions: tuple[Question, ...]) -> None:
+    stream = PromptStream(questions, encoder(max_prompt_tokens=5), seed=0)
+    with pytest.raises(
+        ValueError, match=r"none of the 10 .*prompt too long 10.*rollout\.max_prompt_tokens=5"
+    ):
+        stream.take(1)
+    with pytest.raises(ValueError, match="no training questions"):
+        PromptStream((), encoder(), seed=0)
+
+
+def test_prompt_length_counts_visual_tokens(questions: tuple[Question, ...]) -> None:
+    tokens = len(tokenize([{"content": chat_messages(questions[0], "no_think")[0]["content"]}]))
+    exact = tokens - 1 + 4  # the pad stands for four visual tokens
+    assert isinstance(encoder(exact).encode(questions[0], "p"), Prompt)
+    refused = encoder(exact - 1).encode(questions[0], "p")
+    assert isinstance(refused, Refused)
+    assert refused.reason == "prompt too long"
+
+
+def test_chat_template_without_image_is_an_error(questions: tuple[Question, ...]) -> None:
+    text_only = PromptEncoder(lambda messages: [100], IMAGE_PAD_ID, 4, "no_think", 28, "squash", 1000)
+    with pytest.raises(ValueError, match=r"chat template writes 0 <\|image_pad\|>"):
+        text_only.encode(questions[0], "p")
+
+
+def test_tiny_models_prompt(questions: tuple[Question, ...]) -> None:
+    path = str(files("medr1_ray") / "tiny" / "model")
+    tiny = PromptEncoder.from_checkpoint(path, "no_think", 84, "squash", 1024)
+    # 84 / 14 patches a side, merged two by two: (6 / 2) ** 2.
+    assert tiny.visual_tokens == 9
+    prompt = tiny.encode(questions[0], "p")
+    assert isinstance(prompt, Prompt)
+    assert prompt.token_ids.dtype == np.int32
+    from transformers import AutoTokenizer
+
+    text = AutoTokenizer.from_pretrained(path).decode(prompt.token_ids)
+    assert text == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "<|vision_start|><|image_pad|><|vision_end|>What 0? A)x, B)y Your task: 1. Provide the correct "
+        "single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags. 2. No extra information or "
+        "text outside of this tag.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    # 384 pixels become 392 in the processor: 28 patches a side, 14 * 14 visual tokens.
+    assert PromptEncoder.from_checkpoint(path, "think", 384, "pad", 1024).visual_tokens == 196
+    shared = tiny.encode(questions[5], "p5")
+    assert isinstance(shared, Prompt)
+    assert shared.image is prompt.image
+    with pytest.raises(ValueError, match="read-only"):
+        prompt.image[0] = 1
+
+
+def test_checkpoint_without_image_pad_is_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}))).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.path=.* has no chat template"):
+        PromptEncoder.from_checkpoint(str(tmp_path), "think", 84, "squash", 1024)
+
+
+@pytest.fixture
+def two_kinds(questions: tuple[Question, ...]) -> tuple[Question, ...]:
+    """Eight of one question type and two of another."""
+    return tuple(
+        dataclasses.replace(question, question_type="Rare" if i >= 8 else "Common")
+        for i, question in enumerate(questions)
+    )
+
+
+def test_weights_change_how_often_a_kind_comes(two_kinds: tuple[Question, ...]) -> None:
+    stream = PromptStream(two_kinds, encoder(), seed=3, weights={"Rare": 4.0})
+    kinds = [prompt.question.question_type for prompt in stream.take(4000)]
+    assert kinds.count("Rare") / 4000 == pytest.approx(0.5, abs=0.02)  # 2 x 4 of 8 x 1 + 2 x 4
+    halves = PromptStream(two_kinds, encoder(), seed=3, weights={"Rare": 4.0, "CT": 0.5})
+    assert [prompt.question.question_type for prompt in halves.take(4000)] == kinds, "only ratios count"
+
+
+def test_a_weight_of_zero_leaves_a_kind_out(two_kinds: tuple[Question, ...]) -> None:
+    prompts = PromptStream(two_kinds, encoder(), seed=3, weights={"Rare": 0.0}).take(100)
+    assert {prompt.question.question_type for prompt in prompts} == {"Common"}
+
+
+@pytest.mark.parametrize("taken", [1, 9, 23])
+def test_a_weighted_stream_resumes_and_issues_again(two_kinds: tuple[Question, ...], taken: int) -> None:
+    weights = {"Rare": 3.0}
+    whole = PromptStream(two_kinds, encoder(), seed=3, weights=weights).take(40)
+    assert len({prompt.id for prompt in whole}) == 40
+    stream = PromptStream(two_kinds, encoder(), seed=3, weights=weights)
+    stream.take(taken)
+    resumed = PromptStream(two_kinds, encoder(), seed=3, state=stream.state(), weights=weights)
+    assert [prompt.id for prompt in resumed.take(40 - taken)] == [prompt.id for prompt in whole[taken:]]
+    assert resumed.reissue(whole[17].id).question == whole[17].question
+    with pytest.raises(ValueError, match=r"data\.sampling_weights"):
+        PromptStream(two_kinds, encoder(), seed=3, state=stream.state())
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"Ultra": 1.0}, "'Ultra' is no modality or question type"),
+        ({"Rare": -1.0}, "'Rare' has weight -1.0"),
+        ({"Rare": float("nan")}, "has weight nan"),
+        ({"CT": 0.0}, "leave no training question"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(
+    two_kinds: tuple[Question, ...], weights: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        PromptStream(two_kinds, encoder(), seed=3, weights=weights)
+
+
+@pytest.fixture
+def four_options(questions: tuple[Question, ...]) -> tuple[Question, ...]:
+    return tuple(
+        dataclasses.replace(question, options=tuple(f"{question.id}-{x}" for x in "wxyz"), answer=i % 4)
+        for i, question in enumerate(questions)
+    )
+
+
+def test_shuffled_options_take_the_gold_letter_along(four_options: tuple[Question, ...]) -> None:
+    given = {question.id: question for question in four_options}
+    letters: Counter[str] = Counter()
+    orders: set[tuple[str, ...]] = set()
+    for prompt in PromptStream(four_options, encoder(), seed=3, options_shuffled=True).take(2000):
+        question, original = prompt.question, given[prompt.question.id]
+        assert sorted(question.options) == sorted(original.options)
+        assert question.options[question.answer] == original.options[original.answer]
+        letters[question.gold_letter] += 1
+        if question.id == "q:0":
+            orders.add(question.options)
+    assert all(count == pytest.approx(500, abs=100) for count in letters.values())
+    assert len(orders) == 24, "200 epochs show each of the 24 orders"
+
+
+def test_a_stream_of_shuffled_options_resumes_and_issues_again(four_options: tuple[Question, ...]) -> None:
+    whole = PromptStream(four_options, encoder(), seed=3, options_shuffled=True).take(25)
+    stream = PromptStream(four_options, encoder(), seed=3, options_shuffled=True)
+    stream.take(13)
+    resumed = PromptStream(four_options, encoder(), seed=3, state=stream.state(), options_shuffled=True)
+    assert [prompt.question for prompt in resumed.take(12)] == [prompt.question for prompt in whole[13:]]
+    assert [resumed.reissue(prompt.id).question for prompt in whole] == [prompt.question for prompt in whole]
+    with pytest.raises(ValueError, match=r"data\.shuffle_options"):
+        PromptStream(four_options, encoder(), seed=3, state=stream.state())
+
+
+def test_a_question_outside_the_pass_rate_limits_rests_for_an_epoch(questions: tuple[Question, ...]) -> None:
+    rates = {f"q:{i}": i / 9 for i in range(10)}
+    stream = PromptStream(questions, encoder(), seed=3, pass_rate_limits=(0.2, 0.8))
+
+    def epoch(count: int) -> set[str]:
+        prompts = stream.take(count)
+        for prompt in prompts:
+            stream.observe(prompt.id, rates[prompt.question.id])
+        return {prompt.question.id for prompt in prompts}
+
+    within = {f"q:{i}" for i in range(2, 8)}  # 2/9 = 0.22 and 7/9 = 0.78
+    assert epoch(10) == set(rates)
+    assert epoch(6) == within
+    stream.take(1)  # the rest of the second epoch may still lie ahead: four questions in all were passed over
+    assert stream.state().epoch == 2
+    assert stream.state().dropped == {RESTING: 4}
+    # Asked again in the third epoch, where they pass; so none rests in the fourth.
+    rates = dict.fromkeys(rates, 0.5)
+    stream = PromptStream(
+        questions, encoder(), 3, dataclasses.replace(stream.state(), position=0), pass_rate_limits=(0.2, 0.8)
+    )
+    assert epoch(10) == set(rates)
+    assert epoch(10) == set(rates)
+
+
+def test_when_all_questions_rest_the_next_epoch_goes_on(questions: tuple[Question, ...]) -> None:
+    stream = PromptStream(questions, encoder(), seed=3, pass_rate_limits=(0.2, 0.8))
+    for prompt in stream.take(10):
+        stream.observe(prompt.id, 1.0)
+    assert stream.take(1)[0].id.startswith("2.0:")
+    assert stream.state().dropped == {RESTING: 10}
+
+
+@pytest.mark.parametrize("taken", [1, 12, 23])
+def test_a_stream_with_resting_questions_resumes(questions: tuple[Question, ...], taken: int) -> None:
+    def take(stream: PromptStream, count: int) -> list[str]:
+        ids: list[str] = []
+        for _ in range(count):
+            (prompt,) = stream.take(1)
+            stream.observe(prompt.id, 1.0 if prompt.question.id in ("q:1", "q:5") else 0.5)
+            ids.append(prompt.id)
+        return ids
+
+    whole = take(PromptStream(questions, encoder(), seed=3, pass_rate_limits=(0, 0.9)), 40)
+    stream = PromptStream(questions, encoder(), seed=3, pass_rate_limits=(0, 0.9))
+    take(stream, taken)
+    saved = StreamState(**json.loads(json.dumps(dataclasses.asdict(stream.state()))))
+    resumed = PromptStream(questions, encoder(), seed=3, state=saved, pass_rate_limits=(0, 0.9))
+    assert take(resumed, 40 - taken) == whole[taken:]
+
+
+def test_pass_rates_do_nothing_without_limits(questions: tuple[Question, ...]) -> None:
+    stream = PromptStream(questions, encoder(), seed=3)
+    for prompt in stream.take(10):
+        stream.observe(prompt.id, 0.0)
+    assert len({prompt.question.id for prompt in stream.take(10)}) == 10
+    assert stream.state().resting == {}
+
+
+def test_images_of_the_next_prompts_are_decoded_ahead_and_once(
+    questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(path: str, size: int, fit: encoding.ImageFit) -> np.ndarray:
+        loaded.append(path)
+        return load_image(path, size, fit)
+
+    monkeypatch.setattr(encoding, "load_image", load)
+    stream = PromptStream(questions, encoder(), seed=3)
+    stream.take(2)
+    stream._encoder._threads.shutdown(wait=True)  # all that has begun ends; nothing more can
+    monkeypatch.setattr(encoding.ThreadPoolExecutor, "submit", lambda *_: pytest.fail("decoded again"))
+    stream._encoder.begin = lambda question: None  # type: ignore[method-assign]
+    assert len(stream.take(2)) == 2
+    assert len(loaded) == len(set(loaded)) <= 4

@@ -1,0 +1,87 @@
+"""Which checkpoint, which data, which settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medr1_ray.config import Config, tiny_model_path
+from medr1_ray.config.loading import load_config, write_config
+from medr1_ray.data.readers.manifest import MANIFEST_FILE
+from medr1_ray.evaluation.settings import answering_config, evaluation_config, part_of
+from medr1_ray.model.checkpoint_files import checkpoint_digest, checkpoint_tensors, resolve_checkpoint
+
+
+def _config(**changes: Any) -> Config:
+    arguments: dict[str, Any] = {
+        "split": "test",
+        "mode": None,
+        "out": None,
+        "files": [],
+        "overrides": [],
+    }
+    return evaluation_config(changes.pop("checkpoint", tiny_model_path()), **(arguments | changes))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's directory with one checkpoint, trained in Think mode at 140 pixels."""
+    run = tmp_path / "my_run"
+    checkpoint = run / "checkpoints" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    (run / "checkpoints" / "latest").write_text("checkpoint-5\n")
+    for name in ("config.json", "model.safetensors"):
+        (checkpoint / name).write_bytes((tiny_model_path() / name).read_bytes())
+    given = ["mode=think", f"run.dir={run}", "data.format=phantoms", "data.root=x", "data.image_size=140"]
+    given += ["data.modalities=[CT]"]
+    given += ["train.steps=8", "learner.world_size=2", "learner.gpus_per_rank=1", "rollout.max_tokens=99"]
+    write_config(load_config([], given), run / "config.yaml")
+    return run
+
+
+def test_a_run_is_evaluated_with_its_own_settings(run: Path, tmp_path: Path) -> None:
+    checkpoint = resolve_checkpoint(str(run))
+    assert checkpoint == run / "checkpoints" / "checkpoint-5"
+    (tmp_path / "data" / "QA_information").mkdir(parents=True)
+    config = _config(checkpoint=checkpoint, data=tmp_path / "data")
+    assert (config.mode, config.data.image_size, config.rollout.max_tokens) == ("think", 140, 99)
+    assert config.data.modalities == (), "what it was trained on does not narrow what it is asked"
+    assert (config.data.format, config.data.root) == ("omnimedvqa", tmp_path / "data")
+    assert (config.learner.world_size, config.learner.gpus_per_rank) == (1, 0)
+    assert config.run.dir == Path.cwd() / "runs/evaluations/my_run-checkpoint-5/data-test-think"
+    assert _config(checkpoint=checkpoint, data=tmp_path / "data", mode="no_think").mode == "no_think"
+    answering = answering_config(checkpoint, mode=None, files=[], overrides=["rollout.max_tokens=7"])
+    assert (answering.mode, answering.rollout.max_tokens) == ("think", 7)
+
+
+def test_prepared_data_names_a_split_and_a_part(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_FILE).touch()
+    for split, part in (("grouped", "test"), ("grouped/validation", "validation"), ("grouped/train", "train")):
+        config = _config(data=tmp_path, split=split)
+        assert (config.data.format, config.data.split, part_of(config, split)) == ("prepared", "grouped", part)
+    assert config.data.eval_part == "test"
+    with pytest.raises(ValueError, match=r"data\.eval_part='tets'"):
+        _config(data=tmp_path, split="grouped/tets")
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no checkpoint: it must be a run's directory"):
+        resolve_checkpoint(str(tmp_path))
+    with pytest.raises(ValueError, match="its format cannot be told"):
+        _config(data=tmp_path)
+    (tmp_path / "QA_information").mkdir()
+    with pytest.raises(ValueError, match=r"--split 'grouped': the data has no part 'grouped'; it has train, test"):
+        _config(data=tmp_path, split="grouped")
+
+
+def test_a_checkpoint_is_told_by_its_weights(run: Path) -> None:
+    checkpoint = resolve_checkpoint(str(run))
+    assert checkpoint_digest(checkpoint) == checkpoint_digest(resolve_checkpoint("tiny"))
+    weights = checkpoint / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert checkpoint_digest(checkpoint) != checkpoint_digest(resolve_checkpoint("tiny"))
+    assert sum(tensor.numel() for _, tensor in checkpoint_tensors(checkpoint)) > 1e6

@@ -1,0 +1,158 @@
+"""Expected values are derived by hand, in the comments."""
+
+import numpy as np
+import pytest
+import torch
+
+from medr1_ray.learner.batching import deal_out
+from medr1_ray.learner.messages import MicroBatch
+from medr1_ray.model.packing import Images, pack_groups, pack_plain, tree_mask
+from medr1_ray.types import Completions, Prompt, Question, Span
+
+IMAGE_PAD, PAD = 99, 0
+SPAN = Span("test", "test", 0.0, 0.0)
+QUESTION = Question("q", "/none", "What?", ("x", "y"), 0, "CT", "modality recognition", "none")
+
+
+def group(name, prompt_ids, completions, visual_tokens):
+    lengths = np.array([len(c) for c in completions], np.int32)
+    tokens = np.array([t for c in completions for t in c], np.int32)
+    return (
+        Prompt(name, QUESTION, np.array(prompt_ids, np.int32), np.zeros((2, 2, 3), np.uint8)),
+        Completions(
+            prompt_id=name,
+            actor="rollout-0",
+            token_ids=tokens,
+            rollout_logprobs=np.zeros(tokens.size, np.float32),
+            versions=np.zeros(tokens.size, np.int32),
+            lengths=lengths,
+            truncated=np.zeros(lengths.size, bool),
+            texts=("",) * lengths.size,
+            visual_tokens=visual_tokens,
+            span=SPAN,
+        ),
+    )
+
+
+def images_of(*grids):
+    """Patches numbered through all images, so that one can see which image a row got; 4 patches a visual token."""
+    grid = torch.tensor(grids)
+    patches = grid.prod(dim=1)
+    digests = tuple(f"image {i}" for i in range(len(grids)))
+    return Images(torch.arange(float(patches.sum()))[:, None], grid, tuple((patches // 4).tolist()), digests)
+
+
+def numbered_positions(image_at, grid, length):
+    """Not M-RoPE, but easy to follow: row r of the table counts up from 100 r."""
+    return torch.arange(length) + 100 * torch.arange(3)[:, None]
+
+
+def test_a_group_is_one_row_that_holds_its_prompt_once():
+    # Prompt 5 IMAGE 6 becomes 5 . . 6 (2 visual tokens, columns 0-3); completions 7 8 and 9 in columns 4, 5 and 6.
+    packed = pack_groups(
+        [group("a", [5, IMAGE_PAD, 6], [[7, 8], [9]], 2)],
+        images_of([1, 2, 4]),
+        IMAGE_PAD,
+        PAD,
+        numbered_positions,
+    )
+    assert packed.input_ids.tolist() == [[5, 99, 99, 6, 7, 8, 9]]
+    assert packed.segment.tolist() == [[0, 0, 0, 0, 1, 1, 2]]
+    # Each completion starts at position 4, where the prompt ends.
+    assert packed.position_ids[0].tolist() == [[0, 1, 2, 3, 4, 5, 4]]
+    assert packed.position_ids[2].tolist() == [[200, 201, 202, 203, 204, 205, 204]]
+    # 7 and 9 are predicted by the prompt's last position, 8 by 7's.
+    assert packed.targets.tolist() == [7, 8, 9]
+    assert packed.predictors.tolist() == [3, 4, 3]
+
+
+def test_rows_are_padded_on_the_right_and_indexed_flat():
+    groups = [group("a", [IMAGE_PAD, 5], [[7]], 1), group("b", [IMAGE_PAD, 6], [[8], [9, 4]], 2)]
+    packed = pack_groups(groups, images_of([1, 2, 2], [1, 2, 4]), IMAGE_PAD, PAD, numbered_positions)
+    assert packed.input_ids.tolist() == [[99, 5, 7, PAD, PAD, PAD], [99, 99, 6, 8, 9, 4]]
+    assert packed.segment.tolist() == [[0, 0, 1, -1, -1, -1], [0, 0, 0, 1, 2, 2]]
+    # Row 1 starts at 6: its prompt ends at 6 + 2.
+    assert packed.predictors.tolist() == [1, 8, 8, 10]
+
+
+def test_a_batch_moves_as_a_whole():
+    # The vision tower multiplies positions that it makes of the grid by parameters: both must be on one device.
+    groups = [group("a", [IMAGE_PAD, 5], [[7]], 1)]
+    packed = pack_groups(groups, images_of([1, 2, 2]), IMAGE_PAD, PAD, numbered_positions)
+    moved = packed.to(torch.device("meta"))
+    tensors = [value for value in {**vars(moved), **vars(moved.images)}.values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 7
+    assert all(tensor.is_meta for tensor in tensors)
+
+
+def test_tokens_see_the_prompt_and_their_own_completion():
+    mask = tree_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))
+    assert mask.shape == (1, 1, 6, 6)
+    assert mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],  # completion 2 does not see completion 1
+        [1, 1, 0, 0, 0, 1],  # padding sees itself, and nothing that counts sees it
+    ]
+
+
+def test_plain_rows_repeat_the_prompt_and_its_image_in_order():
+    groups = [group("a", [IMAGE_PAD, 5], [[7], [8]], 1), group("b", [IMAGE_PAD, 6], [[9], [4]], 2)]
+    plain = pack_plain(groups, images_of([1, 2, 2], [1, 2, 4]), IMAGE_PAD, PAD, numbered_positions)
+    assert plain.input_ids.tolist() == [[99, 5, 7, 0], [99, 5, 8, 0], [99, 99, 6, 9], [99, 99, 6, 4]]
+    assert plain.images.grid_thw.tolist() == [[1, 2, 2], [1, 2, 2], [1, 2, 4], [1, 2, 4]]
+    # Image a is patches 0-3, image b patches 4-11: a a b b, neither tiled nor mixed.
+    expected = [*range(4), *range(4), *range(4, 12), *range(4, 12)]
+    assert plain.images.pixel_values[:, 0].tolist() == expected
+    assert plain.targets.tolist() == [7, 8, 9, 4]
+
+
+@pytest.mark.parametrize("ids", [[5, 6], [IMAGE_PAD, IMAGE_PAD]])
+def test_a_prompt_without_exactly_one_image_is_refused(ids):
+    with pytest.raises(ValueError, match=r"prompt 'a' has \d image-pad tokens"):
+        pack_groups([group("a", ids, [[7]], 1)], images_of([1, 2, 2]), IMAGE_PAD, PAD, numbered_positions)
+
+
+class TestPlan:
+    def test_one_rank(self):
+        # Descending 10 9 4 2; 2 rows * 10 = 20 fit, 3 * 10 do not; then 2 * 4.
+        assert deal_out([4, 10, 2, 9], world_size=1, micro_batch_tokens=20) == [
+            [MicroBatch((1, 3)), MicroBatch((0, 2))]
+        ]
+
+    def test_a_row_above_the_limit_goes_alone(self):
+        assert deal_out([3, 50, 3], 1, micro_batch_tokens=20) == [[MicroBatch((1,)), MicroBatch((0, 2))]]
+
+    def test_ranks_are_balanced_and_in_step(self):
+        # 10 to rank 0, 6 to rank 1, 5 to rank 1 (6 < 10), 4 to rank 0 (10 < 11): 14 and 11 tokens.
+        assert deal_out([10, 6, 5, 4], 2, micro_batch_tokens=10) == [
+            [MicroBatch((0,)), MicroBatch((3,))],
+            [MicroBatch((1,)), MicroBatch((2,))],
+        ]
+
+    def test_a_rank_with_fewer_repeats_its_smallest_row_as_padding(self):
+        # Rank 0: 10. Rank 1: 3, 3, 3 (9 tokens), which two by two are two micro-batches.
+        assert deal_out([10, 3, 3, 3], 2, micro_batch_tokens=6) == [
+            [MicroBatch((0,)), MicroBatch((0,), padding=True)],
+            [MicroBatch((1, 2)), MicroBatch((3,))],
+        ]
+
+    def test_a_rank_with_nothing_gets_the_smallest_row_as_padding(self):
+        assert deal_out([7], 2, micro_batch_tokens=100) == [[MicroBatch((0,))], [MicroBatch((0,), padding=True)]]
+
+    def test_nothing_to_plan_is_an_error(self):
+        with pytest.raises(ValueError, match="no group"):
+            deal_out([], 1, 100)
+
+    @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+    def test_every_row_once_within_the_limit(self, world_size):
+        lengths = np.random.default_rng(0).integers(1, 200, 40).tolist()
+        ranks = deal_out(lengths, world_size, micro_batch_tokens=256)
+        assert len({len(micro_batches) for micro_batches in ranks}) == 1
+        real = [m for micro_batches in ranks for m in micro_batches if not m.padding]
+        assert sorted(i for m in real for i in m.groups) == list(range(40))
+        assert all(len(m.groups) * max(lengths[i] for i in m.groups) <= 256 for m in real)
+        loads = [sum(lengths[i] for m in rank if not m.padding for i in m.groups) for rank in ranks]
+        assert max(loads) - min(loads) <= max(lengths)

@@ -1,0 +1,72 @@
+"""Checkpoints are whole or not there, and say where a run stood."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medr1_ray.data.stream import StreamState
+from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
+
+
+def _state(step: int) -> RunState:
+    return RunState(
+        step=step,
+        stream=StreamState(seed=1, digest="d", epoch=2, position=3, dropped={"prompt too long": 1}),
+        unused_prompts=("2.1:q",),
+        groups_used=4,
+        groups_zero_variance=1,
+        groups_reissued=2,
+        answers_late=1,
+        groups_dropped={"stale": 2},
+        completions=32,
+        seconds={"rollout": 1.5},
+        config_digest="c",
+    )
+
+
+def _write(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"weights")
+
+
+def test_a_published_checkpoint_is_read_back(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    published = checkpoints.publish(_state(10), _write)
+    assert checkpoints.latest() == published == tmp_path / "checkpoint-10"
+    assert read_state(published) == _state(10)
+    assert (published / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (5, 10, 100):
+        checkpoints.publish(_state(step), _write)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-100"]
+
+
+def test_an_interrupted_write_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.publish(_state(1), _write)
+
+    def fail(folder: Path) -> None:
+        _write(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.publish(_state(2), fail)
+    assert checkpoints.latest().name == "checkpoint-1"
+    assert not (tmp_path / "checkpoint-2").exists()
+    checkpoints.publish(_state(2), _write)
+    assert checkpoints.latest().name == "checkpoint-2"
+
+
+def test_no_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="without --resume"):
+        Checkpoints(tmp_path, keep=1).latest()
+
+
+def test_a_broken_state_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"step": 1}')
+    with pytest.raises(ValueError, match=r"state\.json"):
+        read_state(tmp_path)

@@ -1,0 +1,214 @@
+"""The rooms of the package, and which way imports may point. README has the same picture for readers."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.repository import REPOSITORY
+
+PACKAGE = REPOSITORY / "medr1_ray"
+COMMANDS = {"train", "sft", "evaluate", "answer", "timeline"}
+# Run before anything is installed, and inside every `import torch`: they can rely on nothing of ours.
+ALONE = {"preflight", "torchvision_shim"}
+
+MAY_IMPORT = {
+    "types": set(),
+    "base": set(),
+    "alone": set(),
+    "config": {"types"},
+    "rewards": {"types"},
+    "model": {"types", "base", "config"},
+    "weights": {"base", "config"},
+    "cluster": {"config"},
+    "data": {"types", "base", "config", "model"},
+    "rollout": {"types", "base", "config", "model", "weights"},
+    "learner": {"types", "base", "config", "model", "weights", "cluster"},
+    "pool": {"types", "base", "config", "cluster", "data", "rewards", "rollout", "weights"},
+    "sizing": {"config", "cluster", "model", "rollout"},
+    "tiny": {"types", "config", "data", "rewards"},
+    "evaluation": {"types", "base", "config", "data", "model", "rewards", "weights", "pool"},
+    "records": {"types", "base", "config", "data", "learner", "pool", "evaluation"},
+    "run": {"types", "base", "config", "rewards", "model", "weights", "cluster", "data", "learner", "pool"}
+    | {"sizing", "evaluation", "records"},
+    "commands": {"types", "config", "data", "model", "pool", "evaluation", "records", "run"},
+}
+# What may be imported from outside a room; a room that is not listed has no inner modules.
+DOORS = {
+    "config": {"config", "loading"},
+    "weights": {"messages", "protocol", "buckets", "digests", "transports", "engine.extension"},
+    "data": {"dataset", "stream", "encoding", "demonstrations", "questions", "blind_prior", "prompt_templates"}
+    | {"phantoms", "readers.rows", "readers.manifest"},
+    "rollout": {"actor", "defaults", "fake_actor"},
+    "learner": {"handle", "messages"},
+    "pool": {"groups", "group_ledger", "actor_states", "scaling", "shared_actors"},
+    "sizing": {"report"},
+    "run": {"startup", "command"},
+}
+MOST_FILES = 14
+MOST_LINES = 370
+
+
+@dataclass(frozen=True)
+class Import:
+    """`module` imports `target`, both without `medr1_ray.`, in this line of this file."""
+
+    path: Path
+    line: int
+    module: str
+    target: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.path.relative_to(REPOSITORY)}:{self.line}"
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+def room_of(module: str) -> str:
+    first = module.split(".")[0]
+    if (PACKAGE / first).is_dir():
+        return first
+    return "commands" if first in COMMANDS else "alone" if first in ALONE else first
+
+
+def files() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def modules() -> set[str]:
+    return {module_name(path) for path in files()}
+
+
+def imports_of(path: Path, source: str | None = None) -> Iterator[Import]:
+    """All imports of our own, those inside functions and under TYPE_CHECKING too."""
+    known = modules()
+    for node in ast.walk(ast.parse(source if source is not None else path.read_text())):
+        found: list[str] = []
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write imports with the package's name"
+            base = node.module or ""
+            found = [f"{base}.{alias.name}" for alias in node.names]
+        for name in found:
+            if not name.startswith("medr1_ray."):
+                continue
+            inner = name.removeprefix("medr1_ray.")
+            target = inner if inner in known else inner.rpartition(".")[0]
+            yield Import(path, node.lineno, module_name(path), target)
+
+
+def wrong_arrow(found: Import) -> str | None:
+    """What is wrong with an import; None where it may be."""
+    ours, theirs = room_of(found.module), room_of(found.target)
+    if ours == theirs:
+        return None
+    if theirs not in MAY_IMPORT[ours]:
+        allowed = ", ".join(sorted(MAY_IMPORT[ours])) or "nothing of ours"
+        return f"{found.place}: {ours} must not import {theirs} ({found.target}); it may import {allowed}"
+    doors = DOORS.get(theirs)
+    door = found.target.removeprefix(f"{theirs}.")
+    if doors is not None and door not in doors:
+        return (
+            f"{found.place}: {ours} imports {found.target}, which is inside {theirs}; its doors are "
+            f"{', '.join(sorted(doors))}"
+        )
+    return None
+
+
+def test_arrows_point_the_allowed_way_and_end_at_doors() -> None:
+    wrong = [problem for path in files() for found in imports_of(path) if (problem := wrong_arrow(found))]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "problem"),
+    [
+        ("learner/grpo.py", "from medr1_ray.rollout.actor import RolloutActor", "learner must not import rollout"),
+        ("model/lora.py", "def f():\n    import medr1_ray.learner.grpo", "2: model must not import learner"),
+        (
+            "base/deadline.py",
+            "if TYPE_CHECKING:\n    from medr1_ray.types import Span",
+            "base must not import types (types); it may import nothing of ours",
+        ),
+        ("run/session.py", "from medr1_ray.learner import grpo", "inside learner; its doors are handle, messages"),
+        ("run/session.py", "from medr1_ray.config.sections import RunSettings", "inside config; its doors are"),
+        ("train.py", "from medr1_ray.learner.handle import Learner", "commands must not import learner"),
+        ("run/session.py", "from medr1_ray.learner.handle import Learner", None),
+        ("learner/actor.py", "from medr1_ray.learner import grpo", None),
+        ("run/startup.py", "from medr1_ray.config import Config", None),
+    ],
+)
+def test_a_wrong_arrow_is_named_with_file_line_and_both_rooms(module: str, source: str, problem: str | None) -> None:
+    (found,) = imports_of(PACKAGE / module, source)
+    said = wrong_arrow(found)
+    if problem is None:
+        assert said is None
+    else:
+        assert said is not None
+        assert said.startswith(f"medr1_ray/{module}:")
+        assert problem in said
+
+
+def test_every_room_is_in_the_table_and_every_door_exists() -> None:
+    assert {room_of(module) for module in modules()} == set(MAY_IMPORT)
+    assert {room for rooms in MAY_IMPORT.values() for room in rooms} <= set(MAY_IMPORT)
+    for room, doors in DOORS.items():
+        for door in doors - {room}:
+            assert f"{room}.{door}" in modules(), f"{room}'s door {door} is no module"
+
+
+def test_rooms_say_what_they_are_and_import_nothing() -> None:
+    """`config` re-exports, the transports are a table of records, and phantoms are one thing from outside."""
+    with_content = {"config", "weights.transports", "data.phantoms"}
+    for path in sorted(PACKAGE.glob("*/**/__init__.py")):
+        tree = ast.parse(path.read_text())
+        text = ast.get_docstring(tree) or ""
+        room = module_name(path)
+        assert len(text) > 80, f"{path}: say what the room is for, in which process it runs, and its doors"
+        if path.parent.parent == PACKAGE:
+            for part in ("Runs in", "Door", "To add"):
+                assert part in text, f"{path}: the docstring has no part {part!r}"
+        assert len(tree.body) == 1 or room in with_content, f"{path}: a room's __init__ is its docstring alone"
+
+
+def test_no_folder_holds_too_many_files_and_no_file_too_many_lines() -> None:
+    for folder in {path.parent for path in files()} | {PACKAGE}:
+        held = sorted(path.name for path in folder.glob("*.py"))
+        assert len(held) <= MOST_FILES, f"{folder.relative_to(REPOSITORY)} holds {len(held)} files: make a room"
+    for path in files():
+        lines = len(path.read_text().splitlines())
+        assert lines <= MOST_LINES, f"{path.relative_to(REPOSITORY)} has {lines} lines: which two things does it hold?"
+
+
+def test_what_vllm_loads_by_its_path_is_there() -> None:
+    """vLLM imports these in its own process, so that a wrong one shows only when an engine starts."""
+    from medr1_ray.weights.transports import TRANSPORTS
+
+    extension = source_of("medr1_ray.weights.engine.extension")
+    (path,) = [
+        node.value.value
+        for node in ast.parse(extension).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "EXTENSION"  # type: ignore[attr-defined]
+    ]
+    named = [path, *(transport.engine_class.replace(":", ".") for transport in TRANSPORTS.values())]
+    named += [f"medr1_ray.rollout.image_scheduler.{name}" for name in ("WholeScheduler", "WholeAsyncScheduler")]
+    for name in named:
+        module, _, class_name = name.rpartition(".")
+        classes = {node.name for node in ast.parse(source_of(module)).body if isinstance(node, ast.ClassDef)}
+        assert class_name in classes, f"{name} is no class"
+
+
+def source_of(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, f"{module} is no module"
+    assert spec.origin is not None
+    return Path(spec.origin).read_text()

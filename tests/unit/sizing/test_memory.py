@@ -1,0 +1,275 @@
+"""Numbers derived by hand for Qwen2-VL-2B (2,208,985,600 parameters) under Med-R1's recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from medr1_ray.config import Config
+from medr1_ray.config.loading import load_config
+from medr1_ray.model.shape import ModelShape, TowerShape, read_shape
+from medr1_ray.sizing.memory import (
+    Part,
+    largest_micro_batch,
+    layer_activation_bytes,
+    learner_parts,
+    rollout_parts,
+    tower_activation_bytes,
+    weight_sync_bytes,
+)
+from tests.repository import REPOSITORY
+
+CONFIGS = REPOSITORY / "configs"
+PARAMETERS_2B = 2_208_985_600
+VISION_2B = 665_271_296
+
+
+@pytest.fixture(scope="module")
+def shape() -> ModelShape:
+    return read_shape(CONFIGS / "models/qwen2_vl_2b")
+
+
+def recipe(*overrides: str) -> Config:
+    return load_config([CONFIGS / "medr1_qwen2vl_2b_think.yaml"], overrides)
+
+
+def by_name(parts: tuple[Part, ...]) -> dict[str, Part]:
+    return {part.name: part for part in parts}
+
+
+def test_shape_of_qwen2_vl_2b(shape: ModelShape) -> None:
+    assert (shape.parameters, shape.vision_parameters) == (PARAMETERS_2B, VISION_2B)
+    assert (shape.language, shape.vision) == (LANGUAGE_2B, VISION_TOWER_2B)
+    assert (shape.key_value_width, shape.vocabulary) == (2 * 128, 151_936)
+
+
+def test_shape_of_qwen2_5_vl_3b() -> None:
+    shape = read_shape(CONFIGS / "models/qwen2_5_vl_3b")
+    assert shape.parameters == 3_754_622_976
+    assert shape.language == TowerShape(layers=36, hidden=2048, intermediate=11_008, gated=True, fused=False)
+    assert shape.vision == TowerShape(layers=32, hidden=1280, intermediate=3420, gated=True, fused=True)
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no config\.json: give the checkpoint's folder as model\.path"):
+        read_shape(tmp_path)
+
+
+def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(ValueError, match="'qwen2'; allowed: qwen2_vl, qwen2_5_vl"):
+        read_shape(tmp_path)
+
+
+@pytest.mark.parametrize(("size", "patches"), [(384, 28**2), (392, 28**2), (84, 6**2), (28, 2**2)])
+def test_images_are_rounded_to_whole_visual_tokens(shape: ModelShape, size: int, patches: int) -> None:
+    assert shape.patches(size) == patches
+
+
+def test_the_largest_micro_batch_fills_the_token_budget_or_holds_one_group() -> None:
+    # A row: a prompt of 1,024 tokens and 4 completions of 256 = 2,048 tokens.
+    def rows(*overrides: str) -> int:
+        return largest_micro_batch(recipe(*overrides), 196).rows
+
+    batch = largest_micro_batch(recipe(), 196)
+    assert (batch.rows, batch.row_tokens, batch.tokens, batch.completion_tokens) == (4, 2048, 8192, 4096)
+    assert rows("learner.micro_batch_tokens=1000") == 1
+    assert rows("learner.micro_batch_tokens=100000") == 4  # all there are
+    assert rows("learner.world_size=2", "learner.micro_batch_tokens=100000") == 2
+
+
+def test_short_prompts_put_more_images_into_a_micro_batch() -> None:
+    # 5,000 // 2,048 rows of the longest prompts, 5,000 // (196 + 1,024) of those that are an image alone.
+    batch = largest_micro_batch(recipe("learner.micro_batch_tokens=5000"), 196)
+    assert (batch.rows, batch.images, batch.tokens, batch.completion_tokens) == (2, 4, 5000, 4 * 1024)
+    alone = largest_micro_batch(recipe("learner.micro_batch_tokens=1000"), 196)
+    assert (alone.rows, alone.images, alone.tokens) == (1, 1, 2048)
+
+
+LANGUAGE_2B = TowerShape(layers=28, hidden=1536, intermediate=8960, gated=True, fused=False)
+VISION_TOWER_2B = TowerShape(layers=32, hidden=1280, intermediate=5120, gated=False, fused=True)
+
+
+def test_activations_of_one_layer() -> None:
+    # bf16: (8 + 8 * 2) * 1536 + 4 * 2 * 8960 = 36,864 + 71,680
+    assert layer_activation_bytes(LANGUAGE_2B, 2) == 108_544
+    # bf16: 11 * 2 * 1280 + 3 * 2 * 5120 = 28,160 + 30,720
+    assert layer_activation_bytes(VISION_TOWER_2B, 2) == 58_880
+
+
+def saved_bytes(forward: Callable[[], object], parameters: Iterable[torch.Tensor]) -> int:
+    """Bytes of all storages that autograd keeps of `forward`, those of the parameters left out."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl_2b", "qwen2_5_vl_3b"])
+def test_the_formula_agrees_with_what_autograd_keeps(name: str, tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(CONFIGS / "models" / name)
+    text, vision = config.text_config, config.vision_config
+    text.hidden_size, text.intermediate_size, text.vocab_size = 512, 1536, 64
+    text.num_attention_heads, text.num_key_value_heads = 4, 2
+    text.num_hidden_layers, text.layer_types, vision.depth = 2, ["full_attention"] * 2, 2
+    if name == "qwen2_vl_2b":
+        vision.hidden_size = 512
+    else:
+        vision.out_hidden_size, vision.fullatt_block_indexes = 512, [1]
+    config.save_pretrained(tmp_path)
+    shape = read_shape(tmp_path)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).train()
+    parameters = list(model.parameters())
+    language, tower = model.model.language_model, model.model.visual
+
+    def language_bytes(layers: int, tokens: int) -> int:
+        language.layers = language.layers[:layers]
+        embedded = torch.randn(1, tokens, 512, dtype=torch.bfloat16, requires_grad=True)
+        mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
+        positions = torch.arange(tokens).expand(3, 1, tokens)
+        return saved_bytes(
+            lambda: language(
+                inputs_embeds=embedded,
+                position_ids=positions,
+                attention_mask={"full_attention": mask},
+                use_cache=False,
+            ),
+            parameters,
+        )
+
+    def vision_bytes(layers: int) -> int:
+        tower.blocks = tower.blocks[:layers]
+        patches = torch.randn(16 * 16, 3 * 2 * 14 * 14, dtype=torch.bfloat16)
+        return saved_bytes(lambda: tower(patches, grid_thw=torch.tensor([[1, 16, 16]])), parameters)
+
+    # The second of two layers, so that what comes before and after the stack cancels out.
+    of_language = (language_bytes(2, 128) - language_bytes(1, 128)) / 128
+    bias_of_the_mask = 2 * 128
+    assert of_language - bias_of_the_mask == pytest.approx(layer_activation_bytes(shape.language, 2), rel=0.01)
+    of_vision = (vision_bytes(2) - vision_bytes(1)) / 256
+    assert of_vision == pytest.approx(layer_activation_bytes(shape.vision, 2), rel=0.01)
+
+
+def test_checkpointing_keeps_each_layers_input_and_one_layer() -> None:
+    assert tower_activation_bytes(LANGUAGE_2B, 8192, 2, checkpointed=False) == 28 * 8192 * 108_544
+    kept = tower_activation_bytes(LANGUAGE_2B, 8192, 2, checkpointed=True)
+    assert kept == 28 * 8192 * 2 * 1536 + 8192 * 108_544
+
+
+def test_one_rank_holds_everything(shape: ModelShape) -> None:
+    parts = by_name(learner_parts(recipe(), shape))
+    assert parts["parameters"].bytes == 2 * PARAMETERS_2B
+    assert parts["gradients"].bytes == (4 + 2) * PARAMETERS_2B
+    assert parts["optimizer"].bytes == 12 * PARAMETERS_2B
+    assert parts["reference model"].bytes == 2 * PARAMETERS_2B
+    assert parts["activations, language"].bytes == 704_643_072 + 889_192_448  # 28 * 8192 * 3072 + 8192 * 108,544
+    assert parts["logits chunk"].bytes == 441 * 151_936 * (2 + 4 + 4)  # 2^26 // 151,936 = 441 tokens
+    assert parts["attention mask"].bytes == 4 * 2048**2 * (1 + 2)
+    assert "reduce bucket" not in parts
+    assert parts["gradients, copied"].bytes == 2 * 4 * PARAMETERS_2B
+
+
+@pytest.mark.parametrize(
+    ("stage", "parameters", "gradients", "optimizer"),
+    [(1, 2.0, 6.0, 3.0), (2, 2.0, 1.0, 3.0), (3, 0.5, 1.0, 3.0)],
+)
+def test_zero_divides_by_four_ranks(
+    shape: ModelShape, stage: int, parameters: float, gradients: float, optimizer: float
+) -> None:
+    config = recipe("learner.world_size=4", f"learner.zero_stage={stage}")
+    parts = by_name(learner_parts(config, shape))
+    held = [parts[name].bytes / PARAMETERS_2B for name in ("parameters", "gradients", "optimizer")]
+    assert held == [parameters, gradients, optimizer]
+    assert parts["reduce bucket"].bytes == 2 * 200_000_000
+    assert ("all-gather" in parts) == (stage == 3)
+    copied = [part.bytes / PARAMETERS_2B for name, part in parts.items() if name == "gradients, copied"]
+    assert copied == ([] if stage == 3 else [2.0])
+
+
+def test_float32_needs_no_second_gradient(shape: ModelShape) -> None:
+    parts = by_name(learner_parts(recipe("model.dtype=float32"), shape))
+    assert (parts["parameters"].bytes, parts["gradients"].bytes) == (4 * PARAMETERS_2B, 4 * PARAMETERS_2B)
+
+
+def test_a_frozen_vision_tower_has_neither_optimizer_nor_activations(shape: ModelShape) -> None:
+    parts = by_name(learner_parts(recipe("model.train_vision_tower=false"), shape))
+    assert parts["optimizer"].bytes == 12 * (PARAMETERS_2B - VISION_2B)
+    assert parts["activations, vision"].bytes == 0
+    assert parts["parameters"].bytes == 2 * PARAMETERS_2B
+
+
+def test_adapters_have_gradients_and_states_and_need_no_reference(shape: ModelShape) -> None:
+    # Inputs plus outputs of a language layer: query and output 2 * 1536 each, key and value 1536 + 256 each, gate, up
+    # and down 1536 + 8960 each; of a vision layer: qkv 4 * 1280, proj 2 * 1280, two of 1280 + 5120; of the merger:
+    # 5120 + 5120 and 5120 + 1536.
+    language = 28 * (2 * 2 * 1536 + 2 * (1536 + 256) + 3 * (1536 + 8960))
+    vision = 32 * (6 * 1280 + 2 * (1280 + 5120)) + 10_240 + 6656
+    assert (shape.language_linear_width, shape.vision_linear_width) == (language, vision)
+    parts = by_name(learner_parts(recipe("model.lora.rank=8"), shape))
+    assert parts["optimizer"].bytes == 12 * 8 * (language + vision)
+    assert parts["gradients"].bytes == 6 * 8 * (language + vision)
+    assert parts["parameters"].bytes == 2 * (PARAMETERS_2B + 8 * (language + vision))
+    assert "reference model" not in parts
+    frozen_tower = recipe("model.lora.rank=8", "model.train_vision_tower=false")
+    assert by_name(learner_parts(frozen_tower, shape))["optimizer"].bytes == 12 * 8 * language
+
+
+def test_supervision_has_one_completion_and_no_reference(shape: ModelShape) -> None:
+    config = recipe("objective=sft")
+    assert largest_micro_batch(config, 196).row_tokens == 1024 + 256
+    assert "reference model" not in by_name(learner_parts(config, shape))
+
+
+def test_offloading_moves_parts_to_main_memory(shape: ModelShape) -> None:
+    offload = "learner.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}"
+    parts = by_name(learner_parts(recipe("learner.zero_stage=2", offload), shape))
+    assert (parts["optimizer"].place, parts["gradients"].place) == ("main", "main")
+    assert parts["parameters"].place == "device"
+    assert "gradients, copied" not in parts
+
+
+def test_the_reference_is_sharded_placed_or_absent(shape: ModelShape) -> None:
+    assert "reference model" not in by_name(learner_parts(recipe("loss.kl_beta=0"), shape))
+    sharded = recipe("learner.world_size=2", "learner.zero_stage=3", "reference.sharded=true")
+    assert by_name(learner_parts(sharded, shape))["reference model"].bytes == PARAMETERS_2B
+    waiting = by_name(learner_parts(recipe("reference.placement=cpu"), shape))
+    assert waiting["reference model"].place == "main"
+    assert waiting["reference, visiting"].bytes == 2 * PARAMETERS_2B
+
+
+def test_a_rollout_actor(shape: ModelShape) -> None:
+    parts = by_name(rollout_parts(recipe(), shape))
+    assert parts["weights"].bytes == 2 * PARAMETERS_2B
+    # Keys and values of 28 layers with 2 heads of 128 in bf16, for 16 sequences of 1,280 tokens.
+    assert parts["KV cache"].bytes == 2 * 28 * 2 * 128 * 2 * 16 * 1280
+    halves = by_name(rollout_parts(recipe("rollout.tensor_parallel_size=2"), shape))
+    assert halves["weights"].bytes == PARAMETERS_2B
+    fixed = by_name(rollout_parts(recipe("rollout.gpus_per_actor=0"), shape))
+    assert fixed["KV cache"].bytes == 2**30
+
+
+def test_a_weight_sync_holds_the_weights_twice(shape: ModelShape) -> None:
+    assert weight_sync_bytes(recipe(), shape) == 3 * 2 * PARAMETERS_2B
+
+
+def test_weights_that_stay_on_gpus_take_no_main_memory_but_through_ipc_the_gpus(shape: ModelShape) -> None:
+    shared = recipe(
+        "cluster.colocated=true",
+        "cluster.weight_transport=ipc",
+        "learner.gpus_per_rank=0.5",
+        "rollout.gpus_per_actor=0.5",
+    )
+    assert weight_sync_bytes(shared, shape) == 0
+    exported = by_name(learner_parts(shared, shape))["exported weights"]
+    assert (exported.bytes, exported.place) == (2 * PARAMETERS_2B, "device")
+    assert weight_sync_bytes(recipe("cluster.weight_transport=nccl"), shape) == 0
