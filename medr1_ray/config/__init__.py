@@ -1,4 +1,11 @@
-"""."""
+"""Every setting of a run, checked before any actor starts; and loading them. Light to import.
+
+Runs in: the driver, which sends actors the sections that they read.
+
+Doors: this module, and `config.loading`.
+
+To add a setting: a field with a docstring in its section's file; what it must not be combined with goes to `checks.py`.
+"""
 
 from medr1_ray.config.algorithm import (
     LoraSettings,

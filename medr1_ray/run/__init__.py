@@ -1,1 +1,8 @@
-"""."""
+"""Putting a run together and leading it: what the loops of `train.py` and `sft.py` call.
+
+Runs in: the driver.
+
+Doors: startup (a session with all actors up), command (arguments of the two commands).
+
+To add a step to the loop: a short method of `Session`, called in `train.py`.
+"""

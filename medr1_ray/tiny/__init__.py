@@ -2,4 +2,10 @@
 
 `python -m medr1_ray.tiny --out DIR --seed S` builds it: tokenizer, architecture, pre-training, probe.
 `medr1_ray/tiny/model/README.md` is its model card, `medr1_ray/tiny/build_log.txt` the log of the shipped build.
+
+Runs in: a command of its own; the package imports nothing of it, and finds the model by `config.tiny_model_path`.
+
+Doors: none.
+
+To add something that the model should know before a run: a lesson in `curriculum.py`.
 """
