@@ -1,9 +1,9 @@
 """`python -m medr1_ray.sft --config FILE… [key.sub=value …] [--dry-run] [--resume]`: the supervised baseline.
 
 The same data, prompts, learner, run directory and evaluation as in `train.py`, and the same order of questions for a
-seed; what the model imitates instead of being rewarded is in `prompts.TARGETS`. The loss is on the completion alone,
-the mean over all its tokens in the batch. Rollout actors only evaluate. Its checkpoints are a `model.path` for either
-command.
+seed. The model imitates the texts of `data/prompt_templates.py` (TARGETS) instead of being rewarded. The loss is the
+mean over all completion tokens of the batch. Rollout actors only evaluate. Both commands accept its checkpoints as
+`model.path`.
 """
 
 from __future__ import annotations
@@ -16,33 +16,34 @@ from medr1_ray.config import Config
 from medr1_ray.run.command import run_command
 
 if TYPE_CHECKING:
-    from medr1_ray.pool.shared_actors import Engines
+    from medr1_ray.pool.shared_actors import SharedActors
 
 
-def sft(config: Config, *, resume: bool = False, engines: Engines | None = None) -> Path:
-    """Run a supervised training to its end; returns the path of its `summary.json`. `engines` lent to it go on.
+def sft(config: Config, *, resume: bool = False, engines: SharedActors | None = None) -> Path:
+    """Run a supervised training to its end; returns the path of its `summary.json`. `engines` that are lent to it stay
+    up.
 
     Raises:
         ValueError: a setting, the data or the run directory is not usable; nothing has been trained.
-        RuntimeError: an actor failed or passed its deadline, or engine and learner disagree (`ParityError`). The last
-            checkpoint can be resumed.
+        RuntimeError: an actor failed or exceeded its deadline, or engine and learner disagree (`ParityError`). The run
+            can be resumed from its last checkpoint.
     """
     from medr1_ray.data.demonstrations import Teacher
     from medr1_ray.run.startup import open_session
 
     teacher = Teacher.from_checkpoint(str(config.model.folder), config.mode, config.rollout.max_tokens)
     with open_session(config, resume=resume, engines=engines) as session:
-        session.show_weights()
+        session.sync_for_evaluation()
         session.evaluate_before()
         while session.step < config.train.steps:
             demonstrations = teacher.demonstrate(session.take_prompts(), session.encoder.visual_tokens)
             report = session.imitate(demonstrations)
             session.log_imitation(demonstrations, report)
             if session.evaluation_is_due():
-                session.show_weights()
+                session.sync_for_evaluation()
                 session.evaluate_if_due()
             session.save_if_due()
-        session.show_weights()
+        session.sync_for_evaluation()
         session.save()
         session.evaluate_after()
         return session.summarise()

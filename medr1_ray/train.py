@@ -1,6 +1,6 @@
 """`python -m medr1_ray.train --config FILE… [key.sub=value …] [--dry-run] [--resume]`: GRPO on a Ray cluster.
 
-One loop for synchronous (`train.max_staleness: 0`) and asynchronous training: what differs is how many groups the
+One loop for synchronous (`train.max_staleness: 0`) and asynchronous training; they differ only in how many groups the
 pool may have in flight while the learner updates.
 """
 
@@ -14,26 +14,28 @@ from medr1_ray.config import Config
 from medr1_ray.run.command import run_command
 
 if TYPE_CHECKING:
-    from medr1_ray.pool.shared_actors import Engines
+    from medr1_ray.pool.shared_actors import SharedActors
 
 
-def train(config: Config, *, resume: bool = False, engines: Engines | None = None) -> Path:
-    """Run a training to its end; returns the path of its `summary.json`. `engines` lent to it go on.
+def train(config: Config, *, resume: bool = False, engines: SharedActors | None = None) -> Path:
+    """Run a training to its end; returns the path of its `summary.json`. `engines` that are lent to it stay up.
 
     Raises:
         ValueError: a setting, the data or the run directory is not usable; nothing has been trained.
         RuntimeError: the learner or a reward actor failed, no rollout actor was left for too long, or engine and
-            learner disagree (`ParityError`). The last checkpoint can be resumed.
+            learner disagree (`ParityError`). The run can be resumed from its last checkpoint.
     """
     from medr1_ray.run.startup import open_session
 
     with open_session(config, resume=resume, engines=engines) as session:
+        # Engines serve nothing before their first weights.
         session.sync_weights()
         session.evaluate_before()
         while session.step < config.train.steps:
             groups = session.take_groups()
             report = session.update(groups)
             session.sync_weights()
+            # After the sync, so that engines already generate the next groups.
             session.log_step(groups, report)
             session.scale_rollouts()
             session.evaluate_if_due()

@@ -151,13 +151,15 @@ class Rewards:
 class Group:
     """One prompt with its scored completions: what the learner consumes.
 
-    `reference_logprobs` float32 [S] are the learner's own addition before an update that takes a KL.
+    `advantages` float32 [G] are the group-relative advantages of `rewards.total` (`rewards/advantages.py`).
+    `reference_logprobs` float32 [S] is filled in by the learner before an update with a KL term.
     """
 
     prompt: Prompt
     completions: Completions
     rewards: Rewards
+    advantages: NDArray[np.float32]
     reference_logprobs: NDArray[np.float32] | None = None
 
 
-ScoredPrompt = tuple[Prompt, Completions]
+CompletedPrompt = tuple[Prompt, Completions]

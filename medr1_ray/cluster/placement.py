@@ -1,4 +1,4 @@
-"""Where actors go: placement groups with names, and words for what is missing while one waits for a place."""
+"""Named placement groups for actors, and messages about the missing resources while one is pending."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SAY_EVERY_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Place:
-    """A placement group with a bundle for each actor of the demand, asked for and perhaps not yet there."""
+    """A requested placement group, possibly still pending, with one bundle for each actor of the demand."""
 
     name: str
     demand: Demand
@@ -37,11 +37,11 @@ class Place:
         return bool(placement_group_table(self.group)["state"] == "CREATED")
 
     def node_id(self) -> str:
-        """Hex id of the node of its first bundle."""
+        """Return the hex id of the first bundle's node."""
         return str(placement_group_table(self.group)["bundles_to_node_id"][0])
 
     def options(self, bundle: int = 0) -> dict[str, Any]:
-        """Ray's options of an actor that fills one of its bundles."""
+        """Return Ray's options for an actor that fills the given bundle."""
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
         return {
             "num_cpus": self.demand.cpus,
@@ -55,7 +55,7 @@ class Place:
 
 @dataclass(frozen=True)
 class SharedPlace(Place):
-    """One bundle of another's placement group; given back, it is `free` for the next."""
+    """One bundle of another place's group; giving it back appends the bundle to `free`, for the next actor."""
 
     bundle: int
     free: list[int]
@@ -71,7 +71,7 @@ class SharedPlace(Place):
 
 
 def ask_for_place(name: str, demand: Demand, strategy: str) -> Place:
-    """Ask for a bundle for each actor of the demand; `strategy` is Ray's (`PACK`, `STRICT_PACK`)."""
+    """Request a placement group with one bundle per actor; `strategy` is Ray's (`PACK`, `STRICT_PACK`)."""
     group = placement_group(
         [demand.resources] * demand.count,
         strategy=strategy,
@@ -84,10 +84,14 @@ def ask_for_place(name: str, demand: Demand, strategy: str) -> Place:
 def wait_for_place(
     place: Place, timeout_seconds: float, say: Callable[[str], None], meanwhile: Callable[[], None]
 ) -> None:
-    """Wait, and `say` now and then what is missing and for how long; `meanwhile` is called again and again.
+    """Wait until Ray has created the placement group.
+
+    Args:
+        say: receives a line about the missing resources every 15 seconds.
+        meanwhile: called between polls.
 
     Raises:
-        RuntimeError: not there within the limit (`cluster.placement_timeout_seconds`).
+        RuntimeError: it was not created within `timeout_seconds` (`cluster.placement_timeout_seconds`).
     """
     start = said = time.monotonic()
     while not place.is_there():
@@ -95,7 +99,7 @@ def wait_for_place(
         if now - start > timeout_seconds:
             raise RuntimeError(
                 f"no place for {place.name} after cluster.placement_timeout_seconds={timeout_seconds:g}: "
-                f"{describe_missing(place.demand)}. Add nodes, ask for less, or raise the limit"
+                f"{describe_missing(place.demand)}. Add nodes, request less, or raise the timeout"
             )
         if now - said > _SAY_EVERY_SECONDS:
             said = now
@@ -105,52 +109,54 @@ def wait_for_place(
 
 
 def describe_missing(demand: Demand) -> str:
-    """What is asked for and what the cluster has, in one sentence."""
+    """Return a sentence with the demand and the cluster's free resources."""
     total, free = ray.cluster_resources(), ray.available_resources()
     has = ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
     return f"it needs {demand.describe()}; free in the cluster of {len(alive_nodes())} nodes: {has}"
 
 
 def alive_nodes() -> list[Mapping[str, Any]]:
-    """Ray's tables of the nodes that are alive: `NodeID`, `Resources`, `Labels`."""
+    """Return Ray's records of the nodes that are alive, with `NodeID`, `Resources` and `Labels`."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
 def draining_nodes() -> dict[str, float]:
-    """Nodes that are to go (`ray drain-node`, an autoscaler, a preemption notice): hex id to the seconds left.
+    """Return the draining nodes (`ray drain-node`, an autoscaler, a preemption notice): hex id to seconds left.
 
-    The seconds are infinite where no deadline was given.
+    The seconds are infinite for a node without a deadline.
     """
     now = time.time()
+    # Ray's private API (2.60): the records of `ray.nodes()` do not say which nodes drain.
     found: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    # Ray's deadlines are in milliseconds since the epoch, 0 if there is none.
     return {node_id: at / 1000 - now if at else math.inf for node_id, at in found.items()}
 
 
 def require_possible(config: Config) -> None:
-    """Fail at once where the run cannot fit the cluster, and nobody can add nodes to it.
+    """Check that the run fits the cluster, unless an autoscaler may add nodes to it.
 
     Raises:
-        ValueError: with what is asked for and what there is.
+        ValueError: with the demand and the cluster's resources.
     """
     nodes = alive_nodes()
     if _can_grow(nodes):
         return
-    fewest, _ = config.rollout.actor_range
+    fewest, _ = config.rollout.actor_range  # a run can start with these
     problem = unplaceable(
         demands(config, fewest), [(node["Resources"], node["Labels"]) for node in nodes]
     )
     if problem:
         raise ValueError(
-            f"{problem}; the cluster has no autoscaler that could add nodes. Ask for less (learner.world_size, "
+            f"{problem}; the cluster has no autoscaler that could add nodes. Request less (learner.world_size, "
             "learner.gpus_per_rank, rollout.min_actors, rollout.actors, rollout.gpus_per_actor, cluster.labels) or "
             "add nodes"
         )
 
 
 def request_nodes(config: Config, rollout_actors: int) -> None:
-    """Ask the autoscaler for a cluster that fits the run with so many rollout actors.
+    """Ask the autoscaler for nodes that fit the run with `rollout_actors` rollout actors.
 
-    The request stays until the next one. A cluster without an autoscaler does nothing with it.
+    The request stands until the next one. A cluster without an autoscaler ignores it.
     """
     wanted = [demand for demand in demands(config, rollout_actors) for _ in range(demand.count)]
     request_resources(
@@ -160,10 +166,14 @@ def request_nodes(config: Config, rollout_actors: int) -> None:
 
 
 def release_nodes() -> None:
-    """Withdraw the request, so that the autoscaler may end nodes that are idle."""
+    """Withdraw the request, so that the autoscaler may terminate idle nodes.
+
+    The autoscaler meets a standing request with whole nodes, whatever runs on them: left in place after scaling down,
+    it kept an idle node in addition to the remaining actor's.
+    """
     request_resources(bundles=[])
 
 
 def _can_grow(nodes: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a cluster launcher or KubeRay made the nodes: it names each node's type, `ray start` does not."""
+    """Return whether a cluster launcher or KubeRay made the nodes: both label a node's type, `ray start` does not."""
     return any(node["Labels"].get("ray.io/node-group") for node in nodes)

@@ -1,4 +1,4 @@
-"""What the actors of a run ask Ray for, and whether nodes can give it."""
+"""Resource demands of a run's actors, and whether given nodes can meet them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REWARD_ACTOR_CPUS = 0.1
 
 @dataclass(frozen=True)
 class Demand:
-    """Logical CPUs and GPUs of one kind of actor, `count` of them, on nodes with these labels."""
+    """Demand of `count` actors of one kind: logical CPUs and GPUs of each, and labels that their nodes must have."""
 
     name: str
     count: int
@@ -23,17 +23,18 @@ class Demand:
 
     @property
     def resources(self) -> dict[str, float]:
-        """Under Ray's names, without those of which nothing is asked."""
+        """CPUs and GPUs of one actor under Ray's names, without zero amounts."""
         return {kind: amount for kind, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
 
     def describe(self) -> str:
+        """Return the demand in words, e.g. `2 x (1 CPU, 1 GPU) on nodes labelled market-type=spot`."""
         amounts = ", ".join(f"{amount:g} {kind}" for kind, amount in self.resources.items())
         labels = ", ".join(f"{label}={value}" for label, value in self.labels.items())
         return f"{self.count} x ({amounts})" + (f" on nodes labelled {labels}" if labels else "")
 
 
 def demands(config: Config, rollout_actors: int | None = None) -> tuple[Demand, ...]:
-    """The learner ranks, the rollout actors (`rollout.actors`, unless given) and the reward actors."""
+    """Return the demands of learner ranks, rollout actors (`rollout.actors` unless given) and reward actors."""
     learner, rollout, labels = config.learner, config.rollout, config.cluster.labels
     actors = rollout.actors if rollout_actors is None else rollout_actors
     return (
@@ -46,9 +47,9 @@ def demands(config: Config, rollout_actors: int | None = None) -> tuple[Demand, 
 def unplaceable(
     wanted: Sequence[Demand], nodes: Sequence[tuple[Mapping[str, float], Mapping[str, str]]]
 ) -> str | None:
-    """Why the demands cannot be met by nodes with these resources and labels, even if all were free; None if they may.
+    """Return why nodes with these resources and labels cannot meet the demands even when idle, or None if they might.
 
-    Looks at each demand alone and at the sums, so that it never calls impossible what is possible.
+    Checks each demand on its own and then the totals. These are necessary conditions: a run that fits is never refused.
     """
     for demand in wanted:
         fitting = [resources for resources, labels in nodes if labels_match(demand.labels, labels)]
@@ -76,7 +77,7 @@ def unplaceable(
 
 
 def labels_match(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    """Whether a node with these labels fits Ray's label selector: `value`, `!value`, `in(a,b)` or `!in(a,b)`."""
+    """Return whether node labels match Ray's label selector: `value`, `!value`, `in(a,b)` or `!in(a,b)`."""
 
     def matches(wanted: str, found: str | None) -> bool:
         positive = wanted.removeprefix("!")

@@ -1,7 +1,7 @@
-"""The Ray actor that is one DeepSpeed rank of the learner. Created by `Learner`, one per `learner.world_size`.
+"""The Ray actor that is one DeepSpeed rank of the learner. `Learner` creates `learner.world_size` of them.
 
-Consumes `UpdateRequest`s and `ImitationRequest`s, produces reports, log-probabilities and weights. The ranks move in
-step: every method below `start` is called on all of them, since ZeRO's collectives wait for every rank (until their
+Consumes `UpdateRequest`s and `ImitationRequest`s; produces reports, log-probabilities and weights. The ranks move in
+step: every method below `start` is called on all of them, because ZeRO's collectives wait for every rank (until their
 deadline).
 """
 
@@ -17,35 +17,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medr1_ray.config import Config
 from medr1_ray.learner import grpo
 from medr1_ray.learner.messages import (
-    GroupScore,
+    GroupLogprobs,
     ImitationRequest,
+    LogprobsRequest,
     MicroBatch,
     OptimizerStep,
     RankReport,
+    RankSettings,
     TokenSums,
     UpdateRequest,
 )
-from medr1_ray.learner.reference import AdapterFreeReference, Reference
 from medr1_ray.learner.schedule import learning_rate
 from medr1_ray.model.checkpoint_files import checkpoint_name, is_frozen, load_model, save_model
-from medr1_ray.model.image_patches import FrozenFeatures, ImagePatcher
 from medr1_ray.model.lora import Adapters
 from medr1_ray.model.packing import Images, PackedBatch, pack_groups, pack_plain
-from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
-from medr1_ray.types import Group, ScoredPrompt, Span
+from medr1_ray.types import CompletedPrompt, Group, Span
 from medr1_ray.weights.messages import WeightGroup, WeightUpdate
 from medr1_ray.weights.transports import TRANSPORTS
+
+if TYPE_CHECKING:
+    from medr1_ray.learner.reference import AdapterFreeReference, Reference
 
 LEARNER_STATE = "learner_state"
 LAYOUT_FILE = "layout.json"
@@ -63,13 +64,13 @@ class _Work:
 class LearnerActor:
     """One rank: the policy's shard, its optimizer, and the reference when a KL is taken."""
 
-    def __init__(self, config: Config, rank: int, name: str) -> None:
-        self._config = config
+    def __init__(self, settings: RankSettings, rank: int, name: str) -> None:
+        self._settings = settings
         self._name = name
-        self._path = config.model.folder
+        self._path = settings.model.folder
         self._rank = rank
         self._spans: list[Span] = []
-        torch.set_num_threads(config.learner.threads)
+        torch.set_num_threads(settings.learner.threads)
 
     def __repr__(self) -> str:
         return self._name
@@ -79,47 +80,58 @@ class LearnerActor:
         import ray
 
         with socket.socket() as free:
+            # The port is closed here and opened again by the group that meets there. If another process takes it in
+            # between, that group fails to start.
             free.bind(("", 0))
             port = free.getsockname()[1]
         return f"{ray.util.get_node_ip_address()}:{port}"
 
     def start(self, address: str) -> str:
         """Join the other ranks, load the model, build the engine; returns the name of the device."""
-        # Here and not on top: the driver imports this module to create the actor and needs no DeepSpeed.
-        from medr1_ray.learner import deepspeed_engine as zero
+        # Not at the top: the driver imports this module to create the actor. It must stay free of DeepSpeed, and
+        # would spend seconds on models and kernels that it never uses.
+        from medr1_ray.learner import deepspeed_engine
+        from medr1_ray.learner.reference import AdapterFreeReference, Reference
+        from medr1_ray.model.image_patches import FrozenFeatures, ImagePatcher
+        from medr1_ray.model.policy import Policy
 
-        config = self._config
-        self._device = zero.join(address, self._rank, config.learner.world_size, config)
+        settings = self._settings
+        self._device = deepspeed_engine.join(address, self._rank, settings.learner, settings.cluster)
         vocabulary = load_vocabulary(self._path)
-        model = load_model(self._path, getattr(torch, config.model.dtype), config.model)
+        model = load_model(self._path, getattr(torch, settings.model.dtype), settings.model)
         self._model = model
+        # Before the engine is built: adding adapters freezes the model's own weights, and the optimizer takes the
+        # parameters that are trainable when it is built.
         adapters = None
-        if config.model.lora is not None:
-            vision = config.model.train_vision_tower
-            adapters = Adapters(model, config.model.lora, vision=vision, seed=config.train.seed)
-        # Under ZeRO-3 all ranks gather the tower's weights together, so that none may leave it out.
-        frozen = not config.model.train_vision_tower and config.learner.zero_stage < 3
+        if settings.model.lora is not None:
+            vision = settings.model.train_vision_tower
+            adapters = Adapters(model, settings.model.lora, vision=vision, seed=settings.train.seed)
+        # Under ZeRO-3 all ranks gather the tower's weights together, so no rank may skip the tower for a cached image.
+        frozen = not settings.model.train_vision_tower and settings.learner.zero_stage < 3
         features = FrozenFeatures() if frozen else None
-        self._policy = Policy(model, vocabulary, config.rollout.temperature, features)
-        self._patch = ImagePatcher(self._path, config.learner.threads)
-        self._engine = zero.build_engine(self._policy, config)
-        transport = TRANSPORTS[config.cluster.weight_transport]
+        self._policy = Policy(model, vocabulary, settings.temperature, features)
+        self._patch = ImagePatcher(self._path, settings.learner.threads)
+        self._engine = deepspeed_engine.build_engine(self._policy, settings.learner, settings.model.dtype)
+        transport = TRANSPORTS[settings.cluster.weight_transport]
         self._weights: Any = transport.sender(
-            self._rank, self._device, config.cluster.sync_timeout_seconds
+            self._rank, self._device, settings.cluster.sync_timeout_seconds
         )
-        self._source = zero.ShardedWeights(model, partial(is_frozen, config.model), checkpoint_name, adapters)
+        self._source = deepspeed_engine.ShardedWeights(
+            model, partial(is_frozen, settings.model), checkpoint_name, adapters
+        )
         self._reference: AdapterFreeReference | Reference | None = None
-        if config.takes_kl and adapters is not None:
+        if settings.takes_kl and adapters is not None:
             self._reference = AdapterFreeReference(self._engine, adapters, self._device)
-        elif config.takes_kl:
-            self._reference = Reference(self._path, vocabulary, config, self._device, features)
+        elif settings.takes_kl:
+            self._reference = Reference(self._path, vocabulary, settings, self._device, features)
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
-    def prepare(
-        self, groups: tuple[ScoredPrompt, ...], micro_batches: tuple[MicroBatch, ...]
-    ) -> list[NDArray[np.float32]]:
-        """What an update needs and no update changes: patches, and the reference's log-probabilities float32 [S] of the
-        groups of all micro-batches that are no padding, in the micro-batches' order (none where no KL is taken)."""
+    def prepare(self, request: LogprobsRequest) -> list[NDArray[np.float32]]:
+        """Do the part of an update that does not depend on the policy: cut images into patches, and compute the
+        reference's log-probabilities. Returns float32 [S] of each group, in the order of the micro-batches that are not
+        padding; nothing where no KL is taken."""
+        groups, micro_batches = request.groups, request.micro_batches
+        # Start all images before waiting for any: the threads work on the later ones during the wait.
         self._patch.begin([prompt.image for prompt, _ in groups])
         if self._reference is None:
             return []
@@ -131,6 +143,7 @@ class LearnerActor:
             found: list[NDArray[np.float32]] = []
             for micro_batch, logprobs in zip(micro_batches, self._reference.logprobs(packed), strict=True):
                 ends = np.cumsum([groups[i][1].token_ids.size for i in micro_batch.groups])
+                # Padding was scored only to stay in step with the other ranks.
                 if not micro_batch.padding:
                     found += np.split(logprobs.cpu().numpy(), ends[:-1])
         return found
@@ -140,9 +153,9 @@ class LearnerActor:
 
         Raises:
             ValueError: a group's image became another number of visual tokens than in the engine.
-            RuntimeError: the gradient is not finite; the weights are lost, the last checkpoint is not.
+            RuntimeError: the gradient is not finite.
         """
-        config = self._config
+        settings = self._settings
         with self._span("pack"):
             work = [self._prepare(micro_batch, request) for micro_batch in request.micro_batches]
         batches = [item.packed for item in work]
@@ -153,12 +166,12 @@ class LearnerActor:
             if i == len(old):  # the first pass over the batch
                 old.append(logprobs.detach())
             tokens = work[i].tokens.to(self._device)
-            loss, part = grpo.loss_and_sums(logprobs, old[i], tokens, config.loss, version)
+            loss, part = grpo.loss_and_sums(logprobs, old[i], tokens, settings.loss, version)
             if not work[i].padding:
                 sums.append(part)
             return loss
 
-        versions = range(request.version, request.version + config.train.updates_per_rollout)
+        versions = range(request.version, request.version + settings.train.updates_per_rollout)
         steps = [self._step(version, batches, partial(loss_of, version)) for version in versions]
         return RankReport(tuple(steps), sum(sums, start=TokenSums()), self._take_spans())
 
@@ -176,43 +189,40 @@ class LearnerActor:
         step = self._step(request.version, packed, lambda i, logprobs: -(weights[i] * logprobs).sum())
         return RankReport((step,), TokenSums(), self._take_spans())
 
-    def score(
-        self, groups: tuple[ScoredPrompt, ...], micro_batches: tuple[MicroBatch, ...], plain: bool
-    ) -> list[GroupScore]:
-        """Scores of the groups of all micro-batches that are no padding, in the micro-batches' order; `plain` scores
-        each completion in a row of its own."""
-        scores = []
+    def logprobs(self, request: LogprobsRequest) -> list[GroupLogprobs]:
+        """The policy's log-probabilities of each group, in the order of the micro-batches that are not padding."""
+        found = []
         self._engine.eval()
-        for micro_batch in micro_batches:
-            members = [groups[i] for i in micro_batch.groups]
+        for micro_batch in request.micro_batches:
+            members = [request.groups[i] for i in micro_batch.groups]
             images = self._patch([prompt.image for prompt, _ in members])
-            packed = self._pack(members, images, plain)
+            packed = self._pack(members, images, request.plain)
             with torch.no_grad():
                 logprobs = self._engine(packed.to(self._device)).cpu().numpy()
             if not micro_batch.padding:
                 ends = np.cumsum([completions.token_ids.size for _, completions in members])
                 parts = np.split(logprobs, ends[:-1])
-                scores += [
-                    GroupScore(part, visual) for part, visual in zip(parts, images.visual_tokens, strict=True)
+                found += [
+                    GroupLogprobs(part, visual) for part, visual in zip(parts, images.visual_tokens, strict=True)
                 ]
         self._engine.train()
-        return scores
+        return found
 
-    def export_weights(self, version: int, to_newcomers: bool) -> WeightUpdate | None:
-        """Offer all parameters, in the compute dtype and under their checkpoint names, to the engines.
+    def publish_weights(self, version: int, to_newcomers: bool) -> WeightUpdate | None:
+        """Publish all parameters, in the compute dtype and under their checkpoint names, for the engines to load.
 
-        `to_newcomers`: an engine may lack what is frozen. Some ranks have nothing to say.
+        `to_newcomers`: an engine may lack the frozen parameters. None on ranks whose part goes through rank 0.
         """
         self._return_memory()
-        update: WeightUpdate | None = self._weights.offer(self._source, version, to_newcomers=to_newcomers)
+        update: WeightUpdate | None = self._weights.publish(self._source, version, to_newcomers=to_newcomers)
         return update
 
     def send_weights(self) -> None:
-        """Move what was exported, while the engines receive; for transports that take both ends at once."""
+        """Move what was published while the engines receive it; for transports that need both ends at once."""
         self._weights.send()
 
     def release_weights(self) -> None:
-        """Free what was exported; the engines have loaded it."""
+        """Free what was published; the engines have loaded it."""
         self._weights.release()
         self._return_memory()
 
@@ -223,12 +233,15 @@ class LearnerActor:
     def save(self, folder: Path) -> None:
         """Write Hugging Face files on top of `folder` and the optimizer's shards into `learner_state/`."""
         if self._rank == 0:
+            # copy=True matters where the model is on the CPU already: a gathered tensor is valid only until the next is
+            # requested.
             whole = {name: tensor.to("cpu", copy=True) for name, tensor in self._whole_parameters()}
             (folder / LEARNER_STATE).mkdir(parents=True, exist_ok=True)
             save_model(self._model, whole, self._path, folder)
             (folder / LEARNER_STATE / LAYOUT_FILE).write_text(json.dumps(self._layout()))
         else:
             deque(self._whole_parameters(), maxlen=0)  # take part in the gathering
+        # Every rank writes its own shard. DeepSpeed's file `latest` is not needed: there is only one tag.
         self._engine.save_checkpoint(str(folder / LEARNER_STATE), tag="zero", save_latest=False)
 
     def load(self, folder: Path) -> None:
@@ -251,7 +264,7 @@ class LearnerActor:
 
     def _return_memory(self) -> None:
         """Give what PyTorch keeps for later back to the GPU, where an engine is about to wake on it."""
-        if self._config.cluster.colocated:
+        if self._settings.cluster.colocated:
             torch.cuda.empty_cache()
 
     def _step(
@@ -259,29 +272,34 @@ class LearnerActor:
     ) -> OptimizerStep:
         """The optimizer step that ends policy version `version`: `loss_of` makes this rank's share of the loss from a
         batch's number and log-probabilities."""
-        rate = learning_rate(self._config.learner, version, self._config.train.steps)
+        # Set at every step, because loading a checkpoint also restores the rate that the optimizer was saved with.
+        rate = learning_rate(self._settings.learner, version, self._settings.train.steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         loss_share = 0.0
         with self._span("forward_backward"):
             for i, batch in enumerate(batches):
+                # DeepSpeed needs this before the forward pass. Its config says "no accumulation", so nothing else tells
+                # it when to reduce gradients and to step.
                 self._engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
                 loss = loss_of(i, self._engine(batch.to(self._device)))
                 # DeepSpeed takes the mean over ranks; the loss is a sum over them.
-                self._engine.backward(loss * self._config.learner.world_size)
+                self._engine.backward(loss * self._settings.learner.world_size)
                 loss_share += loss.item()
         with self._span("optimizer_step"):
             self._engine.step()
+        # Known only after step(). DeepSpeed 0.19.8 skips a step whose norm is not finite and reports infinity; without
+        # this check the old weights would be published as a new policy version.
         norm = float(self._engine.get_global_grad_norm())
         if not math.isfinite(norm):
             raise RuntimeError(
                 f"the gradient's norm is {norm} at optimizer step {version + 1} ({self._name}, loss share "
-                f"{loss_share:g}): the weights are lost. Resume from the last checkpoint, with a smaller "
-                f"learner.learning_rate (now {rate:g}) or learner.max_grad_norm"
+                f"{loss_share:g}). DeepSpeed skipped the step, so the weights are unchanged. Start again from the last "
+                f"checkpoint (model.path) with a smaller learner.learning_rate (now {rate:g}) or learner.max_grad_norm"
             )
         return OptimizerStep(loss_share, norm, rate)
 
-    def _patched(self, pairs: Sequence[ScoredPrompt]) -> Images:
+    def _patched(self, pairs: Sequence[CompletedPrompt]) -> Images:
         images = self._patch([prompt.image for prompt, _ in pairs])
         for (prompt, completions), visual in zip(pairs, images.visual_tokens, strict=True):
             if visual != completions.visual_tokens:
@@ -297,9 +315,8 @@ class LearnerActor:
         pairs = [(group.prompt, group.completions) for group in groups]
         completions = [group.completions for group in groups]
         lengths = torch.from_numpy(np.concatenate([c.lengths for c in completions])).long()
-        rewards = torch.from_numpy(np.stack([group.rewards.total for group in groups]))
-        advantages = grpo.group_advantages(rewards, self._config.loss.advantage_std).flatten()
-        weights = grpo.token_weights(lengths, self._config.loss.aggregation, request.batch)
+        advantages = torch.from_numpy(np.concatenate([group.advantages for group in groups]))
+        weights = grpo.token_weights(lengths, self._settings.loss.aggregation, request.batch)
         tokens = grpo.TokenBatch(
             lengths=lengths,
             advantages=advantages.repeat_interleave(lengths),
@@ -310,7 +327,7 @@ class LearnerActor:
         )
         return _Work(self._pack(pairs, self._patched(pairs), plain=False), tokens, micro_batch.padding)
 
-    def _pack(self, groups: Sequence[ScoredPrompt], images: Images, plain: bool) -> PackedBatch:
+    def _pack(self, groups: Sequence[CompletedPrompt], images: Images, plain: bool) -> PackedBatch:
         vocabulary = self._policy.vocabulary
         pack = pack_plain if plain else pack_groups
         return pack(groups, images, vocabulary.image_pad, vocabulary.pad, self._policy.prompt_positions)
@@ -320,7 +337,7 @@ class LearnerActor:
             yield from self._source.tensors(frozen=frozen)
 
     def _layout(self) -> dict[str, Any]:
-        return {"world_size": self._config.learner.world_size, "zero_stage": self._config.learner.zero_stage}
+        return {"world_size": self._settings.learner.world_size, "zero_stage": self._settings.learner.zero_stage}
 
     def _take_spans(self) -> tuple[Span, ...]:
         """All since the last report, those of `prepare` included."""

@@ -1,4 +1,4 @@
-"""What a step asks of each learner rank, and one answer out of theirs. No Ray here."""
+"""Splitting a step into requests for the learner ranks, and merging their reports. No Ray here."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from medr1_ray.learner.messages import (
     UpdateRequest,
 )
 from medr1_ray.model.packing import row_tokens
-from medr1_ray.types import Group, ScoredPrompt, Span
+from medr1_ray.types import CompletedPrompt, Group, Span
 
 Plan = list[MicroBatch]
 """The micro-batches of one rank."""
 
 
 def nothing() -> None:
-    """What a caller has to do meanwhile, unless it says otherwise."""
+    """The default of a callback that runs while a call is waited for."""
 
 
 Meanwhile = Callable[[], None]
 
 
-def plan(pairs: Sequence[ScoredPrompt], settings: LearnerSettings) -> tuple[list[Plan], int]:
-    """The ranks' micro-batches, and the tokens that they push through the model, padding included."""
+def plan(pairs: Sequence[CompletedPrompt], settings: LearnerSettings) -> tuple[list[Plan], int]:
+    """The ranks' micro-batches, and the number of tokens that go through the model, padding included."""
     lengths = [row_tokens(prompt, completions) for prompt, completions in pairs]
     plans = deal_out(lengths, settings.world_size, settings.micro_batch_tokens)
     cut = [micro_batch.groups for plan in plans for micro_batch in plan]
@@ -40,8 +40,8 @@ def plan(pairs: Sequence[ScoredPrompt], settings: LearnerSettings) -> tuple[list
 def deal_out(lengths: Sequence[int], world_size: int, micro_batch_tokens: int) -> list[list[MicroBatch]]:
     """Deal rows out to ranks and cut each rank's share into micro-batches.
 
-    A micro-batch's padded tokens (rows times its longest) are at most `micro_batch_tokens`; a row that is longer than
-    that goes alone, for a group is never cut. Ranks get about the same number of tokens (largest first, each to the
+    A micro-batch's padded tokens (rows times its longest) are at most `micro_batch_tokens`; a longer row goes alone,
+    because a group is never cut. Ranks get about the same number of tokens (largest first, each to the
     least loaded) and the same number of micro-batches, since ZeRO's collectives run in lockstep: a rank that has fewer
     repeats its smallest row (one that has none, the batch's smallest) as padding.
 
@@ -62,6 +62,7 @@ def deal_out(lengths: Sequence[int], world_size: int, micro_batch_tokens: int) -
     ranks = [_cut(share, lengths, micro_batch_tokens) for share in shares]
     steps = max(len(micro_batches) for micro_batches in ranks)
     for share, micro_batches in zip(shares, ranks, strict=True):
+        # The cheapest padding: this row goes through the model once more, with weight 0.
         smallest = (share or descending)[-1]
         micro_batches += [MicroBatch((smallest,), padding=True)] * (steps - len(micro_batches))
     return ranks
@@ -71,6 +72,7 @@ def _cut(share: list[int], lengths: Sequence[int], micro_batch_tokens: int) -> l
     micro_batches: list[MicroBatch] = []
     rows: list[int] = []
     for index in share:
+        # The share is sorted by length, so all rows of the micro-batch are padded to that of rows[0].
         if rows and (len(rows) + 1) * lengths[rows[0]] > micro_batch_tokens:
             micro_batches.append(MicroBatch(tuple(rows)))
             rows = []
@@ -78,7 +80,7 @@ def _cut(share: list[int], lengths: Sequence[int], micro_batch_tokens: int) -> l
     return [*micro_batches, MicroBatch(tuple(rows))] if rows else micro_batches
 
 
-def batch_size(pairs: Sequence[ScoredPrompt], max_tokens: int) -> BatchSize:
+def batch_size(pairs: Sequence[CompletedPrompt], max_tokens: int) -> BatchSize:
     """The normalisers of a whole batch."""
     return BatchSize(
         completions=sum(completions.lengths.size for _, completions in pairs),
@@ -88,19 +90,20 @@ def batch_size(pairs: Sequence[ScoredPrompt], max_tokens: int) -> BatchSize:
 
 
 def groups_that_teach(groups: Sequence[Group], equal: Sequence[bool], world_size: int) -> list[Group]:
-    """Groups with unequal rewards; others join them only so that every rank has one."""
+    """The groups with unequal rewards, and as many others as are needed to give every rank a group."""
     teaching = [group for group, is_equal in zip(groups, equal, strict=True) if not is_equal]
     others = [group for group, is_equal in zip(groups, equal, strict=True) if is_equal]
+    # Even if no group teaches, the optimizer step is taken (momentum, weight decay), and it needs at least one row.
     return teaching + others[: max(0, world_size - len(teaching))]
 
 
 def in_order(plan: Plan) -> list[int]:
-    """The groups of all micro-batches that are no padding: the order in which a rank answers."""
+    """The groups of all micro-batches that are not padding, in the order in which a rank answers."""
     return [i for micro_batch in plan if not micro_batch.padding for i in micro_batch.groups]
 
 
 def share(plan: Plan) -> tuple[list[int], tuple[MicroBatch, ...]]:
-    """The groups that a rank needs, once each, and its micro-batches in terms of them."""
+    """The groups that a rank needs, each once, and its micro-batches with indices into them."""
     indices = sorted({i for micro_batch in plan for i in micro_batch.groups})
     place = {index: i for i, index in enumerate(indices)}
     return indices, tuple(
@@ -114,14 +117,14 @@ def update_request(groups: Sequence[Group], plan: Plan, batch: BatchSize, versio
 
 
 def imitation_request(
-    demonstrations: Sequence[ScoredPrompt], plan: Plan, batch: BatchSize, version: int
+    demonstrations: Sequence[CompletedPrompt], plan: Plan, batch: BatchSize, version: int
 ) -> ImitationRequest:
     indices, micro_batches = share(plan)
     return ImitationRequest(version, tuple(demonstrations[i] for i in indices), micro_batches, batch)
 
 
 def merged_steps(reports: Sequence[RankReport]) -> tuple[OptimizerStep, ...]:
-    """The ranks' shares of the loss add up; norm and rate are the same on all."""
+    """One entry per optimizer step: the ranks' shares of the loss are summed; norm and rate are equal on all ranks."""
     return tuple(
         OptimizerStep(
             float(np.sum([step.loss for step in ranks])), ranks[0].grad_norm, ranks[0].learning_rate

@@ -13,7 +13,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from medr1_ray.config import Config
+from medr1_ray.config import ClusterSettings, LearnerSettings
 from medr1_ray.model.lora import Adapters
 from medr1_ray.weights.messages import TensorSpec
 
@@ -23,38 +23,40 @@ GATHER_BYTES = 256 * 2**20
 LARGEST_REDUCE_BUCKET = 200_000_000
 
 
-def join(address: str, rank: int, world_size: int, config: Config) -> torch.device:
+def join(address: str, rank: int, learner: LearnerSettings, cluster: ClusterSettings) -> torch.device:
     """Join the learner's process group at `address` (host:port) and return the rank's device.
 
     Every collective fails after `cluster.update_timeout_seconds`.
     """
     host, port = address.rsplit(":", 1)
-    # DeepSpeed reads its rank from here; each rank sees one device, Ray hides the others.
+    # DeepSpeed reads its rank from the environment; each rank sees one device, since Ray hides the others.
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR=host, MASTER_PORT=port
+        RANK=str(rank), WORLD_SIZE=str(learner.world_size), LOCAL_RANK="0", MASTER_ADDR=host, MASTER_PORT=port
     )
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    on_gpu = config.learner.gpus_per_rank > 0
-    # DeepSpeed compiles its shared-memory collectives here on a CPU, half a minute for what only inference uses.
+    on_gpu = learner.gpus_per_rank > 0
+    # On a CPU init_distributed would compile DeepSpeed's shared-memory collectives: half a minute, and only inference
+    # uses them.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         "nccl" if on_gpu else "gloo",
         auto_mpi_discovery=False,
-        timeout=timedelta(seconds=config.cluster.update_timeout_seconds),
+        # DeepSpeed's own default is 10 minutes.
+        timeout=timedelta(seconds=cluster.update_timeout_seconds),
         init_method=f"tcp://{address}",
         rank=rank,
-        world_size=world_size,
+        world_size=learner.world_size,
     )
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 
-def build_engine(policy: nn.Module, config: Config) -> Any:
-    """A DeepSpeed engine that trains `policy` by `learner` settings.
+def build_engine(policy: nn.Module, settings: LearnerSettings, dtype: str) -> Any:
+    """A DeepSpeed engine that trains `policy`, in compute type `dtype` (`model.dtype`).
 
     Raises ValueError where the optimizer is to be offloaded and there is no C++ compiler to build DeepSpeed's for it.
     """
-    settings = config.learner
     sharding = settings.deepspeed.get("zero_optimization", {})
+    # Biases and norms, which are vectors, are not decayed, as in transformers' Trainer.
     matrices = [p for p in policy.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in policy.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [
@@ -64,6 +66,7 @@ def build_engine(policy: nn.Module, config: Config) -> Any:
     arguments: dict[str, Any] = {"lr": settings.learning_rate, "betas": settings.betas}
     optimizer: torch.optim.Optimizer
     if sharding.get("offload_optimizer", {}).get("device", "none") == "none":
+        # `fused`: torch's default on a GPU, `foreach`, needs intermediate copies as large as the parameters.
         optimizer = torch.optim.AdamW(groups, fused=True, **arguments)
     else:
         compiler = os.environ.get("CXX", "c++")
@@ -72,41 +75,47 @@ def build_engine(policy: nn.Module, config: Config) -> Any:
                 f"learner.deepspeed.zero_optimization.offload_optimizer={sharding['offload_optimizer']} needs a C++ "
                 f"compiler, and {compiler!r} is not on the PATH; install one (e.g. g++), or remove the setting"
             )
+        # DeepSpeed refuses any other optimizer with offload (`zero_force_ds_cpu_optimizer`).
         optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **arguments)
     engine, *_ = deepspeed.initialize(
         model=policy,
         optimizer=optimizer,
-        config=engine_config(config, sum(p.numel() for p in policy.parameters())),
+        config=engine_config(settings, dtype, sum(p.numel() for p in policy.parameters())),
     )
     return engine
 
 
-def engine_config(config: Config, parameters: int) -> dict[str, Any]:
+def engine_config(settings: LearnerSettings, dtype: str, parameters: int) -> dict[str, Any]:
     """DeepSpeed's settings: the package's own, and `learner.deepspeed` over the defaults."""
-    settings = config.learner
-    # The learner cuts micro-batches itself and says which one is the last, so that DeepSpeed divides by nothing.
+    # The learner cuts micro-batches itself and marks the last one (set_gradient_accumulation_boundary). With a batch
+    # size of 1 and no accumulation DeepSpeed does not rescale the loss.
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.max_grad_norm,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "bf16": {"enabled": dtype == "bfloat16"},
         "steps_per_print": 2**31,
     }
-    if config.model.dtype == "bfloat16":
+    if dtype == "bfloat16":
+        # DeepSpeed's default is the model's dtype. Summed in bfloat16, a micro-batch's small gradients would be rounded
+        # away.
         ours["data_types"] = {"grad_accum_dtype": "fp32"}
     sharding = {
         "stage": settings.zero_stage,
+        # DeepSpeed allocates the bucket in full, by default 500 million elements, which is 2 GB even for the tiny
+        # model.
         "reduce_bucket_size": min(parameters, LARGEST_REDUCE_BUCKET),
         **settings.deepspeed.get("zero_optimization", {}),
     }
+    # Only `zero_optimization` is merged key by key; any other key of the user's replaces ours as a whole.
     return {**ours, **settings.deepspeed, "zero_optimization": sharding}
 
 
 class ShardedWeights:
-    """A `WeightSource` over a model that DeepSpeed may have cut, with its adapters, if it has any, merged in.
+    """A `WeightSource` over a model that DeepSpeed may have sharded, with adapters merged in if there are any.
 
-    `frozen` says which parameters are, by their name in the model without adapters; `rename` gives the name in
-    checkpoints.
+    `frozen` says which parameters never change, by their name in the model without adapters; `rename` gives the name
+    in checkpoints.
     """
 
     def __init__(
@@ -127,6 +136,7 @@ class ShardedWeights:
             TensorSpec(
                 self._rename(name),
                 str(parameter.dtype).removeprefix("torch."),
+                # Under ZeRO-3 a parameter that is not gathered is an empty tensor; `ds_shape` has its real shape.
                 tuple(getattr(parameter, "ds_shape", parameter.shape)),
                 0,
             )
@@ -152,6 +162,7 @@ def whole_parameters(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tupl
     for bucket in _buckets(named):
         with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
             for name, parameter in bucket:
+                # Inside the `with`: on leaving it DeepSpeed cuts the parameters of the bucket again.
                 yield name, parameter.detach()
 
 

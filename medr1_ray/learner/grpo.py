@@ -21,7 +21,8 @@ What differs from GRPO (Shao et al., arXiv 2402.03300, eq. 3 and 4), and why:
   framework secretly brings you off-policy RL training"), a constant under the gradient, and not applied to the KL.
 - "Old" is the policy before the first update on the batch, scored by the learner: with one update per batch it is the
   policy itself, rho is exactly 1, and nothing is clipped.
-- The advantage divides by std + 1e-4, as Med-R1 does, not by std.
+
+The advantages A come with the groups (`rewards/advantages.py`).
 """
 
 from __future__ import annotations
@@ -37,12 +38,10 @@ from torch import Tensor
 from medr1_ray.config import LossSettings
 from medr1_ray.learner.messages import BatchSize, PolicyStatistics, TokenSums
 
-ADVANTAGE_EPSILON = 1e-4
-
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """What the loss needs to know of S tokens beside the policy: float [S] each, `versions` int [S], `lengths` int [N].
+    """Inputs of the loss besides the policy: float [S] each, `versions` int [S], `lengths` int [N].
 
     `lengths` cuts the tokens into completions; `versions` is the policy version that sampled a token;
     `reference_logprobs` is None where no KL is taken.
@@ -66,26 +65,6 @@ class TokenBatch:
             self.versions.to(device),
             reference if reference is None else reference.to(device),
         )
-
-
-def group_advantages(rewards: Tensor, std: bool) -> Tensor:
-    """Advantages of whole groups: (r - mean) / (unbiased std + 1e-4), or r - mean where `std` is off (Dr. GRPO).
-
-    Args:
-        rewards: float [P, G], G >= 2.
-
-    Returns float [P, G]. A group whose rewards are all equal gets exactly 0: the float mean of equal numbers need not
-    equal them.
-    """
-    advantages = rewards - rewards.mean(dim=1, keepdim=True)
-    if std:
-        advantages = advantages / (rewards.std(dim=1, keepdim=True) + ADVANTAGE_EPSILON)
-    return advantages.masked_fill(zero_variance(rewards)[:, None], 0.0)
-
-
-def zero_variance(rewards: Tensor) -> Tensor:
-    """Bool [P]: the groups whose rewards [P, G] are all equal, from which only the KL can be learned."""
-    return rewards.amax(dim=1) == rewards.amin(dim=1)
 
 
 def kl(policy: Tensor, reference: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
@@ -112,6 +91,7 @@ def token_weights(
     """The weight w of every token of completions of these lengths (int [N]): float32 [S], see the module's top."""
     match aggregation:
         case "sequence":
+            # Clamped because a completion may be empty. In float64, so that a weight is rounded only once, to float32.
             per_completion = 1.0 / (batch.completions * lengths.clamp(min=1).double())
         case "token":
             per_completion = torch.full_like(lengths, 1.0 / batch.tokens, dtype=torch.float64)
@@ -135,10 +115,14 @@ def loss_and_sums(
         version: the learner's policy version, which decides what counts as gap and what as drift.
     """
     ratio = _ratio(policy_logprobs, old_logprobs, tokens.lengths, settings.ratio)
+    # The minimum below selects the clipped value only where the policy has already moved in the direction of the
+    # advantage: a token that has moved the wrong way keeps its gradient.
     clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     objective = torch.minimum(ratio * tokens.advantages, clipped * tokens.advantages)
     importance = torch.ones_like(old_logprobs)
     if settings.importance_cap is not None:
+        # Old over rollout, not policy over rollout: `ratio` already is policy over old, so their product is policy over
+        # rollout. Neither has a graph.
         importance = _ratio(old_logprobs, tokens.rollout_logprobs, tokens.lengths, settings.ratio)
         importance = importance.clamp(max=settings.importance_cap)
     per_token = -objective * importance
@@ -156,6 +140,7 @@ def _ratio(above: Tensor, below: Tensor, lengths: Tensor, of: Literal["token", "
     """Float [S]: exp(above - below), or the same with the mean over the token's completion in the exponent."""
     difference = above - below
     if of == "sequence":
+        # int [S], the completion of each token: with one argument `repeat_interleave` repeats the indices 0, 1, ...
         completion = torch.repeat_interleave(lengths)
         totals = difference.new_zeros(lengths.numel()).index_add(0, completion, difference)
         difference = (totals / lengths.clamp(min=1))[completion]
@@ -192,18 +177,24 @@ def _sums(
     settings: LossSettings,
     version: int,
 ) -> TokenSums:
+    # All completions of the micro-batch are empty; `max` of an empty tensor raises.
     if policy.numel() == 0:
         return TokenSums()
     cap = math.inf if settings.importance_cap is None else settings.importance_cap
     gap = (policy - tokens.rollout_logprobs).abs()
+    # At equal versions a difference is an error; at older versions it also shows how far the policy has moved.
     same = tokens.versions == version
     own_gap = torch.where(same, gap, 0.0)
+    # One transfer for all of them: every `.item()` would synchronise with the GPU.
     values = torch.stack(
         [
             ratio.max(),
+            # Count only tokens that lose their gradient: below the range with a negative advantage, above it with a
+            # positive one.
             ((ratio < 1 - settings.clip_low) & (tokens.advantages < 0)).sum(),
             ((ratio > 1 + settings.clip_high) & (tokens.advantages > 0)).sum(),
             importance.sum(),
+            # `importance` has been clamped already, so capped weights equal the cap.
             (importance >= cap).sum(),
             divergence.sum(),
             same.sum(),
@@ -223,6 +214,7 @@ def _sums(
         kl=kl_sum,
         gap_tokens=same_count,
         gap=gap_sum,
+        # Without a token of this version the maximum above is 0, which would read as perfect agreement.
         gap_max=gap_max if same_count else -math.inf,
         drift_tokens=policy.numel() - same_count,
         drift=drift,

@@ -1,4 +1,4 @@
-"""The driver's handle on the learner: W actors in one placement group, and an update as one call."""
+"""The driver's handle of the learner: W ranks in one placement group; an update is one call."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from medr1_ray.cluster.pending_calls import remote
 from medr1_ray.cluster.placement import Place, SharedPlace, ask_for_place, wait_for_place
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
@@ -28,31 +29,47 @@ from medr1_ray.learner.batching import (
     share,
     update_request,
 )
-from medr1_ray.learner.messages import GroupScore, ImitationReport, UpdateReport
-from medr1_ray.learner.prefetch import EarlyWork, ReferenceLogprobs
+from medr1_ray.learner.messages import (
+    GroupLogprobs,
+    ImitationReport,
+    LogprobsRequest,
+    RankSettings,
+    UpdateReport,
+)
+from medr1_ray.learner.prefetch import Prefetch, ReferenceLogprobs
 from medr1_ray.model.operations import forward_flops, peak_flops
 from medr1_ray.model.shape import read_shape
-from medr1_ray.types import Group, ScoredPrompt
-from medr1_ray.weights.buckets import merge_offers
+from medr1_ray.types import CompletedPrompt, Group
+from medr1_ray.weights.buckets import merge_updates
 from medr1_ray.weights.messages import WeightGroup, WeightUpdate
 
+# How often the driver runs `meanwhile` (it looks after the rollout pool) while it waits for the ranks.
 _MEANWHILE_SECONDS = 0.2
 _END_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
+class Deadline:
+    """How long a call may take, by the setting that says so."""
+
+    key: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Call:
-    """A call of all ranks that is under way."""
+    """A call of all ranks that is under way; `what` completes "still ..." in an error."""
 
     references: list[Any]
     what: str
+    deadline: Deadline
 
 
 @dataclass(frozen=True)
 class _Preparation:
-    """The ranks' answers to come, and the prompt ids in the order of each rank's answer."""
+    """Work under way that an update needs, and the prompt ids in the order of each rank's answer."""
 
-    answers: list[Any]
+    call: Call
     order: list[list[str]]
 
 
@@ -60,7 +77,7 @@ class Learner:
     """The DeepSpeed ranks as one object. The constructor asks for the actors, `start` waits for them.
 
     Consumes scored groups, produces reports and weight updates; waits for all ranks in every call, each with a
-    deadline. Methods raise RuntimeError when a rank dies or is late, naming it and what it was doing, and pass on a
+    deadline. Methods raise RuntimeError when a rank dies or is late, naming it and what it was doing, and re-raise a
     rank's own ValueError.
 
     Args:
@@ -70,13 +87,17 @@ class Learner:
     def __init__(self, config: Config, name: str = "learner") -> None:
         self._config = config
         self._name = name
-        settings = config.learner
+        settings, cluster = config.learner, config.cluster
+        self._start_deadline = Deadline("cluster.start_timeout_seconds", cluster.start_timeout_seconds)
+        self._update_deadline = Deadline("cluster.update_timeout_seconds", cluster.update_timeout_seconds)
+        self._sync_deadline = Deadline("cluster.sync_timeout_seconds", cluster.sync_timeout_seconds)
         own = demands(config)[0]
-        if config.cluster.colocated:
+        if cluster.colocated:
+            # Each bundle must hold a rank and its engine, because a placement group cannot grow later.
             own = replace(own, cpus=own.cpus + config.rollout.cpus_per_actor, gpus=1.0)
         self._place = ask_for_place(name, own, "PACK")
         self._ranks: list[Any] = [self._create(rank) for rank in range(settings.world_size)]
-        self._early = EarlyWork(
+        self._prefetch = Prefetch(
             self._start_preparing,
             self._finish_preparing,
             settings.world_size * settings.micro_batch_tokens,
@@ -89,44 +110,45 @@ class Learner:
     def start(self, say: Callable[[str], None] = print, meanwhile: Meanwhile = nothing) -> None:
         """Wait until every rank is placed and has loaded the model.
 
-        `say` takes what is missing, `meanwhile` is called again and again.
+        `say` takes a line about what is missing; `meanwhile` is called repeatedly while this waits.
         """
         wait_for_place(self._place, self._config.cluster.placement_timeout_seconds, say, meanwhile)
-        deadline = self._config.cluster.start_timeout_seconds
-        (address,) = self._wait([self._ranks[0].rendezvous_address.remote()], "finding an address", deadline, meanwhile)
-        device, *_ = self._call("start", [(address,)] * len(self._ranks), "starting", deadline, meanwhile)
+        address = self._address(self._start_deadline, meanwhile)
+        device, *_ = self._call_all(LearnerActor.start, "starting", self._start_deadline, address, meanwhile=meanwhile)
         peak = self._config.learner.peak_flops or peak_flops(device)
         self._peak_flops = peak and peak * self._config.learner.world_size
 
     def places_beside(self) -> Callable[[str], Place]:
-        """Places for engines on the ranks' GPUs, one beside each rank, when they are colocated."""
+        """Places for engines on the ranks' GPUs, one per rank, when they are colocated."""
         free = list(range(self._config.learner.world_size))
         demand = demands(self._config)[1]
         return lambda name: SharedPlace(name, demand, self._place.group, free.pop(0), free)
 
-    def offer(self, groups: Sequence[Group]) -> None:
-        """Groups that the next update will probably take: the ranks begin on patches and the reference's
-        log-probabilities while others are generated. Returns at once, and does nothing where that takes place on the
-        ranks' GPUs: an engine that is awake has their memory."""
+    def prefetch(self, groups: Sequence[Group]) -> None:
+        """Let the ranks begin on groups that the next update will probably take: patches and the reference's
+        log-probabilities, while other groups are still being generated. Returns at once. Does nothing with colocated
+        engines: an engine that is awake has the GPU's memory."""
         if not self._config.cluster.colocated:
-            self._early.offer(groups)
+            self._prefetch.begin(groups)
 
     def update(self, groups: Sequence[Group], version: int, meanwhile: Meanwhile = nothing) -> UpdateReport:
         """Take `train.updates_per_rollout` optimizer steps on these groups, from policy version `version`.
 
-        `meanwhile` is called again and again until the ranks are done.
-        Groups whose rewards are all equal do not go through the model where that changes nothing (no KL): they count in
-        the loss's normalisers all the same, so that the gradient is the whole batch's.
+        `meanwhile` is called repeatedly until the ranks are done.
+        Groups whose rewards are all equal skip the model where that changes nothing (no KL), but still count in the
+        loss's normalisers, so that the gradient is that of the whole batch.
         """
         config = self._config
         batch = batch_size(_pairs(groups), config.rollout.max_tokens)
         equal = [group.rewards.all_equal for group in groups]
         kept = list(groups) if config.takes_kl else groups_that_teach(groups, equal, config.learner.world_size)
-        kept = self._early.take(kept, version, meanwhile)
+        kept = self._prefetch.take(kept, version, meanwhile)
         plans, padded_tokens = plan(_pairs(kept), config.learner)
-        requests = [(update_request(kept, of_rank, batch, version),) for of_rank in plans]
-        deadline = config.cluster.update_timeout_seconds
-        reports = self._call("update", requests, f"updating from policy version {version}", deadline, meanwhile)
+        requests = [update_request(kept, of_rank, batch, version) for of_rank in plans]
+        call = self._start_each(
+            LearnerActor.update, f"updating from policy version {version}", self._update_deadline, requests
+        )
+        reports = self._wait(call, meanwhile)
         return UpdateReport(
             version=version + config.train.updates_per_rollout,
             steps=merged_steps(reports),
@@ -142,16 +164,18 @@ class Learner:
         )
 
     def imitate(
-        self, demonstrations: Sequence[ScoredPrompt], version: int, meanwhile: Meanwhile = nothing
+        self, demonstrations: Sequence[CompletedPrompt], version: int, meanwhile: Meanwhile = nothing
     ) -> ImitationReport:
         """Take one optimizer step, from policy version `version`, on the mean negative log-likelihood of the
-        demonstrations' tokens: prompts with one completion each, that nobody sampled. `meanwhile` as in `update`."""
+        demonstrations' tokens: prompts with one given completion each. `meanwhile` as in `update`."""
         config = self._config
         batch = batch_size(demonstrations, config.rollout.max_tokens)
         plans, padded_tokens = plan(demonstrations, config.learner)
-        requests = [(imitation_request(demonstrations, of_rank, batch, version),) for of_rank in plans]
-        deadline = config.cluster.update_timeout_seconds
-        reports = self._call("imitate", requests, f"imitating from policy version {version}", deadline, meanwhile)
+        requests = [imitation_request(demonstrations, of_rank, batch, version) for of_rank in plans]
+        call = self._start_each(
+            LearnerActor.imitate, f"imitating from policy version {version}", self._update_deadline, requests
+        )
+        reports = self._wait(call, meanwhile)
         (step,) = merged_steps(reports)
         return ImitationReport(
             version=version + 1,
@@ -163,83 +187,83 @@ class Learner:
             spans=all_spans(reports),
         )
 
-    def score(self, groups: Sequence[ScoredPrompt], *, plain: bool = False) -> list[GroupScore]:
-        """The policy's log-probabilities of completions, one score per group and in their order.
+    def logprobs(
+        self, groups: Sequence[CompletedPrompt], *, plain: bool = False, meanwhile: Meanwhile = nothing
+    ) -> list[GroupLogprobs]:
+        """The policy's log-probabilities of completions, one result per group and in their order.
 
-        `plain` gives each completion a row of its own, without the shared prompt: slower, and the same but for
-        rounding, so that a difference shows which of the two is wrong.
+        `plain` gives each completion a row of its own instead of a shared prompt: slower, and equal up to rounding, so
+        that a difference shows which of the two is wrong.
         """
         plans, _ = plan(groups, self._config.learner)
         requests = []
         for of_rank in plans:
             indices, micro_batches = share(of_rank)
-            requests.append((tuple(groups[i] for i in indices), micro_batches, plain))
-        answers = self._call("score", requests, "scoring", self._config.cluster.update_timeout_seconds)
-        scores: dict[int, GroupScore] = {}
+            requests.append(LogprobsRequest(tuple(groups[i] for i in indices), micro_batches, plain))
+        what = "computing log-probabilities"
+        answers = self._wait(
+            self._start_each(LearnerActor.logprobs, what, self._update_deadline, requests), meanwhile
+        )
+        found: dict[int, GroupLogprobs] = {}
         for of_rank, answer in zip(plans, answers, strict=True):
-            scores.update(zip(in_order(of_rank), answer, strict=True))
-        return [scores[i] for i in range(len(groups))]
+            found.update(zip(in_order(of_rank), answer, strict=True))
+        return [found[i] for i in range(len(groups))]
 
-    def export_weights(self, version: int, *, to_newcomers: bool = True) -> WeightUpdate:
-        """All parameters as policy version `version`, offered by `cluster.weight_transport`.
+    def publish_weights(self, version: int, *, to_newcomers: bool = True) -> WeightUpdate:
+        """Publish all parameters as policy version `version` through `cluster.weight_transport`.
 
-        `to_newcomers`: an engine may lack what is frozen. Raises ValueError where the ranks' parameters differ.
+        `to_newcomers`: an engine may lack the frozen parameters. Raises ValueError where the ranks' parameters differ.
         """
-        arguments = [(version, to_newcomers)] * len(self._ranks)
-        return merge_offers(self._call("export_weights", arguments, f"publishing policy version {version}", self._sync))
+        what = f"publishing policy version {version}"
+        return merge_updates(
+            self._call_all(LearnerActor.publish_weights, what, self._sync_deadline, version, to_newcomers)
+        )
 
     def send_weights(self) -> Call:
-        """Let all ranks move what they exported, while the engines receive; `finish` waits for it."""
-        return self._start("send_weights", "sending weights")
+        """Let all ranks move what they published, while the engines receive; `finish` waits for it."""
+        return self._start_all(LearnerActor.send_weights, "sending weights", self._sync_deadline)
 
     def release_weights(self) -> None:
-        """Free what was exported, when the engines have it."""
-        self.finish(self._start("release_weights", "freeing exported weights"))
+        """Free what was published, once the engines have loaded it."""
+        self._call_all(LearnerActor.release_weights, "releasing published weights", self._sync_deadline)
 
     def weight_group_address(self) -> str:
         """host:port at which a weight group can meet."""
-        (address,) = self._wait([self._ranks[0].rendezvous_address.remote()], "finding an address", self._sync)
-        return str(address)
+        return self._address(self._sync_deadline)
 
     def join_weight_group(self, address: str, world_size: int) -> Call:
-        """Let all ranks meet the engines of a broadcast, which must join meanwhile; `finish` waits for it."""
-        return self._start("join_weight_group", "joining the weight group", WeightGroup(address, world_size, 0))
+        """Let all ranks meet the engines of a broadcast, which must join at the same time; `finish` waits for it."""
+        group = WeightGroup(address, world_size, 0)
+        return self._start_all(LearnerActor.join_weight_group, "joining the weight group", self._sync_deadline, group)
 
     def finish(self, call: Call) -> None:
         """Wait for a call that was started."""
-        self._wait(call.references, call.what, self._sync)
+        self._wait(call)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint into `folder` (on a file system that all ranks share): Hugging Face files on top,
         `learner_state/` for `load`."""
-        self._call(
-            "save",
-            [(folder.resolve(),)] * len(self._ranks),
-            f"saving to {folder}",
-            self._config.cluster.update_timeout_seconds,
-        )
+        self._call_all(LearnerActor.save, f"saving to {folder}", self._update_deadline, folder.resolve())
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint that `save` wrote."""
-        self._call(
-            "load",
-            [(folder.resolve(),)] * len(self._ranks),
-            f"loading {folder}",
-            self._config.cluster.start_timeout_seconds,
-        )
+        self._call_all(LearnerActor.load, f"loading {folder}", self._start_deadline, folder.resolve())
 
     def close(self) -> None:
-        """End the actors and give back their place; safe to call twice. Their names are free then."""
+        """End the actors and give back their place; safe to call twice. Their names can be used again afterwards."""
         for actor in self._ranks:
             ray.kill(actor)
-        ended = [actor.rendezvous_address.remote() for actor in self._ranks]  # an error once the actor is gone
-        ray.wait(ended, num_returns=len(ended), timeout=_END_SECONDS) if ended else None
+        # Answered with an error as soon as the actor is gone.
+        ended = [remote(actor, LearnerActor.rendezvous_address) for actor in self._ranks]
+        if ended:
+            ray.wait(ended, num_returns=len(ended), timeout=_END_SECONDS)
         self._ranks = []
         self._place.give_back()
 
     def _create(self, rank: int) -> Any:
         settings = self._config.learner
-        # Threads that wait must sleep: spinning, on cores that engines keep busy, they hold up those they wait for.
+        # Waiting threads must sleep: if they spin on cores that engines keep busy, they delay the threads they wait
+        # for.
         environment = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "passive"}
         if settings.gpus_per_rank == 0:
             environment["DS_ACCELERATOR"] = "cpu"
@@ -250,79 +274,82 @@ class Learner:
             "num_gpus": settings.gpus_per_rank,
             "runtime_env": {"env_vars": environment},
         }
-        return ray.remote(LearnerActor).options(**options).remote(self._config, rank, f"{self._name}-{rank}")
+        actor = ray.remote(LearnerActor).options(**options)
+        return actor.remote(RankSettings.of(self._config), rank, f"{self._name}-{rank}")
 
-    @property
-    def _sync(self) -> float:
-        return self._config.cluster.sync_timeout_seconds
-
-    def _start(self, method: str, what: str, *arguments: Any) -> Call:
-        return Call([getattr(actor, method).remote(*arguments) for actor in self._ranks], what)
+    def _address(self, deadline: Deadline, meanwhile: Meanwhile = nothing) -> str:
+        """A free port on rank 0's node, as host:port."""
+        reference = remote(self._ranks[0], LearnerActor.rendezvous_address)
+        (address,) = self._wait(Call([reference], "finding an address", deadline), meanwhile)
+        return str(address)
 
     def _start_preparing(self, groups: Sequence[Group]) -> _Preparation:
         pairs = _pairs(groups)
         plans, _ = plan(pairs, self._config.learner)
-        answers = []
-        for actor, of_rank in zip(self._ranks, plans, strict=True):
+        requests = []
+        for of_rank in plans:
             indices, micro_batches = share(of_rank)
-            answers.append(actor.prepare.remote(tuple(pairs[i] for i in indices), micro_batches))
-        return _Preparation(answers, [[groups[i].prompt.id for i in in_order(of_rank)] for of_rank in plans])
+            requests.append(LogprobsRequest(tuple(pairs[i] for i in indices), micro_batches, plain=False))
+        call = self._start_each(LearnerActor.prepare, "preparing groups", self._update_deadline, requests)
+        return _Preparation(call, [[groups[i].prompt.id for i in in_order(of_rank)] for of_rank in plans])
 
     def _finish_preparing(self, preparation: _Preparation, meanwhile: Meanwhile) -> ReferenceLogprobs:
-        deadline = self._config.cluster.update_timeout_seconds
-        answers = self._wait(preparation.answers, "preparing groups", deadline, meanwhile)
+        answers = self._wait(preparation.call, meanwhile)
         found: ReferenceLogprobs = {}
         for ids, logprobs in zip(preparation.order, answers, strict=True):
             found |= dict(zip(ids, logprobs, strict=False))  # without a KL there are none
         return found
 
-    def _call(
+    def _call_all(
         self,
-        method: str,
-        arguments: Sequence[tuple[Any, ...]],
+        method: Callable[..., Any],
         what: str,
-        deadline_seconds: float,
+        deadline: Deadline,
+        *arguments: Any,
         meanwhile: Meanwhile = nothing,
     ) -> list[Any]:
-        references = [
-            getattr(actor, method).remote(*given) for actor, given in zip(self._ranks, arguments, strict=True)
-        ]
-        return self._wait(references, what, deadline_seconds, meanwhile)
+        """The answers of all ranks to the same call."""
+        return self._wait(self._start_all(method, what, deadline, *arguments), meanwhile)
 
-    def _wait(
-        self,
-        references: list[Any],
-        what: str,
-        deadline_seconds: float,
-        meanwhile: Meanwhile = nothing,
-    ) -> list[Any]:
-        """The answers of rank 0, 1, ...; the first failure of any rank, whichever is still waiting for whom."""
-        end = time.monotonic() + deadline_seconds
+    def _start_all(self, method: Callable[..., Any], what: str, deadline: Deadline, *arguments: Any) -> Call:
+        return Call([remote(actor, method, *arguments) for actor in self._ranks], what, deadline)
+
+    def _start_each(self, method: Callable[..., Any], what: str, deadline: Deadline, requests: Sequence[Any]) -> Call:
+        """Start a call with a request of its own for each rank."""
+        references = [
+            remote(actor, method, request) for actor, request in zip(self._ranks, requests, strict=True)
+        ]
+        return Call(references, what, deadline)
+
+    def _wait(self, call: Call, meanwhile: Meanwhile = nothing) -> list[Any]:
+        """The answers of rank 0, 1, ...; or the first failure of any rank, even if others are still running.
+
+        A rank that failed leaves the others in a collective until its timeout, so they are not waited for.
+        """
+        references, deadline = call.references, call.deadline
+        end = time.monotonic() + deadline.seconds
         waiting = list(references)
         while waiting:
             left = max(0.0, end - time.monotonic())
+            # Returns at most one reference, so an error below belongs to the rank of `ready[0]`.
             ready, waiting = ray.wait(waiting, timeout=min(left, _MEANWHILE_SECONDS))
             meanwhile()
             if not ready and time.monotonic() >= end:
                 late = ", ".join(f"{self._name}-{references.index(reference)}" for reference in waiting)
-                raise RuntimeError(
-                    f"{late}: still {what} after {deadline_seconds:g} s; the deadline is in `cluster`"
-                )
+                raise RuntimeError(f"{late}: still {call.what} after {deadline.seconds:g} s ({deadline.key})")
             try:
                 ray.get(ready)
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, ValueError):
                     raise error.cause from None
-                raise RuntimeError(
-                    f"{self._name}-{references.index(ready[0])} failed while {what}: {error}"
-                ) from error
+                name = f"{self._name}-{references.index(ready[0])}"
+                raise RuntimeError(f"{name} failed while {call.what}: {error}") from error
             except ray.exceptions.RayActorError as error:
-                raise RuntimeError(
-                    f"{self._name}-{references.index(ready[0])} died while {what}: {error}"
-                ) from error
+                name = f"{self._name}-{references.index(ready[0])}"
+                raise RuntimeError(f"{name} died while {call.what}: {error}") from error
         answers: list[Any] = ray.get(references)
         return answers
 
 
-def _pairs(groups: Sequence[Group]) -> list[ScoredPrompt]:
+def _pairs(groups: Sequence[Group]) -> list[CompletedPrompt]:
     return [(group.prompt, group.completions) for group in groups]

@@ -1,4 +1,4 @@
-"""What driver and learner ranks send each other: frozen, picklable, flat arrays only. Shapes as in `types.py`."""
+"""Messages between the driver and the learner ranks: frozen, picklable, flat arrays only. Shapes as in `types.py`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,52 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medr1_ray.config import (
+    ClusterSettings,
+    Config,
+    LearnerSettings,
+    LossSettings,
+    ModelSettings,
+    ReferenceSettings,
+    TrainSettings,
+)
 from medr1_ray.types import Completions, Group, Prompt, Span
 
 
 @dataclass(frozen=True)
+class RankSettings:
+    """The sections of the settings that a learner rank reads.
+
+    `temperature` is `rollout.temperature`; `takes_kl` says whether the objective has a KL to the reference.
+    """
+
+    model: ModelSettings
+    train: TrainSettings
+    learner: LearnerSettings
+    loss: LossSettings
+    reference: ReferenceSettings
+    cluster: ClusterSettings
+    temperature: float
+    takes_kl: bool
+
+    @classmethod
+    def of(cls, config: Config) -> RankSettings:
+        return cls(
+            config.model,
+            config.train,
+            config.learner,
+            config.loss,
+            config.reference,
+            config.cluster,
+            config.rollout.temperature,
+            config.takes_kl,
+        )
+
+
+@dataclass(frozen=True)
 class MicroBatch:
-    """Indices of the groups that go through the learner's model together. `padding` marks one that only keeps a rank
-    in step with the others: its tokens get weight 0 and count in no statistic."""
+    """Indices of the groups that go through the model in one forward pass. `padding` marks a micro-batch that only
+    keeps a rank in step with the others: its tokens get weight 0 and count in no statistic."""
 
     groups: tuple[int, ...]
     padding: bool = False
@@ -31,7 +70,7 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class UpdateRequest:
-    """What one learner rank gets: the groups of its own micro-batches, which index `groups`.
+    """One rank's part of an update: its groups, and its micro-batches, which index `groups`.
 
     `version` is the policy version that the learner holds, i.e. the optimizer steps it has done.
     """
@@ -43,8 +82,18 @@ class UpdateRequest:
 
 
 @dataclass(frozen=True)
+class LogprobsRequest:
+    """One rank's part of a computation of log-probabilities: prompts with completions, and its micro-batches, which
+    index `groups`. `plain` gives each completion a row of its own."""
+
+    groups: tuple[tuple[Prompt, Completions], ...]
+    micro_batches: tuple[MicroBatch, ...]
+    plain: bool
+
+
+@dataclass(frozen=True)
 class ImitationRequest:
-    """What one learner rank gets of a supervised batch: as `UpdateRequest`, with completions that nobody sampled."""
+    """One rank's part of a supervised batch: as `UpdateRequest`, with completions that were not sampled."""
 
     version: int
     demonstrations: tuple[tuple[Prompt, Completions], ...]
@@ -81,6 +130,7 @@ class TokenSums:
     def __add__(self, other: TokenSums) -> TokenSums:
         return TokenSums(
             **{
+                # The field's name decides: maxima end in `_max`, everything else adds up.
                 name: max(value, vars(other)[name]) if name.endswith("_max") else value + vars(other)[name]
                 for name, value in vars(self).items()
             }
@@ -89,7 +139,7 @@ class TokenSums:
 
 @dataclass(frozen=True)
 class RankReport:
-    """What one learner rank did in an update; `steps` has this rank's share of the loss."""
+    """One rank's result of an update; `steps` holds this rank's share of the loss."""
 
     steps: tuple[OptimizerStep, ...]
     sums: TokenSums
@@ -119,12 +169,12 @@ class PolicyStatistics:
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """What an update did. `version` is the learner's afterwards; `steps` has one entry per optimizer step.
+    """The result of an update. `version` is the learner's afterwards; `steps` has one entry per optimizer step.
 
     `groups` and `tokens` (of completions) are the whole batch's; `groups_zero_variance` of them had equal rewards and
     `groups_skipped` of those did not go through the model because nothing could be learned from them.
-    `padded_tokens` went through it, prompts and padding included. `model_flops` is what that needs (`flops.py`), and
-    `peak_flops` what all ranks together could do in a second, None where the devices are not known.
+    `padded_tokens` went through it, prompts and padding included. `model_flops` are the operations that this needs
+    (`model/operations.py`), `peak_flops` the operations per second of all ranks' devices at best, None where unknown.
     """
 
     version: int
@@ -142,7 +192,7 @@ class UpdateReport:
 
 @dataclass(frozen=True)
 class ImitationReport:
-    """What a supervised step did. `version` is the learner's afterwards; the step's loss is the mean negative
+    """The result of a supervised step. `version` is the learner's afterwards; the step's loss is the mean negative
     log-likelihood of the batch's `tokens`, in nats; the others as in `UpdateReport`."""
 
     version: int
@@ -155,9 +205,9 @@ class ImitationReport:
 
 
 @dataclass(frozen=True)
-class GroupScore:
-    """The learner's log-probabilities float32 [S] of one group's completions, and the number of visual tokens that it
-    made of the image."""
+class GroupLogprobs:
+    """The policy's log-probabilities float32 [S] of one group's completions, and the number of visual tokens that the
+    learner's image processor made of the image."""
 
     policy_logprobs: NDArray[np.float32]
     visual_tokens: int

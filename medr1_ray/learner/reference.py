@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medr1_ray.config import Config
+from medr1_ray.learner.messages import RankSettings
 from medr1_ray.model.checkpoint_files import load_model
 from medr1_ray.model.image_patches import FrozenFeatures
 from medr1_ray.model.lora import Adapters
@@ -19,50 +19,54 @@ from medr1_ray.model.vocabulary import Vocabulary
 
 
 class Reference:
-    """Scores packed batches with the weights of the checkpoint that the run started from.
+    """Log-probabilities of packed batches under the weights of the checkpoint that the run started from.
 
-    Under `reference.placement: cpu` the weights wait in main memory and visit the device for each scoring; with
-    `reference.sharded` each rank keeps its part only (ZeRO-3), and all ranks must score in step. `frozen_features` are
-    the policy's, where its vision tower is not trained and so is the reference's.
+    Under `reference.placement: cpu` the weights stay in main memory and move to the device for each call; with
+    `reference.sharded` each rank keeps only its part (ZeRO-3), and all ranks must call in step. `frozen_features` are
+    shared with the policy where the vision tower is not trained, since it is then the same in both.
     """
 
     def __init__(
         self,
         path: Path,
         vocabulary: Vocabulary,
-        config: Config,
+        settings: RankSettings,
         device: torch.device,
         frozen_features: FrozenFeatures | None = None,
     ) -> None:
-        dtype = getattr(torch, config.model.dtype)
-        model = load_model(path, dtype, config.model).requires_grad_(False).eval()
-        features = None if config.reference.sharded else frozen_features
-        self._policy: Any = Policy(model, vocabulary, config.rollout.temperature, features)
+        dtype = getattr(torch, settings.model.dtype)
+        model = load_model(path, dtype, settings.model).requires_grad_(False).eval()
+        # With ZeRO-3 a rank that finds an image in the cache would skip the tower while the others wait to gather its
+        # shards.
+        features = None if settings.reference.sharded else frozen_features
+        self._policy: Any = Policy(model, vocabulary, settings.temperature, features)
         self._device = device
-        self._visits = False
-        if config.reference.sharded:
-            self._policy = _sharded(self._policy, config)
-        elif config.reference.placement == "device":
+        self._moves_for_each_call = False
+        if settings.reference.sharded:
+            self._policy = _sharded(self._policy, settings)
+        elif settings.reference.placement == "device":
+            # It stays there, so the device needs room for a second copy of the weights.
             self._policy.to(device)
         else:
-            self._visits = True
+            self._moves_for_each_call = True
 
     def logprobs(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
         """Log-probabilities float32 [S] of each batch, under the learner's temperature and banned tokens."""
-        if self._visits:
+        # Once for all batches, because it copies all weights to the device and back.
+        if self._moves_for_each_call:
             self._policy.to(self._device)
         with torch.no_grad():
             logprobs = [self._policy(batch.to(self._device)) for batch in batches]
-        if self._visits:
+        if self._moves_for_each_call:
             self._policy.to("cpu")
         return logprobs
 
 
 class AdapterFreeReference:
-    """The same of a policy with adapters, which without them is the start model: no second copy of the weights.
+    """The same for a policy with adapters, which is the start model when they are off: no second copy of the weights.
 
     Args:
-        engine: the DeepSpeed engine that trains the policy; all ranks must score in step.
+        engine: the DeepSpeed engine that trains the policy; all ranks must call in step.
     """
 
     def __init__(self, engine: Any, adapters: Adapters, device: torch.device) -> None:
@@ -79,17 +83,19 @@ class AdapterFreeReference:
         return logprobs
 
 
-def _sharded(policy: Policy, config: Config) -> Any:
+def _sharded(policy: Policy, settings: RankSettings) -> Any:
     import deepspeed
 
+    # Stages 1 and 2 divide only optimizer states and gradients, which a frozen model does not have.
     sharding: dict[str, Any] = {"stage": 3}
-    if config.reference.placement == "cpu":
+    if settings.reference.placement == "cpu":
         sharding["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     engine, *_ = deepspeed.initialize(
         model=policy,
         config={
+            # No effect without an optimizer, but DeepSpeed refuses a config without a batch size.
             "train_micro_batch_size_per_gpu": 1,
-            "bf16": {"enabled": config.model.dtype == "bfloat16"},
+            "bf16": {"enabled": settings.model.dtype == "bfloat16"},
             "zero_optimization": sharding,
             "steps_per_print": 2**31,
         },

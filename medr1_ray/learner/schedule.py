@@ -17,7 +17,9 @@ def learning_rate(settings: LearnerSettings, step: int, steps: int) -> float:
     if warmup < 1:
         warmup = math.ceil(warmup * steps)
     if step < warmup:
+        # Unlike transformers, whose warm-up begins at a rate of 0, so that the first step changes nothing.
         return settings.learning_rate * (step + 1) / warmup
+    # The limits cover a run that goes on beyond its schedule, and one that is all warm-up.
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
     match settings.schedule:
         case "constant":

@@ -1,11 +1,11 @@
-"""Who belongs to the rollout pool, as a pure state machine: every actor that was asked for is somewhere.
+"""The states of rollout actors as a pure state machine: every actor that was asked for is in one of them, or gone.
 
     wanted ──placed──▶ starting ──up──▶ joining ──joined──▶ serving ──drain──▶ draining
        └──────────────────┴────────────────┴────────────────────┴──── leave ──────┴──▶ gone
 
 `wanted` waits for a place in the cluster, `starting` for its engine, `joining` for the current weights. Only `serving`
-members get prompts, and only members that hold the current weights serve. A name is never used twice.
-Nothing here knows Ray; the clock is injected, so that tests decide what time it is.
+actors get prompts, and only actors that hold the current weights serve. A name is never used twice.
+No Ray here; the clock is injected, so that tests control the time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 
 
-class Stage(Enum):
-    """Where a member is."""
+class ActorStage(Enum):
+    """The state of an actor."""
 
     WANTED = "wanted"
     STARTING = "starting"
@@ -30,7 +30,7 @@ class Stage(Enum):
 
 
 class Leave(Enum):
-    """Why a member is gone: it drained, it was not needed before it served, it was lost, or it failed by itself."""
+    """Why an actor left: it drained, it was cancelled before it served, it was lost, or it failed on its own."""
 
     DRAINED = "drained"
     CANCELLED = "cancelled"
@@ -39,15 +39,15 @@ class Leave(Enum):
 
 
 @dataclass(frozen=True)
-class MembershipCounts:
-    """The sums at one moment; `asked == present + gone` always holds.
+class ActorCounts:
+    """Counts at one moment; `asked == present + gone` always holds.
 
-    `failures_in_a_row` counts members that failed by themselves since the last one joined.
+    `failures_in_a_row` counts actors that failed on their own since the last one joined.
     """
 
     target: int
     asked: int
-    at: dict[Stage, int]
+    at: dict[ActorStage, int]
     gone: dict[Leave, int]
     failures_in_a_row: int
 
@@ -57,93 +57,97 @@ class MembershipCounts:
 
     @property
     def serving(self) -> int:
-        return self.at[Stage.SERVING]
+        return self.at[ActorStage.SERVING]
 
     @property
     def lost(self) -> int:
-        """Those that died, failed or passed a deadline."""
+        """Actors that died, failed or exceeded a deadline."""
         return self.gone[Leave.LOST] + self.gone[Leave.FAILED]
 
 
 @dataclass
 class _Member:
-    stage: Stage
+    stage: ActorStage
     since_seconds: float
     drain_until_seconds: float | None = None
 
 
-class Membership:
-    """The members of a pool that is to have `target` of them.
+class ActorStates:
+    """The states of all actors of a pool.
 
     Args:
         clock: seconds, monotonic.
-        target: members that are wanted, not counting those that drain.
+        target: wanted number of actors, not counting those that drain.
     """
 
     def __init__(self, clock: Callable[[], float], target: int) -> None:
         self._clock = clock
         self.target = target
-        self._members: dict[str, _Member] = {}  # in the order in which they were asked for
+        self._members: dict[str, _Member] = {}  # in the order of `ask`
         self._gone: Counter[Leave] = Counter()
         self._asked = 0
         self._failures_in_a_row = 0
         self._not_before_seconds = clock()
-        self._last_stopped_seconds = clock()  # when a member last ceased to serve; at first, the beginning
+        self._last_stopped_seconds = clock()  # when an actor last stopped serving; initially now
 
     def missing(self) -> int:
-        """Members to ask for now: none during the pause that follows failed starts (it doubles with each)."""
+        """How many actors to ask for now; 0 during the pause after a failed start, which doubles with each failure."""
         if self._clock() < self._not_before_seconds:
             return 0
         return max(0, self.target - self._staying())
 
     def superfluous(self) -> list[str]:
-        """Members to let go: those furthest from serving first, and of the same stage the youngest."""
-        order = (Stage.WANTED, Stage.STARTING, Stage.JOINING, Stage.SERVING)
+        """Actors to let go: those furthest from serving first, and among equals the youngest."""
+        order = (ActorStage.WANTED, ActorStage.STARTING, ActorStage.JOINING, ActorStage.SERVING)
+        # Cancelling an actor that does not serve yet loses no work. Draining ones are leaving already.
         ranked = [name for stage in order for name in reversed(self.at(stage))]
         return ranked[: max(0, self._staying() - self.target)]
 
     def ask(self) -> str:
-        """A new member's name."""
+        """Add an actor; returns its name."""
         name = f"rollout-{self._asked}"
         self._asked += 1
-        self._members[name] = _Member(Stage.WANTED, self._clock())
+        self._members[name] = _Member(ActorStage.WANTED, self._clock())
         return name
 
     def placed(self, name: str) -> None:
-        """The cluster has a place for it; its engine starts."""
-        self._move(name, Stage.WANTED, Stage.STARTING)
+        """The cluster has a place for the actor; its engine starts."""
+        self._move(name, ActorStage.WANTED, ActorStage.STARTING)
 
     def up(self, name: str) -> None:
-        """Its engine has started."""
-        self._move(name, Stage.STARTING, Stage.JOINING)
+        """The actor's engine has started."""
+        self._move(name, ActorStage.STARTING, ActorStage.JOINING)
 
     def joined(self, name: str) -> None:
-        """It holds the current weights, proven by their digest."""
-        self._move(name, Stage.JOINING, Stage.SERVING)
+        """The actor holds the current weights, verified by their digest."""
+        self._move(name, ActorStage.JOINING, ActorStage.SERVING)
+        # A successful start ends the series.
         self._failures_in_a_row = 0
 
     def drain(self, name: str, limit_seconds: float) -> None:
-        """It finishes what it has within the limit, and gets nothing new."""
-        member = self._move(name, Stage.SERVING, Stage.DRAINING)
+        """The actor gets nothing new and has this long to finish its groups."""
+        member = self._move(name, ActorStage.SERVING, ActorStage.DRAINING)
         member.drain_until_seconds = self._clock() + limit_seconds
         self._last_stopped_seconds = self._clock()
 
     def leave(self, name: str, why: Leave) -> None:
-        """It is gone, from whatever stage."""
-        if self._members.pop(name).stage is Stage.SERVING:
+        """The actor has left, from any stage."""
+        # A draining actor stopped serving when `drain` was called.
+        if self._members.pop(name).stage is ActorStage.SERVING:
             self._last_stopped_seconds = self._clock()
         self._gone[why] += 1
+        # No pause after a loss: it does not say that a new actor would fail to start.
         if why is Leave.FAILED:
             pause = min(FIRST_PAUSE_SECONDS * 2**self._failures_in_a_row, LONGEST_PAUSE_SECONDS)
             self._failures_in_a_row += 1
             self._not_before_seconds = self._clock() + pause
 
-    def at(self, *stages: Stage) -> list[str]:
-        """Names at these stages, in the order in which they were asked for."""
+    def at(self, *stages: ActorStage) -> list[str]:
+        """Names of the actors at these stages, in the order of `ask`."""
         return [name for name, member in self._members.items() if member.stage in stages]
 
-    def stage(self, name: str) -> Stage | None:
-        """Where it is; None when it is gone."""
+    def stage(self, name: str) -> ActorStage | None:
+        """The actor's stage; None when it has left."""
         member = self._members.get(name)
         return member.stage if member else None
 
@@ -151,25 +155,25 @@ class Membership:
         return self._clock() - self._members[name].since_seconds
 
     def late(self, start_limit_seconds: float) -> list[str]:
-        """Those that start for longer than the limit, and those that drain for longer than theirs."""
+        """Names of the actors that have been starting for longer than the limit, or draining for longer than theirs."""
         now = self._clock()
         return [
             name
             for name, member in self._members.items()
-            if (member.stage is Stage.STARTING and now - member.since_seconds > start_limit_seconds)
+            if (member.stage is ActorStage.STARTING and now - member.since_seconds > start_limit_seconds)
             or (member.drain_until_seconds is not None and now > member.drain_until_seconds)
         ]
 
     def empty_seconds(self) -> float:
-        """For how long nobody has been serving."""
-        return 0.0 if self.at(Stage.SERVING) else self._clock() - self._last_stopped_seconds
+        """Seconds since an actor last served; 0 while one does."""
+        return 0.0 if self.at(ActorStage.SERVING) else self._clock() - self._last_stopped_seconds
 
-    def counts(self) -> MembershipCounts:
-        """The sums; raises AssertionError when they do not add up, which only a bug can cause."""
-        counts = MembershipCounts(
+    def counts(self) -> ActorCounts:
+        """The counts; raises AssertionError when they do not add up, which only a bug can cause."""
+        counts = ActorCounts(
             target=self.target,
             asked=self._asked,
-            at={stage: len(self.at(stage)) for stage in Stage},
+            at={stage: len(self.at(stage)) for stage in ActorStage},
             gone={why: self._gone[why] for why in Leave},
             failures_in_a_row=self._failures_in_a_row,
         )
@@ -177,9 +181,10 @@ class Membership:
         return counts
 
     def _staying(self) -> int:
-        return len(self._members) - len(self.at(Stage.DRAINING))
+        # A draining actor counts as gone, so that its replacement starts while it finishes its groups.
+        return len(self._members) - len(self.at(ActorStage.DRAINING))
 
-    def _move(self, name: str, before: Stage, after: Stage) -> _Member:
+    def _move(self, name: str, before: ActorStage, after: ActorStage) -> _Member:
         member = self._members[name]
         assert member.stage is before, f"{name} is {member.stage}, not {before}"
         member.stage = after

@@ -1,7 +1,7 @@
-"""The rollout actors of a run: started, given weights, drained and replaced. The states are `membership.py`'s.
+"""The rollout actors of a run: started, loaded with weights, drained and replaced. `actor_states.py` has the states.
 
-Produces: serving actors. Waits for: places, engines and weights, in the background; only a weight sync is waited for,
-up to its deadline, and only on actors that are up. Unblocked by: `poll`, which whoever waits for something calls.
+Produces: serving actors. Waits for: places, engines and weights, all in the background; only a weight sync blocks, up
+to its deadline, and only on actors that are up. Unblocked by: `poll`, which every waiting loop of the driver calls.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from medr1_ray.base.code_digest import code_digest
-from medr1_ray.cluster.pending_calls import Calls, describe_error, is_own_failure
+from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_own_failure, remote
 from medr1_ray.cluster.placement import (
     Place,
     ask_for_place,
@@ -27,22 +27,24 @@ from medr1_ray.cluster.placement import (
 )
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
-from medr1_ray.pool.actor_states import Leave, Membership, MembershipCounts, Stage
+from medr1_ray.pool.actor_states import ActorCounts, ActorStage, ActorStates, Leave
 from medr1_ray.rollout.actor import RolloutActor
+from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
 
-# Starts a rollout actor, given its number and Ray's options.
 Launcher = Callable[[Config, int, Mapping[str, Any]], Any]
+"""Starts a rollout actor from the settings, its number and Ray's options."""
 
 _POLL_SECONDS = 0.5
 _SAY_EVERY_SECONDS = 30.0
+# This many failed starts in a row have one cause, which another start will not remove.
 _HOPELESS_FAILURES = 3
-_UP = (Stage.JOINING, Stage.SERVING, Stage.DRAINING)
+_UP = (ActorStage.JOINING, ActorStage.SERVING, ActorStage.DRAINING)
 
 
 def launch_rollout_actor(config: Config, index: int, options: Mapping[str, Any]) -> Any:
-    """The real thing: an actor with a vLLM engine."""
-    return ray.remote(RolloutActor).options(**options).remote(config, index, code_digest())
+    """Start an actor with a vLLM engine."""
+    return ray.remote(RolloutActor).options(**options).remote(EngineSettings.of(config), index, code_digest())
 
 
 @dataclass
@@ -54,22 +56,22 @@ class _Actor:
     loading_until_seconds: float = 0.0
 
 
-class RolloutFleet:
-    """Keeps as many rollout actors as are wanted, and the current weights on each.
+class RolloutActors:
+    """Keeps the wanted number of rollout actors, each with the current weights.
 
     Args:
         config: the run's settings.
         calls: where answers are awaited, shared with the pool.
-        say: takes a line for the operator, for each change of membership.
-        launch: starts an actor; a simulation gives another one.
+        say: takes a line for the operator whenever an actor comes or goes.
+        launch: starts an actor; a simulation passes another launcher.
         clock: seconds, monotonic.
-        ask: gives an actor's place, by its name; by default one of its own.
+        ask: returns the place for an actor, given its name; by default a placement group of its own.
     """
 
     def __init__(
         self,
         config: Config,
-        calls: Calls,
+        calls: PendingCalls,
         say: Callable[[str], None],
         launch: Launcher = launch_rollout_actor,
         clock: Callable[[], float] = time.monotonic,
@@ -81,11 +83,11 @@ class RolloutFleet:
         self._launch = launch
         self._ask = ask or self._ask_for_own_place
         self._clock = clock
-        self._membership = Membership(clock, config.rollout.actors)
+        self._states = ActorStates(clock, config.rollout.actors)
         self._actors: dict[str, _Actor] = {}
         self._gone: list[str] = []
         self._current: WeightUpdate | None = None
-        self._begun_seconds: float | None = None  # when the first weights had been given to those that were up
+        self._begun_seconds: float | None = None  # when the actors that were up first had weights
         self._look_at_seconds = self._say_at_seconds = clock()
         self._last_failure = ""
         self._requested = 0
@@ -93,43 +95,43 @@ class RolloutFleet:
 
     @property
     def serving(self) -> dict[str, Any]:
-        """Handles, by name, of the actors that take prompts."""
-        return {name: self._actors[name].handle for name in self._membership.at(Stage.SERVING)}
+        """Handles of the actors that take prompts, by name."""
+        return {name: self._actors[name].handle for name in self._states.at(ActorStage.SERVING)}
 
     @property
     def up(self) -> dict[str, Any]:
-        """Handles, by name, of the actors that take weights now."""
+        """Handles of the actors that can load weights now, by name."""
         return {
             name: self._actors[name].handle
-            for name in self._membership.at(*_UP)
+            for name in self._states.at(*_UP)
             if self._actors[name].loading is None
         }
 
     @property
     def draining(self) -> list[str]:
-        """Names of those that finish what they have."""
-        return self._membership.at(Stage.DRAINING)
+        """Names of the actors that only finish their groups."""
+        return self._states.at(ActorStage.DRAINING)
 
-    def counts(self) -> MembershipCounts:
-        return self._membership.counts()
+    def counts(self) -> ActorCounts:
+        return self._states.counts()
 
     def take_gone(self) -> list[str]:
-        """Names of those that went since the last call: what they had is to be issued again."""
+        """Names of the actors that left since the last call; their groups are to be issued again."""
         gone, self._gone = self._gone, []
         return gone
 
     def wait_until_up(self) -> None:
-        """Wait until the fewest actors that the run may have are up. They serve after the first `load_weights`.
+        """Wait until `rollout.min_actors` actors are up. They serve after the first `load_weights`.
 
         Raises:
-            RuntimeError: an actor failed to start, or there is no place for so many.
+            RuntimeError: an actor failed to start, or the cluster has no place for that many.
         """
         fewest, _ = self._config.rollout.actor_range
         limit = self._config.cluster.placement_timeout_seconds
-        while len(self._membership.at(*_UP)) < fewest:
+        while len(self._states.at(*_UP)) < fewest:
             self.poll(_POLL_SECONDS)
-            waiting = self._membership.at(Stage.WANTED)
-            if waiting and self._membership.seconds_at_stage(waiting[0]) > limit:
+            waiting = self._states.at(ActorStage.WANTED)
+            if waiting and self._states.seconds_at_stage(waiting[0]) > limit:
                 raise RuntimeError(
                     f"no place for {', '.join(waiting)} after cluster.placement_timeout_seconds={limit:g}: "
                     f"{self._missing(waiting)}. Add nodes, lower rollout.min_actors, or raise the limit"
@@ -138,8 +140,8 @@ class RolloutFleet:
     def load_weights(self, update: WeightUpdate) -> list[LoadReport]:
         """Bring every actor that is up to `update.version`; requests in flight go on with the new weights.
 
-        An actor that fails, holds something else afterwards, or passes `cluster.sync_timeout_seconds` is given up.
-        One that is still loading an older version is not waited for: it loads this one next.
+        An actor that fails, reports another version or digest, or exceeds `cluster.sync_timeout_seconds` is given up.
+        An actor that is still loading an older version is not waited for; it loads this one next.
         """
         self._current = update
         names = list(self.up)
@@ -153,33 +155,33 @@ class RolloutFleet:
         return reports
 
     def forget_run(self) -> None:
-        """Let every actor serve nothing until `load_weights`, which may then bring any version: another run's.
+        """Make every actor serve nothing until `load_weights`, which may then bring the versions of another run.
 
         Raises:
-            RuntimeError: an actor failed in it, or did not answer within `cluster.sync_timeout_seconds`.
+            RuntimeError: the call failed in an actor, or was not answered within `cluster.sync_timeout_seconds`.
         """
         self._current = None
         limit = self._config.cluster.sync_timeout_seconds
         for name, handle in self.up.items():
             try:
-                ray.get(handle.forget_run.remote(), timeout=limit)
+                ray.get(remote(handle, RolloutActor.forget_run), timeout=limit)
             except RayError as error:
-                raise RuntimeError(f"{name} could not leave its run: {describe_error(error)}") from error
+                raise RuntimeError(f"{name}: `forget_run()` failed: {describe_error(error)}") from error
 
     def scale(self, target: int, why: str) -> None:
-        """Have so many actors: more are started in the background, those too many are drained."""
-        if target == self._membership.target:
+        """Set the wanted number of actors: missing ones start in the background, superfluous ones drain."""
+        if target == self._states.target:
             return
-        self._say(f"rollout actors: {target} wanted, {self._membership.target} before: {why}")
-        self._membership.target = target
+        self._say(f"rollout actors: {target} wanted, {self._states.target} before: {why}")
+        self._states.target = target
 
     def lose(self, name: str, reason: str, *, own_failure: bool = False) -> None:
-        """Give up an actor that died, failed or passed a deadline; nothing happens when it is gone already.
+        """Give up an actor that died, failed or exceeded a deadline; does nothing if it has left already.
 
         Raises:
-            RuntimeError: the run has not begun, and this one failed by itself: so would the others.
+            RuntimeError: the actor failed on its own before the run began; the others would fail the same way.
         """
-        if self._membership.stage(name) is None:
+        if self._states.stage(name) is None:
             return
         if own_failure and self._begun_seconds is None:
             raise RuntimeError(f"{name} did not start: {reason} (more in {self._config.run.dir}/logs/{name}.log)")
@@ -187,50 +189,51 @@ class RolloutFleet:
         self._end(name, Leave.FAILED if own_failure else Leave.LOST, reason)
 
     def on_error(self, name: str, error: RayError) -> None:
-        """Give up an actor whose call ended in this error; for `Calls.add`."""
+        """Give up an actor whose call ended with this error; a handler for `PendingCalls.add`."""
         self.lose(name, describe_error(error), own_failure=is_own_failure(error))
 
     def has_drained(self, name: str) -> None:
-        """A draining actor has nothing left to do."""
-        self._end(name, Leave.DRAINED, "it has finished what it had")
+        """A draining actor has finished its last group."""
+        self._end(name, Leave.DRAINED, "it has finished its groups")
 
     def poll(self, timeout_seconds: float = 0.0) -> None:
-        """Handle answers, waiting this long for the first, and let members in and out."""
+        """Handle answers, waiting this long for the first, and let actors join and leave."""
         self._calls.poll(timeout_seconds)
         self.tick()
 
     def tick(self) -> None:
-        """Let members in and out; never waits.
+        """Let actors join and leave; never waits.
 
         Raises:
-            RuntimeError: nobody serves, and it is hopeless or has lasted too long.
+            RuntimeError: no actor has been serving for too long, or several in a row failed on their own.
         """
         now = self._clock()
+        # Every waiting loop of the driver calls this, and each look asks Ray for nodes and placement groups.
         if now < self._look_at_seconds:
             return
         self._look_at_seconds = now + _POLL_SECONDS
         self._give_up_the_late()
         self._heed_draining_nodes()
-        for name in self._membership.superfluous():
-            self._retire(name, self._config.cluster.rollout_timeout_seconds, "there are more than needed")
-        for _ in range(self._membership.missing()):
-            name = self._membership.ask()
+        for name in self._states.superfluous():
+            self._retire(name, self._config.cluster.rollout_timeout_seconds, "more actors than needed")
+        for _ in range(self._states.missing()):
+            name = self._states.ask()
             self._actors[name] = _Actor(self._ask(name))
-        for name in self._membership.at(Stage.WANTED):
+        for name in self._states.at(ActorStage.WANTED):
             if self._actors[name].place.is_there():
                 self._start(name)
         self._request_nodes()
         self._look_after_the_empty()
 
     def _request_nodes(self) -> None:
-        """Ask for nodes as long as an actor waits for a place, and no longer.
+        """Ask the autoscaler for nodes only while an actor waits for a place.
 
-        An actor holds its node by being there. Ray counts a request against whole nodes, whoever is on them: one for
-        actors that have their places may be met by a node that is to go, and keep it.
+        A placed actor holds its node without a request. Ray counts a request against whole nodes, whoever runs on them,
+        so a standing request for placed actors would keep alive a node that is meant to go.
         """
         if not self._config.rollout.is_elastic:
             return
-        wanted = self._membership.target if self._membership.at(Stage.WANTED) else 0
+        wanted = self._states.target if self._states.at(ActorStage.WANTED) else 0
         if wanted != self._requested:
             self._requested = wanted
             request_nodes(self._config, wanted) if wanted else release_nodes()
@@ -243,12 +246,15 @@ class RolloutFleet:
         actor.node_id = actor.place.node_id()
         options = {**actor.place.options(), "name": name, "max_concurrency": 1000}
         actor.handle = self._launch(self._config, int(name.rpartition("-")[2]), options)
-        self._membership.placed(name)
-        self._calls.add(actor.handle.ping.remote(), partial(self._on_up, name), partial(self.on_error, name))
+        self._states.placed(name)
+        self._calls.add(
+            remote(actor.handle, RolloutActor.ping), partial(self._on_up, name), partial(self.on_error, name)
+        )
 
     def _on_up(self, name: str, _: str) -> None:
-        if self._membership.stage(name) is Stage.STARTING:
-            self._membership.up(name)
+        if self._states.stage(name) is ActorStage.STARTING:
+            self._states.up(name)
+            # A broadcast cannot be joined later; then the newcomer loads with the next sync.
             if self._current is not None and self._current.lasting:
                 self._load(name)
 
@@ -258,7 +264,7 @@ class RolloutFleet:
         actor.loading = update
         actor.loading_until_seconds = self._clock() + self._config.cluster.sync_timeout_seconds
         self._calls.add(
-            actor.handle.load_weights.remote(update),
+            remote(actor.handle, RolloutActor.load_weights, update),
             partial(self._on_loaded, name, update, then),
             partial(self._on_load_error, name, update),
         )
@@ -266,36 +272,37 @@ class RolloutFleet:
     def _on_load_error(self, name: str, update: WeightUpdate, error: RayError) -> None:
         if update.lasting or not is_own_failure(error):
             self.on_error(name, error)
-        elif self._membership.stage(name) is not None:
-            # Where all receive together one that died fails the others as well; they are asked again.
+        elif self._states.stage(name) is not None:
+            # In a broadcast one dead member fails the others as well; they are healthy, and the sync is retried.
             self._actors[name].loading = None
 
     def _on_loaded(
         self, name: str, update: WeightUpdate, then: Callable[[LoadReport], None], report: LoadReport
     ) -> None:
-        if self._membership.stage(name) is None:
+        if self._states.stage(name) is None:
             return
         if (report.version, report.digest) != (update.version, update.digest):
             reason = (
-                f"it holds version {report.version} with digest {report.digest} after the sync of version "
-                f"{update.version} with digest {update.digest}; its completions would be of unknown weights"
+                f"it reports version {report.version} with digest {report.digest} after loading version "
+                f"{update.version} with digest {update.digest}; its completions would come from unknown weights"
             )
             self.lose(name, reason, own_failure=True)
             return
         self._actors[name].loading = None
         then(report)
+        # A newer version was published while this one was being loaded.
         if update is not self._current:
             if self._current is not None and self._current.lasting:
                 self._load(name)
-        elif self._membership.stage(name) is Stage.JOINING:
-            self._membership.joined(name)
+        elif self._states.stage(name) is ActorStage.JOINING:
+            self._states.joined(name)
             if self._begun_seconds is not None:
                 self._say(f"{name} has joined with version {update.version}; {self._counted()}")
 
     def _give_up_the_late(self) -> None:
         cluster = self._config.cluster
-        for name in self._membership.late(cluster.start_timeout_seconds):
-            starting = self._membership.stage(name) is Stage.STARTING
+        for name in self._states.late(cluster.start_timeout_seconds):
+            starting = self._states.stage(name) is ActorStage.STARTING
             limit = f"start within cluster.start_timeout_seconds={cluster.start_timeout_seconds:g}"
             self.lose(name, f"it did not {limit if starting else 'drain in time'}", own_failure=starting)
         for name, actor in list(self._actors.items()):
@@ -307,18 +314,18 @@ class RolloutFleet:
         longest = self._config.cluster.rollout_timeout_seconds
         for node_id, seconds_left in draining_nodes().items():
             for name in [name for name, actor in self._actors.items() if actor.node_id == node_id]:
-                self._retire(name, min(seconds_left, longest), "its node is to go")
+                self._retire(name, min(seconds_left, longest), "its node is about to go away")
 
     def _retire(self, name: str, limit_seconds: float, reason: str) -> None:
-        stage = self._membership.stage(name)
-        if stage is Stage.SERVING:
-            self._membership.drain(name, limit_seconds)
-            self._say(f"{name} drains: {reason}; {self._counted()}")
-        elif stage is not Stage.DRAINING:
+        stage = self._states.stage(name)
+        if stage is ActorStage.SERVING:
+            self._states.drain(name, limit_seconds)
+            self._say(f"{name} is draining: {reason}; {self._counted()}")
+        elif stage is not ActorStage.DRAINING:
             self._end(name, Leave.CANCELLED, reason)
 
     def _end(self, name: str, why: Leave, reason: str) -> None:
-        self._membership.leave(name, why)
+        self._states.leave(name, why)
         actor = self._actors.pop(name)
         self._gone.append(name)
         if actor.handle is not None:
@@ -327,29 +334,31 @@ class RolloutFleet:
         self._say(f"{name} is gone ({why.value}): {reason}; {self._counted()}")
 
     def _look_after_the_empty(self) -> None:
-        counts, now = self._membership.counts(), self._clock()
-        waiting = self._membership.at(Stage.WANTED)
+        counts, now = self._states.counts(), self._clock()
+        waiting = self._states.at(ActorStage.WANTED)
         if self._begun_seconds is not None and not counts.serving:
             cluster = self._config.cluster
             limit = cluster.placement_timeout_seconds
+            # At least one actor has a place and is starting, which takes time of its own.
             if len(waiting) < counts.present:
                 limit += cluster.start_timeout_seconds
-            seconds = min(self._membership.empty_seconds(), now - self._begun_seconds)
+            # Nothing can serve before the first weights.
+            seconds = min(self._states.empty_seconds(), now - self._begun_seconds)
             if counts.failures_in_a_row >= _HOPELESS_FAILURES or seconds > limit:
                 raise RuntimeError(
-                    f"no rollout actor has been serving for {seconds:.0f} s, and {counts.failures_in_a_row} in a row "
-                    f"failed by themselves. Lost last: {self._last_failure}"
+                    f"no rollout actor has been serving for {seconds:.0f} s; the last {counts.failures_in_a_row} "
+                    f"failed on their own. Most recent failure: {self._last_failure}"
                     + (f". Waiting for {', '.join(waiting)}: {self._missing(waiting)}" if waiting else "")
-                    + ". The last checkpoint can be resumed"
+                    + ". Fix the cause and continue from the last checkpoint with --resume"
                 )
         if waiting and now > self._say_at_seconds + _SAY_EVERY_SECONDS:
             self._say_at_seconds = now
-            seconds = self._membership.seconds_at_stage(waiting[0])
+            seconds = self._states.seconds_at_stage(waiting[0])
             self._say(f"waiting for {', '.join(waiting)} for {seconds:.0f} s: {self._missing(waiting)}")
 
     def _missing(self, waiting: Sequence[str]) -> str:
         return describe_missing(demands(self._config, len(waiting))[1])
 
     def _counted(self) -> str:
-        counts = self._membership.counts()
-        return f"{counts.serving} of {counts.target} serve"
+        counts = self._states.counts()
+        return f"{counts.serving} of {counts.target} serving"

@@ -1,7 +1,7 @@
-"""The books of the rollout pool: where every issued group is, as a pure state machine.
+"""The accounts of the rollout pool as a pure state machine: every issued group is used, dropped or in flight.
 
-A group is issued, generates on an actor, is scored, is ready, and leaves as used or as dropped for a counted
-reason. Nothing here knows Ray; the clock is injected, so that tests decide what time it is.
+A group is issued, generated on an actor, scored, and then ready; it leaves as used, or as dropped for a counted reason.
+No Ray here; the clock is injected, so that tests control the time.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-class Stage(Enum):
-    """Where a group in flight is."""
+class GroupStage(Enum):
+    """The stage of a group in flight."""
 
     WAITING = "waiting"
     GENERATING = "generating"
@@ -23,10 +23,10 @@ class Stage(Enum):
 
 @dataclass(frozen=True)
 class LedgerCounts:
-    """The sums at one moment; `issued == used + dropped + in_flight` always holds.
+    """Counts at one moment; `issued == used + dropped + in_flight` always holds.
 
-    `reissued` counts how often a group was taken from a lost actor and issued again, `late` the answers to groups that
-    had been taken from their actor or had ended.
+    `reissued` counts how often a group of a lost actor was issued again, `late` the answers that came after their group
+    had been given to another actor or had left.
     """
 
     issued: int
@@ -44,7 +44,7 @@ class LedgerCounts:
 
 @dataclass
 class _Entry:
-    stage: Stage
+    stage: GroupStage
     since_seconds: float
     actor: str | None = None
     oldest_version: int | None = None
@@ -84,38 +84,40 @@ class Ledger:
         if prompt_id in self._entries:
             raise ValueError(f"prompt id {prompt_id!r} is in flight already; ids must be unique in a run")
         self._issued += 1
-        self._entries[prompt_id] = _Entry(Stage.WAITING, self._clock())
+        self._entries[prompt_id] = _Entry(GroupStage.WAITING, self._clock())
 
     def assign(self, prompt_id: str, actor: str) -> None:
-        """The group generates on `actor` from now on."""
-        self._move(prompt_id, Stage.WAITING, Stage.GENERATING).actor = actor
+        """`actor` starts generating the group."""
+        self._move(prompt_id, GroupStage.WAITING, GroupStage.GENERATING).actor = actor
 
     def lose_actor(self, actor: str) -> list[str]:
-        """An actor is gone: its unfinished groups wait again, under the same ids (returned in order of issue)."""
+        """Put the unfinished groups of a lost actor back to waiting; returns their ids in the order of issue."""
         lost = [
             prompt_id
             for prompt_id, entry in self._entries.items()
-            if entry.stage is Stage.GENERATING and entry.actor == actor
+            if entry.stage is GroupStage.GENERATING and entry.actor == actor
         ]
         for prompt_id in lost:
-            entry = self._move(prompt_id, Stage.GENERATING, Stage.WAITING)
+            entry = self._move(prompt_id, GroupStage.GENERATING, GroupStage.WAITING)
             entry.actor = None
+            # Counted per group, to find a group that keeps ending its actors (`_MOST_LOSSES` in groups.py).
             entry.losses += 1
         self._reissued += len(lost)
         return lost
 
     def generated(self, prompt_id: str, actor: str, oldest_version: int) -> bool:
-        """An answer arrived. False when it is late (and counted): the group was taken from this actor or is gone."""
+        """Note an answer. False, and counted as late, when the group is no longer this actor's or has left."""
         entry = self._entries.get(prompt_id)
-        if entry is None or entry.stage is not Stage.GENERATING or entry.actor != actor:
+        # The same group may be under way on another actor by now, hence the comparison of the name.
+        if entry is None or entry.stage is not GroupStage.GENERATING or entry.actor != actor:
             self._late += 1
             return False
-        self._move(prompt_id, Stage.GENERATING, Stage.SCORING).oldest_version = oldest_version
+        self._move(prompt_id, GroupStage.GENERATING, GroupStage.SCORING).oldest_version = oldest_version
         return True
 
     def scored(self, prompt_id: str) -> None:
         """The group is ready for the learner."""
-        self._move(prompt_id, Stage.SCORING, Stage.READY)
+        self._move(prompt_id, GroupStage.SCORING, GroupStage.READY)
 
     def use(self, prompt_id: str, *, zero_variance: bool) -> None:
         """The learner takes the group."""
@@ -133,7 +135,8 @@ class Ledger:
         stale = [
             prompt_id
             for prompt_id, entry in self._entries.items()
-            if entry.stage is Stage.READY
+            # Only ready groups: how old the tokens of an unfinished group will be is not known yet.
+            if entry.stage is GroupStage.READY
             and entry.oldest_version is not None
             and version - entry.oldest_version > max_staleness
         ]
@@ -141,19 +144,19 @@ class Ledger:
             self.drop(prompt_id, "stale")
         return stale
 
-    def at(self, stage: Stage) -> list[str]:
+    def at(self, stage: GroupStage) -> list[str]:
         """Ids at a stage, in the order of issue."""
         return [prompt_id for prompt_id, entry in self._entries.items() if entry.stage is stage]
 
     def load_of(self, actors: Sequence[str]) -> dict[str, int]:
-        """Groups that each actor generates now."""
+        """Number of groups that each actor is generating."""
         load = dict.fromkeys(actors, 0)
         for entry in self._entries.values():
-            if entry.stage is Stage.GENERATING and entry.actor in load:
+            if entry.stage is GroupStage.GENERATING and entry.actor in load:
                 load[entry.actor] += 1
         return load
 
-    def overdue(self, stage: Stage, limit_seconds: float) -> dict[str, str | None]:
+    def overdue(self, stage: GroupStage, limit_seconds: float) -> dict[str, str | None]:
         """Ids of groups that have been at this stage for longer than the limit, each with its rollout actor."""
         now = self._clock()
         return {
@@ -163,11 +166,11 @@ class Ledger:
         }
 
     def losses(self, prompt_id: str) -> int:
-        """How many actors were lost with this group."""
+        """How many actors were lost while generating this group."""
         return self._entries[prompt_id].losses
 
     def counts(self) -> LedgerCounts:
-        """The sums; raises AssertionError when they do not add up, which only a bug can cause."""
+        """The counts; raises AssertionError when they do not add up, which only a bug can cause."""
         counts = LedgerCounts(
             issued=self._issued,
             used=self._used,
@@ -180,7 +183,7 @@ class Ledger:
         assert counts.issued == counts.used + counts.dropped_total + counts.in_flight, counts
         return counts
 
-    def _move(self, prompt_id: str, before: Stage, after: Stage) -> _Entry:
+    def _move(self, prompt_id: str, before: GroupStage, after: GroupStage) -> _Entry:
         entry = self._entries[prompt_id]
         assert entry.stage is before, f"{prompt_id} is {entry.stage}, not {before}"
         entry.stage = after
@@ -189,18 +192,19 @@ class Ledger:
 
     def _leave(self, prompt_id: str) -> None:
         entry = self._entries.pop(prompt_id)
-        assert entry.stage is Stage.READY, f"{prompt_id} is {entry.stage}, not ready"
+        assert entry.stage is GroupStage.READY, f"{prompt_id} is {entry.stage}, not ready"
 
 
 def room(
     in_flight: int, *, groups_per_step: int, versions_per_step: int, max_staleness: int, versions_ahead: int
 ) -> int:
-    """Groups that may be issued now without being born stale.
+    """Number of groups that may be issued now and still be young enough when they are used.
 
     A group with j others before it is used j // groups_per_step steps after the next one, and so is sampled at
     least `versions_ahead + (j // groups_per_step) * versions_per_step` versions before its use, where
     `versions_ahead` is the version of the learner at the next use minus the version that the engines hold.
     """
     slack = max_staleness - versions_ahead
+    # + 1: the groups of the next use itself (j < groups_per_step) lag behind by `versions_ahead` alone.
     steps = slack // versions_per_step + 1 if slack >= 0 else 0
     return max(0, steps * groups_per_step - in_flight)

@@ -1,6 +1,6 @@
-"""How many rollout actors keep the learner busy: from what was measured, without knowing Ray.
+"""The number of rollout actors that keeps the learner busy, from measured steps. No Ray here.
 
-Seconds of a step: the driver waits for groups for `waiting`, and does everything else (update, weight sync) in `other`.
+Seconds of a step: `waiting` for groups, and `other` for everything else (update, weight sync).
 Generation takes `busy` actor-seconds a step, however many actors share it. To wait for no more than the fraction t of
 the time, a step may last other / (1 - t), of which other * t / (1 - t) is waiting. The groups must be done
 
@@ -21,7 +21,7 @@ from medr1_ray.config import Config
 
 @dataclass
 class Scaling:
-    """Chooses the number of rollout actors, each time that `every` steps have been measured.
+    """Chooses the number of rollout actors after every `every` measured steps.
 
     `range` is the fewest and the most, `target_idle_fraction` the share of the time that the learner may wait for
     groups, `overlapping` whether generation goes on while the learner updates.
@@ -53,11 +53,12 @@ class Scaling:
     def measure(
         self, waiting_seconds: float, other_seconds: float, busy_seconds: float, actors_lost: int = 0
     ) -> None:
-        """What one step took; the seconds are those at the top of this file.
+        """Record one step; the seconds are those at the top of this file.
 
         A step in which an actor was lost (of `actors_lost` so far) does not count: it may have waited for a deadline,
-        which says nothing about how many are needed.
+        which says nothing about how many actors are needed.
         """
+        # `actors_lost` is a running total, so a larger number means a loss in this step.
         if actors_lost > self._lost:
             self._lost = actors_lost
             return
@@ -67,7 +68,7 @@ class Scaling:
         self._steps += 1
 
     def choose(self, target: int) -> int:
-        """The number to have from now on: `target`, the present one, until enough steps have been measured.
+        """The number of actors from now on; the current `target` until enough steps have been measured.
 
         It grows only when the learner waits for longer than it may, and shrinks only when it does not.
         """
@@ -82,5 +83,6 @@ class Scaling:
             window *= self.target_idle_fraction
         needed = math.ceil(busy / window)
         fewest, most = self.range
+        # The measured idle fraction decides the direction; the formula only says how far.
         chosen = max(needed, target) if idle > self.target_idle_fraction else min(needed, target)
         return min(max(chosen, fewest), most)

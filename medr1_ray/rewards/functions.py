@@ -1,10 +1,9 @@
 """Reward functions, their registry, and the scoring of one group. No actor, no engine.
 
 A reward function takes (completion, question, mode) and returns a finite number. `accuracy` and `format`
-judge by `answer_parsing.parse_answer`. `medr1_accuracy` and `medr1_format` are the reference's own (arXiv
-2503.13939), with its flaws, for comparison: they grade an answer planted inside the thinking, give format to
-empty tags, refuse `c`, `C.`, `(C)` and an answer on a line of its own, and No-Think breaks on a trailing
-space.
+judge by `parsing.parse_answer`. `medr1_accuracy` and `medr1_format` are the reference's own (arXiv
+2503.13939), with its flaws, for comparison: they grade an answer planted inside the thinking, accept empty tags as
+well-formed, refuse `c`, `C.`, `(C)` and an answer on a line of its own, and in No-Think refuse a trailing space.
 """
 
 from __future__ import annotations
@@ -88,6 +87,7 @@ def medr1_format(completion: str, question: Question, mode: Mode) -> float:
         raise ValueError(_MEDR1_WITHOUT_THINK_AFTER)
     text = completion if mode == "think" else completion.lstrip()
     head, tail = ("<think>" if mode == "think" else "<answer>"), "</answer>"
+    # The length is checked because head and tail must not overlap.
     if len(text) < len(head) + len(tail) or not (text.startswith(head) and text.endswith(tail)):
         return 0.0
     inner_end = len(text) - len(tail)
@@ -106,8 +106,8 @@ def resolve(functions: Mapping[str, float], mode: Mode) -> tuple[WeightedReward,
     """The reward functions that `reward.functions` (name to weight) asks for, in its order.
 
     A name is one of `REGISTRY`, or `module:function` for a function of the user's on the Python path. Raises
-    ValueError for a name that is neither, a module that cannot be imported, something that is no function, a
-    weight that is not finite, and a function without this mode.
+    ValueError for a name that is neither, a module that cannot be imported, an attribute that is not a function, a
+    weight that is not finite, and a function that does not have this mode.
     """
     if mode == "think_after" and "medr1_format" in functions:
         raise ValueError(_MEDR1_WITHOUT_THINK_AFTER)
@@ -157,8 +157,8 @@ def score(
 ) -> Rewards:
     """Score the G completions `texts` of one prompt; values are float32 [G, R] in the order of `functions`.
 
-    Raises ValueError, with function and prompt, where a function raises, or returns something that is no
-    number or not finite in float32.
+    Raises ValueError, naming function and prompt, where a function raises or returns anything but a number that is
+    finite in float32.
     """
     started = time.time()
     parsed = [parse_answer(text, question, mode) for text in texts]
@@ -166,6 +166,7 @@ def score(
         [[_value(function, text, question, mode, prompt_id) for function in functions] for text in texts],
         dtype=np.float32,
     ).reshape(len(texts), len(functions))
+    # In float64, so that a sum too large for float32 is found instead of becoming infinite.
     total = values.astype(np.float64) @ [function.weight for function in functions]
     if not (np.abs(total) <= _FLOAT32_MAX).all():
         raise ValueError(
@@ -208,6 +209,7 @@ def _value(reward: WeightedReward, text: str, question: Question, mode: Mode, pr
         value = reward.function(text, question, mode)
     except Exception as error:
         raise ValueError(f"{where} raised {type(error).__name__}: {error}; {what}") from error
+    # A NaN fails both comparisons. `numbers.Real` includes bool and NumPy's scalars.
     if not (isinstance(value, numbers.Real) and -_FLOAT32_MAX <= value <= _FLOAT32_MAX):
         raise ValueError(
             f"{where} returned {value!r} ({type(value).__name__}); a finite number is needed (at most "

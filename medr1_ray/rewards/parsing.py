@@ -1,17 +1,16 @@
-"""What a completion answers, and whether it keeps the format: one scan over its tags.
+"""Parsing a completion: which option it answers, and whether it keeps the format, in one scan over its tags.
 
 Tags are `<think>`, `</think>`, `<answer>`, `</answer>`, literally (lower case, no attributes). The rules:
 
-* Thinking is what lies between `<think>` and its `</think>`. It nests; a `<think>` that is never closed runs
-  to the end, and a `</think>` that was never opened closes thinking that began with the completion. Nothing
-  inside it is graded.
+* Thinking is the text between `<think>` and its `</think>`. It nests; an unclosed `<think>` runs to the end, and
+  an unopened `</think>` closes thinking that began with the completion. Nothing inside it is graded.
 * An answer is an `<answer>` closed by the next tag, outside the thinking. So of nested answers the innermost
-  counts, and an `<answer>` that is never closed, or is cut by a thinking tag, is no answer.
-* Empty answers say nothing and are skipped. All others must name the same option: otherwise, or where one
-  names none, the completion has no letter.
+  counts, and an `<answer>` that is never closed, or is cut by a thinking tag, does not count.
+* Empty answers are skipped. All others must name the same option; otherwise, or where one names none, the
+  completion has no letter.
 * An answer names an option by its letter (`C`, `c`, `(C)`, `C.`, `C)`, `**C**`), by its text (case, spaces,
   quotes and closing punctuation aside) where only one option has it, or by a letter with its own option's
-  text (`C) CT`, `C: CT`, `C CT`). A letter with anything else beside it names none.
+  text (`C) CT`, `C: CT`, `C CT`). A letter next to anything else names none.
 
 Every step reads each character a bounded number of times, whatever the completion.
 """
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from medr1_ray.types import LETTERS, Mode, Question
 
 _TAG = re.compile(r"</?(?:think|answer)>")
+# The lookahead refuses a letter that begins a word, as in "Cyst".
 _LETTER = re.compile(r"[(\[]? ?([A-Za-z])(?![^\W_]) ?[)\].:,;-]*(.*)", re.DOTALL)
 _EDGES = " .,;:`\"'"
 _SHAPES: dict[Mode, tuple[str, ...]] = {
@@ -35,7 +35,7 @@ _SHAPES: dict[Mode, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """What `parse_answer` found: `letter` is an offered option's, or None with the reason in `problem`."""
+    """The result of `parse_answer`: `letter` is that of an option, or None with the reason in `problem`."""
 
     letter: str | None
     well_formed: bool
@@ -89,6 +89,7 @@ def _answers_outside_thinking(completion: str, tags: list[re.Match[str]]) -> lis
             case "</think>" if depth:
                 depth -= 1
             case "</think>":
+                # This thinking began with the completion, so the answers found so far are part of it.
                 answers.clear()
                 opened_at = None
             case "<answer>" if not depth:
@@ -103,12 +104,13 @@ def _named_option(answer: str, options: list[str]) -> tuple[int | None, str | No
     """The index of the (folded) option that a non-empty answer names, or None and why not."""
     text = _fold(answer)
     same_text = [i for i, option in enumerate(options) if option == text]
+    # Cut before splitting, to bound the work on a long answer.
     shown = repr(" ".join(answer[:80].split())[:40])
     letter = _LETTER.fullmatch(" ".join(answer.replace("*", "").split()).strip("`\"' "))
     index = LETTERS.find(letter[1].upper()) if letter else -1
     rest = _fold(letter[2]) if letter else ""
     offered = 0 <= index < len(options)
-    # A letter by itself is a letter, even where it is also some option's text (blood group A).
+    # A lone letter is read as a letter, even where it is also the text of an option (blood group A).
     if letter and not rest and offered:
         return index, None
     if len(same_text) == 1:

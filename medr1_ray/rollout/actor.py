@@ -1,7 +1,8 @@
-"""The rollout actor: one vLLM engine that turns prompts into groups of completions, and follows the learner.
+"""The rollout actor: one vLLM engine that turns prompts into groups of completions and loads the learner's weights.
 
 Consumes: prompts and weight updates. Produces: `Completions`. Waits for: its engine, each call with a deadline.
-Unblocked by: the first `load_weights`. All calls share one asyncio loop, so that control never waits behind generation.
+Unblocked by: the first `load_weights`. All calls share one asyncio loop, so that control calls never queue behind
+generation.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from medr1_ray.base.code_digest import code_digest
-from medr1_ray.config import Config
-from medr1_ray.rollout.engine_weights import WeightLoader
+from medr1_ray.rollout.defaults import EngineSettings
+from medr1_ray.rollout.engine_weights import EngineWeights
 from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span
 from medr1_ray.weights.messages import LoadReport, WeightGroup, WeightMember, WeightUpdate
 
@@ -30,7 +31,7 @@ _NO_WEIGHTS = "no weights have been loaded yet"
 
 
 class NotServingError(RuntimeError):
-    """The engine holds no whole policy version: it generates nothing until a weight update has succeeded."""
+    """The engine holds no complete policy version; it generates nothing until a weight update has succeeded."""
 
 
 class WeightLoadError(RuntimeError):
@@ -39,7 +40,7 @@ class WeightLoadError(RuntimeError):
 
 @dataclass(frozen=True)
 class RolloutStatus:
-    """`version` is the policy version being served; None when there is none, and then `failure` says why."""
+    """`version` is the policy version being served, or None, in which case `failure` says why."""
 
     actor: str
     version: int | None
@@ -50,27 +51,29 @@ class RolloutStatus:
 class RolloutActor:
     """Ray actor around vLLM's AsyncLLM.
 
-    It serves nothing before its first `load_weights`: restarted by Ray, it would otherwise serve the start model.
+    It serves nothing before its first `load_weights`: after a restart by Ray it would otherwise serve the start model.
 
     Args:
-        config: the run's settings.
-        index: the number of this actor; it is called `rollout-<index>`.
+        settings: the sections that concern an engine.
+        index: the number of this actor, whose name is `rollout-<index>`.
         driver_code_digest: `code_digest()` of the driver.
 
     Raises:
         ValueError: this process runs other code than the driver.
     """
 
-    def __init__(self, config: Config, index: int, driver_code_digest: str) -> None:
+    def __init__(self, settings: EngineSettings, index: int, driver_code_digest: str) -> None:
         self._name = f"rollout-{index}"
-        self._config = config
+        self._settings = settings
         self._driver_code_digest = driver_code_digest
+        # First, because starting an engine takes seconds to minutes.
         self._require_same_code("the actor", code_digest())
-        _write_output_to(config.run.dir / "logs" / f"{self._name}.log")
+        _write_output_to(settings.logs / f"{self._name}.log")
 
+        # Below, because vLLM reads the environment when it is imported.
         from medr1_ray.rollout import engine as rollout_engine
 
-        rollout_engine.set_environment(config)
+        rollout_engine.set_environment(settings.rollout.threads)
 
         import torch
         from transformers import AutoTokenizer
@@ -78,14 +81,15 @@ class RolloutActor:
         from medr1_ray.model.vocabulary import load_vocabulary
         from medr1_ray.weights.transports import TRANSPORTS
 
-        torch.set_num_threads(config.rollout.threads)
-        model = _checkpoint(config)
+        torch.set_num_threads(settings.rollout.threads)
+        model = str(settings.model.folder)
         self._vocabulary = load_vocabulary(model)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._engine = rollout_engine.start_engine(config, model, index)
-        self._loader = WeightLoader(self._engine, TRANSPORTS[config.cluster.weight_transport].receiver())
+        self._engine = rollout_engine.start_engine(settings, model, index)
+        self._loader = EngineWeights(self._engine, TRANSPORTS[settings.cluster.weight_transport].receiver())
         self._incarnation = uuid.uuid4().hex
         self._requests: OrderedDict[str, asyncio.Task[Completions]] = OrderedDict()
+        # Held by everything that changes the engine's weights or memory: `EngineWeights` is not for concurrent use.
         self._loading = asyncio.Lock()
         self._loaded: LoadReport | None = None
         self._failure: str | None = _NO_WEIGHTS
@@ -96,11 +100,11 @@ class RolloutActor:
     async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
         """Sample a group for one prompt; the prompt and its image enter the engine once.
 
-        Idempotent by `request_id` for as long as the policy version stays: a repeated call joins the running one or
-        gets its result.
+        Idempotent by `request_id` until the next weight update: a repeated call joins the running one or gets its
+        result.
 
         Raises:
-            NotServingError: no whole policy version is loaded, or the one being loaded meanwhile failed.
+            NotServingError: no complete policy version is loaded, or the one being loaded at the same time failed.
             TimeoutError: not done within `cluster.rollout_timeout_seconds`.
             ValueError: the engine refused the prompt (too long) or the sampling (a greedy group of several).
             RuntimeError: the engine process died.
@@ -111,37 +115,39 @@ class RolloutActor:
             task = asyncio.create_task(self._generate(request_id, prompt, sampling))
             self._remember(request_id, task)
         try:
-            # Shielded: a caller that goes away must not take the request from one that joined it.
+            # Shielded, because a caller that goes away must not cancel the request for another that joined it.
             return await asyncio.shield(task)
         except asyncio.CancelledError:
+            # Cancelled by `_fail` and not by the caller: raise the reason instead.
             if task.cancelled():
                 self._require_serving()
             raise
 
-    async def score(self, request_id: str, prompt: Prompt, continuations: Continuations) -> Likelihoods:
-        """The log-probability of each continuation after the prompt, by the weights that are being served.
+    async def likelihoods(self, request_id: str, prompt: Prompt, continuations: Continuations) -> Likelihoods:
+        """The log-probability of each continuation after the prompt, under the weights being served.
 
         Raises:
             NotServingError, TimeoutError, ValueError, RuntimeError: as `generate`.
         """
-        from medr1_ray.rollout.engine import continued_prompts, scoring_params, to_likelihoods
+        from medr1_ray.rollout.engine import continued_prompts, likelihood_params, to_likelihoods
 
         self._require_serving()
+        # Not remembered, unlike groups: the pool repeats such a request only on another actor.
         prompts = enumerate(continued_prompts(prompt, continuations))
         outputs = await asyncio.gather(
-            *(self._run(f"{request_id}/{number}", each, scoring_params) for number, each in prompts)
+            *(self._run(f"{request_id}/{number}", each, likelihood_params) for number, each in prompts)
         )
         return to_likelihoods(outputs, prompt, continuations.lengths)
 
     async def load_weights(self, update: WeightUpdate) -> LoadReport:
         """Bring the engine to `update.version`; requests in flight wait and go on with the new weights.
 
-        Idempotent by version. After a failure nothing is served until a whole update has succeeded.
+        Idempotent by version. After a failure nothing is served until a complete update has succeeded.
 
         Raises:
             WeightLoadError: wrong bytes, parameters that do not fit, a dead engine, or longer than
                 `cluster.sync_timeout_seconds`.
-            ValueError: the update is older than the weights at hand, or the engine runs other code than the driver.
+            ValueError: the update is older than the loaded weights, or the engine runs other code than the driver.
         """
         async with self._loading:
             held = self._loaded
@@ -149,56 +155,59 @@ class RolloutActor:
                 raise ValueError(
                     f"{self._name} holds policy version {held.version}; version {update.version} came too late"
                 )
-            # One that does not last is being sent to all, who must all take it.
+            # An update that does not last is a broadcast under way, in which every engine must take part.
             if held is not None and self._failure is None and held.digest == update.digest and update.lasting:
                 return held
             try:
-                async with asyncio.timeout(self._config.cluster.sync_timeout_seconds):
+                async with asyncio.timeout(self._settings.cluster.sync_timeout_seconds):
                     self._loaded = await self._while_alive(self._load(update))
+            # Also when cancelled: a load that was cut off leaves a mixture of old and new weights.
             except BaseException as error:
                 self._fail(f"policy version {update.version} could not be loaded: {type(error).__name__}: {error}")
                 if isinstance(error, Exception):
                     raise WeightLoadError(f"{self._name}: {self._failure}") from error
                 raise
             self._failure = None
+            # Remembered answers come from the previous version; a repeated request must be sampled again.
             self._forget_finished()
             return self._loaded
 
     async def forget_run(self) -> None:
-        """Break off what is being generated and serve nothing until `load_weights`, which may bring any version."""
+        """Cancel what is being generated and serve nothing until `load_weights`, which may bring any version."""
         async with self._loading:
             self._loaded = None
             self._fail(_NO_WEIGHTS)
             self._forget_finished()
 
     async def weight_member(self) -> WeightMember:
-        """What a weight group must know of this engine."""
+        """This engine's part in a weight group."""
+        # Any method would do: there is one answer per worker process.
         ranks = len(await self._engine.collective_rpc("medr1_code_digest"))
         return WeightMember(self._name, self._incarnation, ranks)
 
     async def join_weight_group(self, group: WeightGroup) -> None:
-        """Meet the learner and the other engines of a broadcast, leaving the group of before.
+        """Meet the learner and the other engines of a broadcast, leaving the previous group.
 
         Raises WeightLoadError when not all come within `cluster.sync_timeout_seconds`.
         """
         async with self._loading:
             try:
-                await self._loader.join(group, self._config.cluster.sync_timeout_seconds)
+                await self._loader.join(group, self._settings.cluster.sync_timeout_seconds)
             except Exception as error:
-                raise WeightLoadError(f"{self._name} is in no weight group: {error}") from error
+                raise WeightLoadError(f"{self._name} could not join the weight group: {error}") from error
 
     async def sleep(self) -> None:
-        """Leave the GPU to the learner: weights and cache are thrown away, requests wait for the next ones."""
+        """Free the GPU for the learner: weights and KV cache are discarded, requests wait for the next weights."""
         async with self._loading:
             await self._loader.sleep()
 
     async def wake(self) -> None:
-        """Take the rest of the GPU's memory back after `load_weights`, and go on generating."""
+        """Take the rest of the GPU's memory back after `load_weights`, and continue generating."""
         async with self._loading:
             await self._loader.wake()
 
     async def status(self) -> RolloutStatus:
-        """What is being served, at once, whatever the engine is doing."""
+        """The version being served; answers at once, whatever the engine is doing."""
         return RolloutStatus(
             actor=self._name,
             version=self._loaded.version if self._loaded is not None and self._failure is None else None,
@@ -217,7 +226,7 @@ class RolloutActor:
         return self._name
 
     async def shutdown(self) -> None:
-        """Stop the engine process, at once: it has nothing to save."""
+        """Stop the engine process at once; it has nothing to save."""
         self._fail("the actor was shut down")
         self._engine.shutdown(timeout=0.0)
 
@@ -238,7 +247,8 @@ class RolloutActor:
         from medr1_ray.rollout.engine import engine_prompt
 
         try:
-            async with asyncio.timeout(self._config.cluster.rollout_timeout_seconds):
+            async with asyncio.timeout(self._settings.cluster.rollout_timeout_seconds):
+                # Yields once, because `output_kind` is FINAL_ONLY.
                 async for output in self._engine.generate(engine_prompt(prompt), params(), request_id):
                     final = output
         except EngineDeadError as error:
@@ -249,6 +259,7 @@ class RolloutActor:
 
     async def _load(self, update: WeightUpdate) -> LoadReport:
         start = time.monotonic()
+        # The engine process imports the package on its own, so it may find another copy of it.
         if self._loaded is None:
             for digest in await self._engine.collective_rpc("medr1_code_digest"):
                 self._require_same_code("its engine process", digest)
@@ -256,7 +267,8 @@ class RolloutActor:
         return LoadReport(update.version, update.digest, time.monotonic() - start, paused_seconds)
 
     async def _while_alive(self, work: Coroutine[Any, Any, LoadReport]) -> LoadReport:
-        """The result of a call to the engine. vLLM leaves calls unanswered that a dying engine had begun."""
+        """The result of a call to the engine. vLLM 0.32 never answers calls that were under way when its engine
+        died."""
         task = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
@@ -268,6 +280,7 @@ class RolloutActor:
 
     def _fail(self, failure: str) -> None:
         self._failure = failure
+        # Requests in flight would go on with an unknown mixture of weights.
         for task in self._requests.values():
             task.cancel()
 
@@ -288,6 +301,7 @@ class RolloutActor:
 
     def _remember(self, request_id: str, task: asyncio.Task[Completions]) -> None:
         self._requests[request_id] = task
+        # A failure is not remembered, so that a repeated request tries again.
         task.add_done_callback(lambda done: self._forget_failed(request_id, done))
         done = [key for key, known in self._requests.items() if known.done()]
         for key in done[: max(0, len(done) - REMEMBERED_REQUESTS)]:
@@ -302,18 +316,11 @@ class RolloutActor:
             del self._requests[request_id]
 
 
-def _checkpoint(config: Config) -> str:
-    if config.model.path != "tiny":
-        return config.model.path
-    from medr1_ray.config import tiny_model_path
-
-    return str(tiny_model_path())
-
-
 def _write_output_to(path: Path) -> None:
-    """Send what this process and its children print to a file: vLLM talks a lot."""
+    """Send the output of this process and its children to a file: vLLM prints a lot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    # What Python has buffered so far belongs to the old destination.
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(file, 1)

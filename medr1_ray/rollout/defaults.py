@@ -1,21 +1,35 @@
-"""Sizes of an engine that its users must know as well: the pool that fills it, and the estimates of `--dry-run`."""
+"""What the driver must know of an engine besides its actor: its settings, and sizes that others plan with."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
-from medr1_ray.config import Config
-
-if TYPE_CHECKING:
-    pass
-
+from medr1_ray.config import ClusterSettings, Config, ModelSettings, RolloutSettings
 
 KV_CACHE_BYTES_ON_CPU = 2**30
-
-
+# Not left to vLLM's default, because the pool plans with it.
 MAX_NUM_SEQS = 256
 
 
-def sequences_at_once(config: Config) -> int:
-    """Completions that an engine samples at the same time: more only wait in its queue."""
-    return int(config.rollout.engine.get("max_num_seqs", MAX_NUM_SEQS))
+@dataclass(frozen=True)
+class EngineSettings:
+    """The sections of the settings that a rollout actor reads.
+
+    `seed` is `train.seed`; `logs` is the folder that the actor's output goes to.
+    """
+
+    model: ModelSettings
+    rollout: RolloutSettings
+    cluster: ClusterSettings
+    seed: int
+    logs: Path
+
+    @classmethod
+    def of(cls, config: Config) -> EngineSettings:
+        return cls(config.model, config.rollout, config.cluster, config.train.seed, config.run.dir / "logs")
+
+
+def sequences_at_once(rollout: RolloutSettings) -> int:
+    """Completions that an engine samples at the same time; more would only wait in its queue."""
+    return int(rollout.engine.get("max_num_seqs", MAX_NUM_SEQS))

@@ -1,6 +1,6 @@
-"""vLLM as the rollout actor uses it: its settings, one request's sampling, and its answer as flat arrays.
+"""vLLM as the rollout actor uses it: engine arguments, sampling of one request, and the answer as flat arrays.
 
-Every sampling setting is explicit, so that nothing comes from a checkpoint's generation_config.
+Every sampling parameter is set explicitly, so that nothing comes from a checkpoint's generation_config.
 """
 
 from __future__ import annotations
@@ -14,53 +14,58 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medr1_ray.config import Config
 from medr1_ray.model.vocabulary import Vocabulary
-from medr1_ray.rollout.defaults import KV_CACHE_BYTES_ON_CPU, MAX_NUM_SEQS
+from medr1_ray.rollout.defaults import KV_CACHE_BYTES_ON_CPU, MAX_NUM_SEQS, EngineSettings
 from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
-def set_environment(config: Config) -> None:
-    """What vLLM reads from the environment; to be called before vllm is imported.
 
-    Threads are counted but not bound to cores: vLLM's own binding gives every engine of a node the same cores.
+def set_environment(threads: int) -> None:
+    """Set the environment variables that vLLM reads; call it before vllm is imported.
+
+    Threads are not bound to cores: vLLM's own binding would give every engine of a node the same cores.
     """
-    os.environ["OMP_NUM_THREADS"] = str(config.rollout.threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     os.environ["VLLM_LOGGING_COLOR"] = "0"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
 
 
-def engine_arguments(config: Config, model: str, index: int) -> dict[str, Any]:
-    """vLLM engine arguments of rollout actor `index`; those of `rollout.engine` win over the defaults here."""
+def engine_arguments(settings: EngineSettings, model: str, index: int) -> dict[str, Any]:
+    """vLLM engine arguments of rollout actor `index`; `rollout.engine` overrides the defaults here."""
     from medr1_ray.rollout.image_scheduler import scheduler_path
     from medr1_ray.weights.engine.extension import EXTENSION
     from medr1_ray.weights.transports import TRANSPORTS
 
-    rollout = config.rollout
+    rollout = settings.rollout
     on_cpu = rollout.gpus_per_actor == 0
     arguments: dict[str, Any] = {
         "model": model,
-        "dtype": config.model.dtype,
+        "dtype": settings.model.dtype,
         "tensor_parallel_size": rollout.tensor_parallel_size,
         "max_model_len": rollout.max_prompt_tokens + rollout.max_tokens,
         "max_num_seqs": MAX_NUM_SEQS,
+        # Qwen's generation_config.json sets top_k, top_p and temperature, which would apply by default.
         "generation_config": "vllm",
+        # With logit bias and temperature applied (vLLM's default is without): importance ratios need the distribution
+        # that was sampled from.
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": EXTENSION,
-        # vLLM schedules asynchronously wherever it can, which a CPU cannot.
+        # vLLM 0.32 schedules asynchronously by default, except on a CPU.
         "scheduler_cls": scheduler_path(rollout.engine.get("async_scheduling", not on_cpu)),
-        "weight_transfer_config": {"backend": TRANSPORTS[config.cluster.weight_transport].backend},
-        "enable_sleep_mode": config.cluster.colocated,
-        "seed": config.train.seed + index,
+        "weight_transfer_config": {"backend": TRANSPORTS[settings.cluster.weight_transport].backend},
+        "enable_sleep_mode": settings.cluster.colocated,
+        # With the same seed, engines would draw the same random numbers.
+        "seed": settings.seed + index,
         # The completions of a group share their prompt through the prefix cache.
         "enable_prefix_caching": True,
+        # With videos allowed, vLLM sizes its encoder budget for the longest one.
         "limit_mm_per_prompt": {"image": 1, "video": 0},
-        # A prompt goes in once, so processed images are not met again; and with requests in flight a weight sync
-        # would clear the two halves of this cache (here and in the engine process) at different moments.
+        # A prompt is submitted once per group, so this cache would never hit; and a weight sync with requests in flight
+        # would clear its two halves (in this process and in the engine's) at different moments.
         "mm_processor_cache_gb": 0,
         "disable_log_stats": True,
     }
@@ -68,28 +73,32 @@ def engine_arguments(config: Config, model: str, index: int) -> dict[str, Any]:
         arguments |= {
             "enforce_eager": True,
             "kv_cache_memory_bytes": KV_CACHE_BYTES_ON_CPU,
-            # A block must be full before it is shared, and short prompts never fill the CPU's default of 128 tokens.
+            # Only full blocks are shared between completions, and short prompts never fill the CPU's default of 128
+            # tokens.
             "block_size": 32,
+            # The cache has a fixed size, so encoding the largest image at start-up would measure nothing that is used.
             "skip_mm_profiling": True,
         }
     if rollout.tensor_parallel_size > 1:
+        # Inside a placement group vLLM chooses Ray workers by default, for which the actor's bundle has no room.
         arguments["distributed_executor_backend"] = "mp"
     elif on_cpu:
-        # By its path: under its short name vLLM replaces it on a CPU by one more process.
+        # Given by its path, because vLLM replaces the short name "uni" by a multiprocessing executor on a CPU.
         arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+    # Last, so that the user's values win; `config/sections.py` refuses the keys that must stay ours.
     return arguments | rollout.engine
 
 
-def start_engine(config: Config, model: str, index: int) -> AsyncLLM:
+def start_engine(settings: EngineSettings, model: str, index: int) -> AsyncLLM:
     """Start vLLM (seconds on a CPU, minutes for a large model)."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config, model, index)))
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(settings, model, index)))
 
 
 def engine_prompt(prompt: Prompt) -> Any:
-    """The prompt as vLLM takes it: ids with one image-pad token, and the image."""
+    """The prompt in vLLM's form: ids with one image-pad token, and the image."""
     from PIL import Image
 
     return {
@@ -99,7 +108,7 @@ def engine_prompt(prompt: Prompt) -> Any:
 
 
 def sampling_params(sampling: Sampling, vocabulary: Vocabulary, request_id: str) -> SamplingParams:
-    """Sampling of one group; with a seed, requests of different ids still draw different numbers."""
+    """Sampling parameters of one group; with a seed, requests with different ids still draw different numbers."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -117,24 +126,29 @@ def sampling_params(sampling: Sampling, vocabulary: Vocabulary, request_id: str)
         frequency_penalty=0.0,
         repetition_penalty=1.0,
         seed=seed,
+        # 0 asks for the log-probability of the sampled token alone.
         logprobs=0,
+        # One flat list per completion; by default vLLM makes a dict with objects for every token.
         flat_logprobs=True,
         logit_bias=vocabulary.logit_bias,
         stop_token_ids=list(vocabulary.stop),
+        # Texts are decoded at the end, in one batch, instead of token by token.
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
-def scoring_params() -> SamplingParams:
-    """For a text whose own log-probabilities are asked for; the one token that is sampled is thrown away."""
+def likelihood_params() -> SamplingParams:
+    """Parameters for the log-probabilities of a given text; vLLM must sample one token, which is ignored."""
     from vllm import SamplingParams
 
+    # vLLM 0.32 applies neither temperature nor bias to prompt log-probabilities, and does not read the prefix cache for
+    # such a request.
     return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
 
 
 def continued_prompts(prompt: Prompt, continuations: Continuations) -> Iterator[Prompt]:
-    """The prompt with each continuation behind it."""
+    """The prompt followed by each continuation."""
     for token_ids in np.split(continuations.token_ids, np.cumsum(continuations.lengths)[:-1]):
         yield replace(prompt, token_ids=np.concatenate([prompt.token_ids, token_ids]))
 
@@ -143,6 +157,7 @@ def to_likelihoods(outputs: Sequence[RequestOutput], prompt: Prompt, lengths: ND
     """Sums of the last `lengths` log-probabilities of vLLM's outputs, one for each continuation of the prompt."""
     sums = []
     for output, length in zip(outputs, lengths.tolist(), strict=True):
+        # Counted from the end: in the output the image pad has been expanded to the visual tokens.
         token_ids = output.prompt_token_ids[-length:]
         scored = output.prompt_logprobs[-length:]
         sums.append(sum(at[token].logprob for at, token in zip(scored, token_ids, strict=True)))
@@ -154,12 +169,13 @@ def to_completions(
 ) -> Completions:
     """vLLM's final output of a group as flat arrays.
 
-    Raises RuntimeError when a completion ended neither by a stop token nor at the length limit.
+    Raises RuntimeError when a completion ended neither at a stop token nor at the length limit.
     """
     answers = output.outputs
+    # For example "abort": such a text was cut off at an arbitrary place.
     reasons = {str(answer.finish_reason) for answer in answers}
     if not reasons <= {"stop", "length"}:
-        raise RuntimeError(f"{actor}: the engine broke off prompt {prompt.id!r} (finish reasons {sorted(reasons)})")
+        raise RuntimeError(f"{actor}: the engine aborted prompt {prompt.id!r} (finish reasons {sorted(reasons)})")
     token_ids = [list(answer.token_ids) for answer in answers]
     logprobs = [logprob for answer in answers for logprob in answer.logprobs.logprobs]
     lengths = np.array([len(ids) for ids in token_ids], np.int32)
@@ -177,6 +193,8 @@ def to_completions(
         lengths=lengths,
         truncated=np.array([answer.finish_reason == "length" for answer in answers]),
         texts=tuple(tokenizer.batch_decode(token_ids, skip_special_tokens=True)),
+        # The engine's prompt has its image pad expanded, so this is what the engine's own image processor made of the
+        # image.
         visual_tokens=list(output.prompt_token_ids).count(vocabulary.image_pad),
         span=span,
     )

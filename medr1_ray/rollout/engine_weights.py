@@ -1,4 +1,4 @@
-"""The order of the calls by which an engine gets new weights, sleeps and wakes."""
+"""The order of vLLM's calls by which an engine loads weights, sleeps and wakes (weight-transfer API of vLLM 0.32)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 SLEEP_LEVEL = 2
-"""Throw the weights away instead of keeping a copy in main memory: the next ones come anyhow."""
+"""vLLM's level that discards the weights instead of keeping a copy in main memory; new ones follow in any case."""
 
 
-class WeightLoader:
+class EngineWeights:
     """Drives one vLLM engine. Not for concurrent use.
 
-    An engine that generates is paused, loaded and resumed. One that sleeps has no memory: its weights' is taken back
-    before they are loaded, its cache's after the learner has freed what it sent (`wake`), so that the two never need
-    the GPU at the same time.
+    An engine that generates is paused, loaded and resumed. A sleeping engine holds no GPU memory: the memory of its
+    weights is taken back before they are loaded, that of its KV cache after the learner has freed what it published
+    (`wake`), so that the two never need the GPU at the same time.
     """
 
     def __init__(self, engine: AsyncLLM, receiver: WeightReceiver) -> None:
@@ -32,27 +32,34 @@ class WeightLoader:
         self._asleep: set[str] = set()
 
     async def load(self, update: WeightUpdate) -> float:
-        """Bring the engine to the update; returns the seconds for which it generated nothing.
+        """Load the update; returns the seconds for which the engine generated nothing.
 
-        Raises what the transport and the engine raise; the weights are of no version then.
+        Raises whatever the transport and the engine raise; the engine then holds no complete version.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
+        # Until the load has succeeded the engine counts as holding nothing; after a failure everything is sent again.
         held, self._held = self._held, frozenset()
+        # Closes a previous load that failed; otherwise vLLM refuses to start another one.
         await self._engine.collective_rpc("medr1_abandon_update")
         receiving = self._receiver.receive(update, held)
+        # In a thread: staging may copy gigabytes, and would block the event loop.
         payloads = await asyncio.to_thread(receiving.__enter__)
         try:
             start = time.monotonic()
             if self._asleep:
                 await self._wake_up("weights")
             else:
-                # Finishing an update clears no cache; this clears the prefix cache and that of the vision encoder.
+                # finish_weight_update clears no cache; without clear_cache the prefix cache and the vision encoder's
+                # cache would serve values of the old weights.
                 await self._engine.pause_generation(mode="keep", clear_cache=True)
             await self._engine.start_weight_update()
             for payload in payloads:
                 await self._engine.update_weights(WeightTransferUpdateRequest(update_info={"payload": payload}))
+            # The version labels every token sampled from here on; generation is paused, so no token gets the wrong one.
             await self._engine.finish_weight_update(weight_version=str(update.version))
+            # A sleeping engine resumes when its KV cache is back (`wake`). After an error the engine stays paused: its
+            # weights may be a mixture.
             if not self._asleep:
                 await self._engine.resume_generation()
             paused_seconds = time.monotonic() - start
@@ -62,18 +69,20 @@ class WeightLoader:
         return paused_seconds
 
     async def sleep(self) -> None:
-        """Free the GPU. Requests in flight are computed again after waking."""
-        if "weights" in self._asleep:  # since an update before, after which nobody needed an engine
+        """Free the GPU. Requests in flight are recomputed after waking."""
+        if "weights" in self._asleep:  # still asleep since an earlier update, because no engine was needed in between
             return
+        # Level 2 discards all weights, so the next update must bring the frozen ones too.
         await self._engine.collective_rpc("medr1_forget_weights")
         self._held = frozenset()
         await self._engine.sleep(level=SLEEP_LEVEL, mode="keep")
         self._asleep = {"weights", "kv_cache"}
 
     async def wake(self) -> None:
-        """Take back the cache's memory and generate. Raises RuntimeError when no weights have been loaded since."""
+        """Take back the cache's memory and generate. Raises RuntimeError when no weights have been loaded since
+        `sleep`."""
         if "weights" in self._asleep:
-            raise RuntimeError("the engine sleeps and has no weights; load an update first")
+            raise RuntimeError("the engine is asleep and has no weights; load an update first")
         if self._asleep:
             await self._wake_up("kv_cache")
 

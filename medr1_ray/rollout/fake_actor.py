@@ -1,8 +1,8 @@
-"""A fake rollout actor, for simulations of scale and for injected faults: it answers after a fixed time, with noise.
+"""A fake rollout actor for simulations of scale and injected faults: it answers at random after a fixed time.
 
-It speaks `RolloutActor`'s protocol (`generate`, `load_weights`, `status`, `ping`, `shutdown`) and runs as many
+It has `RolloutActor`'s methods (`generate`, `load_weights`, `status`, `ping`, `shutdown`) and runs as many
 sequences at once as an engine of the same settings (`rollout.engine.max_num_seqs`); the pool around it is the real one.
-Nothing in a training uses it: a `RolloutFleet` is given `fake_launcher(...)` to start it.
+No training uses it: a `RolloutActors` is given `fake_launcher(...)` to start it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from medr1_ray.config import Config
+from medr1_ray.config import Config, RolloutSettings
 from medr1_ray.rollout.actor import NotServingError, RolloutStatus
 from medr1_ray.rollout.defaults import sequences_at_once
 from medr1_ray.types import LETTERS, Completions, Prompt, Sampling, Span
@@ -27,10 +27,10 @@ _TOKENS_PER_COMPLETION = 4
 
 @dataclass(frozen=True)
 class FakeBehaviour:
-    """Seconds that a fake engine takes, and the faults it has been told to have.
+    """Durations of a fake engine's calls in seconds, and its injected faults.
 
-    `dies_loading` and `hangs_loading` name policy versions: on loading one of them the process ends as under kill -9,
-    or never answers. `wrong_digest` is a version of which it holds other bytes than it was sent.
+    `dies_loading` and `hangs_loading` name policy versions: loading such a version ends the process as kill -9
+    would, or never returns. `wrong_digest` is a version for which it reports another digest than it was sent.
     """
 
     start_seconds: float = 0.0
@@ -42,13 +42,13 @@ class FakeBehaviour:
 
 
 class FakeRolloutActor:
-    """See the module. The arguments are `RolloutActor`'s, and the behaviour of this one."""
+    """See the module. The arguments are `RolloutActor`'s, and `behaviour`."""
 
-    def __init__(self, config: Config, index: int, behaviour: FakeBehaviour) -> None:
+    def __init__(self, rollout: RolloutSettings, group_size: int, index: int, behaviour: FakeBehaviour) -> None:
         self._name = f"rollout-{index}"
         self._behaviour = behaviour
         self._random = np.random.default_rng(index)
-        self._slots = asyncio.Semaphore(max(1, sequences_at_once(config) // config.train.group_size))
+        self._slots = asyncio.Semaphore(max(1, sequences_at_once(rollout) // group_size))
         self._version: int | None = None
         self._running = 0
         time.sleep(behaviour.start_seconds)
@@ -82,8 +82,9 @@ class FakeRolloutActor:
         )
 
     async def load_weights(self, update: WeightUpdate) -> LoadReport:
-        """Hold the version after `load_seconds`; the bytes of its buckets are not fetched."""
+        """Report the version as loaded after `load_seconds`, without fetching the bytes."""
         if update.version == self._behaviour.dies_loading:
+            # The status that the kernel gives a process after SIGKILL (128 + 9).
             os._exit(137)
         if update.version == self._behaviour.hangs_loading:
             await asyncio.Event().wait()
@@ -94,7 +95,7 @@ class FakeRolloutActor:
         return LoadReport(update.version, digest, seconds=seconds, paused_seconds=seconds)
 
     async def forget_run(self) -> None:
-        """As `RolloutActor.forget_run`; what is being generated goes on."""
+        """As `RolloutActor.forget_run`, but running requests continue."""
         self._version = None
 
     async def status(self) -> RolloutStatus:
@@ -113,13 +114,13 @@ class FakeRolloutActor:
 def fake_launcher(
     behaviour: FakeBehaviour, of: Mapping[int, FakeBehaviour] | None = None
 ) -> Callable[[Config, int, Mapping[str, Any]], Any]:
-    """What a `RolloutFleet` starts actors with: `behaviour` for all, but for the indices in `of`."""
+    """A launcher for `RolloutActors`: actors with `behaviour`, except those whose index is in `of`."""
     special = dict(of or {})
 
     def launch(config: Config, index: int, options: Mapping[str, Any]) -> Any:
         import ray
 
         actor = ray.remote(FakeRolloutActor).options(**options)
-        return actor.remote(config, index, special.get(index, behaviour))
+        return actor.remote(config.rollout, config.train.group_size, index, special.get(index, behaviour))
 
     return launch

@@ -1,4 +1,4 @@
-"""What `python -m medr1_ray.train` and `python -m medr1_ray.sft` have in common as commands."""
+"""The command line shared by `python -m medr1_ray.train` and `python -m medr1_ray.sft`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol
 
 from medr1_ray.config import Config, Objective
 from medr1_ray.config.loading import load_config
+from medr1_ray.rewards.functions import resolve
 from medr1_ray.sizing.report import dry_run
 
 
@@ -28,10 +29,11 @@ def run_command(objective: Objective, description: str, run: Run, arguments: lis
     parser.add_argument("--dry-run", action="store_true", help="print settings, actors and memory; start nothing")
     parser.add_argument("--resume", action="store_true", help="continue from the run's latest checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the files")
+    # Intermixed, so that overrides may stand before, between and after the options.
     options = parser.parse_intermixed_args(arguments)
     try:
-        # A config for reinforcement serves as one for the supervised baseline on equal data; not the other way round,
-        # where the settings of the baseline (its learning rate, say) would ruin a policy without a word.
+        # A GRPO config also serves the supervised baseline, on the same data. Not the other way round: the settings of
+        # the baseline (its learning rate, for one) would silently ruin a policy.
         supervised = ["objective=sft"] if objective == "sft" else []
         config = load_config(options.config, [*options.overrides, *supervised])
         if config.objective != objective:
@@ -39,6 +41,8 @@ def run_command(objective: Objective, description: str, run: Run, arguments: lis
                 f"objective={config.objective}: these settings are for python -m {COMMANDS[config.objective]}; "
                 f"run that, or give objective={objective}"
             )
+        # A wrong name of a reward function is a wrong setting, also for --dry-run.
+        resolve(config.reward.functions, config.mode)
         if options.dry_run:
             print(dry_run(config))
         else:

@@ -1,7 +1,7 @@
 """The parity gate: engine and learner must give the same log-probabilities to the same tokens and image.
 
-Run at the start and after the first update, on every rollout actor, with completions sampled for the purpose; in
-asynchronous runs after each sync, because training rollouts then mix versions. Measured at equal policy versions only.
+Runs at the start and after the first update, on every rollout actor, with completions sampled for the purpose; in
+asynchronous runs after each sync, because training rollouts then mix versions. Only equal policy versions are compared.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from medr1_ray.learner.messages import Gap, GroupScore
+from medr1_ray.learner.messages import Gap, GroupLogprobs
 from medr1_ray.types import Completions, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class ParityGate:
 
     Args:
         pool, learner: both at the same policy version whenever `check` is called.
-        prompts: the probe, a few training prompts.
+        prompts: the probe, a few of the evaluation prompts.
         sampling: of the probe's completions, as in training.
         limit: largest mean gap of one actor, in nats.
     """
@@ -45,7 +45,8 @@ class ParityGate:
         self._limit = limit
 
     def check(self, version: int) -> Gap:
-        """Probe all rollout actors that serve at `version`, side by side; one that is lost meanwhile is left out.
+        """Probe all rollout actors that serve at `version`, side by side; one that is lost during the probe is left
+        out.
 
         Raises:
             ParityError: an actor made another number of visual tokens of an image than the learner, sampled with the
@@ -53,20 +54,22 @@ class ParityGate:
         """
         probes = self._pool.probe(self._prompts, self._sampling, version)
         sampled = [pair for completions in probes.values() for pair in zip(self._prompts, completions, strict=True)]
-        scores = iter(self._learner.score(sampled) if sampled else [])
+        # One call for all actors; the answers come in the order of `probes`, which `islice` relies on below.
+        learned = iter(self._learner.logprobs(sampled) if sampled else [])
         total = Gap()
         for actor, completions in probes.items():
-            total += self._compare(actor, completions, list(islice(scores, len(completions))), version)
+            total += self._compare(actor, completions, list(islice(learned, len(completions))), version)
         return total
 
     def _compare(
-        self, actor: str, completions: Sequence[Completions], scores: Sequence[GroupScore], version: int
+        self, actor: str, completions: Sequence[Completions], learned: Sequence[GroupLogprobs], version: int
     ) -> Gap:
-        for prompt, sampled, score in zip(self._prompts, completions, scores, strict=True):
-            if sampled.visual_tokens != score.visual_tokens:
+        for prompt, sampled, ours in zip(self._prompts, completions, learned, strict=True):
+            # The causes that can be named come first; either of them would also make a large gap.
+            if sampled.visual_tokens != ours.visual_tokens:
                 raise ParityError(
                     f"{actor} made {sampled.visual_tokens} visual tokens of the image of {prompt.id!r}, the learner "
-                    f"{score.visual_tokens}: their image processors differ (preprocessor settings of model.path, "
+                    f"{ours.visual_tokens}: their image processors differ (preprocessor settings of model.path, "
                     "rollout.engine.mm_processor_kwargs)"
                 )
             if (sampled.versions != version).any():
@@ -75,12 +78,13 @@ class ParityGate:
                     f"{version} was to be served: its last weight sync did not take effect"
                 )
         engine = [sampled.rollout_logprobs for sampled in completions]
-        packed = [score.policy_logprobs for score in scores]
+        packed = [each.policy_logprobs for each in learned]
         gap = _gap(engine, packed)
         if gap.mean <= self._limit:
             return gap
-        rows = self._learner.score(list(zip(self._prompts, completions, strict=True)), plain=True)
-        plain = [score.policy_logprobs for score in rows]
+        # Only on failure: plain rows repeat the prompt for every completion, which is much slower.
+        rows = self._learner.logprobs(list(zip(self._prompts, completions, strict=True)), plain=True)
+        plain = [each.policy_logprobs for each in rows]
         engine_gap, packing_gap = _gap(engine, plain), _gap(packed, plain)
         side = "the engine" if engine_gap.mean > packing_gap.mean else "the learner's shared-prompt packing"
         raise ParityError(

@@ -1,5 +1,4 @@
-"""A run from its first actor to its last: what the loops of `train.py` and `sft.py` call, one short method for each
-thing that they do."""
+"""A running training: the loops of `train.py` and `sft.py` call one short method of it for each thing they do."""
 
 from __future__ import annotations
 
@@ -21,13 +20,13 @@ from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.records.busy_time import BusyTime, seconds_of
 from medr1_ray.records.checkpoints import Checkpoints, RunState
-from medr1_ray.records.metrics import Resources, imitation_metrics, step_metrics
+from medr1_ray.records.metrics import PhaseSeconds, Resources, imitation_metrics, step_metrics
 from medr1_ray.records.summary import Totals, summarise
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityError, ParityGate
-from medr1_ray.run.weight_sync import WeightChannel
-from medr1_ray.types import Group, Prompt, ScoredPrompt, Span
+from medr1_ray.run.weight_sync import WeightSync
+from medr1_ray.types import CompletedPrompt, Group, Prompt, Span
 
 
 @dataclass
@@ -41,7 +40,7 @@ class Session:
     step: int
     learner: Learner
     pool: RolloutPool
-    weights: WeightChannel
+    weights: WeightSync
     encoder: PromptEncoder
     stream: PromptStream
     gate: ParityGate
@@ -57,13 +56,14 @@ class Session:
     _spans: list[Span] = field(default_factory=list)
 
     def take_groups(self) -> list[Group]:
-        """The groups of the next step: waits for rollout actors, as long as any is left or may come."""
+        """The groups of the next step; waits for rollout actors as long as one is left or may still come."""
         with self._phase("rollout"):
-            return self.pool.take(self.step, self.learner.offer)
+            return self.pool.take(self.step, self.learner.prefetch)
 
     def update(self, groups: list[Group]) -> UpdateReport:
-        """The learner's optimizer steps on these groups, while the pool generates as far ahead as it may."""
+        """Take the learner's optimizer steps on these groups, while the pool generates as far ahead as allowed."""
         versions = self.config.train.updates_per_rollout
+        # Before the update, so that engines have work during it. With max_staleness 0 this issues nothing.
         self.pool.fill(versions_ahead=versions)
         with self._phase("update"):
             self.weights.make_room()
@@ -72,13 +72,17 @@ class Session:
         return report
 
     def sync_weights(self) -> None:
-        """Bring the learner's weights to every rollout actor that is up; check parity where rollouts do not show it.
+        """Bring the learner's weights to every rollout actor that is up, and check parity where rollouts do not show
+        it.
 
-        Synchronous rollouts are of the learner's own version, so that every update measures the gap; the gate runs at
-        the start and after the first update. Asynchronous rollouts mix versions: the gate runs after every sync.
+        Synchronous rollouts are sampled by the learner's own version, so every update measures the gap, and the gate
+        runs only at the start and after the first update. Asynchronous rollouts mix versions, so the gate runs after
+        every sync.
         """
+        # The number of syncs says where the run is: 0 at the start, 1 after the first update.
         updates_show_the_gap = self.config.train.max_staleness == 0
-        self._publish_weights(check=self._syncs < 2 or not updates_show_the_gap)
+        self._sync(check=self._syncs < 2 or not updates_show_the_gap)
+        # Before logging and saving, so that engines already generate the next groups while those run.
         self.pool.fill(versions_ahead=0)
 
     def take_prompts(self) -> list[Prompt]:
@@ -86,7 +90,7 @@ class Session:
         with self._phase("data"):
             return self.stream.take(self.config.train.prompts_per_step)
 
-    def imitate(self, demonstrations: Sequence[ScoredPrompt]) -> ImitationReport:
+    def imitate(self, demonstrations: Sequence[CompletedPrompt]) -> ImitationReport:
         """The learner's supervised step on these completions."""
         with self._phase("update"):
             self.weights.make_room()
@@ -94,21 +98,22 @@ class Session:
         self.step = report.version
         return report
 
-    def log_imitation(self, demonstrations: Sequence[ScoredPrompt], report: ImitationReport) -> None:
-        """Metrics and spans of the supervised step that has just been done."""
+    def log_imitation(self, demonstrations: Sequence[CompletedPrompt], report: ImitationReport) -> None:
+        """Record metrics and spans of the supervised step just taken."""
         self.totals.completions += len(demonstrations)
         spans = self._take_spans(report.spans)
-        metrics = imitation_metrics(demonstrations, report, self.stream.state().dropped, spans)
+        seconds = PhaseSeconds.of(spans)
+        metrics = imitation_metrics(demonstrations, report, self.stream.state().dropped, seconds)
         self.tracker.log(self.step, metrics)
         self.tracker.log_spans(self.step, spans)
         self.progress.update(self.step, metrics)
 
-    def show_weights(self) -> None:
-        """Bring the learner's weights to the rollout actors for an evaluation; the parity gate runs each time."""
-        self._publish_weights(check=True)
+    def sync_for_evaluation(self) -> None:
+        """Bring the learner's weights to the rollout actors for an evaluation; the parity gate runs every time."""
+        self._sync(check=True)
 
     def log_step(self, groups: list[Group], report: UpdateReport) -> None:
-        """Metrics, rollouts and spans of the step that has just been done.
+        """Record metrics, rollouts and spans of the step just taken.
 
         Raises:
             ParityError: the engines' log-probabilities of this step are further from the learner's than the limit.
@@ -117,14 +122,15 @@ class Session:
         self.totals.gap += gap
         self.totals.completions += sum(len(group.rewards.total) for group in groups)
         spans = self._take_spans(report.spans)
-        busy = self._busy.add(spans)
+        seconds, busy = PhaseSeconds.of(spans), self._busy.add(spans)
+        members = self.pool.actor_counts()
         metrics = step_metrics(
             groups,
             report,
             self.pool.ledger.counts(),
-            self.pool.membership(),
+            members,
             self.stream.state().dropped,
-            spans,
+            seconds,
             busy,
             self._resources(),
         )
@@ -133,28 +139,30 @@ class Session:
         if self._due(self.config.run.rollouts_every):
             self.tracker.write_rollouts(self.step, groups)
         self.progress.update(self.step, metrics)
-        waiting, step = metrics["time/rollout_seconds"] or 0.0, metrics["time/step_seconds"] or 0.0
-        lost = self.pool.membership().lost
-        self.scaling.measure(waiting, step - waiting, seconds_of(busy, "rollout-"), lost)
+        self.scaling.measure(
+            seconds.rollout, seconds.step - seconds.rollout, seconds_of(busy, "rollout-"), members.lost
+        )
+        # After logging, so that metrics and rollouts of the failed step are in the files.
         if gap.mean > self.config.gap_mean_limit:
             raise ParityError(
-                f"step {self.step}: the rollout log-probabilities are {gap.mean:.2e} nats from the learner's in the "
-                f"mean, over {gap.tokens} tokens of the same policy version; the limit is "
+                f"step {self.step}: the rollout log-probabilities differ from the learner's by {gap.mean:.2e} nats in "
+                f"the mean, over {gap.tokens} tokens of the same policy version; the limit is "
                 f"{self.config.gap_mean_limit:g} (parity.gap_mean_limit)"
             )
 
     def scale_rollouts(self) -> None:
-        """Have as many rollout actors as keep the learner busy, judging by the steps done; waits for none of them."""
-        actors = self.scaling.choose(self.pool.membership().target)
+        """Adjust the number of rollout actors so that the learner stays busy, from the measured steps; does not
+        wait."""
+        actors = self.scaling.choose(self.pool.actor_counts().target)
         self.pool.scale(actors, f"the learner waited for {self.scaling.idle_fraction or 0.0:.0%} of the last steps")
 
     def evaluate_before(self) -> None:
-        """Evaluate the start model, unless this run has done so before it was interrupted."""
+        """Evaluate the start model, unless the run did so before it was interrupted."""
         if self.evaluations.find("before") is None:
             self._evaluate("before", self.evaluation_prompts)
 
     def evaluation_is_due(self) -> bool:
-        """Whether the step that has just been done is to be evaluated; the last one is at the end."""
+        """Whether to evaluate after the step just taken; the last step is evaluated by `evaluate_after`."""
         return self._due(self.config.run.evaluate_every) and self.step < self.config.train.steps
 
     def evaluate_if_due(self) -> None:
@@ -162,7 +170,7 @@ class Session:
             self._evaluate(f"step-{self.step}", self.evaluation_prompts)
 
     def evaluate_after(self) -> None:
-        """Evaluate the trained model: as it is, with blank images, and with other questions' images."""
+        """Evaluate the trained model: with the images, with blank images, and with other questions' images."""
         prompts = self.evaluation_prompts
         self._evaluate("after", prompts)
         self._evaluate("blank_image", with_blank_images(prompts))
@@ -175,6 +183,8 @@ class Session:
     def save(self) -> Path:
         """Publish a checkpoint of this step."""
         with self._phase("checkpoint"):
+            # Counts, stream position and unused prompts must be of the same moment (no poll in between); otherwise a
+            # resumed run would skip or repeat questions.
             counts = self.pool.ledger.counts()
             state = RunState(
                 step=self.step,
@@ -192,24 +202,31 @@ class Session:
             return self.checkpoints.publish(state, self.learner.save)
 
     def summarise(self) -> Path:
-        """Write `summary.json` and say on the terminal what came of the run."""
+        """Write `summary.json` and print its main figures; returns its path."""
         summary = summarise(
-            self.config, self.step, self.evaluations, self.totals, self.pool.ledger.counts(), self.pool.membership()
+            self.config, self.step, self.evaluations, self.totals, self.pool.ledger.counts(), self.pool.actor_counts()
         )
         path = self.tracker.write_summary(summary)
         self.progress.close(summary)
         return path
 
-    def _publish_weights(self, *, check: bool) -> None:
+    def _sync(self, *, check: bool) -> None:
+        if not self._syncs:
+            self.progress.message("first weight sync, then the parity gate: do engines and learner compute the same?")
         with self._phase("weight_sync"):
             self.weights.sync(self.step)
         if check:
             with self._phase("parity"):
-                self.totals.gap += self.gate.check(self.step)
+                gap = self.gate.check(self.step)
+            self.totals.gap += gap
+            if not self._syncs:
+                self.progress.message(
+                    f"parity gate: they differ by {gap.mean:.1e} nats in the mean over {gap.tokens} tokens"
+                )
         self._syncs += 1
 
     def _take_spans(self, of_learner: Sequence[Span]) -> list[Span]:
-        """All spans since the last call."""
+        """All spans since the last call, the learner's included."""
         spans = [*self._spans, *self.pool.drain_spans(), *of_learner]
         self._spans.clear()
         return spans
@@ -218,6 +235,7 @@ class Session:
         with self._phase("evaluation"):
             evaluation, groups = evaluate(self.pool, prompts, self.config.rollout.max_tokens)
         self.evaluations.add(name, self.step, evaluation, groups)
+        # The ablations are not points of the accuracy curve.
         if prompts is self.evaluation_prompts:
             self.tracker.log(
                 self.step, {"eval/accuracy": evaluation.accuracy, "eval/format": evaluation.format}
@@ -227,7 +245,7 @@ class Session:
         )
 
     def _resources(self) -> Resources:
-        """A process without a GPU counts as one device."""
+        """The devices of this step; a process without a GPU counts as one device."""
         learner, rollout = self.config.learner, self.config.rollout
         actors = len(self.pool.rollout_names)
         price = self.config.hardware.price_per_hour(
@@ -236,7 +254,7 @@ class Session:
         return Resources(learner.world_size, actors, self.config.reward.actors, price)
 
     def _due(self, every: int) -> bool:
-        """Whether a step that is a multiple of `every` was passed by the last update."""
+        """Whether the last update reached or passed a multiple of `every`."""
         done_before = self.step - self.config.train.updates_per_rollout
         return every > 0 and self.step // every > done_before // every
 

@@ -1,4 +1,4 @@
-"""Putting a run together: cluster, actors, data and run directory, in the order in which mistakes are cheapest."""
+"""Putting a run together: settings, data, run directory, cluster, actors; the cheapest mistakes are found first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medr1_ray.learner.handle import Learner
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
-from medr1_ray.pool.shared_actors import Engines
+from medr1_ray.pool.shared_actors import SharedActors
 from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
 from medr1_ray.records.directory import open_run_directory
 from medr1_ray.records.prometheus import LiveMetrics
@@ -31,38 +31,43 @@ from medr1_ray.records.tracker import Tracker
 from medr1_ray.rewards.functions import resolve
 from medr1_ray.run.parity import ParityGate
 from medr1_ray.run.session import Session
-from medr1_ray.run.weight_sync import weight_channel
+from medr1_ray.run.weight_sync import make_weight_sync
 from medr1_ray.types import Prompt, Question, Sampling
 
+# More than one, or the probe would not exercise the shared prompt's mask.
 _PROBE_GROUP_SIZE = 2
 
 
 @contextmanager
-def open_session(config: Config, *, resume: bool, engines: Engines | None = None) -> Iterator[Session]:
-    """A session with all actors up, at step 0 or at that of the latest checkpoint; everything is ended on leaving, but
-    for `engines` that are lent to it.
+def open_session(config: Config, *, resume: bool, engines: SharedActors | None = None) -> Iterator[Session]:
+    """A session with all actors up, at step 0 or at that of the latest checkpoint; everything is ended on leaving,
+    except `engines` that are lent to it.
 
     Raises:
         ValueError: the run directory, the data, the checkpoint or the engines are not usable.
         RuntimeError: an actor did not start within `cluster.start_timeout_seconds`.
     """
     started = time.time()
-    resolve(config.reward.functions, config.mode)  # a wrong name shows here, before anything has been started
+
+    def since_start() -> float:
+        return time.time() - started
+
+    resolve(config.reward.functions, config.mode)  # a wrong name is an error before anything has been started
     if engines is not None:
         engines.require_fit(config)
-    encoder = PromptEncoder.from_checkpoint(
-        str(config.model.folder),
-        config.mode,
-        config.data.image_size,
-        config.data.image_fit,
-        config.rollout.max_prompt_tokens,
-    )
+    progress = Progress(config.train.steps)
+    drawing = "; phantoms that are not there yet are drawn first" if config.data.format == "phantoms" else ""
+    progress.message(f"reading {config.data.format} data below {config.data.root}{drawing}")
+    encoder = PromptEncoder.of(config)
     dataset = open_dataset(config.data)
+    # After the checks of settings and data: once its files exist, the same command is refused as a second run.
     directory = open_run_directory(config, resume=resume)
+    # Absolute, because actors have other working directories.
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": directory.path})})
     checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
     checkpoint = checkpoints.latest() if resume else None
     state = read_state(checkpoint) if checkpoint else None
+    # Refuses a state of other data or another seed, before any actor is started.
     stream = PromptStream(
         dataset.train,
         encoder,
@@ -72,7 +77,6 @@ def open_session(config: Config, *, resume: bool, engines: Engines | None = None
         config.data.shuffle_options,
         config.data.online_pass_rate_limits,
     )
-    progress = Progress(config.train.steps)
     progress.message(dataset.description)
     evaluation_prompts, refused = _encode_all(dataset.evaluation, encoder)
     for reason, count in refused.items():
@@ -85,28 +89,33 @@ def open_session(config: Config, *, resume: bool, engines: Engines | None = None
             at_end.callback(_leave_cluster, config)
             progress.message(f"starting {_actors(config)}")
             connect(config)
+            progress.message(f"Ray is up after {since_start():.0f} s; learner and engines load the model")
+        # Callbacks run in reverse order, so the files are closed before the cluster is left.
         at_end.callback(tracker.close)
         at_end.callback(progress.close)
+        # First, so that its ranks ask for their place before rollout actors can take the room.
         learner = Learner(config)
         if engines is not None:
             at_end.callback(learner.close)
             engines.forget_run()
         elif config.cluster.colocated:
-            learner.start(progress.message)  # first, for an engine takes what memory its GPU has left
-            engines = Engines(config, progress.message, ask=learner.places_beside())
+            learner.start(progress.message)  # first, because an engine takes all the memory that its GPU has left
+            engines = SharedActors(config, progress.message, ask=learner.places_beside())
         else:
-            engines = Engines(config, progress.message)
+            engines = SharedActors(config, progress.message)
         if not config.cluster.colocated:
-            learner.start(progress.message, meanwhile=engines.fleet.poll)  # engines start beside the learner
+            learner.start(progress.message, meanwhile=engines.rollout_actors.poll)  # the engines start at the same time
         if checkpoint:
             learner.load(checkpoint)
+        progress.message(f"the learner is up after {since_start():.0f} s; waiting for the engines")
         engines.wait_until_up()
         reward_actors = list(engines.reward_actors.values())
-        pool = RolloutPool(config, engines.fleet, reward_actors, engines.calls, stream, _ledger(state))
+        pool = RolloutPool(config, engines.rollout_actors, reward_actors, engines.calls, stream, _ledger(state))
         if state:
+            # Before the stream is drawn from, so that older prompts are used first.
             pool.issue_again([stream.reissue(prompt_id) for prompt_id in state.unused_prompts])
         totals = Totals(state.completions, dict(state.seconds)) if state else Totals()
-        startup_seconds = time.time() - started
+        startup_seconds = since_start()
         progress.message(f"up after {startup_seconds:.0f} s")
         totals.seconds["startup"] = totals.seconds.get("startup", 0.0) + startup_seconds
         yield Session(
@@ -114,7 +123,7 @@ def open_session(config: Config, *, resume: bool, engines: Engines | None = None
             step=state.step if state else 0,
             learner=learner,
             pool=pool,
-            weights=weight_channel(config, learner, pool),
+            weights=make_weight_sync(config, learner, pool),
             encoder=encoder,
             stream=stream,
             gate=ParityGate(
@@ -132,6 +141,7 @@ def open_session(config: Config, *, resume: bool, engines: Engines | None = None
             totals=totals,
             scaling=Scaling.of(config),
         )
+        # Not after an exception: the engines may still be busy, and their owner ends them.
         if lent:
             pool.finish()
 
@@ -141,6 +151,7 @@ def _actors(config: Config) -> str:
 
 
 def _leave_cluster(config: Config) -> None:
+    # Only elastic runs ask the autoscaler for nodes; an unconditional release would drop another run's request.
     if config.rollout.is_elastic and ray.is_initialized():
         release_nodes()
     ray.shutdown()
@@ -163,6 +174,7 @@ def _ledger(state: RunState | None) -> Ledger:
         return Ledger(time.monotonic)
     return Ledger(
         time.monotonic,
+        # Groups that were in flight are not counted here, because they are issued again.
         issued=state.groups_used + sum(state.groups_dropped.values()),
         used=state.groups_used,
         zero_variance=state.groups_zero_variance,

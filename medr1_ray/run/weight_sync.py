@@ -1,8 +1,8 @@
-"""How the driver brings policy versions to the engines: one object per way of sharing GPUs and moving weights.
+"""The driver's part of a weight sync: the learner publishes a policy version, the engines load it.
 
-`WeightChannel` leads both ends of a transport, which do not know each other. Consumes: the learner's weights. Waits
-for: learner ranks and rollout actors, each call with a deadline. What a training does with it is always the same:
-`make_room` before an update, `sync` before engines are to have what came of it.
+One class per way of sharing GPUs and moving weights; each leads both ends of a transport, which do not know each other.
+Consumes: the learner's weights. Waits for: learner ranks and rollout actors, every call with a deadline. A training
+uses all of them in the same way: `make_room` before an update, `sync` before the engines need its result.
 """
 
 from __future__ import annotations
@@ -16,91 +16,98 @@ if TYPE_CHECKING:
     from medr1_ray.learner.handle import Learner
     from medr1_ray.pool.groups import RolloutPool
 
+# One retry: the first failure may be the death of a single actor, which is then no longer a member.
 ATTEMPTS = 2
 
 
-def weight_channel(config: Config, learner: Learner, pool: RolloutPool) -> WeightChannel:
-    """The channel for `cluster.weight_transport` and `cluster.colocated`."""
+def make_weight_sync(config: Config, learner: Learner, pool: RolloutPool) -> WeightSync:
+    """The one for `cluster.weight_transport` and `cluster.colocated`."""
     if config.cluster.colocated:
-        return ColocatedChannel(learner, pool)
+        return ColocatedSync(learner, pool)
     if config.cluster.weight_transport == "nccl":
-        return BroadcastChannel(learner, pool)
-    return WeightChannel(learner, pool)
+        return BroadcastSync(learner, pool)
+    return WeightSync(learner, pool)
 
 
-class WeightChannel:
-    """Learner and engines have devices of their own, and an update waits in a store until it is fetched."""
+class WeightSync:
+    """Learner and engines have their own devices; an update stays in a store until the engines load it."""
 
     def __init__(self, learner: Learner, pool: RolloutPool) -> None:
         self._learner = learner
         self._pool = pool
 
     def make_room(self) -> None:
-        """Let the learner have the device that it updates on: here it has one anyhow."""
+        """Free the learner's device before an update; nothing to do where the learner does not share it."""
 
     def sync(self, version: int) -> None:
         """Bring every rollout actor to the learner's weights, as policy version `version`.
 
-        Raises RuntimeError when an actor or a rank fails or passes `cluster.sync_timeout_seconds`.
+        Raises RuntimeError when an actor or a rank fails or exceeds `cluster.sync_timeout_seconds`.
         """
-        self._pool.load_weights(self._learner.export_weights(version))
+        self._pool.load_weights(self._learner.publish_weights(version))
 
 
-class ColocatedChannel(WeightChannel):
-    """Each learner rank shares its GPU with an engine: one of them has the memory at a time."""
+class ColocatedSync(WeightSync):
+    """Each learner rank shares its GPU with an engine; only one of them has the memory at a time."""
 
     def make_room(self) -> None:
-        self._pool.call("sleep", "falling asleep")
+        self._pool.engines.sleep()
 
     def sync(self, version: int) -> None:
-        self._pool.load_weights(self._learner.export_weights(version))
+        self._pool.load_weights(self._learner.publish_weights(version))
+        # Before the engines wake: the published copy and the KV cache need not fit on the GPU together.
         self._learner.release_weights()
-        self._pool.call("wake", "waking")
+        self._pool.engines.wake()
 
 
-class BroadcastChannel(WeightChannel):
-    """Learner and engines form a group, in which all take part in every sync; a new one when the members change."""
+class BroadcastSync(WeightSync):
+    """Learner and engines form a broadcast group, in which all take part in every sync; it is rebuilt when the members
+    change."""
 
     def __init__(self, learner: Learner, pool: RolloutPool) -> None:
         super().__init__(learner, pool)
         self._members: list[WeightMember] = []
 
     def sync(self, version: int) -> None:
-        """As in the base. A broadcast that breaks is tried again, in a new group of the actors that are left."""
+        """As in the base. A broadcast that breaks is retried in a new group of the remaining actors."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._broadcast(version)
                 return
             except RuntimeError:
+                # Forces a new group: after an error vLLM's communicator is in an unknown state.
                 self._members = []
                 if attempt == ATTEMPTS:
                     raise
 
     def _broadcast(self, version: int) -> None:
-        members: list[WeightMember] = list(self._pool.call("weight_member", "naming itself").values())
+        members = self._pool.engines.weight_members()
         if not members:
-            raise RuntimeError(f"no rollout actor is there to take policy version {version}")
+            raise RuntimeError(f"no rollout actor is up to load policy version {version}")
+        # A restarted actor has the same name but another incarnation, and holds no communicator.
         new = members != self._members
         if new:
             self._members = []
             address = self._learner.weight_group_address()
             places = weight_groups(address, members)
+            # Not waited for yet: the group opens only when learner and engines join at the same time.
             opening = self._learner.join_weight_group(address, places[0].world_size)
             try:
-                self._pool.call(
-                    "join_weight_group",
-                    "joining the weight group",
-                    {member.actor: (place,) for member, place in zip(members, places, strict=True)},
+                self._pool.engines.join_weight_group(
+                    {member.actor: place for member, place in zip(members, places, strict=True)}
                 )
             finally:
+                # Also after a failure of the engines: the learner's call must have ended before the next attempt.
                 self._learner.finish(opening)
             self._members = members
-        update = self._learner.export_weights(version, to_newcomers=new)
+        update = self._learner.publish_weights(version, to_newcomers=new)
+        # Started before the engines are told to receive; both block until the other side is there.
         sending = self._learner.send_weights()
         try:
             reports = self._pool.load_weights(update)
         finally:
             self._learner.finish(sending)
+        # A lost actor leaves a broken communicator, so the group must be rebuilt.
         if len(reports) < len(members):
             raise RuntimeError(
                 f"policy version {version} reached {len(reports)} of {len(members)} rollout actors; look at logs/"
