@@ -1,9 +1,9 @@
-"""Small tools that know nothing of the domain: standard library only.
+"""General-purpose helpers that contain no reinforcement-learning concepts; standard library only.
 
 Runs in: every process.
 
 Doors: all modules.
 
-To add one: it must have several users in different rooms, need no third-party package, and know no word of
-reinforcement learning. Otherwise it belongs to the room that uses it.
+To add a helper: it must be used by several rooms, need no third-party package, and contain no reinforcement-learning
+concepts. Otherwise it belongs in the room that uses it.
 """

@@ -1,4 +1,4 @@
-"""A JSON-lines file that only grows, and survives being cut off in the middle of a line."""
+"""An append-only JSON Lines file that survives being cut off in the middle of a line."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from medr1_ray.base.atomic_files import cut_torn_line, whole_lines
+
 
 class AppendLog:
-    """`rows` are the lines that were whole when the file was opened, and those appended since.
+    """An append-only JSON Lines file.
 
-    A last line without its line break was being written when the process ended; it is cut off.
+    `rows` holds the complete lines found when the file was opened, followed by those appended since. A last line
+    without a line break was being written when the process died; it is removed from the file.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_bytes() if path.exists() else b""
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            os.truncate(path, end)
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in whole[:end].splitlines()]
+        cut_torn_line(path)
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in whole_lines(path)]
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write rows and see them to the disk."""
+        """Append rows and flush them to disk (fsync)."""
         new = list(rows)
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
             file.flush()
+            # Rows may have cost minutes of engine time, so they should also survive a crash of the machine.
             os.fsync(file.fileno())
         self.rows += new

@@ -1,4 +1,4 @@
-"""Deadlines for calls that would wait for ever: collectives wait for all members of a group, dead ones too."""
+"""Deadlines for calls that may block indefinitely, such as collectives that wait for a dead member of the group."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ T = TypeVar("T")
 
 @contextmanager
 def ended_by(seconds: float, what: str, end: Callable[[], None]) -> Iterator[None]:
-    """Call `end` from another thread when the body takes longer, which must make the body return or raise.
+    """Run the body; after `seconds`, call `end` from another thread, which must make the body return or raise.
 
-    Raises TimeoutError in that case, whatever the body did then.
+    Raises TimeoutError once the deadline has passed, even if the body then returned or raised something else.
     """
     late = threading.Event()
 
     def on_deadline() -> None:
-        late.set()
+        late.set()  # before `end`, which may let the body finish at once
         end()
 
     timer = threading.Timer(seconds, on_deadline)
+    # A timer that is still waiting must not keep the process alive.
     timer.daemon = True
     timer.start()
     try:
@@ -38,9 +39,9 @@ def ended_by(seconds: float, what: str, end: Callable[[], None]) -> Iterator[Non
 
 
 def within(seconds: float, what: str, call: Callable[[], T]) -> T:
-    """The result of `call`, which runs in a thread of its own: one that cannot be ended is left behind.
+    """Return the result of `call`, run in a thread of its own; after a timeout that thread is abandoned.
 
-    Raises TimeoutError, or what `call` raised.
+    Raises TimeoutError, or whatever `call` raised.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -48,9 +49,11 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
     def run() -> None:
         try:
             results.append(call())
+        # BaseException too: nothing else would carry it out of this thread.
         except BaseException as error:
             errors.append(error)
 
+    # A daemon, so that an abandoned call does not keep the process alive.
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -62,4 +65,4 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
 
 
 def _timeout(what: str, seconds: float) -> TimeoutError:
-    return TimeoutError(f"{what} did not end within {seconds:g} seconds")
+    return TimeoutError(f"{what} timed out after {seconds:g} s")

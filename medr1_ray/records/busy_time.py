@@ -15,7 +15,7 @@ class BusyTime:
     """Seconds in which an actor had at least one phase running, each second counted once.
 
     A phase that runs over several steps (asynchronous generation) counts in the step in which it ended. Time inside the
-    driver's evaluations and checkpoints does not count: it is no time of a step.
+    driver's evaluations and checkpoints does not count, since it is not part of a step.
     """
 
     def __init__(self) -> None:
@@ -27,6 +27,7 @@ class BusyTime:
         outside = [span for span in ordered if span.actor == "driver" and span.phase in _OUTSIDE_THE_LOOP]
         busy: dict[str, float] = defaultdict(float)
         for span in ordered:
+            # An actor's spans overlap, because it serves many requests at once; what has been counted is cut off.
             start = max(span.start_seconds, self._counted_until.get(span.actor, -math.inf))
             if span.actor == "driver" or span.end_seconds <= start:
                 continue

@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from medr1_ray.base.atomic_files import write_text
 from medr1_ray.data.stream import StreamState
 
 STATE_FILE = "state.json"
@@ -20,10 +20,10 @@ STATE_FILE = "state.json"
 
 @dataclass(frozen=True)
 class RunState:
-    """What a resumed run continues from, beside weights and optimizer.
+    """The state that a resumed run continues from, besides weights and optimizer.
 
     `unused_prompts` are the ids that were issued but not used when the checkpoint was written; they are issued
-    again, so that a resume neither skips nor repeats a question. The counts are those of the ledger without them.
+    again, so that a resume neither skips nor repeats a question. The ledger's counts exclude them.
     """
 
     step: int
@@ -52,21 +52,22 @@ class Checkpoints:
         self._keep = keep
 
     def publish(self, state: RunState, write: Callable[[Path], None]) -> Path:
-        """Let `write` fill a folder, add the state, and rename it into place."""
+        """Let `write` fill a folder, add the state, and rename the folder into place; returns its path."""
         name = f"checkpoint-{state.step}"
         target = self._folder / name
         partial = self._folder / f".{name}.partial"
+        # Left by a save that was interrupted.
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
         write(partial)
         (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1))
+        # A step that is saved twice: the last one of a run, or one that a resumed run repeats.
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
-        pointer = self._folder / ".latest.partial"
-        pointer.write_text(name + "\n")
-        os.replace(pointer, self._folder / "latest")
+        # Last, so that `latest` always names a complete folder.
+        write_text(self._folder / "latest", name + "\n")
         self._forget_old()
         return target
 
@@ -81,6 +82,7 @@ class Checkpoints:
         return self._folder / pointer.read_text().strip()
 
     def _forget_old(self) -> None:
+        # Partial folders do not match: their names begin with a dot.
         steps = sorted(int(path.name.split("-")[1]) for path in self._folder.glob("checkpoint-*"))
         for step in steps[: -self._keep]:
             shutil.rmtree(self._folder / f"checkpoint-{step}")
@@ -99,4 +101,4 @@ def read_state(checkpoint: Path) -> RunState:
             }
         )
     except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is no state of this program's checkpoints: {error!r}") from error
+        raise ValueError(f"{path} is not a state file of this version: {error!r}") from error

@@ -10,26 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medr1_ray.config import Config
-from medr1_ray.config.loading import flat_settings, load_config, write_config
-
-# What a resumed run may change: how long it goes on, what it reports, where it generates. All else would make it
-# another run.
-_CHANGEABLE = (
-    "run.",
-    "cluster.",
-    "hardware.",
-    "sizing.",
-    "parity.",
-    "train.steps",
-    "rollout.actors",
-    "rollout.min_actors",
-    "rollout.max_actors",
-    "rollout.target_idle_fraction",
-    "rollout.scale_every",
-    "rollout.cpus_per_actor",
-    "rollout.threads",
-    "rollout.engine.",
-)
+from medr1_ray.config.loading import changeable_settings, first_difference, load_config, write_config
 
 
 @dataclass(frozen=True)
@@ -72,6 +53,7 @@ def open_run_directory(config: Config, *, resume: bool) -> RunDirectory:
         )
     directory.logs.mkdir(parents=True, exist_ok=True)
     directory.checkpoints.mkdir(exist_ok=True)
+    # Also on resume: from here on the changed settings are those of the run.
     write_config(config, directory.config)
     return directory
 
@@ -82,11 +64,10 @@ def _check_same_run(config: Config, directory: RunDirectory) -> None:
             f"run.dir={str(config.run.dir)!r} holds no run to resume ({directory.config.name} is missing); "
             "start without --resume"
         )
-    before = flat_settings(load_config([directory.config]))
-    now = flat_settings(config)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not key.startswith(_CHANGEABLE):
-            raise ValueError(
-                f"{key} is {now.get(key)!r}, but the run in {directory.path} was started with {before.get(key)!r}; "
-                f"a resumed run may change only {', '.join(_CHANGEABLE)}. Set it back, or start a new run"
-            )
+    before = load_config([directory.config])
+    found = first_difference(before, config, changeable=False)
+    if found:
+        raise ValueError(
+            f"{found.key} is {found.now!r}, but the run in {directory.path} was started with {found.before!r}; a "
+            f"resumed run may change only {', '.join(changeable_settings())}. Set it back, or start a new run"
+        )

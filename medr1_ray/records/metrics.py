@@ -1,24 +1,60 @@
-"""The numbers of one step, under the names that `tracking.METRICS` documents."""
+"""The metrics of one step, under the names documented in `metric_names.METRICS`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from medr1_ray.learner.messages import ImitationReport, UpdateReport
-from medr1_ray.pool.actor_states import MembershipCounts
+from medr1_ray.pool.actor_states import ActorCounts
 from medr1_ray.pool.group_ledger import LedgerCounts
 from medr1_ray.records.busy_time import seconds_of
-from medr1_ray.types import Group, ScoredPrompt, Span
+from medr1_ray.types import CompletedPrompt, Group, Span
 
-_DRIVER_PHASES = ("rollout", "update", "weight_sync", "parity", "evaluation", "checkpoint")
+
+@dataclass(frozen=True)
+class PhaseSeconds:
+    """Seconds of a step by the driver's phase, and of the reward actors together (`reward`)."""
+
+    rollout: float
+    data: float
+    update: float
+    weight_sync: float
+    parity: float
+    evaluation: float
+    checkpoint: float
+    reward: float
+
+    @classmethod
+    def of(cls, spans: Sequence[Span]) -> PhaseSeconds:
+        """From all spans since the step before."""
+        phases = [field.name for field in fields(cls) if field.name != "reward"]
+        return cls(
+            **{phase: _seconds(spans, "driver", phase) for phase in phases}, reward=_seconds(spans, "reward", "")
+        )
+
+    @property
+    def step(self) -> float:
+        """The step itself, without evaluations and checkpoints; a supervised step reads data instead of rolling out."""
+        return self.rollout + self.data + self.update + self.weight_sync + self.parity
+
+    def metrics(self) -> dict[str, float | None]:
+        """The metrics of the family `time` that every kind of step has."""
+        return {
+            "time/step_seconds": self.step,
+            "time/update_seconds": self.update,
+            "time/weight_sync_seconds": self.weight_sync,
+            "time/parity_seconds": self.parity,
+            "time/evaluation_seconds": self.evaluation,
+            "time/checkpoint_seconds": self.checkpoint,
+        }
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a step ran on; `price_per_hour` is that of all of it, None where prices are not known."""
+    """The devices of a step; `price_per_hour` is the total, None where a price is unknown."""
 
     learner_ranks: int
     rollout_actors: int
@@ -30,23 +66,22 @@ def step_metrics(
     groups: Sequence[Group],
     report: UpdateReport,
     counts: LedgerCounts,
-    members: MembershipCounts,
+    members: ActorCounts,
     refused: Mapping[str, int],
-    spans: Sequence[Span],
+    seconds: PhaseSeconds,
     busy: Mapping[str, float],
     resources: Resources,
 ) -> dict[str, float | None]:
-    """Metrics of the step that `report` is of; None where there was nothing to measure.
+    """Metrics of the step of `report`; None where there was nothing to measure.
 
-    `refused` counts questions that were no prompts, by reason; `spans` are those since the step before, and `busy`
-    each actor's seconds at work in them.
+    `refused` counts questions that could not become prompts, by reason; `seconds` are those since the step before, and
+    `busy` each actor's busy seconds among them.
     """
     totals = np.concatenate([group.rewards.total for group in groups])
     lengths = np.concatenate([group.completions.lengths for group in groups])
+    # At the time of use: `report.version` is already the version after the update.
     staleness = report.version - len(report.steps) - np.concatenate([g.completions.versions for g in groups])
     statistics = report.statistics
-    driver = {phase: _seconds(spans, "driver", phase) for phase in _DRIVER_PHASES}
-    step_seconds = driver["rollout"] + driver["update"] + driver["weight_sync"] + driver["parity"]
     return {
         "reward/total_mean": float(totals.mean()),
         "reward/total_std": float(totals.std()),
@@ -60,6 +95,7 @@ def step_metrics(
         "completion/no_answer_fraction": float(
             np.mean([answer is None for group in groups for answer in group.rewards.answers])
         ),
+        # Over all completions of the step: the groups that skip the learner are the most certain ones.
         "policy/entropy": -float(
             np.concatenate([group.completions.rollout_logprobs for group in groups]).mean()
         ),
@@ -88,38 +124,37 @@ def step_metrics(
         "pool/actors_wanted": members.target,
         "pool/actors_serving": members.serving,
         "pool/actors_lost": members.lost,
-        "time/step_seconds": step_seconds,
-        "time/reward_seconds": _seconds(spans, "reward", ""),
-        **{f"time/{phase}_seconds": seconds for phase, seconds in driver.items()},
-        "perf/learner_idle_fraction": _idle_fraction(busy, "learner-", resources.learner_ranks * step_seconds),
-        "perf/rollout_idle_fraction": _idle_fraction(busy, "rollout-", resources.rollout_actors * step_seconds),
-        "perf/reward_idle_fraction": _idle_fraction(busy, "reward-", resources.reward_actors * step_seconds),
+        "time/rollout_seconds": seconds.rollout,
+        "time/reward_seconds": seconds.reward,
+        **seconds.metrics(),
+        "perf/learner_idle_fraction": _idle_fraction(busy, "learner-", resources.learner_ranks * seconds.step),
+        "perf/rollout_idle_fraction": _idle_fraction(busy, "rollout-", resources.rollout_actors * seconds.step),
+        "perf/reward_idle_fraction": _idle_fraction(busy, "reward-", resources.reward_actors * seconds.step),
         "perf/cost_per_1000_groups": None
         if resources.price_per_hour is None
-        else resources.price_per_hour * step_seconds / 3600 * 1000 / len(groups),
-        "perf/completions_per_second": lengths.size / step_seconds,
-        "perf/rollout_tokens_per_second": float(lengths.sum()) / step_seconds,
-        "perf/learner_tokens_per_second": report.padded_tokens / driver["update"],
+        else resources.price_per_hour * seconds.step / 3600 * 1000 / len(groups),
+        "perf/completions_per_second": lengths.size / seconds.step,
+        "perf/rollout_tokens_per_second": float(lengths.sum()) / seconds.step,
+        "perf/learner_tokens_per_second": report.padded_tokens / seconds.update,
         "perf/generation_tokens_per_second": float(lengths.sum())
+        # Groups are generated side by side, so their seconds must not be added up.
         / _union_seconds(group.completions.span for group in groups),
         "perf/reference_tokens_per_second": _rate(report.padded_tokens, report, "reference"),
         "perf/gradient_tokens_per_second": _rate(
             report.padded_tokens * len(report.steps), report, "forward_backward"
         ),
-        "perf/model_flops_utilisation": _utilisation(report, driver["update"]),
+        "perf/model_flops_utilisation": _utilisation(report, seconds.update),
     }
 
 
 def imitation_metrics(
-    demonstrations: Sequence[ScoredPrompt],
+    demonstrations: Sequence[CompletedPrompt],
     report: ImitationReport,
     refused: Mapping[str, int],
-    spans: Sequence[Span],
+    seconds: PhaseSeconds,
 ) -> dict[str, float | None]:
-    """Metrics of a supervised step: those of the names above that say something without rollouts and rewards."""
+    """Metrics of a supervised step: those that have a meaning without rollouts and rewards."""
     lengths = np.array([completions.token_ids.size for _, completions in demonstrations])
-    driver = {phase: _seconds(spans, "driver", phase) for phase in _DRIVER_PHASES if phase != "rollout"}
-    step_seconds = _seconds(spans, "driver", "data") + driver["update"] + driver["weight_sync"] + driver["parity"]
     return {
         "completion/length_tokens_mean": float(lengths.mean()),
         "completion/length_tokens_max": float(lengths.max()),
@@ -127,26 +162,25 @@ def imitation_metrics(
         "optim/grad_norm": report.step.grad_norm,
         "optim/learning_rate": report.step.learning_rate,
         "ledger/prompts_dropped": sum(refused.values()),
-        "time/step_seconds": step_seconds,
-        **{f"time/{phase}_seconds": seconds for phase, seconds in driver.items()},
-        "perf/completions_per_second": len(demonstrations) / step_seconds,
-        "perf/learner_tokens_per_second": report.padded_tokens / driver["update"],
+        **seconds.metrics(),
+        "perf/completions_per_second": len(demonstrations) / seconds.step,
+        "perf/learner_tokens_per_second": report.padded_tokens / seconds.update,
         "perf/gradient_tokens_per_second": _rate(report.padded_tokens, report, "forward_backward"),
-        "perf/model_flops_utilisation": _utilisation(report, driver["update"]),
+        "perf/model_flops_utilisation": _utilisation(report, seconds.update),
     }
 
 
-def _utilisation(report: UpdateReport | ImitationReport, seconds: float) -> float | None:
-    return None if report.peak_flops is None else report.model_flops / seconds / report.peak_flops
+def _utilisation(report: UpdateReport | ImitationReport, update_seconds: float) -> float | None:
+    return None if report.peak_flops is None else report.model_flops / update_seconds / report.peak_flops
 
 
 def _idle_fraction(busy: Mapping[str, float], role: str, available_seconds: float) -> float | None:
-    """At least 0: a request that began in the step before brings its seconds along. None where there is no actor."""
+    """Idle share, at least 0 (a request that began in the step before counts in full); None where there is no actor."""
     return max(0.0, 1.0 - seconds_of(busy, role) / available_seconds) if available_seconds else None
 
 
 def _rate(tokens: float, report: UpdateReport | ImitationReport, phase: str) -> float | None:
-    """Tokens per second of one phase of the update; the ranks do it side by side. None where it did not happen."""
+    """Tokens per second of one phase of the update, all ranks together; None where the phase did not occur."""
     seconds = _union_seconds(span for span in report.spans if span.phase == phase)
     return tokens / seconds if seconds else None
 
@@ -161,7 +195,7 @@ def _union_seconds(spans: Iterable[Span]) -> float:
 
 
 def _seconds(spans: Iterable[Span], actor: str, phase: str) -> float:
-    """Seconds of all phases whose actor and phase begin with these."""
+    """Total seconds of the spans whose actor and phase begin with these."""
     return sum(
         span.seconds for span in spans if span.actor.startswith(actor) and span.phase.startswith(phase)
     )

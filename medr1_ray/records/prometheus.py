@@ -1,7 +1,7 @@
 """The metrics of a running training for Prometheus, through `ray.util.metrics`.
 
 Ray's metrics agent on the driver's node exports them with `ray_` in front; `clusters/monitoring/` has a dashboard and
-alert rules for them. Names follow from `tracking.METRICS` and from nothing else.
+alert rules for them. Names follow from `metric_names.METRICS` and from nothing else.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ class LiveMetrics:
 
     def __init__(self, run: str) -> None:
         self._gauges = {
+            # Ray's agent adds the prefix itself.
             name: Gauge(prometheus_name(name).removeprefix("ray_"), description=meaning, tag_keys=("run",))
             for name, meaning in METRICS.items()
         }

@@ -1,4 +1,4 @@
-"""`summary.json`: what came of a run."""
+"""`summary.json`: the results of a run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from medr1_ray.base.code_digest import code_digest
 from medr1_ray.config import Config
 from medr1_ray.evaluation.in_training import Evaluation, EvaluationLog
 from medr1_ray.learner.messages import Gap
-from medr1_ray.pool.actor_states import Leave, MembershipCounts
+from medr1_ray.pool.actor_states import ActorCounts, Leave
 from medr1_ray.pool.group_ledger import LedgerCounts
 
-# The phases of the loop, whose time the throughput is of; start-up, evaluation and checkpoints are not.
+# The phases that count for the throughput; start-up, evaluation and checkpoints do not.
 _LOOP_PHASES = ("rollout", "data", "update", "weight_sync", "parity")
 
 
@@ -31,7 +31,7 @@ def summarise(
     evaluations: EvaluationLog,
     totals: Totals,
     counts: LedgerCounts,
-    members: MembershipCounts,
+    members: ActorCounts,
 ) -> dict[str, Any]:
     """The content of `summary.json`; accuracies are fractions, times seconds, gaps nats."""
     loop_seconds = sum(totals.seconds.get(phase, 0.0) for phase in _LOOP_PHASES)
@@ -50,6 +50,7 @@ def summarise(
         "completions_per_second": totals.completions / loop_seconds if loop_seconds else 0.0,
         "seconds": {
             "total": sum(totals.seconds.values()),
+            # These are always there, even if such a phase never ran: `describe_summary` reads them.
             **{phase: totals.seconds.get(phase, 0.0) for phase in ("rollout", "update", "weight_sync", "evaluation")},
             **totals.seconds,
         },

@@ -1,4 +1,4 @@
-"""The progress of a run in the terminal: one line that stays, or one line now and then where there is no terminal."""
+"""Progress of a run in the terminal: one line that is updated in place, or a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _WINDOW = 20
 
 
 class Progress:
-    """Shows reward, accuracy and tokens/s (of a supervised run loss and completions/s), and the time to go.
+    """Shows reward, accuracy and tokens/s (in a supervised run loss and completions/s), and the remaining time.
 
     Args:
         steps: optimizer steps of the run.
-        stream: where to; standard output by default.
-        every_seconds: how often to print a line where `stream` is no terminal (as in the log of `ray job submit`);
+        stream: the output; standard output by default.
+        every_seconds: how often to print a line where `stream` is not a terminal (as in the log of `ray job submit`);
             the first and the last step always get one.
         clock: seconds, monotonic.
     """
@@ -47,7 +47,7 @@ class Progress:
             )
 
     def update(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Show the state after `step`; `metrics` are named as in `tracking.METRICS`."""
+        """Show the state after `step`; `metrics` are named as in `metric_names.METRICS`."""
         now = self._clock()
         self._recent.append((now, step))
         text = self._describe(step, metrics)
@@ -66,7 +66,7 @@ class Progress:
             self._print(text)
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """End the line, and print what came of the run where there is a summary."""
+        """End the line, and print the main figures of the summary if there is one."""
         if self._bar is not None:
             self._bar.close()
         if summary is not None:
@@ -109,7 +109,7 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
         [
             f"accuracy {before['accuracy']:.3f} before, {after['accuracy']:.3f} after {summary['steps']} steps "
             f"({after['n']} held-out questions; format {before['format']:.3f}, {after['format']:.3f})",
-            f"without looking: blank image {evaluation['blank_image']:.3f}, "
+            f"image ablation: blank image {evaluation['blank_image']:.3f}, "
             f"another question's image {evaluation['shuffled_image']:.3f}",
             f"{summary['completions_per_second']:.1f} completions/s; {seconds['total']:.0f} s ({phases}); "
             f"log-probability gap of engine and learner {summary['logprob_gap_mean']:.1e} nats, "

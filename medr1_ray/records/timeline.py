@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from medr1_ray.base.atomic_files import whole_lines, write_text
 from medr1_ray.types import Span
 
 
 def chrome_trace(spans: Iterable[tuple[int, Span]]) -> dict[str, Any]:
     """The trace of (step, span) pairs; times are microseconds since the first span began."""
+    # Of spans that start at the same time, the longest comes first and gets the first lane.
     ordered = sorted(spans, key=lambda pair: (pair[1].start_seconds, -pair[1].end_seconds))
     zero = ordered[0][1].start_seconds if ordered else 0.0
     processes = {
@@ -41,6 +42,7 @@ def chrome_trace(spans: Iterable[tuple[int, Span]]) -> dict[str, Any]:
         start, end = (round(1e6 * (at - zero)) for at in (span.start_seconds, span.end_seconds))
         ends = lanes[span.actor]
         lane = next((i for i, free_from in enumerate(ends) if free_from <= start), len(ends))
+        # Replaces the end of a lane in use, or appends a new lane.
         ends[lane : lane + 1] = [end]
         events.append(
             {
@@ -61,31 +63,27 @@ def write_timeline(directory: Path, first: int = 0, last: float = math.inf) -> P
     """Write `timeline.json` of the spans that ended in steps `first` to `last`; returns its path.
 
     Raises:
-        ValueError: the run has no spans in these steps, or is none.
+        ValueError: there are no spans in these steps, or the directory is not that of a run.
     """
     source = directory / "spans.jsonl"
     if not source.exists():
         raise ValueError(
-            f"{directory} holds no spans.jsonl: give the directory of a run that has done a step"
+            f"{directory} holds no spans.jsonl: give the directory of a run that has completed a step"
         )
     spans = [(step, span) for step, span in _read(source) if first <= step <= last]
     if not spans:
         raise ValueError(
-            f"{source} has no spans of steps {first} to {last:g}; choose --first and --last otherwise"
+            f"{source} has no spans of steps {first} to {last:g}; choose other values of --first and --last"
         )
     path = directory / "timeline.json"
-    partial = path.with_name(".timeline.json.partial")
-    partial.write_text(json.dumps(chrome_trace(spans)))
-    os.replace(partial, path)
+    write_text(path, json.dumps(chrome_trace(spans)))
     return path
 
 
 def _read(path: Path) -> Iterator[tuple[int, Span]]:
-    with path.open() as file:
-        for line in file:
-            if line.endswith("\n"):  # the last one may have been cut short when the run was
-                row = json.loads(line)
-                yield row.pop("step"), Span(**row)
+    for line in whole_lines(path):
+        row = json.loads(line)
+        yield row.pop("step"), Span(**row)
 
 
 def _driver_first(actor: str) -> tuple[bool, str, int]:

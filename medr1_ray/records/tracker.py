@@ -1,14 +1,14 @@
-"""What a run writes down while it goes: metrics, rollouts, spans and the summary; wandb and TensorBoard if asked.
+"""The files that a run writes as it goes: metrics, rollouts, spans and the summary; wandb and TensorBoard on request.
 
-    metrics.jsonl                one JSON object a line, `step` first; steps never go down
-    metrics.discarded-<n>.jsonl  lines of steps that were done again, because the run was resumed before them
-    rollouts/step-000010.jsonl   one JSON object a completion
-    spans.jsonl                  one JSON object a phase of an actor; never cut: it is what the machines did
+    metrics.jsonl                one JSON object per line, `step` first; steps never go down
+    metrics.discarded-<n>.jsonl  lines of steps that were repeated because the run was resumed before them
+    rollouts/step-000010.jsonl   one JSON object per completion
+    spans.jsonl                  one JSON object per phase of an actor; kept in full, steps that were repeated included
     timeline.json                the same as a Chrome trace, written at the end (timeline.py)
     summary.json                 renamed into place
 
 JSON has no NaN: a number that is not finite is written as "NaN", "Infinity" or "-Infinity" (Python's `float` reads
-them back), and warned of. null is a metric for which there was nothing to measure.
+them back), with a warning. null stands for a metric for which there was nothing to measure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from medr1_ray.base.atomic_files import cut_torn_line, whole_lines, write_text
 from medr1_ray.config import Config
 from medr1_ray.records.metric_names import METRICS
 from medr1_ray.records.timeline import write_timeline
@@ -38,10 +38,10 @@ class Tracker:
     """Writes the files above into `directory`.
 
     Args:
-        config: the run's settings; `run.wandb` and `run.tensorboard` say where metrics go beside the files.
+        config: the run's settings; `run.wandb` and `run.tensorboard` say where metrics go besides the files.
         directory: `<run>`, created where it is missing.
-        step: steps done so far; 0 for a new run. What a resumed run had written of later steps is moved aside.
-        publish: is given the same metrics as the files.
+        step: steps done so far; 0 for a new run. Lines of later steps, from before a resume, are moved aside.
+        publish: receives the same metrics as the files.
 
     Raises:
         ValueError: a package that the settings ask for is not installed.
@@ -56,11 +56,13 @@ class Tracker:
     ) -> None:
         self._directory = directory
         self._publish = publish
-        self._advantage_std = config.loss.advantage_std
         self._metrics = directory / "metrics.jsonl"
+        self._spans = directory / "spans.jsonl"
         self._rollouts = directory / "rollouts"
         self._rollouts.mkdir(parents=True, exist_ok=True)
         self._last_step = step
+        for growing in (self._metrics, self._spans):
+            cut_torn_line(growing)  # else the next line would continue the torn one
         self._discard_after(step)
         mode = config.run.wandb
         self._wandb = _open_wandb(config, mode, directory) if mode != "off" else None
@@ -75,7 +77,7 @@ class Tracker:
             if name not in METRICS:
                 near = get_close_matches(name, METRICS, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"metric {name!r} is not documented in tracking.METRICS{hint}")
+                raise ValueError(f"metric {name!r} is not documented in metric_names.METRICS{hint}")
         if step < self._last_step:
             raise ValueError(
                 f"metrics of step {step} after those of step {self._last_step}: steps never go down"
@@ -97,26 +99,24 @@ class Tracker:
 
     def log_spans(self, step: int, spans: Iterable[Span]) -> None:
         """Append the spans that ended by this step."""
-        _append(self._directory / "spans.jsonl", ({"step": step, **asdict(span)} for span in spans))
+        _append(self._spans, ({"step": step, **asdict(span)} for span in spans))
 
     def write_rollouts(self, step: int, groups: Sequence[Group]) -> Path:
         """Write every completion of a step with its rewards and advantage; returns the file."""
         path = self._rollouts / f"step-{step:06d}.jsonl"
-        lines = (line for group in groups for line in _rollout_lines(group, self._advantage_std))
-        path.write_text("".join(map(_line, lines)))
+        lines = (line for group in groups for line in _rollout_lines(group))
+        write_text(path, "".join(map(_line, lines)))
         return path
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write `summary.json`, whole or not at all; returns its path."""
         path = self._directory / "summary.json"
-        partial = path.with_name(".summary.json.partial")
-        partial.write_text(json.dumps(_plain(summary), indent=1) + "\n")
-        os.replace(partial, path)
+        write_text(path, json.dumps(_plain(summary), indent=1) + "\n")
         return path
 
     def close(self) -> None:
         """Write the timeline; let wandb and TensorBoard finish."""
-        if (self._directory / "spans.jsonl").exists():
+        if self._spans.exists():
             write_timeline(self._directory)
         if self._wandb is not None:
             self._wandb.finish()
@@ -124,36 +124,22 @@ class Tracker:
             self._tensorboard.close()
 
     def _discard_after(self, step: int) -> None:
-        lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
+        lines = whole_lines(self._metrics)
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
         rollouts = [path for path in self._rollouts.glob("step-*.jsonl") if int(path.stem[5:]) > step]
         if len(kept) == len(lines) and not rollouts:
             return
         n = 1 + sum(1 for _ in self._directory.glob("metrics.discarded-*.jsonl"))
-        discarded = [line for line in lines if _step_of(line) > step]
-        (self._directory / f"metrics.discarded-{n}.jsonl").write_text("".join(discarded))
-        partial = self._metrics.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(kept))
-        os.replace(partial, self._metrics)
+        discarded = [line for line in lines if json.loads(line)["step"] > step]
+        # The copy first: an interruption before the next line loses nothing.
+        write_text(self._directory / f"metrics.discarded-{n}.jsonl", "".join(f"{line}\n" for line in discarded))
+        write_text(self._metrics, "".join(f"{line}\n" for line in kept))
         for path in rollouts:
             path.rename(path.with_name(f"discarded-{n}-{path.name}"))
 
 
-def _step_of(line: str) -> float:
-    """A line's step; infinite for one that was cut short when the run was."""
-    try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf
-
-
-def _rollout_lines(group: Group, advantage_std: bool) -> Iterable[dict[str, Any]]:
-    import torch
-
-    from medr1_ray.learner.grpo import group_advantages
-
+def _rollout_lines(group: Group) -> Iterable[dict[str, Any]]:
     question, completions, rewards = group.prompt.question, group.completions, group.rewards
-    advantages = group_advantages(torch.tensor(rewards.total)[None], advantage_std)[0].tolist()
     versions = np.split(completions.versions, np.cumsum(completions.lengths)[:-1])
     for i, text in enumerate(completions.texts):
         yield {
@@ -167,7 +153,7 @@ def _rollout_lines(group: Group, advantage_std: bool) -> Iterable[dict[str, Any]
             "well_formed": bool(rewards.well_formed[i]),
             "rewards": dict(zip(rewards.names, rewards.values[i].tolist(), strict=True)),
             "reward": float(rewards.total[i]),
-            "advantage": advantages[i],
+            "advantage": float(group.advantages[i]),
             "length_tokens": int(completions.lengths[i]),
             "truncated": bool(completions.truncated[i]),
             "version_min": int(versions[i].min()) if versions[i].size else None,
@@ -179,7 +165,7 @@ def _rollout_lines(group: Group, advantage_std: bool) -> Iterable[dict[str, Any]
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write("".join(map(_line, rows)))
 
 
@@ -188,7 +174,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same in JSON's own types."""
+    """The same value in JSON's own types."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -207,7 +193,7 @@ def _open_wandb(config: Config, mode: Literal["offline", "online"], directory: P
         raise ValueError(
             f"run.wandb={mode} needs the package wandb ({error}); pip install wandb, or run.wandb=off"
         ) from error
-    # A resumed run goes on under its id; steps that are done again come after those that they replace.
+    # A resumed run continues under its id; repeated steps come after those that they replace.
     id_file = directory / "wandb_id"
     if not id_file.exists():
         id_file.write_text(uuid.uuid4().hex[:8])
@@ -221,6 +207,7 @@ def _open_wandb(config: Config, mode: Literal["offline", "online"], directory: P
         config=config.model_dump(mode="json"),
         settings={"console": "off"},  # or it would record every redrawing of the progress bar
     )
+    # wandb's own step may never go back, but a resumed run repeats steps.
     run.define_metric("*", step_metric="step")
     return run
 
@@ -233,4 +220,5 @@ def _open_tensorboard(directory: Path, step: int) -> Any:
             f"run.tensorboard=true needs the package tensorboard ({error}); pip install tensorboard, or "
             "run.tensorboard=false"
         ) from error
+    # purge_step hides the points of steps that a resumed run repeats.
     return SummaryWriter(log_dir=str(directory / "tensorboard"), purge_step=step + 1)
