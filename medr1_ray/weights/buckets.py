@@ -1,10 +1,4 @@
-"""How a policy version travels from the learner to the engines: one protocol, and the buckets that it moves.
-
-A transport has two ends: a `WeightSender` in each learner rank, a `WeightReceiver` in each rollout actor. What comes
-out of a receiver goes to vLLM's workers, where `vllm_plugin.py` and its like check it and load it. The transports:
-`weight_object_store.py` (anywhere), `weight_nccl.py` (between GPUs), `weight_ipc.py` (on one GPU). Whatever the way,
-an update is complete, of one version, and proven by digests before an engine serves from it.
-"""
+"""Flat buckets of parameters: packing them, reading them, and joining what several ranks published."""
 
 from __future__ import annotations
 
@@ -24,7 +18,7 @@ BUCKET_BYTES = 256 * 2**20
 
 
 def without_held(update: WeightUpdate, held: frozenset[str]) -> WeightUpdate:
-    """The update without sending the frozen buckets that an engine holds."""
+    """The same update, without sending the frozen buckets that an engine already holds."""
     return replace(
         update,
         buckets=tuple(
@@ -40,7 +34,7 @@ def write_buckets(
     bucket_bytes: int,
     put: Callable[[NDArray[np.uint8]], Any],
 ) -> WeightUpdate:
-    """An update of these tensors, all of them sent, in buckets as `fill_buckets` makes them."""
+    """An update of these tensors, all of them sent, in buckets made by `fill_buckets`."""
     buckets = fill_buckets(named_tensors, bucket_bytes, put)
     return WeightUpdate(version, buckets, update_digest(version, buckets))
 
@@ -53,12 +47,12 @@ def fill_buckets(
     """Pack tensors of any dtype and device into flat uint8 buckets of about `bucket_bytes`, and `put` each.
 
     Tensors start at multiples of 64 bytes and are never cut: one that is larger than `bucket_bytes` gets a bucket of
-    its own. The same memory is filled for every bucket, so `put` must copy it. Raises ValueError when a name comes
-    twice.
+    its own. Every bucket reuses the same memory, so `put` must copy it. Raises ValueError when a name comes twice.
     """
     buckets: list[WeightBucket] = []
     names: set[str] = set()
     specs: list[TensorSpec] = []
+    # Reused for all buckets: touching fresh memory for each of them made publishing slower.
     buffer = np.empty(bucket_bytes, np.uint8)
     used = 0
 
@@ -68,7 +62,7 @@ def fill_buckets(
 
     for name, tensor in named_tensors:
         if name in names:
-            raise ValueError(f"parameter {name!r} was sent twice in one policy version; send each once")
+            raise ValueError(f"parameter {name!r} occurs twice in one policy version; each must occur once")
         names.add(name)
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         size = flat.numel()
@@ -79,7 +73,9 @@ def fill_buckets(
             buffer = np.empty(aligned(size), np.uint8)
         specs.append(tensor_spec(name, tensor, used))
         torch.from_numpy(buffer[used : used + size]).copy_(flat)
+        # The gap is part of the bucket and of its digest, and would otherwise hold bytes of the previous bucket.
         buffer[used + size : aligned(used + size)] = 0
+        # `bucket_bytes` need not be a multiple of 64.
         used = min(aligned(used + size), buffer.size)
     if specs:
         close()
@@ -87,20 +83,20 @@ def fill_buckets(
 
 
 def tensor_spec(name: str, tensor: torch.Tensor, offset: int = 0) -> TensorSpec:
-    """Where a tensor lies in its bucket."""
+    """The spec of a tensor at this offset of its bucket."""
     return TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset)
 
 
 def size_bytes(spec: TensorSpec) -> int:
-    """Bytes of the tensor's elements."""
+    """Size of the tensor's elements in bytes."""
     size: int = getattr(torch, spec.dtype).itemsize
     return int(np.prod(spec.shape, dtype=np.int64)) * size
 
 
 def packed_bucket(specs: Sequence[TensorSpec], digest: str, *, frozen: bool = False) -> WeightBucket:
-    """Tensors laid end to end without gaps, as vLLM packs them.
+    """A bucket of tensors laid end to end without gaps, which is vLLM's packed format.
 
-    Raises ValueError where they are of several dtypes: one would not start at a multiple of its size.
+    Raises ValueError for tensors of several dtypes, some of which would not start at a multiple of their item size.
     """
     dtypes = sorted({spec.dtype for spec in specs})
     if len(dtypes) > 1:
@@ -124,23 +120,25 @@ def read_bucket(buffer: NDArray[np.uint8], bucket: WeightBucket) -> Iterator[tup
 
 
 def aligned(size: int) -> int:
-    """The size, up to the next multiple of 64 bytes."""
+    """The size, rounded up to a multiple of 64 bytes."""
     return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def merge_offers(updates: Sequence[WeightUpdate | None]) -> WeightUpdate:
-    """One update of what the ranks offered, with the handles of all their GPUs.
+def merge_updates(updates: Sequence[WeightUpdate | None]) -> WeightUpdate:
+    """One update from those that the ranks published (None where a rank leaves it to rank 0), with the handles of all
+    their GPUs.
 
-    Raises ValueError where the ranks' bytes differ: their parameters have come apart.
+    Raises ValueError where the ranks' bytes differ, i.e. their parameters have diverged.
     """
+    # Rank 0 always publishes, so there is at least one.
     first, *others = [update for update in updates if update is not None]
     if not others:
         return first
     for other in others:
         if other.digest != first.digest:
             raise ValueError(
-                f"policy version {first.version}: learner ranks hold different parameters (digests {first.digest} and "
-                f"{other.digest}); resume from the last checkpoint"
+                f"policy version {first.version}: the learner ranks hold different parameters (digests {first.digest} "
+                f"and {other.digest}); resume from the last checkpoint"
             )
     buckets = (
         replace(same[0], data={gpu: handle for one in same for gpu, handle in one.data.items()})

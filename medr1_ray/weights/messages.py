@@ -1,4 +1,4 @@
-"""The dataclasses of a weight sync that travel between processes: frozen and picklable."""
+"""Messages of a weight sync between processes: frozen and picklable."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Where one parameter lies in a flat bucket: `offset` and the size that follows from shape and dtype, in
-    bytes. `name` is the Hugging Face checkpoint's; `dtype` is torch's name without the `torch.` prefix."""
+    """Position of one parameter in a flat bucket: `offset` in bytes; the size follows from shape and dtype. `name` is
+    the parameter's name in the Hugging Face checkpoint; `dtype` is torch's name without the `torch.` prefix."""
 
     name: str
     dtype: str
@@ -23,10 +23,10 @@ class TensorSpec:
 class WeightBucket:
     """Several parameters that travel together, laid end to end in `size_bytes` bytes.
 
-    `data` says where the bytes are, in the transport's own terms: an ObjectRef of a uint8 array, CUDA IPC handles by
-    GPU, or nothing where they come by broadcast. `digest` is of the bytes; empty where they are proven in the stream
-    itself. `frozen` parameters never change in a run. A bucket that is not `sent` is listed all the same: the engine
-    must hold it, by its digest, from an earlier update.
+    `data` locates the bytes in the transport's own terms: an ObjectRef of a uint8 array, CUDA IPC handles by GPU, or
+    None for a broadcast. `digest` is of the bytes; empty where the stream itself carries the digest. `frozen`
+    parameters never change in a run. A bucket that is not `sent` is still listed: the engine must hold it from an
+    earlier update, as its digest shows.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -40,7 +40,7 @@ class WeightBucket:
 @dataclass(frozen=True)
 class WeightUpdate:
     """All parameters of one policy version. `digest` is over the version and the buckets' digests and tensors, in
-    order. A `lasting` update can be loaded at any time; another only while the learner is sending it."""
+    order. A `lasting` update can be loaded at any time; the others only while the learner is sending them."""
 
     version: int
     buckets: tuple[WeightBucket, ...]
@@ -51,7 +51,7 @@ class WeightUpdate:
 @dataclass(frozen=True)
 class WeightMember:
     """An engine that takes part in a weight group: `ranks` worker processes (its tensor-parallel size). A restarted
-    actor has another `incarnation`."""
+    actor has a different `incarnation`."""
 
     actor: str
     incarnation: str
@@ -60,8 +60,8 @@ class WeightMember:
 
 @dataclass(frozen=True)
 class WeightGroup:
-    """One process's place in a group that broadcasts weights: the learner's rank 0 is rank 0, `rank_offset` is the
-    engine's first worker's. All meet at `address` (host:port)."""
+    """One engine's place in a group that broadcasts weights: the learner's rank 0 is rank 0, `rank_offset` is the rank
+    of the engine's first worker. All meet at `address` (host:port)."""
 
     address: str
     world_size: int
@@ -70,7 +70,7 @@ class WeightGroup:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """A finished weight update: for `paused_seconds` of its `seconds` the engine generated nothing."""
+    """A loaded weight update, which took `seconds`; for `paused_seconds` of them the engine generated nothing."""
 
     version: int
     digest: str
@@ -79,6 +79,7 @@ class LoadReport:
 
 
 def weight_groups(address: str, members: Sequence[WeightMember]) -> list[WeightGroup]:
-    """Each member's place behind the learner, whatever the others' tensor-parallel sizes."""
+    """Each member's place: ranks follow the learner's in the order of the members, by their tensor-parallel sizes."""
+    # Rank 0 is the learner. vLLM 0.32's own Ray client sends offset 1 to every engine, so their ranks would collide.
     offsets = list(accumulate((member.ranks for member in members), initial=1))
     return [WeightGroup(address, offsets[-1], offset) for offset in offsets[:-1]]

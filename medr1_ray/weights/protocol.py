@@ -17,10 +17,10 @@ from medr1_ray.weights.messages import TensorSpec, WeightUpdate
 
 
 class WeightSource(Protocol):
-    """The learner's parameters under their checkpoint names, those that are `frozen` or the others.
+    """The learner's parameters under their checkpoint names: the `frozen` ones, or the others.
 
-    Going through `tensors` gathers shards: all ranks do it together. A tensor is whole only until the next is asked
-    for. `specs` are the same parameters in the same order, without gathering; their offsets are 0.
+    Iterating over `tensors` gathers shards, so all ranks must do it together. A tensor is whole only until the next one
+    is requested. `specs` are the same parameters in the same order, without gathering; their offsets are 0.
     """
 
     def specs(self, *, frozen: bool) -> list[TensorSpec]: ...
@@ -31,19 +31,20 @@ class WeightSource(Protocol):
 class WeightSender(Protocol):
     """A learner rank's end of a transport. Every rank calls the same methods in the same order."""
 
-    def offer(self, source: WeightSource, version: int, *, to_newcomers: bool) -> WeightUpdate | None:
-        """What the engines must know to receive the version; None on ranks that have nothing to say.
+    def publish(self, source: WeightSource, version: int, *, to_newcomers: bool) -> WeightUpdate | None:
+        """Make the parameters available as this policy version; returns what the engines need to load it, or None on
+        ranks that leave that to rank 0.
 
-        Frozen parameters are left out where the transport decides so and nobody is new (`to_newcomers`).
+        A transport may leave frozen parameters out where every engine holds them already (not `to_newcomers`).
         """
         ...
 
     def send(self) -> None:
-        """Move the bytes, where that takes both ends at once; comes after `offer`, while the engines receive."""
+        """Move the bytes, where that needs both ends at once; called after `publish`, while the engines receive."""
         ...
 
     def release(self) -> None:
-        """Free what the engines no longer read; comes after all have loaded."""
+        """Free what was published, after all engines have loaded it; only where they share its GPUs."""
         ...
 
 
@@ -53,8 +54,8 @@ class WeightReceiver(Protocol):
     def receive(
         self, update: WeightUpdate, held: frozenset[str]
     ) -> AbstractContextManager[tuple[bytes, ...]]:
-        """What the engine's workers get, one `update_weights` call each, valid while the context is open.
+        """The payloads for the engine's workers, one `update_weights` call each, valid while the context is open.
 
-        `held` has the digests of the frozen buckets that the engine holds.
+        `held` are the digests of the frozen buckets that the engine holds.
         """
         ...

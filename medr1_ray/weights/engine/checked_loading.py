@@ -1,4 +1,4 @@
-"""What all our weight-transfer engines share: only what has been proven is loaded."""
+"""The base of our weight-transfer engines: an update is checked before the model is opened, and closed if it broke."""
 
 from __future__ import annotations
 
@@ -26,16 +26,13 @@ from medr1_ray.weights.messages import WeightUpdate
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """What a `WeightReceiver` yielded, pickled: vLLM's own encoding would turn dataclasses into dicts."""
+    """A payload of a `WeightReceiver`, pickled, because vLLM's own encoding would turn dataclasses into dicts."""
 
     payload: bytes
 
 
 class CheckedLoading:
-    """What all our backends share: an update is checked before the model is opened, and a broken one is closed.
-
-    Goes before one of vLLM's `WeightTransferEngine`s in a class's bases.
-    """
+    """Mixin for weight-transfer engines; put it before one of vLLM's `WeightTransferEngine`s in a class's bases."""
 
     update_info_cls = UpdateInfo
     model: Any
@@ -48,10 +45,11 @@ class CheckedLoading:
         self._loading: WeightUpdate | None = None
 
     def start_weight_update(self) -> None:
-        """Part of vLLM's interface: the model is opened for loading once the update has been checked."""
+        """Part of vLLM's interface; nothing to do, since `open_for` opens the model once the update has been
+        checked."""
 
     def open_for(self, update: WeightUpdate) -> None:
-        """Check the names and shapes of an update, and open the model for it.
+        """Check the names and shapes of an update, then open the model for loading.
 
         Raises:
             ValueError: a parameter is missing, unknown, or of another shape; the model is unchanged.
@@ -68,39 +66,44 @@ class CheckedLoading:
         """
         update = self._loading
         assert update is not None
+        # Only an update that leaves buckets out can fill a part of a layer.
         if not all(bucket.sent for bucket in update.buckets):
             self._refuse_torn_layers()
         self._keep_untouched_layers()
         finalize_layerwise_reload(self.model, self.model_config)
-        # A head that shares the embedding's weights is no receiver of its own, so the reload leaves its packed copy
-        # (which a CPU computes with) as it was.
+        # With tied embeddings the head is not loaded itself, so the reload leaves its packed copy (which a CPU computes
+        # with) at the OLD weights: greedy output still looks right, log-probabilities are wrong.
         for head in _heads(self.model):
             head.quant_method.process_weights_after_loading(head)
         self._held = frozenset(bucket.digest for bucket in update.buckets if bucket.frozen)
         self._loading = None
 
     def abandon(self) -> None:
-        """Close a load that broke off, if one did: else the next would go on with its half-filled layers.
+        """Close a load that was interrupted, if any; otherwise the next one would continue with its half-filled layers.
 
-        The weights are a mixture then, until a whole update has been loaded.
+        The weights are then a mixture, until a complete update has been loaded.
         """
+        # The weights of a broken load are a mixture, so the frozen ones do not count as held either.
         if self._loading is not None:
             self.forget()
         for layer in self.model.modules():
             info = get_layerwise_info(layer)
             if info.can_load():
+                # `initialize_layerwise_reload` would skip layers that are still open and keep what they have buffered.
+                # vLLM 0.32 has no public way to close them.
                 _place_kernel_tensors(layer, info)
                 info.reset()
 
     def forget(self) -> None:
-        """The weights at hand are no longer what they were: the next update must send everything."""
+        """Note that the current weights are no longer valid: the next update must send everything."""
         self._loading = None
         self._held = frozenset()
 
     def _keep_untouched_layers(self) -> None:
-        """Layers of which nothing was sent go on with what they have; vLLM would warn of each."""
+        """Keep the weights of layers of which nothing was sent; vLLM would otherwise log a warning for each."""
         for layer in self.model.modules():
             info = get_layerwise_info(layer)
+            # Attention layers stay open: `finalize_layerwise_reload` has to process them in any case.
             if info.can_load() and info.load_numel == 0 and not is_deferred_attention_layer(layer):
                 _place_kernel_tensors(layer, info)
                 info.reset()
@@ -108,13 +111,13 @@ class CheckedLoading:
     def _refuse_torn_layers(self) -> None:
         for name, layer in self.model.named_modules():
             info = get_layerwise_info(layer)
-            # A vocabulary is padded, so that it is never filled.
+            # vLLM pads the vocabulary, so that these layers are never completely filled.
             if isinstance(layer, VocabParallelEmbedding) or not info.can_load():
                 continue
             if 0 < info.load_numel < (info.load_numel_total or 0):
                 raise ValueError(
-                    f"the engine's layer {name!r} ({type(layer).__name__}) joins frozen and trained parameters; "
-                    "freeze all of a layer or nothing of it"
+                    f"the engine's layer {name!r} ({type(layer).__name__}) fuses frozen and trained parameters; "
+                    "freeze all parameters of a layer or none"
                 )
 
     def _check(self, update: WeightUpdate) -> None:
@@ -145,13 +148,14 @@ class CheckedLoading:
 
 
 def _engine_name(model: Any, name: str) -> str:
-    """One name for a parameter, whichever release of transformers named it; fused layers stay apart."""
+    """The engine's name of a parameter, whichever release of transformers named it; parts of fused layers stay
+    separate."""
     renamed: str | None = model.hf_to_vllm_mapper.get_rename_mapper().map_name(name)
     return renamed or name
 
 
 def _expected_shapes(checkpoint: Path, model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that an update must have: those of the checkpoint, less a head that is tied."""
+    """Names and shapes that an update must have: those of the checkpoint, without a tied head."""
     files = sorted(checkpoint.glob("*.safetensors"))
     if not files:
         raise ValueError(
@@ -159,6 +163,7 @@ def _expected_shapes(checkpoint: Path, model: torch.nn.Module) -> dict[str, tupl
             "that format"
         )
     own = {name for name, _ in model.named_parameters()}
+    # Second names of shared parameters, i.e. a tied head: some checkpoints store it, updates never contain it.
     aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - own
     shapes = {}
     for file in files:

@@ -1,7 +1,8 @@
-"""Our part of vLLM's engine process: weight-transfer backends that load only what has been proven.
+"""The worker extension: registers our weight-transfer engines with vLLM and adds methods to its workers.
 
-vLLM imports this module by its path (`worker_extension_cls`) before it creates the transfer engine, so the backends
-are there in every worker, also where the code came by `ray job submit --working-dir` and is not installed.
+vLLM 0.32 imports this module by its path (`worker_extension_cls`) before it creates the transfer engine, so the engines
+are registered in every worker, even where the package came by `ray job submit --working-dir` and is not installed (an
+entry point would not be found there).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ EXTENSION = "medr1_ray.weights.engine.extension.WorkerExtension"
 class WorkerExtension:
     """Methods that vLLM adds to its worker, for `collective_rpc`."""
 
+    # Declared without values: vLLM refuses an extension with an attribute that its worker has too.
     weight_transfer_engine: CheckedLoading
     _weight_update_active: bool
 
@@ -26,17 +28,19 @@ class WorkerExtension:
         return code_digest()
 
     def medr1_abandon_update(self) -> None:
-        """Let a new weight update begin after one that failed."""
+        """Allow a new weight update after one that failed."""
+        # vLLM 0.32 clears this flag after a failed `update_weights`, but not after a failed `finish_weight_update`.
         self._weight_update_active = False
         self.weight_transfer_engine.abandon()
 
     def medr1_forget_weights(self) -> None:
-        """The weights are about to be thrown away."""
+        """Note that the weights are about to be discarded."""
         self.weight_transfer_engine.forget()
 
 
 def register() -> None:
-    """Make the backends known to vLLM in this process; once is enough, again does no harm."""
+    """Register the transfer engines with vLLM in this process; safe to call again (vLLM itself raises on a second
+    time)."""
     for transport in TRANSPORTS.values():
         if transport.backend not in WeightTransferEngineFactory._registry:
             module, class_name = transport.engine_class.split(":")

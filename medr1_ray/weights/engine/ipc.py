@@ -1,4 +1,4 @@
-"""CUDA IPC in the engine process: vLLM's own engine for packed buckets, each proven before it is loaded."""
+"""CUDA IPC in the engine process: vLLM's engine for packed buckets, each verified before it is loaded."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from medr1_ray.weights.transports.ipc import IpcPart
 
 
 class IpcTransferEngine(CheckedLoading, IPCWeightTransferEngine):
-    """vLLM's IPC engine between our checks. A bucket is loaded only if its bytes are the learner's."""
+    """vLLM's IPC engine with our checks. A bucket is loaded only if its bytes are those that the learner sent."""
 
     init_info_cls = IPCWeightTransferInitInfo
 
     def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module) -> None:
         super().__init__(config, vllm_config, device, model)
+        # vLLM sets this in its handshake with the trainer, which does not take place here.
         self.packed = True
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
@@ -38,10 +39,12 @@ class IpcTransferEngine(CheckedLoading, IPCWeightTransferEngine):
         """
         part: IpcPart = pickle.loads(update_info.payload)
         bucket = part.update.buckets[part.bucket]
+        # The driver sends the buckets of an update in order.
         if part.bucket == 0:
             self.open_for(part.update)
-        # vLLM's receiver hands the bucket's tensors to `self.model.load_weights`.
-        model, self.model = self.model, _Proving(self.model, bucket, part.update.version)
+        # vLLM's receiver passes the bucket's tensors to `self.model.load_weights`, so the check stands in for the
+        # model.
+        model, self.model = self.model, _Verifying(self.model, bucket, part.update.version)
         try:
             super().receive_weights(
                 IPCWeightTransferUpdateInfo(
@@ -56,19 +59,20 @@ class IpcTransferEngine(CheckedLoading, IPCWeightTransferEngine):
             self.model = model
 
     def finish_weight_update(self) -> None:
-        """As in the base, and let go of the learner's memory."""
+        """As in the base; also releases the learner's memory."""
         super().finish_weight_update()
+        # vLLM does this in its own `finish_weight_update`, which `CheckedLoading` replaces.
         self._packed_importer.close()
 
     def abandon(self) -> None:
-        """As in the base, and let go of the learner's memory."""
+        """As in the base; also releases the learner's memory."""
         super().abandon()
         self._packed_importer.close()
 
 
 @dataclass(frozen=True)
-class _Proving:
-    """Stands in for the model while vLLM's engine receives a bucket."""
+class _Verifying:
+    """Stands in for the model while vLLM's engine receives a bucket; loads it once its digest is right."""
 
     model: Any
     bucket: WeightBucket

@@ -1,4 +1,4 @@
-"""NCCL in the engine process: vLLM's own packed broadcast, with a proof of the bytes and a deadline."""
+"""NCCL in the engine process: vLLM's packed broadcast, with a digest of the bytes and a deadline."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ from medr1_ray.weights.transports.nccl import ProvenStream, stream_specs
 
 @dataclass(kw_only=True)
 class NcclInitInfo(NCCLWeightTransferInitInfo):
-    """vLLM's, and how long anything here may wait for the others."""
+    """vLLM's, plus how long a call may wait for the other members."""
 
     deadline_seconds: float
 
 
 class NcclTransferEngine(CheckedLoading, NCCLWeightTransferEngine):
-    """vLLM's NCCL engine between our checks.
+    """vLLM's NCCL engine with our checks.
 
-    The learner's stream ends with a digest over all of it. Chunks are loaded as they come, so that a wrong digest is
-    found after the model has changed: the update fails then, and the actor serves nothing until one has succeeded.
+    The learner's stream ends with a digest over all of it. Chunks are loaded as they arrive, so a wrong digest is
+    found only after the model has changed: the update then fails, and the actor serves nothing until one succeeds.
     """
 
     init_info_cls = NcclInitInfo
 
     def init_transfer_engine(self, init_info: NcclInitInfo) -> None:
-        """Leave the group of before, if any, and join the new one.
+        """Leave the previous group, if any, and join the new one.
 
-        Raises TimeoutError when not all members come.
+        Raises TimeoutError when not all members join.
         """
         self.shutdown()
+        # vLLM's own method does the same, but its rendezvous has no deadline, so it is not called.
         self._deadline_seconds = init_info.deadline_seconds
         self.packed = init_info.packed
         self.packed_buffer_size_bytes = init_info.packed_buffer_size_bytes
@@ -51,7 +52,7 @@ class NcclTransferEngine(CheckedLoading, NCCLWeightTransferEngine):
 
         def on_own_device() -> Any:
             if self.device.type != "cpu":
-                torch.accelerator.set_device_index(self.device)  # it is each thread's own
+                torch.accelerator.set_device_index(self.device)  # the current device is per thread
             return worker_init_process_group(init_info, self.parallel_config)
 
         self.model_update_group = within(
@@ -62,19 +63,20 @@ class NcclTransferEngine(CheckedLoading, NCCLWeightTransferEngine):
         """Check the update's names, receive and load it, and check its bytes.
 
         Raises:
-            RuntimeError: the engine is in no group.
-            TimeoutError: the stream did not end in time; the group is gone.
+            RuntimeError: the engine has not joined a group.
+            TimeoutError: the stream did not end in time; the group has been ended.
             WeightDigestError: the bytes are not the learner's.
             ValueError: as `open_for`.
         """
         if self.model_update_group is None:
-            raise RuntimeError("the engine is in no weight group; the driver must let it join one first")
+            raise RuntimeError("the engine has not joined a weight group; the driver must let it join one first")
         update: WeightUpdate = pickle.loads(update_info.payload)
+        # If this refuses the update, the learner's broadcast waits until its own deadline.
         self.open_for(update)
         specs = stream_specs(update)
         stream = ProvenStream(self.model.load_weights, update.version)
         with ended_by(self._deadline_seconds, f"receiving policy version {update.version}", self.shutdown):
-            # vLLM's receiver hands every chunk to `self.model.load_weights`.
+            # vLLM's receiver passes every chunk to `self.model.load_weights`, so the stream stands in for the model.
             model, self.model = self.model, _Receiving(stream)
             try:
                 super().receive_weights(

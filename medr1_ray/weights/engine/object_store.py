@@ -1,4 +1,4 @@
-"""Ray's object store in the engine process: an update is loaded from this node's file."""
+"""The object store's part in the engine process: loads an update from this node's file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medr1_ray.weights.transports.object_store import StagedUpdate, open_staged
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):
-    """Nothing to agree on: every update says where it lies."""
+    """Empty: every update carries its own location."""
 
 
 class StagedTransferEngine(CheckedLoading, WeightTransferEngine[InitInfo, UpdateInfo]):
@@ -26,7 +26,7 @@ class StagedTransferEngine(CheckedLoading, WeightTransferEngine[InitInfo, Update
     init_info_cls = InitInfo
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
-        """Part of vLLM's interface: there is no connection to make."""
+        """Part of vLLM's interface; there is no connection to open."""
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Check the update and load it.
@@ -41,4 +41,4 @@ class StagedTransferEngine(CheckedLoading, WeightTransferEngine[InitInfo, Update
         self.model.load_weights(named for bucket, buffer in buckets for named in read_bucket(buffer, bucket))
 
     def shutdown(self) -> None:
-        """Part of vLLM's interface: nothing is held between updates."""
+        """Part of vLLM's interface; nothing is held between updates."""

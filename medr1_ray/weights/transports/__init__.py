@@ -12,8 +12,10 @@ to `TRANSPORTS` and the name to `cluster.weight_transport` (`config/cluster.py`)
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -47,9 +49,17 @@ def _object_store_sender(rank: int, device: torch.device, deadline_seconds: floa
 
 
 def _object_store_receiver() -> WeightReceiver:
-    import ray
+    """Called on the rollout actor's event loop, where Ray runs the constructor of an async actor.
 
-    return ObjectStoreReceiver(ray.get)
+    `ray.get` would block, and Ray warns of it in any thread of an async actor; so the thread that stages an update lets
+    the loop await the reference.
+    """
+    loop = asyncio.get_running_loop()
+
+    async def fetch(reference: Any) -> Any:
+        return await reference
+
+    return ObjectStoreReceiver(lambda reference: asyncio.run_coroutine_threadsafe(fetch(reference), loop).result())
 
 
 TRANSPORTS = {

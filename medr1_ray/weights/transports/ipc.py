@@ -1,7 +1,7 @@
 """Weights through CUDA IPC, where a learner rank and an engine share a GPU: the engine reads the rank's memory.
 
-Every rank copies the parameters into flat buckets on its own GPU and exports each bucket once; an engine picks the
-handle of its GPU. All buckets exist until the engines have loaded: for that long a GPU holds the model once more.
+Every rank copies the parameters into flat buckets on its own GPU and exports each bucket once; an engine opens the
+handle of its GPU. The buckets exist until the engines have loaded them, so a GPU holds the model once more until then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from medr1_ray.weights.messages import TensorSpec, WeightBucket, WeightUpdate
 from medr1_ray.weights.protocol import WeightSource
 
 Handles = dict[str, tuple[Any, ...]]
-"""By GPU UUID: what rebuilds the bucket's tensor there (the arguments of torch's `rebuild_cuda_tensor`)."""
+"""By GPU UUID: the arguments of torch's `rebuild_cuda_tensor` that open the bucket's tensor on that GPU."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,13 @@ def cuda_handle(buffer: torch.Tensor) -> Handles:
     from torch.multiprocessing.reductions import reduce_tensor
 
     _, arguments = reduce_tensor(buffer)
+    # By UUID: Ray shows each process its own GPUs, so the same card may have different device numbers.
     return {str(torch.cuda.get_device_properties(buffer.device).uuid): arguments}
 
 
 class IpcSender:
-    """A learner rank's end. Every rank offers the same update with the handles of its own GPU; `merged` joins them."""
+    """A learner rank's end. Every rank publishes the same update with the handles of its own GPU;
+    `buckets.merge_updates` joins them."""
 
     def __init__(
         self,
@@ -53,21 +55,24 @@ class IpcSender:
         self._export = export
         self._buffers: list[torch.Tensor] = []
 
-    def offer(self, source: WeightSource, version: int, *, to_newcomers: bool) -> WeightUpdate | None:
+    def publish(self, source: WeightSource, version: int, *, to_newcomers: bool) -> WeightUpdate | None:
+        # Before the new buckets are allocated: otherwise the GPU would hold the model three times.
         self.release()
-        # An engine that slept has lost its frozen parameters with all others.
+        # Frozen parameters too: an engine that slept has lost them with all others.
         buckets = (*self._fill(source, frozen=True), *self._fill(source, frozen=False))
         if self._device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # the engine's streams know nothing of ours
+            torch.cuda.current_stream().synchronize()  # the engine's streams are not ordered after ours
         return WeightUpdate(version, buckets, update_digest(version, buckets), lasting=False)
 
     def send(self) -> None:
-        """The engines read for themselves."""
+        """Nothing to do: the engines read the memory themselves."""
 
     def release(self) -> None:
         """Free the buckets."""
         self._buffers.clear()
         if self._device.type == "cuda":
+            # Without this the blocks stay reserved until torch happens to notice that the engines have closed their
+            # handles.
             torch.cuda.ipc_collect()
 
     def _fill(self, source: WeightSource, *, frozen: bool) -> list[WeightBucket]:
@@ -82,9 +87,10 @@ class IpcSender:
                 assert name == spec.name, f"{name} came where {spec.name} was declared"
                 view = buffer[spec.offset : spec.offset + size_bytes(spec)].view(tensor.dtype).view(spec.shape)
                 views.append((name, view.copy_(tensor)))
+            # An exported handle does not keep the memory alive; this reference does, until `release`.
             self._buffers.append(buffer)
             buckets.append(replace(bucket, digest=digest_of(views), data=self._export(buffer)))
-        assert next(tensors, None) is None  # which also ends the last gathering
+        assert next(tensors, None) is None  # exhausting the iterator also ends the last gathering
         return buckets
 
 

@@ -3,8 +3,8 @@
     rank 0: learner   ranks 1, 2: engine A (tensor-parallel 2)   rank 3: engine B (1)   ranks 4-7: engine C (4)
 
 Both ends are vLLM's own (`NCCLTrainerWeightTransferEngine`, `NCCLWeightTransferEngine`): tensors are packed into
-chunks, whose bounds each side computes from the same names and shapes. Ours are the source that knows ZeRO-3, the
-digest that ends the stream, one rank offset per engine, deadlines, and a new group when the members change.
+chunks, whose bounds each side computes from the same names and shapes. This package adds a source that knows ZeRO-3, a
+digest at the end of the stream, a rank offset per engine, deadlines, and a new group when the members change.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _DIGEST_SPEC = TensorSpec(DIGEST_NAME, "uint8", (DIGEST_BYTES,), 0)
 
 
 def stream_specs(update: WeightUpdate) -> list[TensorSpec]:
-    """The tensors of a broadcast in order, the digest last."""
+    """The tensors of a broadcast in their order, the digest last."""
     sent = [spec for bucket in update.buckets if bucket.sent for spec in bucket.tensors]
     return [*sent, _DIGEST_SPEC]
 
 
 class ProvenStream:
-    """Hands a stream's tensors to `load` and keeps the digest that ends it."""
+    """Passes a stream's tensors to `load` and checks them against the digest at its end."""
 
     def __init__(self, load: Callable[[list[tuple[str, torch.Tensor]]], Any], version: int) -> None:
         self._load = load
@@ -47,11 +47,13 @@ class ProvenStream:
         self._sent: torch.Tensor | None = None
 
     def take(self, named_tensors: list[tuple[str, torch.Tensor]]) -> None:
-        """The next chunk."""
+        """Take the next chunk."""
         weights = [(name, tensor) for name, tensor in named_tensors if name != DIGEST_NAME]
         for name, tensor in weights:
             self._found.add(name, tensor)
+        # The digest is the last tensor of the stream, so what earlier chunks leave here (None) is replaced.
         self._sent = next((tensor for name, tensor in named_tensors if name == DIGEST_NAME), None)
+        # The last chunk may hold the digest alone.
         if weights:
             self._load(weights)
 
@@ -61,7 +63,7 @@ class ProvenStream:
         sent = bytes(self._sent.tolist()).hex() if self._sent is not None else "none"
         if found != sent:
             raise WeightDigestError(
-                f"policy version {self._version}: what came by broadcast has digest {found}, the learner sent {sent}"
+                f"policy version {self._version}: the broadcast received has digest {found}, the learner sent {sent}"
             )
 
 
@@ -81,13 +83,13 @@ class NcclSender:
         self._buffer_bytes = buffer_bytes
         self._engine: Any = None
         self._frozen: WeightBucket | None = None
-        self._offered: tuple[WeightSource, WeightUpdate] | None = None
+        self._published: tuple[WeightSource, WeightUpdate] | None = None
         self._stream: Iterator[tuple[str, torch.Tensor]] = iter(())
 
     def join(self, group: WeightGroup) -> None:
-        """Leave the group of before, if any, and open the new one; returns when all members have come.
+        """Leave the previous group, if any, and open the new one; returns when all members have joined.
 
-        Raises TimeoutError when they do not.
+        Raises TimeoutError when they have not within the deadline.
         """
         from vllm.distributed.weight_transfer.nccl_engine import (
             NCCLTrainerInitInfo,
@@ -106,77 +108,84 @@ class NcclSender:
         )
 
         def on_own_device() -> Any:
+            # `within` runs this in another thread, and torch's current device is per thread.
             if self._device.type != "cpu":
                 torch.accelerator.set_device_index(self._device)
             return NCCLTrainerWeightTransferEngine.trainer_init(
                 info, client=_DriverDoesIt(), source=_stream(self)
             )
 
+        # `ncclCommInitRank` cannot be ended from outside: after a timeout its thread is left behind. Ranks other than 0
+        # return at once, since vLLM makes no communicator for them.
         self._engine = within(self._deadline_seconds, "joining the weight group", on_own_device)
 
     def leave(self) -> None:
-        """End the group; a broadcast that waits in it ends as well."""
+        """End the group; this also ends a broadcast that is waiting in it."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown()
 
-    def offer(self, source: WeightSource, version: int, *, to_newcomers: bool) -> WeightUpdate | None:
+    def publish(self, source: WeightSource, version: int, *, to_newcomers: bool) -> WeightUpdate | None:
         if self._frozen is None:
             specs = source.specs(frozen=True)
+            # Once per run, and on every rank, because it gathers shards.
             digest = digest_of(source.tensors(frozen=True)) if specs else ""
             self._frozen = packed_bucket(specs, digest, frozen=True)
+        # No digest yet: the tensors are gathered only while they are sent, so it travels at the end of the stream.
         trained = packed_bucket(source.specs(frozen=False), "")
         frozen = [replace(self._frozen, sent=to_newcomers)] if self._frozen.tensors else []
         buckets = (*frozen, trained)
         update = WeightUpdate(version, buckets, update_digest(version, buckets), lasting=False)
-        self._offered = (source, update)
+        self._published = (source, update)
         return update if self._rank == 0 else None
 
     def send(self) -> None:
-        """Broadcast what was offered; returns when every engine has it.
+        """Broadcast what was published; returns when every engine has received it.
 
         Raises:
-            RuntimeError: there is no group, or nothing was offered.
-            TimeoutError: an engine did not take it in time; the group is gone.
+            RuntimeError: there is no group, or nothing was published.
+            TimeoutError: an engine did not receive it in time; the group has been ended.
         """
-        if self._engine is None or self._offered is None:
-            raise RuntimeError("the learner is in no weight group, or has offered nothing")
-        what = f"broadcasting policy version {self._offered[1].version}"
+        if self._engine is None or self._published is None:
+            raise RuntimeError("the learner has joined no weight group, or has published nothing")
+        what = f"broadcasting policy version {self._published[1].version}"
         if self._device.type != "cpu":
-            torch.accelerator.synchronize()  # vLLM packs on streams of its own, the optimizer may still be at work
+            # vLLM packs on its own streams, which are not ordered after the optimizer's.
+            torch.accelerator.synchronize()
         self._stream = self._gather()
         try:
             with ended_by(self._deadline_seconds, what, self.leave):
                 self._engine.send_weights()
         finally:
-            for _ in self._stream:  # after a failure the other ranks go on gathering, and wait for this one
+            for _ in self._stream:  # after a failure the other ranks keep gathering and would wait for this one
                 pass
 
     def release(self) -> None:
         """Nothing is kept."""
-        self._offered = None
+        self._published = None
 
     def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What is broadcast: the offered tensors that are sent, and a digest over them."""
+        """The broadcast's tensors: the published ones that are sent, and a digest over them."""
         return self._stream
 
     def specs(self) -> list[TensorSpec]:
-        """What `stream` yields."""
-        assert self._offered is not None
-        return stream_specs(self._offered[1])
+        """The specs of the tensors that `stream` yields."""
+        assert self._published is not None
+        return stream_specs(self._published[1])
 
     def _gather(self) -> Iterator[tuple[str, torch.Tensor]]:
-        assert self._offered is not None
-        source, update = self._offered
+        assert self._published is not None
+        source, update = self._published
         digest = StreamDigest()
         for bucket in update.buckets:
             if not bucket.sent:
                 continue
             for name, tensor in source.tensors(frozen=bucket.frozen):
+                # On these ranks vLLM only iterates, which keeps the gathering in step; nothing is sent.
                 if self._rank > 0:
                     yield name, tensor
                     continue
-                # A chunk keeps several tensors, of which the source promises only the latest.
+                # vLLM collects several tensors into a chunk, but the source keeps only the latest one whole.
                 kept = tensor.to(self._device, copy=True)
                 digest.add(name, kept)
                 yield name, kept
@@ -184,7 +193,7 @@ class NcclSender:
 
 
 class NcclReceiver:
-    """A rollout actor's end: the bytes come to its engine's workers by broadcast."""
+    """A rollout actor's end: the bytes reach its engine's workers by broadcast."""
 
     @contextmanager
     def receive(self, update: WeightUpdate, held: frozenset[str]) -> Iterator[tuple[bytes, ...]]:
@@ -192,7 +201,7 @@ class NcclReceiver:
 
 
 class _DriverDoesIt:
-    """vLLM's client of the engines. Here the driver leads both sides, and a learner rank knows no engine."""
+    """vLLM's client for calling the engines; all no-ops, because here the driver leads both sides."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
 
@@ -204,7 +213,7 @@ class _DriverDoesIt:
 
 
 def _stream(sender: NcclSender) -> VllmSource:
-    """The sender's stream as vLLM takes it."""
+    """The sender's stream in vLLM's form."""
     from vllm.distributed.weight_transfer.base import ParamMeta
     from vllm.distributed.weight_transfer.base import WeightSource as VllmSource
 

@@ -3,8 +3,8 @@
     learner rank 0            Ray's object store            each node                     each engine process
     fill_buckets ──put──▶ uint8 buckets, few, large ──get──▶ one file in shared memory ──mmap──▶ verify, read_bucket
 
-vLLM's engine core is no Ray worker and cannot resolve an ObjectRef, hence the file. This module knows neither Ray nor
-vLLM: `put` and `get` are given to it.
+vLLM's engine core is not a Ray worker and cannot resolve an ObjectRef, hence the file. This module imports neither Ray
+nor vLLM: `put` and `get` are arguments.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class StagedUpdate:
-    """An update whose buckets lie in one file of this node: `data` of each that is sent is its byte offset there."""
+    """An update whose buckets are in one file on this node: `data` of each bucket that is sent is its offset in
+    bytes."""
 
     path: str
     update: WeightUpdate
@@ -51,9 +52,11 @@ class ObjectStoreSender:
         self._bucket_bytes = bucket_bytes
         self._frozen: tuple[WeightBucket, ...] | None = None
 
-    def offer(self, source: WeightSource, version: int, *, to_newcomers: bool) -> WeightUpdate | None:
+    def publish(self, source: WeightSource, version: int, *, to_newcomers: bool) -> WeightUpdate | None:
         if self._frozen is None:
             frozen = self._fill(source.tensors(frozen=True))
+            # Kept for the whole run: the store frees an object with its last reference, and new engines still need
+            # these.
             self._frozen = tuple(replace(bucket, frozen=True) for bucket in frozen)
         buckets = (*self._frozen, *self._fill(source.tensors(frozen=False)))
         if self._rank > 0:
@@ -61,10 +64,10 @@ class ObjectStoreSender:
         return WeightUpdate(version, buckets, update_digest(version, buckets))
 
     def send(self) -> None:
-        """The store has the bytes since `offer`."""
+        """Nothing to do: the store has had the bytes since `publish`."""
 
     def release(self) -> None:
-        """The store frees what nobody refers to."""
+        """Nothing to do: the store frees what is no longer referenced."""
 
     def _fill(self, named_tensors: Iterator[tuple[str, torch.Tensor]]) -> tuple[WeightBucket, ...]:
         if self._rank > 0:
@@ -76,7 +79,7 @@ class ObjectStoreSender:
 
 @dataclass(frozen=True)
 class ObjectStoreReceiver:
-    """Fetches buckets with `get` (a uint8 array of a reference) into one file for all engines of the node."""
+    """Fetches buckets with `get` (reference to uint8 array) into one file for all engines of the node."""
 
     get: Callable[[Any], NDArray[np.uint8]]
 
@@ -88,33 +91,37 @@ class ObjectStoreReceiver:
 
 @contextmanager
 def staged(update: WeightUpdate, get: Callable[[Any], NDArray[np.uint8]]) -> Iterator[StagedUpdate]:
-    """Hold the update's file of this node; the first of several actors fetches and writes, the last one removes.
+    """Hold the update's file on this node; the first of several actors writes it, the last one removes it.
 
-    A lock on the file itself says that somebody reads it, and the kernel drops that lock with its process: whatever
-    is found unlocked was left by a crash and is removed.
+    A reader holds a lock on the file itself. The kernel releases it when the process ends, so a file that is found
+    unlocked was left by a crash and is removed.
     """
     sent = [bucket for bucket in update.buckets if bucket.sent]
     directory = _staging_directory(sum(bucket.size_bytes for bucket in sent))
-    # Engines that hold the frozen buckets and engines that do not read different files.
+    # Named by what is sent, since engines that hold the frozen buckets need a different file from those that do not.
     path = directory / f"{update_digest(update.version, sent)}.weights"
     with _node_lock(directory):
+        # Also files of other versions that a crashed actor left; those in use are locked.
         for left_over in directory.glob("*.weights*"):
             if left_over != path:
                 _remove_unless_in_use(left_over)
         if not path.exists():
             _write(path, update, get)
         reader = path.open("rb")
+        # Must happen under the node's lock: in between, another actor could find the file unlocked and remove it.
         fcntl.flock(reader, fcntl.LOCK_SH)
     try:
         yield StagedUpdate(str(path), _with_file_offsets(update))
     finally:
         with _node_lock(directory):
+            # Releases our own lock, which would otherwise count as a use of the file.
             reader.close()
             _remove_unless_in_use(path)
 
 
 def open_staged(staged_update: StagedUpdate) -> list[tuple[WeightBucket, NDArray[np.uint8]]]:
-    """Map the file, check every digest over the bytes that will be loaded, and return what was sent with its buffers.
+    """Map the file, check every digest over the bytes that will be loaded, and return the sent buckets with their
+    buffers.
 
     The mapping is private and outlives the file's removal. Raises WeightDigestError.
     """
@@ -122,6 +129,7 @@ def open_staged(staged_update: StagedUpdate) -> list[tuple[WeightBucket, NDArray
     sent = [bucket for bucket in update.buckets if bucket.sent]
     if not sent:
         return []
+    # Copy-on-write: torch wants writable memory, and a write must not reach the file that other engines read.
     file = np.memmap(staged_update.path, np.uint8, mode="c")
     buffers = [file[bucket.data : bucket.data + bucket.size_bytes] for bucket in sent]
     for number, (bucket, buffer) in enumerate(zip(sent, buffers, strict=True)):
@@ -130,6 +138,7 @@ def open_staged(staged_update: StagedUpdate) -> list[tuple[WeightBucket, NDArray
                 f"policy version {update.version}: bucket {number} of {len(buffers)} has digest {digest}, the "
                 f"learner sent {bucket.digest}; nothing was loaded"
             )
+    # The buckets' bytes are proven above; this covers their order and specs, the version, and the buckets not sent.
     if update_digest(update.version, update.buckets) != update.digest:
         raise WeightDigestError(
             f"policy version {update.version}: names, shapes, order or version do not match the learner's digest "
@@ -142,11 +151,14 @@ def _with_file_offsets(update: WeightUpdate) -> WeightUpdate:
     start, buckets = 0, []
     for bucket in update.buckets:
         buckets.append(replace(bucket, data=start) if bucket.sent else bucket)
+        # Must match the padding in `_write`: tensors are viewed in place and need aligned addresses.
         start += aligned(bucket.size_bytes) if bucket.sent else 0
     return replace(update, buckets=tuple(buckets))
 
 
 def _staging_directory(size_bytes: int) -> Path:
+    # A container may have as little as 64 MiB there (Docker's default); a file that does not fit would fail only while
+    # it is being written.
     roomy = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 1.1 * size_bytes
     directory = (SHARED_MEMORY if roomy else Path(tempfile.gettempdir())) / f"medr1_ray-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -154,6 +166,7 @@ def _staging_directory(size_bytes: int) -> Path:
 
 
 def _write(path: Path, update: WeightUpdate, get: Callable[[Any], NDArray[np.uint8]]) -> None:
+    # Renamed when complete, because other actors read whatever has the final name.
     partial = path.with_suffix(".weights-partial")
     with partial.open("wb") as file:
         for bucket in filter(lambda bucket: bucket.sent, update.buckets):
