@@ -1,10 +1,10 @@
-"""Every setting of a run, checked before any actor starts; and loading them. Light to import.
+"""All settings of a run, validated before any actor starts, and their loading. Cheap to import.
 
-Runs in: the driver, which sends actors the sections that they read.
+Runs in: the driver, which sends actors the sections they read.
 
 Doors: this module, and `config.loading`.
 
-To add a setting: a field with a docstring in its section's file; what it must not be combined with goes to `checks.py`.
+To add a setting: add a field with a docstring to its section's file; combinations to refuse go into `checks.py`.
 """
 
 from medr1_ray.config.algorithm import (

@@ -1,4 +1,4 @@
-"""Settings of what is maximised and by moving which weights."""
+"""Settings of the training objective, the rewards, the reference model and LoRA."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ Objective = Literal["grpo", "sft"]
 
 
 class LossSettings(Settings):
-    """The GRPO objective (`grpo.py` has the equations; `configs/bases/algorithm_*.yaml` the published choices)."""
+    """The GRPO objective: equations in `learner/grpo.py`, published variants in `configs/bases/algorithm_*.yaml`."""
 
     advantage_std: bool = True
-    """Divide by the group's standard deviation (GRPO); off in Dr. GRPO (arXiv 2503.20783)."""
+    """Divide advantages by the group's standard deviation (GRPO); off in Dr. GRPO (arXiv 2503.20783)."""
     ratio: Literal["token", "sequence"] = "token"
-    """Of each token, or one for the whole completion: the geometric mean of its tokens' (GSPO, arXiv 2507.18071)."""
+    """Ratio per token, or per completion: the geometric mean of its tokens' ratios (GSPO, arXiv 2507.18071)."""
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
     aggregation: Literal["sequence", "token", "dr_grpo"] = "sequence"
     kl_beta: NonNegativeFloat = 0.0
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     importance_cap: PositiveFloat | None = 2.0
-    """Cap of the truncated importance weight policy / rollout; none leaves the weight out."""
+    """Cap of the truncated importance weight policy / rollout; null leaves the weight out."""
 
 
 class RewardSettings(Settings):
-    """Reward functions by name (or `module:function`) with their weights."""
+    """Reward functions by name (or `module:function`), with their weights."""
 
     functions: dict[str, float] = Field(
         default_factory=lambda: {"accuracy": 1.0, "format": 1.0}, min_length=1
     )
     overlong_buffer_tokens: NonNegativeInt = 0
-    """DAPO's soft punishment of length (arXiv 2503.14476, eq. 13): over the last this many tokens of
-    `rollout.max_tokens` the reward falls by 1 in all; 0 leaves it out."""
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): the reward falls linearly by 1 over the last
+    `overlong_buffer_tokens` tokens before `rollout.max_tokens`; 0 disables it."""
     timeout_seconds: PositiveFloat = 10.0
     actors: PositiveInt = 1
 
 
 class ReferenceSettings(Settings):
-    """The frozen start model, held by the learner ranks when `loss.kl_beta` > 0.
+    """The reference model: the frozen start model, held by the learner ranks when `loss.kl_beta` > 0.
 
-    With `model.lora` it is the model itself without its adapters, and nothing of this applies.
+    With `model.lora` the reference is the model with its adapters disabled, and these settings have no effect.
     """
 
     placement: Literal["device", "cpu"] = "device"
@@ -58,7 +58,7 @@ class ReferenceSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """Low-rank adapters (arXiv 2106.09685) on every linear layer of the language model and, with
+    """Low-rank adapters (LoRA, arXiv 2106.09685) on every linear layer of the language model and, with
     `model.train_vision_tower`, of the vision tower. A layer's weight W becomes W + alpha / rank * B A."""
 
     rank: PositiveInt = 16

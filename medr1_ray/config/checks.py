@@ -1,4 +1,4 @@
-"""Which settings go together: combinations that each section alone cannot see."""
+"""Checks of combinations of settings from different sections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def check_combinations(config: Config) -> None:
-    """Raises ValueError for the first combination of settings that cannot work, or would work silently wrong."""
+    """Raise ValueError for the first combination of settings that cannot work, or would give silently wrong results."""
     _check_supervised(config)
     _check_overlong_buffer(config)
     _check_importance_weights(config)
@@ -21,23 +21,24 @@ def check_combinations(config: Config) -> None:
 def _check_supervised(config: Config) -> None:
     if config.objective != "sft":
         return
+    # The learner's head divides logits by this temperature, so SFT would fit another distribution.
     if config.rollout.temperature != 1:
         raise ValueError(
             f"rollout.temperature={config.rollout.temperature:g}: SFT maximises the likelihood at temperature 1; "
-            "leave it at 1"
+            "set it to 1"
         )
     if config.train.updates_per_rollout != 1:
         raise ValueError(
             f"train.updates_per_rollout={config.train.updates_per_rollout}: SFT has no rollouts and takes one "
-            "optimizer step on a batch; set it to 1"
+            "optimizer step per batch; set it to 1"
         )
 
 
 def _check_overlong_buffer(config: Config) -> None:
     if config.reward.overlong_buffer_tokens > config.rollout.max_tokens:
         raise ValueError(
-            f"reward.overlong_buffer_tokens={config.reward.overlong_buffer_tokens} is more than rollout.max_tokens="
-            f"{config.rollout.max_tokens}, whose last tokens it is; use at most as many"
+            f"reward.overlong_buffer_tokens={config.reward.overlong_buffer_tokens} is larger than rollout.max_tokens="
+            f"{config.rollout.max_tokens}, the length that it ends at; use at most {config.rollout.max_tokens}"
         )
 
 
@@ -51,8 +52,8 @@ def _check_importance_weights(config: Config) -> None:
         )
     if config.loss.importance_cap is None and train.max_staleness > 0:
         raise ValueError(
-            f"train.max_staleness={train.max_staleness} needs loss.importance_cap (a positive number, e.g. "
-            "2.0): completions of older versions would be learned from uncorrected"
+            f"train.max_staleness={train.max_staleness} needs loss.importance_cap (a positive number, e.g. 2.0): "
+            "without it, completions of older policy versions would be used without off-policy correction"
         )
 
 
@@ -66,7 +67,7 @@ def _check_batches(config: Config) -> None:
     if train.prompts_per_step < config.learner.world_size:
         raise ValueError(
             f"train.prompts_per_step={train.prompts_per_step} is less than learner.world_size="
-            f"{config.learner.world_size}: a rank would have no group; use at least {config.learner.world_size}"
+            f"{config.learner.world_size}: every rank needs a group; use at least {config.learner.world_size}"
         )
 
 
@@ -80,16 +81,16 @@ def _check_data_files(config: Config) -> None:
 
 
 def check_placement(config: Config) -> None:
-    """Raises ValueError for a `cluster.weight_transport` or `cluster.colocated` that the other settings rule out."""
+    """Raise ValueError if `cluster.weight_transport` or `cluster.colocated` contradicts the other settings."""
     cluster, learner, rollout = config.cluster, config.learner, config.rollout
     gpus = (
         f"learner.gpus_per_rank={learner.gpus_per_rank:g}, rollout.gpus_per_actor={rollout.gpus_per_actor:g}"
     )
     on_gpus = learner.gpus_per_rank > 0 and rollout.gpus_per_actor > 0
-    if cluster.weight_transport != "object_store" and not on_gpus:
+    if cluster.weight_transport in ("nccl", "ipc") and not on_gpus:
         raise ValueError(
-            f"cluster.weight_transport={cluster.weight_transport} moves weights between GPUs, but {gpus}; give both "
-            "GPUs, or use cluster.weight_transport=object_store"
+            f"cluster.weight_transport={cluster.weight_transport} moves weights between GPUs, but {gpus}; assign "
+            "GPUs to both, or use cluster.weight_transport=object_store"
         )
     if cluster.weight_transport == "ipc" and not cluster.colocated:
         raise ValueError(
@@ -109,26 +110,27 @@ def check_placement(config: Config) -> None:
         ),
         (
             not on_gpus,
-            f"{gpus}: learner ranks and engines share GPUs, which there must be; use a fraction for each, e.g. 0.5",
+            f"{gpus}: learner ranks and engines share GPUs, so both need a fraction of one, e.g. 0.5",
         ),
         (
+            # Not !=, because fractions such as 0.7 + 0.3 need not add up to exactly 1.
             abs(learner.gpus_per_rank + rollout.gpus_per_actor - 1) > 1e-6,
             f"{gpus}: the fractions of a shared GPU must add up to 1, e.g. 0.5 and 0.5",
         ),
         (
             (fewest, rollout.actors, most) != (learner.world_size,) * 3,
-            f"{sizes}: each rank shares its GPU with one engine; use as many of each, and neither "
-            "rollout.min_actors nor rollout.max_actors",
+            f"{sizes}: each rank shares its GPU with one engine; set both to the same number, and leave "
+            "out rollout.min_actors and rollout.max_actors",
         ),
         (
             rollout.tensor_parallel_size > 1,
-            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}: an engine has the one GPU that it "
-            "shares; use 1",
+            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}: an engine has only the one GPU "
+            "that it shares; use 1",
         ),
         (
             config.train.max_staleness > 0,
-            f"train.max_staleness={config.train.max_staleness}: engines sleep while the learner updates, so that "
-            "nothing is generated ahead; use 0",
+            f"train.max_staleness={config.train.max_staleness}: engines sleep while the learner updates and "
+            "cannot generate ahead; use 0",
         ),
     )
     for found, problem in problems:

@@ -1,4 +1,4 @@
-"""Settings of the cluster: how many rollout actors, where actors may be placed, and every deadline."""
+"""Settings of the cluster: number of rollout actors, placement, weight transport and timeouts."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from medr1_ray.config.field_types import PositiveFloat, PositiveInt, Settings
+from medr1_ray.config.field_types import MayChange, PositiveFloat, PositiveInt, Settings
 
 
 class PoolSize(Settings):
-    """How many rollout actors there are: a part of `rollout`."""
+    """Number of rollout actors; a part of the `rollout` section."""
 
-    actors: PositiveInt = 1
-    """How many to start with; lost ones are replaced."""
-    min_actors: PositiveInt | None = None
-    """Fewest that the run starts with and keeps when it shrinks; by default `actors`."""
-    max_actors: PositiveInt | None = None
-    """Most that it grows to when the learner waits for groups; by default `actors`."""
-    target_idle_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the time that the learner may wait for groups: what the number of actors is chosen for."""
-    scale_every: PositiveInt = 5
-    """Steps that are measured before the number of actors is chosen anew."""
+    actors: Annotated[PositiveInt, MayChange] = 1
+    """Rollout actors at the start; lost ones are replaced."""
+    min_actors: Annotated[PositiveInt | None, MayChange] = None
+    """Fewest that the run starts with, and keeps when it scales down; default: `actors`."""
+    max_actors: Annotated[PositiveInt | None, MayChange] = None
+    """Most that the run scales up to when the learner waits for groups; default: `actors`."""
+    target_idle_fraction: Annotated[float, Field(gt=0, lt=1), MayChange] = 0.2
+    """Target of the scaling: fraction of the time that the learner may wait for groups."""
+    scale_every: Annotated[PositiveInt, MayChange] = 5
+    """Steps measured between two decisions about the number of actors."""
 
     @property
     def actor_range(self) -> tuple[int, int]:
@@ -45,9 +45,9 @@ class PoolSize(Settings):
 
 
 class PlacementLabels(Settings):
-    """Ray node labels that a place must have, by role, e.g. `{market-type: on-demand}`.
+    """Ray node labels that an actor's node must have, by role, e.g. `{market-type: on-demand}`.
 
-    A value may be one of Ray's operators: `!spot`, `in(a,b)`, `!in(a,b)`. The driver runs on the head node.
+    A value may use Ray's operators: `!spot`, `in(a,b)`, `!in(a,b)`. The driver runs on the head node.
     """
 
     learner: dict[str, str] = Field(default_factory=dict)
@@ -56,21 +56,21 @@ class PlacementLabels(Settings):
 
 
 class ClusterSettings(Settings):
-    """Ray, and the deadlines of everything that waits."""
+    """The Ray cluster, the weight transport, and all timeouts."""
 
     address: str | None = None
-    """Ray address; none joins the cluster of the job (RAY_ADDRESS) or starts a local one."""
+    """Ray address; null joins the cluster of the job (RAY_ADDRESS) or starts a local one."""
     labels: PlacementLabels = PlacementLabels()
     weight_transport: Literal["object_store", "nccl", "ipc"] = "object_store"
-    """How weights reach the engines: through Ray's object store (anywhere), by NCCL broadcast between GPUs, or by CUDA
-    IPC on one GPU (`colocated`)."""
+    """How weights reach the engines: through Ray's object store (works everywhere), by NCCL broadcast between GPUs, or
+    by CUDA IPC on a shared GPU (`colocated`)."""
     colocated: bool = False
-    """Each learner rank shares its GPU with one engine, which sleeps while the learner updates; for small clusters."""
+    """Share each learner rank's GPU with one engine, which sleeps while the learner updates; for small clusters."""
     placement_timeout_seconds: PositiveFloat = 120.0
-    """How long the learner, or a run without any rollout actor, waits for a place."""
+    """How long the learner, or a run without any rollout actor, waits for resources."""
     start_timeout_seconds: PositiveFloat = 600.0
     rollout_timeout_seconds: PositiveFloat = 600.0
-    """A rollout actor that takes longer for a group is given up."""
+    """Limit for one group; a rollout actor that exceeds it is treated as lost."""
     update_timeout_seconds: PositiveFloat = 1800.0
     sync_timeout_seconds: PositiveFloat = 300.0
-    """A rollout actor that takes longer to load weights is given up."""
+    """Limit for loading weights; a rollout actor that exceeds it is treated as lost."""

@@ -1,4 +1,4 @@
-"""Settings of the questions and images of a run."""
+"""Settings of a run's questions and images."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class DataSettings(Settings):
-    """Questions and images."""
+    """Source, filters and sampling of questions, and the size of images."""
 
     format: Literal["phantoms", "omnimedvqa", "medr1", "prepared"]
     root: Path
-    """Folder of the dataset, for `prepared` the one that `medr1_ray.data.prepare` wrote. Phantoms are written below it,
-    into a folder for their seed and number."""
+    """Folder of the dataset; for `prepared`, the one written by `medr1_ray.data.prepare`. Phantoms are written below
+    it, in one folder per seed and number of images."""
     seed: int = 0
     """Seed of the phantoms and of the train / evaluation split."""
     train_file: str | None = None
-    """For `medr1`: annotation file of the training rows, relative to `root`; with `*`, all files that match."""
+    """For `medr1`: annotation file of the training rows, relative to `root`; `*` is a wildcard for several files."""
     eval_file: str | None = None
     split: str = "grouped"
-    """For `prepared`: a split in its folder `splits`."""
+    """For `prepared`: name of a split in the folder `splits`."""
     eval_part: Literal["validation", "test"] = "validation"
-    """For `prepared`: what a training run evaluates on."""
+    """For `prepared`: the part that a training run evaluates on."""
     phantom_images: PositiveInt = 6000
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the images (never of the rows) held out, where the format has no split of its own."""
+    """Fraction of the images (not of the rows) held out, where the format has no split of its own."""
     eval_questions: PositiveInt = 400
     image_size: Annotated[int, Field(ge=28, le=4096)] = 384
     image_fit: Literal["squash", "pad"] = "squash"
@@ -38,14 +38,14 @@ class DataSettings(Settings):
     """Keep only these (canonical names); empty keeps all."""
     question_types: tuple[str, ...] = ()
     sampling_weights: dict[str, float] = Field(default_factory=dict)
-    """How often training questions of a modality or question type (by name) come, relative to the others; 1 where not
+    """Relative frequency of training questions by modality or question type (canonical names); 1 for those not
     named."""
     shuffle_options: bool = False
-    """Give each training prompt its options in a random order, another one in each epoch."""
+    """Shuffle the options of each training prompt, anew in each epoch."""
     pass_rates: Literal["online"] | Path | None = None
-    """Filter training questions by how often they are answered rightly: a file of pass rates (JSON Lines: id,
-    pass_rate; questions without one stay), or `online`, by their groups in this training: what was outside the limits
-    rests for an epoch."""
+    """Filter training questions by pass rate, the fraction of correct answers. Either a file (JSON Lines: id,
+    pass_rate; questions without an entry are kept), or `online`: measured on the groups of this run, where a question
+    outside the limits is skipped for one epoch."""
     min_pass_rate: Fraction = 0.0
     max_pass_rate: Fraction = 1.0
 
@@ -54,8 +54,8 @@ class DataSettings(Settings):
         limits = f"data.min_pass_rate={self.min_pass_rate}, data.max_pass_rate={self.max_pass_rate}"
         if (self.pass_rates is None) != ((self.min_pass_rate, self.max_pass_rate) == (0, 1)):
             raise ValueError(
-                f"data.pass_rates={self.pass_rates} with {limits}: give pass rates (online, or a file in JSON Lines: "
-                "id, pass_rate) and limits narrower than 0 to 1 together, or neither"
+                f"data.pass_rates={self.pass_rates} with {limits}: set pass_rates (`online`, or a JSON Lines file of "
+                "id and pass_rate) together with limits narrower than 0 to 1, or neither"
             )
         if self.min_pass_rate > self.max_pass_rate:
             raise ValueError(
@@ -66,5 +66,5 @@ class DataSettings(Settings):
 
     @property
     def online_pass_rate_limits(self) -> tuple[float, float] | None:
-        """Lowest and highest pass rate of questions that are asked in each epoch; None without this filter."""
+        """Lowest and highest pass rate of questions that are asked in every epoch; None without the online filter."""
         return (self.min_pass_rate, self.max_pass_rate) if self.pass_rates == "online" else None

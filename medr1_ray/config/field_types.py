@@ -1,4 +1,4 @@
-"""What all settings are made of."""
+"""Base class and number types of all settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
+class MayChange:
+    """Marks a setting or a section that a resumed run may change: `steps: Annotated[PositiveInt, MayChange]`."""
+
+
 class Settings(BaseModel):
-    """Base of all settings: immutable, unknown keys refused."""
+    """Base of all settings: immutable; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

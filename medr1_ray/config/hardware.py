@@ -1,7 +1,7 @@
-"""What the machines of a run can do and cost, and what its data are like: for the estimates of `--dry-run` and the cost
-of groups, no more.
+"""Throughput and price of a run's hardware, and assumptions about its data.
 
-`configs/hardware/` has files with these numbers, to be given as one more `--config`. docs/sizing.md has the formulas.
+Used only by the estimates of `--dry-run` and the metric of cost per group. `configs/hardware/` has files with these
+numbers, to be given as an additional `--config`; docs/sizing.md has the formulas.
 """
 
 from __future__ import annotations
@@ -10,53 +10,53 @@ from medr1_ray.config.field_types import NonNegativeFloat, PositiveFloat, Positi
 
 
 class Device(Settings):
-    """One GPU, or the cores of one process where there is none. Rates are those attained, not those of a data sheet."""
+    """One GPU, or the cores of one process where there is none. Rates are those attained, not data-sheet peaks."""
 
     matmul_flops_per_second: PositiveFloat | None = None
-    """Of matrix products in the compute dtype; without it there are no estimates of time."""
+    """Throughput of matrix products in the compute dtype; without it no times are estimated."""
     attention_flops_per_second: PositiveFloat | None = None
-    """Of attention's two products and softmax; by default as fast as other products."""
+    """Throughput of attention (its two products and softmax); default: that of other matrix products."""
     activation_bytes_per_second: PositiveFloat | None = None
-    """What the learner does between products, by the bytes that it keeps; without it that takes no time."""
+    """Rate of the learner's work between products, per byte of activations kept; without it that work takes no time."""
     memory_bytes_per_second: PositiveFloat | None = None
-    """Weights, keys and values in the engine, the optimizer's states in the learner; without it they take no time."""
+    """Rate of reading weights, keys and values (engine) and optimizer states (learner); without it it takes no time."""
     layer_seconds: NonNegativeFloat = 0.0
-    """Of starting one layer, once for a micro-batch in the learner and once for a step in the engine."""
+    """Launch overhead per layer, paid once per micro-batch (learner) and once per step (engine)."""
     price_per_hour: NonNegativeFloat | None = None
-    """Of one device with its share of the machine, in any currency."""
+    """Price of one device with its share of the machine, in any currency."""
 
 
 class HardwareSettings(Settings):
-    """The devices of learner and rollout actors, and what is paid beside arithmetic."""
+    """Devices of learner and rollout actors, and overheads in addition to their arithmetic."""
 
     learner: Device = Device()
     rollout: Device = Device()
     image_seconds_per_megapixel: NonNegativeFloat = 0.0
-    """Of the learner, for cutting an image into patches."""
+    """Learner time to cut images into patches."""
     prompt_seconds: NonNegativeFloat = 0.0
-    """Of an engine, for one prompt with its image beside their arithmetic."""
+    """Engine overhead per prompt with its image, excluding their arithmetic."""
     completion_seconds: NonNegativeFloat = 0.0
-    """Of an engine, for one completion beside its tokens."""
+    """Engine overhead per completion, excluding its tokens."""
     token_seconds: NonNegativeFloat = 0.0
-    """Of an engine, for one sampled token beside its arithmetic."""
+    """Engine overhead per sampled token, excluding its arithmetic."""
     sync_seconds: NonNegativeFloat = 0.0
-    """Of a weight sync of no bytes."""
+    """Fixed part of a weight sync, independent of its size."""
     sync_bytes_per_second: PositiveFloat | None = None
-    """Weights from the learner into the engines; without it only `sync_seconds` counts."""
+    """Rate of moving weights from the learner into the engines; without it only `sync_seconds` counts."""
 
     def price_per_hour(self, learner_devices: float, rollout_devices: float) -> float | None:
-        """Of all devices; None where a price is missing."""
+        """Return the hourly price of all devices, or None if a price is missing."""
         if self.learner.price_per_hour is None or self.rollout.price_per_hour is None:
             return None
         return learner_devices * self.learner.price_per_hour + rollout_devices * self.rollout.price_per_hour
 
 
 class SizingSettings(Settings):
-    """What cannot be known before the data are read and the policy has spoken."""
+    """Assumptions about what is unknown until data are read and completions are sampled."""
 
     prompt_text_tokens: PositiveInt = 100
-    """Tokens of a prompt beside its image, mean."""
+    """Mean tokens of a prompt, excluding its image."""
     completion_tokens: PositiveFloat | None = None
-    """Of a completion, mean; by default the longest, `rollout.max_tokens`."""
+    """Mean tokens of a completion; default: the longest, `rollout.max_tokens`."""
     epoch_questions: PositiveInt | None = None
-    """Questions of an epoch; by default those of the whole run."""
+    """Questions of an epoch; default: those of the whole run."""

@@ -1,11 +1,11 @@
-"""From YAML files and `key.sub=value` overrides to one checked `Config`, and back.
+"""Loading YAML files and `key.sub=value` overrides into one validated `Config`, and writing it back.
 
-Files are merged in order, mappings key by key; then the overrides, in order. A file may name others under
-`base:` (one path or a list, relative to the file), which it then changes. `reward.functions` is replaced as a
-whole by a later file, since a reward left over from a base would still count. Paths inside settings
-(`data.root`, `run.dir`) are relative to the current directory.
+Files are merged in order, mappings key by key; then the overrides, in order. A file may name others under `base:` (one
+path or a list, relative to the file) and is merged over them. `reward.functions` is replaced as a whole by a later
+file, since a reward left over from a base would still count. Paths inside settings (`data.root`, `run.dir`) are
+relative to the current directory.
 
-Scalars follow YAML 1.2: `1e-6` is a number and `off` is a text, unlike in PyYAML.
+Scalars follow YAML 1.2, unlike in PyYAML: `1e-6` is a number and `off` is a string.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from medr1_ray.config.algorithm import RewardSettings
+from medr1_ray.config.field_types import MayChange, Settings
 from medr1_ray.config.schema import Config
 
 Keys = tuple[str, ...]
@@ -31,12 +33,13 @@ REPLACED_AS_A_WHOLE: Keys = ("reward", "functions")
 
 
 def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
-    """The settings of `paths`, later ones winning, with `overrides` (`key.sub=value`, values in YAML) on top.
+    """Return the settings in `paths`, merged in order, with `overrides` (`key.sub=value`, values in YAML) on top.
 
     Raises:
-        ValueError: with one line for each thing that is wrong: a file that is missing or no YAML mapping, an
-            unknown key (with the nearest valid one), a value or a combination that is not allowed.
+        ValueError: with one line per problem: a file that is missing or not a YAML mapping, an unknown key (with the
+            nearest valid one), an invalid value or combination.
     """
+    # The defaults, so that an override of one function changes them instead of replacing them.
     settings: Any = {"reward": {"functions": RewardSettings().functions}}
     for path in paths:
         settings = _merged(settings, _read(path))
@@ -47,6 +50,7 @@ def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate(settings)
     except ValidationError as error:
         lines = [_explain(details) for details in error.errors()]
+    # Outside the handler, so that pydantic's own error is not shown as the cause.
     raise ValueError("\n".join(["the configuration is not valid:", *(f"  {line}" for line in lines)]))
 
 
@@ -56,34 +60,61 @@ def write_config(config: Config, path: Path) -> None:
 
 
 def config_yaml(config: Config) -> str:
-    """Every setting, defaults included, as YAML in the order of `Config`."""
+    """Return every setting, defaults included, as YAML in the order of `Config`."""
     settings = config.model_dump(mode="json")
     text: str = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     return text
 
 
 def config_digest(config: Config) -> str:
-    """Hex BLAKE2b-128 of all settings; equal exactly for equal configurations."""
+    """Return the hex BLAKE2b-128 digest of all settings, equal if and only if the configurations are."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def flat_settings(config: Config) -> dict[str, Any]:
-    """All settings by dotted key, as JSON has them."""
-    return dict(_flat(config.model_dump(mode="json")))
+@dataclass(frozen=True)
+class Difference:
+    """A setting, by its dotted key, with its different values in two configurations."""
+
+    key: str
+    before: Any
+    now: Any
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def first_difference(before: Any, now: Any, *, changeable: bool = True, key: str = "") -> Difference | None:
+    """Return the first setting, in field order, in which two sections of the same class differ; None if they are equal.
+
+    Args:
+        changeable: also compare settings marked `MayChange`.
+        key: dotted key of the sections themselves.
+    """
+    if not (isinstance(before, Settings) and type(before) is type(now)):
+        return None if before == now else Difference(key, before, now)
+    for name, field in type(before).model_fields.items():
+        if not changeable and MayChange in field.metadata:
+            continue
+        inner = f"{key}.{name}" if key else name
+        found = first_difference(getattr(before, name), getattr(now, name), changeable=changeable, key=inner)
+        if found:
+            return found
+    return None
+
+
+def changeable_settings(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Return the dotted keys of the settings and whole sections marked `MayChange`."""
+    found: list[str] = []
+    for name, field in section.model_fields.items():
+        if MayChange in field.metadata:
+            found.append(prefix + name)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += changeable_settings(field.annotation, f"{prefix}{name}.")
+    return found
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars; a key given twice is an error."""
+    """A loader with YAML 1.2 scalars that refuses duplicate keys."""
 
+    # Empty, so that the resolvers of YAML 1.1 are not inherited.
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  PyYAML's own name
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -99,11 +130,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text exactly where `_Loader` would read something else."""
+    """A dumper that quotes a string exactly where `_Loader` would read something else."""
 
+    # The same dict object, which is filled below.
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
+# PyYAML's own resolvers follow YAML 1.1, where `1e-6` is a string and `off` is false.
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -114,6 +147,7 @@ for _tag, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
+    # PyYAML tries only the resolvers that are registered for a scalar's first character.
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
@@ -125,7 +159,7 @@ def _parse_yaml(text: str, source: str) -> Any:
 
 
 def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in `path` laid over its bases."""
+    """Return the mapping in `path`, merged over its bases."""
     path = path.resolve()
     if path in below:
         raise ValueError(f"{path} is its own base: {' -> '.join(str(p) for p in (*below, path))}")
@@ -152,6 +186,7 @@ def _parse_override(override: str) -> tuple[Keys, Any]:
 
 
 def _merged(old: Any, new: Any, where: Keys = ()) -> Any:
+    # An override of a single function ends below this key, so it is merged.
     if not (isinstance(old, dict) and isinstance(new, dict)) or where == REPLACED_AS_A_WHOLE:
         return new
     return old | {key: _merged(old.get(key), value, (*where, key)) for key, value in new.items()}
@@ -166,7 +201,7 @@ def _with_value(settings: Any, keys: Keys, value: Any, where: Keys = ()) -> Any:
 
 
 def _explain(details: ErrorDetails) -> str:
-    """One line for one of pydantic's errors: key, value given, what is allowed."""
+    """Return one line for a pydantic error: the key, the value given and what is allowed."""
     keys = tuple(str(part) for part in details["loc"])
     dotted = ".".join(keys)
     if details["type"] == "extra_forbidden":
@@ -174,9 +209,9 @@ def _explain(details: ErrorDetails) -> str:
         group = ".".join(keys[:-1]) or "the top level"
         return f"{dotted} is not a setting; did you mean {_nearest_key(dotted)}? ({group} has: {allowed})"
     if details["type"] == "missing":
-        return f"{dotted} is required and not given"
+        return f"{dotted} is required but missing"
     message = details["msg"].removeprefix("Value error, ")
-    if details["type"] == "value_error":  # from a check of several settings, which names them itself
+    if details["type"] == "value_error":  # from a validator of several settings, whose message names them
         return message
     return f"{dotted}={details['input']!r}: {message[0].lower()}{message[1:]}"
 
@@ -184,7 +219,7 @@ def _explain(details: ErrorDetails) -> str:
 def _settings_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        for kind in get_args(field.annotation) or (field.annotation,):  # a group may be left out (`| None`)
+        for kind in get_args(field.annotation) or (field.annotation,):  # a section may be optional (`| None`)
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from _settings_keys(kind, f"{prefix}{name}.")
 

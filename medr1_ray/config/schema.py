@@ -1,8 +1,8 @@
-"""Every setting of a run, checked before any actor starts. Loading and overrides: `loading.py`."""
+"""The complete configuration of a run; files and overrides are loaded by `config/loading.py`."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import model_validator
 
@@ -10,7 +10,7 @@ from medr1_ray.config.algorithm import LossSettings, Objective, ReferenceSetting
 from medr1_ray.config.checks import check_combinations
 from medr1_ray.config.cluster import ClusterSettings
 from medr1_ray.config.data import DataSettings
-from medr1_ray.config.field_types import Settings
+from medr1_ray.config.field_types import MayChange, Settings
 from medr1_ray.config.hardware import HardwareSettings, SizingSettings
 from medr1_ray.config.sections import (
     LearnerSettings,
@@ -28,10 +28,10 @@ class Config(Settings):
 
     objective: Objective = "grpo"
     """What the run maximises: `grpo` the reward of its own completions (`medr1_ray.train`), `sft` the likelihood of
-    the right answers (`medr1_ray.sft`, which sets it). SFT has no use for `loss`, `reference`, `reward.functions`,
+    the correct answers (`medr1_ray.sft`, which sets it). SFT ignores `loss`, `reference`, `reward.functions`,
     `train.group_size`, `train.max_staleness` and `train.dynamic_sampling`."""
     mode: Mode = "no_think"
-    run: RunSettings
+    run: Annotated[RunSettings, MayChange]
     model: ModelSettings = ModelSettings()
     data: DataSettings
     train: TrainSettings
@@ -40,26 +40,27 @@ class Config(Settings):
     loss: LossSettings = LossSettings()
     reference: ReferenceSettings = ReferenceSettings()
     learner: LearnerSettings = LearnerSettings()
-    parity: ParitySettings = ParitySettings()
-    cluster: ClusterSettings = ClusterSettings()
-    hardware: HardwareSettings = HardwareSettings()
-    sizing: SizingSettings = SizingSettings()
+    parity: Annotated[ParitySettings, MayChange] = ParitySettings()
+    cluster: Annotated[ClusterSettings, MayChange] = ClusterSettings()
+    hardware: Annotated[HardwareSettings, MayChange] = HardwareSettings()
+    sizing: Annotated[SizingSettings, MayChange] = SizingSettings()
 
     @property
     def gap_mean_limit(self) -> float:
-        """Nats: the parity limit in force."""
+        """The limit of the parity gate in nats: `parity.gap_mean_limit`, or its default for the dtype."""
         if self.parity.gap_mean_limit is not None:
             return self.parity.gap_mean_limit
+        # Engine and learner use different kernels; in bfloat16 these round far more coarsely.
         return 1e-3 if self.model.dtype == "float32" else 2e-2
 
     @property
     def takes_kl(self) -> bool:
-        """Whether the objective has a KL to the reference."""
+        """Whether the objective includes a KL term against the reference."""
         return self.objective == "grpo" and self.loss.kl_beta > 0
 
     @property
     def completions_per_prompt(self) -> int:
-        """How many the learner learns from."""
+        """Completions per prompt that the learner trains on."""
         return self.train.group_size if self.objective == "grpo" else 1
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
-"""The sections of the settings that belong to no other file of this room.
+"""Settings of the run, the model, the training loop, rollouts, the learner and the parity gate.
 
-Settings under `rollout.engine` and `learner.deepspeed` go to vLLM and DeepSpeed under their own names; a key
-there that this package sets itself is refused.
+Settings under `rollout.engine` and `learner.deepspeed` are passed to vLLM and DeepSpeed under their own names; keys
+that this package sets itself are refused there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from medr1_ray.config.algorithm import LoraSettings
 from medr1_ray.config.cluster import PoolSize
 from medr1_ray.config.field_types import (
+    MayChange,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -23,6 +24,8 @@ from medr1_ray.config.field_types import (
 
 Dtype = Literal["float32", "bfloat16"]
 
+# Other modules rely on these: for log-probabilities of the sampled distribution, weight sync, and images that survive
+# it.
 ENGINE_KEYS_OF_OURS = frozenset(
     {
         "model",
@@ -38,6 +41,7 @@ ENGINE_KEYS_OF_OURS = frozenset(
         "seed",
     }
 )
+# The learner cuts micro-batches, sets the learning rate and chooses the precision itself, from other settings.
 DEEPSPEED_KEYS_OF_OURS = frozenset(
     {
         "train_batch_size",
@@ -56,7 +60,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def tiny_model_path() -> Path:
-    """The folder of the checkpoint that ships with the package (`tiny/`), as `from_pretrained` and vLLM take it."""
+    """Return the folder of the checkpoint that ships with the package, for `from_pretrained` and vLLM."""
     return Path(__file__).resolve().parents[1] / "tiny" / "model"
 
 
@@ -79,14 +83,14 @@ def _refuse_own_keys(settings: S, where: str, given: dict[str, Any], ours: froze
 
 
 class RunSettings(Settings):
-    """Where a run writes and what it reports."""
+    """Where a run writes, and what it saves and reports."""
 
     dir: Path
     save_every: NonNegativeInt = 0
-    """Steps between checkpoints; 0 saves at the end only."""
+    """Steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: PositiveInt = 2
     evaluate_every: NonNegativeInt = 0
-    """Steps between evaluations; 0 evaluates before and after only."""
+    """Steps between evaluations; 0 evaluates only before and after the training."""
     rollouts_every: NonNegativeInt = 10
     """Steps between dumps of a step's rollouts; 0 writes none."""
     wandb: Literal["off", "offline", "online"] = "off"
@@ -95,21 +99,21 @@ class RunSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The policy to start from."""
+    """The model to start from, and which of its weights are trained."""
 
     path: str = "tiny"
     """A Hugging Face checkpoint folder, or `tiny` for the Qwen2-VL that ships with the package."""
     dtype: Dtype = "float32"
-    """Compute type of engine and learner; the learner keeps float32 masters under bfloat16."""
+    """Compute dtype of engine and learner; under bfloat16 the learner keeps float32 master weights."""
     train_vision_tower: bool = True
     lora: LoraSettings | None = None
-    """Train low-rank adapters instead of the weights; engines and checkpoints get them merged."""
+    """Train low-rank adapters instead of the weights; engines and checkpoints get merged weights."""
     gradient_checkpointing: bool = False
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
-    """Attention of the learner's vision tower. The language model's is that of the shared prompt (`attention.py`):
-    FlexAttention on a GPU, SDPA on a CPU."""
+    """Attention of the learner's vision tower. The language model always uses that of the shared prompt
+    (`model/attention.py`): FlexAttention on a GPU, SDPA on a CPU."""
     shape: Path | None = None
-    """A folder with the config.json of the model, for `--dry-run` where the checkpoint is not at hand."""
+    """Folder with the model's config.json, for `--dry-run` without the checkpoint."""
 
     @property
     def folder(self) -> Path:
@@ -118,9 +122,9 @@ class ModelSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """The loop."""
+    """The training loop."""
 
-    steps: PositiveInt
+    steps: Annotated[PositiveInt, MayChange]
     """Optimizer steps."""
     seed: int = 0
     prompts_per_step: PositiveInt = 32
@@ -128,29 +132,29 @@ class TrainSettings(Settings):
     max_staleness: NonNegativeInt = 0
     """Policy versions that a completion's oldest token may lag behind the learner; 0 is synchronous."""
     updates_per_rollout: PositiveInt = 1
-    """Optimizer steps taken on the same rollouts (mu in GRPO)."""
+    """Optimizer steps on the same rollouts (mu in GRPO)."""
     dynamic_sampling: bool = False
-    """Replace groups whose rewards are all equal by new ones (DAPO, arXiv 2503.14476, section 3.2)."""
+    """Replace groups whose rewards are all equal (DAPO, arXiv 2503.14476, section 3.2)."""
     max_refills: PositiveInt = 4
-    """With dynamic sampling: stop refilling a step after this many times `prompts_per_step` prompts."""
+    """With dynamic sampling: stop refilling a step after `max_refills` times `prompts_per_step` prompts."""
 
 
 class RolloutSettings(PoolSize):
-    """Generation, and how many actors do it."""
+    """Generation, and the number of rollout actors."""
 
     max_tokens: PositiveInt = 256
     max_prompt_tokens: PositiveInt = 1024
-    """Longest prompt, visual tokens included; longer ones are dropped and counted."""
+    """Longest prompt, visual tokens included; longer prompts are dropped and counted."""
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: NonNegativeInt = 0
     tensor_parallel_size: PositiveInt = 1
-    cpus_per_actor: PositiveFloat = 1.0
+    cpus_per_actor: Annotated[PositiveFloat, MayChange] = 1.0
     gpus_per_actor: NonNegativeFloat = 0.0
-    threads: PositiveInt = 1
+    threads: Annotated[PositiveInt, MayChange] = 1
     """OpenMP threads of the engine process on a CPU."""
-    engine: dict[str, Any] = Field(default_factory=dict)
-    """vLLM engine arguments, under vLLM's names."""
+    engine: Annotated[dict[str, Any], MayChange] = Field(default_factory=dict)
+    """vLLM engine arguments under vLLM's names."""
 
     @model_validator(mode="after")
     def _engine_keys(self) -> Self:
@@ -162,24 +166,24 @@ class LearnerSettings(Settings):
 
     world_size: PositiveInt = 1
     zero_stage: Literal[1, 2, 3] = 1
-    cpus_per_rank: PositiveFloat = 1.0
+    cpus_per_rank: Annotated[PositiveFloat, MayChange] = 1.0
     gpus_per_rank: NonNegativeFloat = 0.0
     threads: PositiveInt = 1
     """OpenMP threads of a rank on a CPU."""
     peak_flops: PositiveFloat | None = None
-    """Floating-point operations per second of a rank's device at best, for `perf/model_flops_utilisation`; by default
-    those of GPUs that `flops.py` knows."""
+    """Peak floating-point operations per second of a rank's device, for `perf/model_flops_utilisation`; default: that
+    of the GPU, if `model/operations.py` lists it."""
     learning_rate: PositiveFloat = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_steps: Annotated[float, Field(ge=0), AfterValidator(_whole_or_fraction)] = 0
-    """Optimizer steps; below 1 a fraction of `train.steps`, as in transformers."""
+    """Optimizer steps; a value below 1 is a fraction of `train.steps`, as in transformers."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     micro_batch_tokens: PositiveInt = 8192
-    """Padded tokens that go through the model at once (a group is never cut)."""
+    """Tokens that go through the model at once, padding included; a longer group is not split and goes alone."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """DeepSpeed settings, under DeepSpeed's names, e.g. `zero_optimization.offload_optimizer`."""
+    """DeepSpeed settings under DeepSpeed's names, e.g. `zero_optimization.offload_optimizer`."""
 
     @model_validator(mode="after")
     def _deepspeed_keys(self) -> Self:
@@ -189,8 +193,8 @@ class LearnerSettings(Settings):
 
 
 class ParitySettings(Settings):
-    """How far the engine's log-probabilities may be from the learner's at the same policy version."""
+    """Allowed gap between the engine's and the learner's log-probabilities at the same policy version."""
 
     gap_mean_limit: PositiveFloat | None = None
-    """Nats; by default 1e-3 in float32 and 2e-2 in bfloat16."""
+    """Nats; default: 1e-3 in float32 and 2e-2 in bfloat16."""
     probe_prompts: PositiveInt = 4
