@@ -1,7 +1,7 @@
-"""`python -m medr1_ray.answer --model PATH --image FILE --question TEXT --options "x; y; z"`: one answer, explained.
+"""`python -m medr1_ray.answer --model PATH --image FILE --question TEXT --options "x; y; z"`: answer one question.
 
-With `--csv FILE` many: columns `image` (a file in the folder `--image`), `question` and `options`; what was answered
-goes to `--out`, each row with its reasoning and the probability of every letter.
+With `--csv FILE`, answer many: columns `image` (a file in the folder `--image`), `question` and `options`. The answers
+go to `--out`, each row with the model's reasoning and the probability of every letter.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from medr1_ray.types import Mode
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m medr1_ray.answer", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
-    parser.add_argument("--image", type=Path, required=True, help="an image; with --csv the folder of the images")
-    parser.add_argument("--question", help="without its options")
-    parser.add_argument("--options", help="2 to 8, separated by semicolons")
-    parser.add_argument("--csv", type=Path, help=f"many questions: columns {', '.join(COLUMNS)}")
-    parser.add_argument("--out", type=Path, default=Path("answers.csv"), help="where the answers to --csv go")
-    parser.add_argument("--mode", choices=get_args(Mode), help="by default that of the model's run, else no_think")
-    parser.add_argument("--config", type=Path, action="append", help="YAML; by default that of the model's run")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the files")
+    parser.add_argument("--image", type=Path, required=True, help="an image file; with --csv the folder of the images")
+    parser.add_argument("--question", help="the question, without its options")
+    parser.add_argument("--options", help="2 to 8 options, separated by semicolons")
+    parser.add_argument("--csv", type=Path, help=f"a file of questions, with columns {', '.join(COLUMNS)}")
+    parser.add_argument("--out", type=Path, default=Path("answers.csv"), help="file for the answers to --csv")
+    parser.add_argument("--mode", choices=get_args(Mode), help="default: that of the model's run, else no_think")
+    parser.add_argument("--config", type=Path, action="append", help="YAML file; default: that of the model's run")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that override the files")
     options = parser.parse_intermixed_args(arguments)
     try:
         if bool(options.csv) == bool(options.question and options.options):
-            raise ValueError("give --question and --options, or --csv, and not both")
+            raise ValueError("give --question and --options, or --csv, but not both")
         if options.csv:
             questions, problems = read_questions(options.csv, options.image)
         else:
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if answers[0].completion else 1
     write_answers(options.out, answers, problems)
     unanswered = len(problems) + sum(each.letter is None for each in answers)
-    print(f"{options.out}: {len(answers) + len(problems)} rows, {unanswered} of them without an answer")
+    print(f"{options.out}: {len(answers) + len(problems)} rows, {unanswered} without an answer")
     return 0
 
 

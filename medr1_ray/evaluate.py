@@ -1,4 +1,4 @@
-"""`python -m medr1_ray.evaluate --model PATH --data DIR --split S`: a checkpoint beside what needs no image."""
+"""`python -m medr1_ray.evaluate --model PATH --data DIR --split S`: compare a checkpoint with image-free baselines."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from medr1_ray.types import Mode
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m medr1_ray.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
-    parser.add_argument("--data", type=Path, required=True, help="of data.prepare, or in OmniMedVQA's layout")
-    parser.add_argument("--split", required=True, help="of prepared data NAME or NAME/PART, else test or train")
-    parser.add_argument("--mode", choices=get_args(Mode), help="by default that of the model's run, else no_think")
-    parser.add_argument("--samples", type=int, default=0, help="sampled answers to each question, for pass rates")
-    parser.add_argument("--scoring", nargs="+", choices=SCORINGS, default=["letter"], help="letters always come")
-    parser.add_argument("--questions", type=int, help="only so many, taken in turn from each modality and type")
+    parser.add_argument("--data", type=Path, required=True, help="written by data.prepare, or in OmniMedVQA's layout")
+    parser.add_argument("--split", required=True, help="NAME or NAME/PART of prepared data, else test or train")
+    parser.add_argument("--mode", choices=get_args(Mode), help="default: that of the model's run, else no_think")
+    parser.add_argument("--samples", type=int, default=0, help="answers sampled per question, for pass rates")
+    parser.add_argument("--scoring", nargs="+", choices=SCORINGS, default=["letter"], help="letter is always included")
+    parser.add_argument("--questions", type=int, help="at most this many, drawn in turn from each modality and type")
     parser.add_argument("--against", type=Path, help="report.json or folder of another model on the same split")
-    parser.add_argument("--out", type=Path, help="by default below runs/evaluations/, by model, data and split")
-    parser.add_argument("--config", type=Path, action="append", help="YAML; by default that of the model's run")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the files")
+    parser.add_argument("--out", type=Path, help="default: runs/evaluations/MODEL/DATA-SPLIT-MODE")
+    parser.add_argument("--config", type=Path, action="append", help="YAML file; default: that of the model's run")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that override the files")
     options = parser.parse_intermixed_args(arguments)
     try:
         if options.samples < 0:
-            raise ValueError(f"--samples {options.samples}: give a number of samples, or 0 for none")
+            raise ValueError(f"--samples {options.samples} is negative: give the samples per question, or 0 for none")
         checkpoint = resolve_checkpoint(options.model)
         config = evaluation_config(
             checkpoint,

@@ -1,4 +1,4 @@
-"""`python -m medr1_ray.timeline RUN [--first STEP] [--last STEP]`: a run's spans as a Chrome trace."""
+"""`python -m medr1_ray.timeline RUN [--first STEP] [--last STEP]`: write a run's spans as a Chrome trace."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from medr1_ray.records.timeline import write_timeline
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m medr1_ray.timeline", description="A run's Chrome trace.")
+    """Run the command and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m medr1_ray.timeline", description="Write a run's Chrome trace.")
     parser.add_argument("run", type=Path, help="a run's directory")
     parser.add_argument("--first", type=int, default=0, help="first step of the trace")
     parser.add_argument("--last", type=int, default=sys.maxsize, help="last step of the trace")

@@ -1,10 +1,10 @@
 """From annotation files to prompts: readers, splits, images, the resumable stream, demonstrations, phantoms.
 
-Runs in: the driver; `python -m medr1_ray.data.prepare` and `python -m medr1_ray.data.phantoms` are commands of their
-own.
+Runs in: the driver; `python -m medr1_ray.data.prepare` and `python -m medr1_ray.data.phantoms` are separate commands.
 
-Doors: dataset (questions of a run), stream (prompts of a run), encoding (a question as a prompt), demonstrations,
-questions (names, orders of options), blind_prior, prompt_templates, phantoms, readers.rows, readers.manifest.
+Doors: dataset (the questions of a run), stream (the prompts of a run), encoding (turns a question into a prompt),
+demonstrations, questions (canonical names, shuffling of options), blind_prior, prompt_templates, phantoms,
+readers.rows, readers.manifest.
 
-To add a format: a reader in `readers/`, see there.
+To add a format: write a reader; `readers/__init__.py` lists the steps.
 """

@@ -1,7 +1,8 @@
-"""The blind prior: how often the answer can be had from the options' texts alone, without image or question.
+"""The blind prior: how often the answer can be guessed from the option texts alone, without image or question.
 
-In OmniMedVQA wrong options are rarely the right answer elsewhere, so that counting over the training questions gives
-most answers away. An accuracy says little where this prior's is as high; chance says less.
+In OmniMedVQA the wrong options of a question are rarely the correct answer of another one, so counting option texts
+over the training questions predicts most answers. A model's accuracy means little unless it exceeds this prior's;
+exceeding chance means even less.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from medr1_ray.types import Question
 
 @dataclass(frozen=True)
 class BlindPrior:
-    """Scores an option by (times it was right + 0.25) / (times it was offered + 1) in the training questions.
+    """Scores an option by (times it was correct + 0.25) / (times it was offered + 1) in the training questions.
 
-    Options are counted by `option_key` of their text. A text never offered scores 0.25. Of equal scores none is
-    preferred: k options that share the largest one have 1 / k each, which is what a random choice between them would
-    be right in the mean, and does not depend on the order of the options.
+    Options are counted by `option_key` of their text; a text that was never offered scores 0.25. Ties are not broken:
+    k options that share the highest score get 1 / k each, which is the expected accuracy of a random choice among them
+    and does not depend on the order of the options.
     """
 
     right: Counter[str]
@@ -28,38 +29,39 @@ class BlindPrior:
 
     @classmethod
     def fit(cls, train: Sequence[Question]) -> Self:
-        """Count the options of the training questions."""
+        """Return the prior that counts the options of the training questions."""
         return cls(
             right=Counter(option_key(question.options[question.answer]) for question in train),
             offered=Counter(option_key(option) for question in train for option in question.options),
         )
 
     def credit(self, question: Question) -> float:
-        """How right the prior is, in [0, 1]: 1 / k where the gold option is one of the k best, else 0."""
+        """Return the prior's score on a question, in [0, 1]: 1 / k if the gold option is among the k best, else 0."""
         scores = [self._score(option_key(option)) for option in question.options]
         best = max(scores)
         return 1 / scores.count(best) if scores[question.answer] == best else 0.0
 
     def accuracy(self, questions: Sequence[Question]) -> float:
-        """The mean credit, in [0, 1].
+        """Return the mean credit over `questions`, in [0, 1].
 
         Raises:
             ValueError: if there are no questions.
         """
         if not questions:
-            raise ValueError("the blind prior has no accuracy on no questions")
+            raise ValueError("blind prior: there are no questions; the accuracy needs at least one")
         return sum(map(self.credit, questions)) / len(questions)
 
     def _score(self, key: str) -> float:
-        # Equal fractions give equal floats: both terms are exact, and a quotient is rounded once.
+        # `credit` compares scores with ==. That is safe: numerator and denominator are exact and the quotient is
+        # rounded once, so equal fractions give equal floats.
         return (self.right[key] + 0.25) / (self.offered[key] + 1)
 
 
 def option_key(option: str) -> str:
-    """What of an option's text counts: lower case, without white space at its ends and without a closing full stop.
+    """Return the text under which an option is counted: lower case, stripped, without a trailing full stop.
 
-    The full stop matters more than it seems: in OmniMedVQA it can give the answer away (of RUS CHN's X-rays, `Ulna.`
-    was right each time it was offered, `Ulna` never). Counted with it, the prior is right on 96.5 % of Med-R1's X-ray
-    test and 96.2 % of its dermoscopy test; without it, on 94.6 % and 95.1 %. Neither has a tie that could move it.
+    The full stop is dropped because in OmniMedVQA it can give the answer away: in RUS CHN's X-rays `Ulna.` was correct
+    every time it was offered, `Ulna` never. With full stops the prior reaches 96.5 % on Med-R1's X-ray test and 96.2 %
+    on its dermoscopy test; without them, 94.6 % and 95.1 %. Neither test has a tie that could change these numbers.
     """
     return option.strip().lower().rstrip(".").rstrip()

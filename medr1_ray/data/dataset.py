@@ -22,8 +22,11 @@ from medr1_ray.types import Question
 
 @dataclass(frozen=True)
 class Dataset:
-    """`evaluation` is the sample that a run evaluates on; `dropped` are the rows that could not be read; `notes` are
-    lines about what else was left out."""
+    """Training and evaluation questions of a run.
+
+    `evaluation` is the sample that the run evaluates on; `dropped` lists the rows that could not be read; `notes` are
+    lines about other questions that were left out.
+    """
 
     train: tuple[Question, ...]
     evaluation: tuple[Question, ...]
@@ -32,16 +35,16 @@ class Dataset:
 
     @property
     def shared_images(self) -> int:
-        """Evaluated images that are trained on too: 0, except with files that were split by row."""
+        """Number of evaluation images that are also in training: 0 unless the dataset's files were split by row."""
         return len(_images(self.train) & _images(self.evaluation))
 
     @property
     def description(self) -> str:
-        """A few lines for the terminal and the run's log."""
+        """Summary in a few lines, for the terminal and the run's log."""
         lines = [
             f"train: {len(self.train)} questions on {len(_images(self.train))} images",
             f"evaluation: {len(self.evaluation)} questions on {len(_images(self.evaluation))} images, "
-            f"{self.shared_images} of which are trained on too",
+            f"{self.shared_images} of them also in training",
             "train by modality: " + _counts(Counter(question.modality for question in self.train)),
             "train by question type: " + _counts(Counter(question.question_type for question in self.train)),
             *self.notes,
@@ -52,13 +55,12 @@ class Dataset:
 
 
 def open_dataset(settings: DataSettings) -> Dataset:
-    """Read the dataset of a run; phantoms are drawn first where they are not on disk yet.
+    """Read the dataset of a run; draw phantoms first if they are not on disk yet.
 
-    Deterministic in the settings and the files.
+    The result depends only on the settings and the files.
 
     Raises:
-        ValueError: if the root or its files are missing, a filter names something unknown, or no question is
-            left.
+        ValueError: if the root or its files are missing, a filter has an unknown name, or no question is left.
     """
     _check_filter("data.modalities", settings.modalities, MODALITIES)
     _check_filter("data.question_types", settings.question_types, QUESTION_TYPES)
@@ -73,22 +75,25 @@ def open_dataset(settings: DataSettings) -> Dataset:
                 f"{list(settings.modalities)} and data.question_types={list(settings.question_types)} (empty "
                 f"keeps all) and the rows dropped: {_counts(dropped_by_reason(dropped)) or 'none'}"
             )
+    # Pass rates filter only the training questions, so that evaluations stay comparable.
     evaluation = stratified_sample(held_out, settings.eval_questions, settings.seed)
     train, notes = _within_pass_rates(train, settings)
     dataset = Dataset(train, evaluation, dropped, notes)
+    # `medr1` and `prepared` bring splits of their own, and Med-R1's released ones were made by row.
     assert settings.format in ("medr1", "prepared") or dataset.shared_images == 0
     return dataset
 
 
 def stratified_sample(questions: tuple[Question, ...], wanted: int, seed: int) -> tuple[Question, ...]:
-    """Up to `wanted` questions, taken in turn from each modality and question type, shuffled within it.
+    """Return up to `wanted` questions: the strata (modality and question type) take turns, each in shuffled order.
 
-    Every stratum is represented as soon as `wanted` is at least their number.
+    Every stratum is represented if `wanted` is at least the number of strata.
     """
     strata: dict[tuple[str, str], list[Question]] = defaultdict(list)
     for question in questions:
         strata[question.modality, question.question_type].append(question)
     generator = random.Random(seed)
+    # Sorted, so that the sample does not depend on the order of the rows.
     piles = [strata[key] for key in sorted(strata)]
     generator.shuffle(piles)
     for pile in piles:
@@ -104,24 +109,24 @@ def _read(
 ) -> tuple[tuple[Question, ...], tuple[Question, ...], tuple[Dropped, ...]]:
     root = settings.root
     if settings.format == "phantoms":
-        # A folder for each seed and size, so that changing one setting does not clash with what is there.
+        # One folder per seed and number of images: `ensure_dataset` refuses a folder with other parameters.
         root = root / f"seed-{settings.seed}-images-{settings.phantom_images}"
         try:
             ensure_dataset(root, settings.phantom_images, settings.seed)
         except ValueError as error:
             raise ValueError(f"data.root={settings.root}: {error}") from error
     elif not root.is_dir():
-        raise ValueError(f"data.root={root} is no folder; give the folder of the dataset")
+        raise ValueError(f"data.root={root} is not a folder; give the folder of the dataset")
     if settings.format == "prepared":
         split = read_split(root, settings.split)
         if not split.parts[settings.eval_part]:
             raise ValueError(
-                f"data.eval_part={settings.eval_part}: data.split={settings.split} has no questions there; it has "
-                + ", ".join(f"{part} {len(questions)}" for part, questions in split.parts.items())
+                f"data.eval_part={settings.eval_part}: data.split={settings.split} has no questions in this part; it "
+                "has " + ", ".join(f"{part} {len(questions)}" for part, questions in split.parts.items())
             )
         return split.parts["train"], split.parts[settings.eval_part], split.dropped
     if settings.format == "medr1":
-        assert settings.train_file is not None  # the config checks both
+        assert settings.train_file is not None  # config/checks.py requires both files for this format
         assert settings.eval_file is not None
         train = read_medr1_files(root, settings.train_file)
         held_out = read_medr1_files(root, settings.eval_file)
@@ -139,7 +144,7 @@ def _within_pass_rates(
     filtered = filter_by_pass_rate(train, read_pass_rates(settings.pass_rates), lowest, highest)
     note = (
         f"left out of training by pass rate: {filtered.too_hard} below {lowest:g}, {filtered.too_easy} above "
-        f"{highest:g}; {filtered.unmeasured} without a pass rate stay"
+        f"{highest:g}; {filtered.unmeasured} without a pass rate kept"
     )
     if not filtered.questions:
         raise ValueError(f"data.pass_rates={settings.pass_rates}: no training question is left ({note})")

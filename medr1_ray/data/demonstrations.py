@@ -1,4 +1,4 @@
-"""The right completion to each prompt, as token ids: what supervised training imitates."""
+"""The correct completion of each prompt, as token ids: the targets of supervised training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ TEACHER = "teacher"
 
 
 class Teacher:
-    """Answers prompts rightly, in the mode's form.
+    """Writes the correct completion of a prompt in the form that the prompt mode asks for.
 
     Args:
-        tokenize: text to token ids, without special tokens.
-        stop: the token that ends a completion.
-        max_tokens: the longest completion that the run allows.
+        tokenize: maps text to token ids, adding no special tokens.
+        stop: id of the token that ends a completion.
+        mode: the run's prompt mode.
+        max_tokens: length of the longest completion that the run allows (`rollout.max_tokens`).
     """
 
     def __init__(self, tokenize: Callable[[str], list[int]], stop: int, mode: Mode, max_tokens: int) -> None:
@@ -32,20 +33,22 @@ class Teacher:
 
     @classmethod
     def from_checkpoint(cls, path: str, mode: Mode, max_tokens: int) -> Teacher:
-        """The teacher with the tokenizer of a checkpoint folder."""
+        """Return a teacher with the tokenizer of the checkpoint folder `path`."""
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(path)
+        # The token that ends a turn in Qwen's chat template.
         stop = int(tokenizer.convert_tokens_to_ids(STOP_TOKENS[0]))
         return cls(partial(tokenizer.encode, add_special_tokens=False), stop, mode, max_tokens)
 
     def demonstrate(self, prompts: Sequence[Prompt], visual_tokens: int) -> list[tuple[Prompt, Completions]]:
-        """Each prompt with its one completion, the end of the turn included.
+        """Return each prompt with its one completion, including the end-of-turn token.
 
-        Nobody sampled it: its log-probabilities are NaN and its versions -1, so that no ratio can be made of them.
+        No policy sampled these completions: their log-probabilities are NaN and their versions -1, so that no
+        importance ratio can be computed from them.
 
         Raises:
-            ValueError: a completion is longer than `rollout.max_tokens`, so that the model could never give it.
+            ValueError: if a completion is longer than `rollout.max_tokens`; the model could never generate it.
         """
         return [(prompt, self._completion(prompt, visual_tokens)) for prompt in prompts]
 
@@ -55,8 +58,8 @@ class Teacher:
         token_ids = np.array([*self._tokenize(text), self._stop], np.int32)
         if token_ids.size > self._max_tokens:
             raise ValueError(
-                f"rollout.max_tokens={self._max_tokens}: the completion to imitate, {text!r} and the end of the turn, "
-                f"has {token_ids.size} tokens; allow at least as many"
+                f"rollout.max_tokens={self._max_tokens}: the target {text!r}, with the end-of-turn token, "
+                f"has {token_ids.size} tokens; set it to {token_ids.size} or more"
             )
         return Completions(
             prompt_id=prompt.id,

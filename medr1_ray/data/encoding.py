@@ -1,4 +1,4 @@
-"""Questions as prompts: the chat template's token ids with one image pad, and the decoded image."""
+"""Encoding of questions as prompts: the chat template's token ids with one image pad, and the decoded image."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.base.bounded_cache import BoundedCache
+from medr1_ray.config import Config
 from medr1_ray.data.images import ImageFit, load_image
 from medr1_ray.data.prompt_templates import user_text, user_turn
 from medr1_ray.types import Continuations, Mode, Prompt, Question
@@ -22,18 +23,19 @@ DECODING_THREADS = 4
 
 @dataclass(frozen=True)
 class Refused:
-    """A question that is no prompt: `reason` is what is counted, `detail` what a log says about this one."""
+    """A question that cannot become a prompt: `reason` is the category to count, `detail` the text for the log."""
 
     reason: str
     detail: str
 
 
 class PromptEncoder:
-    """Makes prompts of questions, all with images of `image_size` pixels square.
+    """Turns questions into prompts whose images are all `image_size` x `image_size` pixels.
 
-    `tokenize` maps a chat to token ids, the generation prompt included; `visual_tokens` is what the model's
-    processor makes of one image; `max_prompt_tokens` counts them. Images are decoded in threads, ahead where
-    `begin` was told, and those used last are kept, since an epoch asks several questions about each.
+    `tokenize` maps a chat to token ids, including the generation prompt; `visual_tokens` is the number of tokens that
+    the model's processor makes of one image; `max_prompt_tokens` limits text and visual tokens together. Images are
+    decoded in threads, ahead of time if announced by `begin`. The most recently used ones are cached, since an epoch
+    asks several questions about each image.
     """
 
     def __init__(
@@ -57,15 +59,23 @@ class PromptEncoder:
         self._threads = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="images")
 
     @classmethod
+    def of(cls, config: Config) -> PromptEncoder:
+        """Return the encoder of a run with these settings. Raises as `from_checkpoint`."""
+        data = config.data
+        return cls.from_checkpoint(
+            str(config.model.folder), config.mode, data.image_size, data.image_fit, config.rollout.max_prompt_tokens
+        )
+
+    @classmethod
     def from_checkpoint(
         cls, path: str, mode: Mode, image_size: int, image_fit: ImageFit, max_prompt_tokens: int
     ) -> PromptEncoder:
-        """The encoder for a Qwen2-VL or Qwen2.5-VL checkpoint folder.
+        """Return the encoder for a Qwen2-VL or Qwen2.5-VL checkpoint folder.
 
         Raises:
             ValueError: if the checkpoint has no chat template or no image pad token.
         """
-        # Imported here because it takes seconds, and whoever reads a stream's state needs none of it.
+        # Imported here because the import takes seconds and reading a stream's state does not need it.
         from transformers import AutoImageProcessor, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -73,7 +83,7 @@ class PromptEncoder:
         if image_pad_id is None or tokenizer.chat_template is None:
             missing = "chat template" if tokenizer.chat_template is None else f"token {IMAGE_PAD}"
             raise ValueError(f"model.path={path} has no {missing}; give a Qwen2-VL or Qwen2.5-VL checkpoint")
-        # The PIL backend counts patches as the others do, and needs no torchvision.
+        # All backends count patches alike; the PIL backend does not need torchvision.
         processor = AutoImageProcessor.from_pretrained(path, backend="pil")
         patches = processor.get_number_of_image_patches(image_size, image_size)
         return cls(
@@ -87,29 +97,30 @@ class PromptEncoder:
         )
 
     def begin(self, question: Question) -> None:
-        """Start to decode the image of a question that will be encoded."""
+        """Start decoding the image of a question that will be encoded later."""
         self._decoded(question.image_path)
 
     def encode(self, question: Question, prompt_id: str) -> Prompt | Refused:
-        """The prompt, or why there is none: too long, a special token in its text, or an unreadable image.
+        """Return the prompt, or why there is none: too long, a special token in its text, or an unreadable image.
 
         Raises:
-            ValueError: if the chat template does not write one image token.
+            ValueError: if the chat template does not write exactly one image token.
         """
         return self.encode_as(user_text(question, self._mode), question, prompt_id)
 
     def encode_as(self, text: str, question: Question, prompt_id: str) -> Prompt | Refused:
-        """The same with another wording: `text` is what the user says after the image."""
+        """Encode as `encode` does, but with `text` as the user's text after the image."""
         if "<|" in question.text:
-            # It would be read as an image that is not there, or as the end of the turn.
+            # The tokenizer would make it a special token: an image that does not exist, or the end of the turn.
             return Refused("special token in the text", f"{question.id}: {question.text!r}")
         token_ids = np.array(self._tokenize(user_turn(text)), dtype=np.int32)
         images = np.count_nonzero(token_ids == self._image_pad_id)
         if images != 1:
             raise ValueError(
-                f"model.path: its chat template writes {images} {IMAGE_PAD} for one image; give a checkpoint with "
-                "the chat template of Qwen2-VL"
+                f"model.path: its chat template writes {images} {IMAGE_PAD} tokens for one image, not 1; give a "
+                "checkpoint with Qwen2-VL's chat template"
             )
+        # The single pad is expanded to the image's visual tokens later.
         length = len(token_ids) - 1 + self.visual_tokens
         if length > self._max_prompt_tokens:
             return Refused(
@@ -124,13 +135,14 @@ class PromptEncoder:
 
     def _decoded(self, path: str) -> Future[NDArray[np.uint8]]:
         size, fit = self._image_size, self._image_fit
+        # The cache holds futures: an image that is announced and then requested is decoded once.
         return self._images.get(
             path, lambda: self._threads.submit(_read_only_image, path, size, fit), 3 * size**2
         )
 
 
 def continuations(tokenize: Callable[[str], list[int]], texts: Sequence[str]) -> Continuations:
-    """Texts to be scored after a prompt; `tokenize` adds no special tokens."""
+    """Return the token ids of texts to be scored after a prompt; `tokenize` must not add special tokens."""
     token_ids = [tokenize(text) for text in texts]
     return Continuations(
         np.array([token for ids in token_ids for token in ids], np.int32),
@@ -139,7 +151,7 @@ def continuations(tokenize: Callable[[str], list[int]], texts: Sequence[str]) ->
 
 
 def _read_only_image(path: str, size: int, fit: ImageFit) -> NDArray[np.uint8]:
-    """An image that several prompts may share."""
+    """Return a decoded image, read-only because several prompts may share it."""
     image = load_image(path, size, fit)
     image.flags.writeable = False
     return image

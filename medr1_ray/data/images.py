@@ -1,4 +1,4 @@
-"""Image files of any kind as square RGB arrays."""
+"""Loading of image files of any supported format as square RGB arrays."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from PIL import Image, ImageOps
 ImageFit = Literal["squash", "pad"]
 
 MAX_PIXELS = 89_478_485
-"""Larger images are refused before they are decoded (Pillow's own limit for its warning)."""
+"""Larger images are refused before they are decoded. Pillow warns of a decompression bomb at the same limit."""
 
 IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
-"""What is read, whatever a file's ending; for some others (PostScript) Pillow would start a program."""
+"""Formats that are read, whatever the file extension. For some others (PostScript) Pillow would start a program."""
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def load_image(path: str | Path, size: int, fit: ImageFit) -> NDArray[np.uint8]:
-    """Read an image file, as `read_rgb` does, as uint8 RGB [size, size, 3].
+    """Read an image file with `read_rgb` and return it as uint8 RGB [size, size, 3].
 
-    `squash` resizes both sides (bicubic), as Med-R1 does; `pad` keeps the aspect ratio, centred on black.
+    `squash` resizes both sides (bicubic), as Med-R1 does; `pad` keeps the aspect ratio and centres the image on black.
 
     Raises:
         ValueError: as `read_rgb`.
@@ -37,18 +37,18 @@ def load_image(path: str | Path, size: int, fit: ImageFit) -> NDArray[np.uint8]:
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """Read an image file as 8-bit RGB in its own size.
+    """Read an image file as 8-bit RGB at its original size.
 
-    Grey images with more than 8 bits are scaled linearly from their own darkest and brightest value to 0 and
-    255 (Pillow would clip at 255); a constant one is black. Of transparent images the colours are taken and
-    the transparency is left out, as in Med-R1. The EXIF orientation is applied; of several frames the first
-    is read.
+    Grey images with more than 8 bits are scaled linearly from their own minimum and maximum to 0 and 255 (Pillow
+    would clip at 255); a constant one becomes black. Transparency is ignored and the colours are kept, as in Med-R1.
+    The EXIF orientation is applied; if there are several frames, the first is read.
 
     Raises:
-        ValueError: if the file is missing, damaged, no image, or larger than `MAX_PIXELS`.
+        ValueError: if the file is missing, damaged, not an image, or larger than `MAX_PIXELS`.
     """
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as file:
+            # `Image.open` has read only the header so far.
             if file.width * file.height > MAX_PIXELS:
                 raise ValueError(f"{file.width} x {file.height} pixels are more than {MAX_PIXELS}")
             ImageOps.exif_transpose(file, in_place=True)
@@ -56,14 +56,15 @@ def read_rgb(path: str | Path) -> Image.Image:
             if picture.mode in _DEEP_MODES:
                 picture = _to_eight_bits(picture)
             elif "transparency" in picture.info:
-                # Straight to RGB, Pillow warns about palettes with transparency.
+                # Converting a palette with transparency straight to RGB makes Pillow warn.
                 picture = picture.convert("RGBA")
             return picture.convert("RGB")
-    except Exception as error:  # of damaged files Pillow raises whatever its decoders stumble over
+    except Exception as error:  # on damaged files Pillow's decoders raise exceptions of many types
         raise ValueError(f"{path}: cannot be read as an image ({error}); replace the file") from error
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
+    # A single NaN would make minimum and maximum NaN too.
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)

@@ -1,6 +1,6 @@
-"""Pass rates: how often a model answers a question rightly. Measured elsewhere, used as a filter.
+"""Pass rates: how often a model answers each question correctly. Measured elsewhere, used here as a filter.
 
-The file is JSON Lines, a question in each: `{"id": "Chest CT Scan:12", "pass_rate": 0.25}`; more keys do no harm.
+The file is JSON Lines, one question per line: `{"id": "Chest CT Scan:12", "pass_rate": 0.25}`. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from medr1_ray.types import Question
 
 @dataclass(frozen=True)
 class Filtered:
-    """Training questions within the limits; the others are counted. `unmeasured` have no pass rate and are kept."""
+    """Training questions within the limits, and the numbers of the others.
+
+    `unmeasured` counts questions without a pass rate; they are kept.
+    """
 
     questions: tuple[Question, ...]
     too_hard: int
@@ -24,16 +27,17 @@ class Filtered:
 
 
 def read_pass_rates(path: Path) -> dict[str, float]:
-    """The pass rates by question id; of several lines with an id the last counts.
+    """Return the pass rates by question id; if several lines have the same id, the last one counts.
 
     Raises:
-        ValueError: if the file cannot be read, or a line is not of the form above.
+        ValueError: if the file cannot be read, or a line does not have the form above.
     """
     try:
+        # Not splitlines(), which also splits at characters that may occur in an id (U+2028).
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"data.pass_rates={path}: cannot be read ({error}); give a file in JSON Lines (id, pass_rate)"
+            f"data.pass_rates={path}: cannot be read ({error}); give a JSON Lines file with id and pass_rate"
         ) from error
     rates: dict[str, float] = {}
     for number, line in enumerate(lines, start=1):
@@ -41,10 +45,10 @@ def read_pass_rates(path: Path) -> dict[str, float]:
             row = json.loads(line)
             id_, rate = row["id"], row["pass_rate"]
             if not isinstance(id_, str) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
-                raise ValueError(f"id {id_!r}, pass_rate {rate!r}")
+                raise ValueError(f"it has id {id_!r} and pass_rate {rate!r}")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"data.pass_rates={path}, line {number}: {error}; a line is "
+                f"data.pass_rates={path}, line {number}: {error}; each line must be "
                 '{"id": "<question id>", "pass_rate": <a number from 0 to 1>}'
             ) from error
         rates[id_] = float(rate)
@@ -54,16 +58,17 @@ def read_pass_rates(path: Path) -> dict[str, float]:
 def filter_by_pass_rate(
     questions: tuple[Question, ...], rates: Mapping[str, float], lowest: float, highest: float
 ) -> Filtered:
-    """Keep the questions whose pass rate is in [lowest, highest], in their order.
+    """Keep the questions with a pass rate in [lowest, highest] or without one, in the order given.
 
     Raises:
-        ValueError: if none of the questions has a pass rate: the file is of other data.
+        ValueError: if none of the questions has a pass rate, since the file must be about other data.
     """
     if not any(question.id in rates for question in questions):
         raise ValueError(
-            f"data.pass_rates: none of the {len(questions)} training questions is among its {len(rates)}; give "
-            "the file that was measured on this dataset"
+            f"data.pass_rates: none of the {len(questions)} training questions is in the file (ids: {len(rates)}); "
+            "give a file that was measured on this dataset"
         )
+    # The default keeps questions that have not been measured.
     kept = [question for question in questions if lowest <= rates.get(question.id, lowest) <= highest]
     measured = [rates[question.id] for question in questions if question.id in rates]
     return Filtered(

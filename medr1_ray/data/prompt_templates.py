@@ -1,8 +1,8 @@
 """Prompt templates of Med-R1: one per mode, shared by training, evaluation and answering.
 
-The wording of Think and No-Think is that of the reference's training code (arXiv 2503.13939); its evaluators use
-three other wordings, which is a defect and not copied. Think-After is described in the journal version only, so
-its wording is ours, built from the other two.
+Think and No-Think are worded as in the reference's training code (arXiv 2503.13939). Its evaluators use three other
+wordings; that is a defect and is not reproduced. Think-After is described only in the journal version, so its wording
+is ours, composed from the other two.
 """
 
 from __future__ import annotations
@@ -32,25 +32,29 @@ TARGETS: dict[Mode, str] = {
     "no_think": "<answer>{letter}</answer>",
     "think_after": "<answer>{letter}</answer><think></think>",
 }
-"""What supervised training imitates. No dataset here has reasoning, and none is made up: the thinking part is there and
-empty. So the answer is learned; `format` does not count an empty part, `medr1_format` does."""
+"""Targets of supervised training.
+
+No supported dataset contains reasoning and none is made up, so the thinking part is present but empty and only the
+answer is learned. The reward `format` does not accept an empty thinking part; `medr1_format` does.
+"""
 
 
 def target_text(question: Question, mode: Mode) -> str:
-    """The completion that supervised training imitates."""
+    """Return the completion that supervised training imitates."""
     return TARGETS[mode].replace("{letter}", question.gold_letter)
 
 
 def user_text(question: Question, mode: Mode) -> str:
-    """The text of the user's turn, after the image."""
+    """Return the text of the user's turn, after the image."""
+    # Not `str.format`: a question may contain braces.
     return TEMPLATES[mode].replace("{question}", question.text)
 
 
 def user_turn(text: str) -> list[dict[str, object]]:
-    """A single user turn (image, then text) in the form that Qwen's chat template takes."""
+    """Return a chat of one user turn (image, then text) in the form that Qwen's chat template takes."""
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
 def chat_messages(question: Question, mode: Mode) -> list[dict[str, object]]:
-    """The turn that asks a question."""
+    """Return the chat of one user turn that asks `question`."""
     return user_turn(user_text(question, mode))

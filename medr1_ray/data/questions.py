@@ -30,8 +30,8 @@ QUESTION_TYPES = (
     UNKNOWN,
 )
 
-# Spellings of OmniMedVQA's files beside the canonical ones, letters only: `OCT (Optical Coherence Tomography`
-# lacks its closing bracket there and `Mag-netic` is hyphenated.
+# Spellings in OmniMedVQA's files that differ from the canonical names, reduced to letters because the files have
+# `OCT (Optical Coherence Tomography` without its closing bracket and a hyphenated `Mag-netic`.
 _SPELLINGS = {
     "ctcomputedtomography": "CT",
     "mrmagneticresonanceimaging": "MRI",
@@ -42,7 +42,10 @@ _SPELLINGS = {
 
 
 class RowError(ValueError):
-    """A row that cannot become a question; the message is the reason to count, without details of the row."""
+    """A row that cannot become a question.
+
+    Dropped rows are counted by the message, so it must not contain details of the row.
+    """
 
 
 def _letters_only(name: str) -> str:
@@ -54,20 +57,20 @@ _QUESTION_TYPE_OF = {_letters_only(name): name for name in QUESTION_TYPES}
 
 
 def canonical_modality(name: str) -> str:
-    """The canonical modality of a file's spelling, `Unknown` where it is none of the eight."""
+    """Return the canonical name of a modality as a file spells it, `Unknown` if it is none of the eight."""
     return _MODALITY_OF.get(_letters_only(name), UNKNOWN)
 
 
 def canonical_question_type(name: str) -> str:
-    """The canonical question type of a file's spelling, `Unknown` where it is none of the five."""
+    """Return the canonical name of a question type as a file spells it, `Unknown` if it is none of the five."""
     return _QUESTION_TYPE_OF.get(_letters_only(name), UNKNOWN)
 
 
 def shuffle_options(question: Question, generator: np.random.Generator) -> Question:
-    """The same question with its options in a random order, the gold letter moved with them.
+    """Return the question with its options in random order and the index of the answer adapted.
 
-    All orders are equally likely, the one given included. No option of OmniMedVQA speaks of other options ("both A
-    and B", "none of the above"; looked for in Med-R1's released rows), so every order asks the same.
+    All orders are equally likely, including the given one. No option in Med-R1's released rows of OmniMedVQA refers to
+    other options ("both A and B", "none of the above"), so every order asks the same question.
     """
     order = [int(index) for index in generator.permutation(len(question.options))]
     return replace(

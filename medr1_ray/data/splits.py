@@ -1,4 +1,4 @@
-"""Splits by image or by groups of images: never by row, so no evaluated image is trained on."""
+"""Splits by image or by groups of images, never by row, so that no evaluation image is trained on."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from medr1_ray.types import Question
 def split_by_image(
     questions: tuple[Question, ...], root: Path, eval_fraction: float, seed: int
 ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """Split into (train, evaluation), each with all questions of its images, in the order given.
+    """Split into (train, evaluation), each with all questions about its images, in the order given.
 
-    `hold_out` chooses the images of each modality, by their path relative to `root`.
+    `hold_out` chooses the evaluation images of each modality by their paths relative to `root`.
     """
     images: dict[str, dict[str, int]] = defaultdict(dict)
     modality_of: dict[str, str] = {}
     for question in questions:
-        # An image that two modalities claim belongs to the first that does.
+        # An image with questions of two modalities counts for the first of them.
         modality = modality_of.setdefault(question.image_path, question.modality)
         images[modality][relative_path(root, question.image_path)] = 1
     held_out = {
@@ -34,16 +34,17 @@ def split_by_image(
 
 
 def hold_out(sizes: Mapping[str, int], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    """The part of each group that is held out; those left are for training.
+    """Return the part of each group that is held out; groups that are not in the result are for training.
 
     Args:
-        sizes: images in each group, by a key that stays when the data moves or grows.
-        fractions: share of the images that each part is to have.
-        seed: of the hash of the keys by which the groups are ranked.
+        sizes: number of images in each group, by a key that does not change when the data moves or grows.
+        fractions: share of all images that each part should get.
+        seed: seed of the hash of the keys, by which the groups are ranked.
 
-    Each part in turn takes the groups in their rank that still fit into its share; where none does, the smallest one.
-    So each part has at least one group, and never all, where there are enough.
+    Each part in turn takes, in rank order, the groups that still fit into its share, or the smallest group if none
+    fits. So with enough groups each part gets at least one, and training keeps at least one.
     """
+    # A hash and not a shuffle, so that the rank of a group does not depend on which others exist.
     left = sorted(sizes, key=lambda key: hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=16).digest())
     total = sum(sizes.values())
     parts: dict[str, str] = {}
@@ -51,6 +52,7 @@ def hold_out(sizes: Mapping[str, int], fractions: Mapping[str, float], seed: int
         room = max(1, round(fraction * total))
         taken: set[str] = set()
         for key in left:
+            # The last group stays for training.
             if sizes[key] <= room and len(left) - len(taken) > 1:
                 taken.add(key)
                 room -= sizes[key]

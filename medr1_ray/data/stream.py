@@ -1,4 +1,4 @@
-"""The training prompts of a run: shuffled epochs without end, weighted if wanted, resumable at the exact question."""
+"""Training prompts of a run: endless shuffled epochs, optionally weighted, resumable at the exact question."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _PROMPT_ID = re.compile(r"(\d+)\.(\d+):(.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class StreamState:
-    """Where a stream stands: the next question is number `position` of the shuffled epoch `epoch`.
+    """Position of a stream: the next question is number `position` of the shuffled epoch `epoch`.
 
-    `dropped` counts the questions passed over, by reason; `digest` is over the questions in their order, the
-    weights and whether options are shuffled. `resting` has the epoch in which a question is passed over because of its
-    pass rate, by id.
+    `dropped` counts the skipped questions by reason. `digest` covers the questions in their order, the weights and
+    whether options are shuffled. `resting` maps a question id to the epoch in which the question is skipped because of
+    its pass rate.
     """
 
     seed: int
@@ -41,20 +41,21 @@ class StreamState:
 
 
 class PromptStream:
-    """Endless prompts: each epoch holds every question once, in an order drawn from the seed and the epoch.
+    """Endless stream of prompts: each epoch holds every question once, in an order drawn from the seed and the epoch.
 
-    With `weights` (of modalities and question types by name, 1 where not named) a question of weight w comes w / mean
-    weight times in an epoch: the whole part for certain, the rest by chance. With `options_shuffled` each prompt has
-    its options in an order drawn from the seed, the epoch and the position.
+    With `weights` (of modalities and question types by name, 1 if not named) a question of weight w occurs w / mean
+    weight times in an epoch: the integer part always, the fractional part at random. With `options_shuffled` each
+    prompt has its options in an order drawn from the seed, the epoch and the position.
 
-    With `pass_rate_limits` (lowest, highest) a question whose pass rate, as told to `observe`, is outside of them rests
-    for an epoch; then it is asked again, since the policy has changed.
+    With `pass_rate_limits` (lowest, highest) a question whose pass rate, as reported to `observe`, is outside the
+    limits rests in the following epoch; then it is asked again, since the policy has changed.
 
-    Questions that cannot be prompts are passed over and counted in `state().dropped`, once per epoch; the log
-    names each once. With `state` the stream goes on where that state was taken.
+    Questions that cannot become prompts are skipped and counted in `state().dropped`, once per epoch; the log names
+    each one once. With `state` the stream continues where that state was taken.
 
     Raises:
-        ValueError: if there are no questions, or `state` is of another seed or of other questions.
+        ValueError: if there are no questions, `weights` is invalid, or `state` belongs to another seed, other
+            questions, other weights or another setting of `options_shuffled`.
     """
 
     def __init__(
@@ -68,19 +69,19 @@ class PromptStream:
         pass_rate_limits: tuple[float, float] | None = None,
     ) -> None:
         if not questions:
-            raise ValueError("no training questions; see data.root, data.modalities and data.question_types")
+            raise ValueError("no training questions; check data.root, data.modalities and data.question_types")
         weights = weights or {}
         digest = _digest(questions, weights, options_shuffled)
         state = state or StreamState(seed, digest)
         if (state.seed, state.digest) != (seed, digest):
             what = (
-                f"train.seed {state.seed}, now {seed}"
+                f"train.seed={state.seed} (now {seed})"
                 if state.seed != seed
                 else "other training questions, data.sampling_weights or data.shuffle_options"
             )
             raise ValueError(
-                f"the run to resume was started with {what}: resume with the settings and data of then, "
-                "or start a new run"
+                f"the run to resume was started with {what}: resume with the settings and data that it was started "
+                "with, or start a new run"
             )
         self._questions = questions
         self._encoder = encoder
@@ -97,27 +98,28 @@ class PromptStream:
         self._order = self._shuffled(self._epoch)
 
     def state(self) -> StreamState:
-        """The state from which a new stream yields what this one would yield next."""
+        """Return the state from which a new stream yields what this one would yield next."""
         return StreamState(
             self._seed, self._digest, self._epoch, self._position, dict(self._dropped), dict(self._resting)
         )
 
     def take(self, count: int) -> list[Prompt]:
-        """The next `count` prompts, as `draw` makes them."""
+        """Return the next `count` prompts, as yielded by `draw`."""
         return list(self.draw(count))
 
     def draw(self, count: int) -> Iterator[Prompt]:
-        """The next `count` prompts, each made when it is asked for: engines need not wait for the last one.
+        """Yield the next `count` prompts, each encoded only when it is asked for, so engines can start on the first.
 
-        Their ids `<epoch>.<position>:<question id>` are unique in the run. At the end the images of as many questions
-        after them begin to be decoded, while these prompts are generated.
+        Prompt ids, `<epoch>.<position>:<question id>`, are unique in the run. After the last prompt, decoding starts
+        for the images of the next `count` questions, so that it overlaps with generation.
 
         Raises:
-            ValueError: if as many questions in a row as an epoch holds are no prompts.
+            ValueError: if N questions in a row cannot become prompts, N being the number of questions.
         """
         drawn = refused_in_a_row = 0
         while drawn < count:
             question = self._questions[self._order[self._position]]
+            # Compared for equality: an entry for a later epoch does not count yet.
             if self._resting.get(question.id) == self._epoch:
                 self._dropped[RESTING] += 1
                 self._advance()
@@ -131,17 +133,18 @@ class PromptStream:
                 continue
             self._dropped[encoded.reason] += 1
             refused_in_a_row += 1
+            # Resting questions are not counted: they come back in the next epoch.
             if refused_in_a_row == len(self._questions):
                 counts = ", ".join(f"{reason} {number}" for reason, number in self._dropped.items())
                 raise ValueError(
-                    f"none of the {len(self._questions)} training questions can be a prompt ({counts}); "
+                    f"none of the {len(self._questions)} training questions can become a prompt ({counts}); "
                     f"the last one: {encoded.detail}"
                 )
         for index in self._order[self._position : self._position + count]:
             self._encoder.begin(self._questions[index])
 
     def observe(self, prompt_id: str, pass_rate: float) -> None:
-        """Take note of how often a prompt of this stream was answered rightly, in [0, 1]."""
+        """Record the share of correct answers to a prompt of this stream, in [0, 1]."""
         match = _PROMPT_ID.fullmatch(prompt_id)
         assert match is not None
         if self._pass_rate_limits is None:
@@ -153,14 +156,15 @@ class PromptStream:
             self._resting[match[3]] = int(match[1]) + 1
 
     def reissue(self, prompt_id: str) -> Prompt:
-        """The prompt that `take` gave this id, in this run or in the one that is resumed.
+        """Return the prompt to which `take` gave this id, in this run or in the run that it resumes.
 
         Raises:
-            ValueError: if no prompt of this stream has the id, or its image cannot be read any more.
+            ValueError: if no prompt of this stream has the id, or its image can no longer be read.
         """
         match = _PROMPT_ID.fullmatch(prompt_id)
         if match:
             epoch, position = int(match[1]), int(match[2])
+            # Computed from the seed again, so that no order has to be stored.
             order = self._shuffled(epoch)
             question = self._questions[order[position]] if position < len(order) else None
             if question and question.id == match[3]:
@@ -169,12 +173,12 @@ class PromptStream:
                     raise ValueError(f"prompt {prompt_id!r} cannot be issued again: {encoded.detail}")
                 return encoded
         raise ValueError(
-            f"prompt {prompt_id!r} is none of this stream's; its ids are <epoch>.<position>:<question id>"
+            f"prompt {prompt_id!r} does not belong to this stream; its ids are <epoch>.<position>:<question id>"
         )
 
     def _encode(self, question: Question, epoch: int, position: int) -> Prompt | Refused:
         if self._options_shuffled:
-            # Four numbers, the last not 0: NumPy pads seeds with zeros, and `_shuffled` has taken [seed, epoch].
+            # Four numbers, the last not 0: NumPy pads seeds with zeros, and `_shuffled` already uses [seed, epoch].
             question = shuffle_options(question, np.random.default_rng([self._seed, epoch, position, 1]))
         if question in self._refused:
             return self._refused[question]
@@ -188,6 +192,7 @@ class PromptStream:
         self._position += 1
         if self._position == len(self._order):
             self._epoch, self._position = self._epoch + 1, 0
+            # Forget rests that are over, to keep the saved state small.
             self._resting = {id_: epoch for id_, epoch in self._resting.items() if epoch >= self._epoch}
             self._order = self._shuffled(self._epoch)
 
@@ -195,24 +200,25 @@ class PromptStream:
         generator = np.random.default_rng([self._seed, epoch])
         if (self._expected == 1).all():
             return [int(index) for index in generator.permutation(len(self._questions))]
+        # The mean of `_expected` is 1, so at least one entry is 1 or more and an epoch is never empty.
         visits = np.floor(self._expected + generator.random(len(self._questions))).astype(int)
         return [int(index) for index in generator.permutation(np.repeat(np.arange(len(visits)), visits))]
 
 
 def _expected_visits(questions: tuple[Question, ...], weights: Mapping[str, float]) -> NDArray[np.float64]:
-    """Float64 [N], mean 1: how often an epoch holds each question."""
+    """Return how often an epoch holds each question in expectation, float64 [N] with mean 1."""
     present = {question.modality for question in questions} | {
         question.question_type for question in questions
     }
     for name, weight in weights.items():
         if name not in present:
             raise ValueError(
-                f"data.sampling_weights: {name!r} is no modality or question type of the training questions; "
+                f"data.sampling_weights: {name!r} is not a modality or question type of the training questions; "
                 f"they have {', '.join(sorted(present))}"
             )
         if not (weight >= 0 and math.isfinite(weight)):
             raise ValueError(
-                f"data.sampling_weights: {name!r} has weight {weight}; give a number from 0 upward"
+                f"data.sampling_weights: {name!r} has weight {weight}; give a finite number of 0 or more"
             )
     raw = np.array(
         [
@@ -221,7 +227,7 @@ def _expected_visits(questions: tuple[Question, ...], weights: Mapping[str, floa
         ]
     )
     if not raw.any():
-        raise ValueError("data.sampling_weights leave no training question: all have weight 0")
+        raise ValueError("data.sampling_weights: all training questions have weight 0; give some a larger weight")
     return np.asarray(raw / raw.mean())
 
 

@@ -1,8 +1,8 @@
-"""Evaluating and answering with a checkpoint; the evaluations inside a training.
+"""Evaluating a checkpoint, answering questions with one, and the evaluations during training.
 
 Runs in: the driver.
 
 Doors: all modules.
 
-To add a way of scoring: a pass in `passes.py` (how a question is put, how an answer is graded), named in `SCORINGS`.
+To add a scoring: write a pass in `passes.py` (prompt and grading of a question) and name it in `SCORINGS`.
 """

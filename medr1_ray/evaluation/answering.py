@@ -1,4 +1,4 @@
-"""Answering questions whose right answer is not known, with the reasoning and the probability of every letter."""
+"""Answering questions without a known correct answer, with the reasoning and the probability of every letter."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ COLUMNS = ("image", "question", "options")
 
 @dataclass(frozen=True)
 class Explained:
-    """An answer: `letter` is None where the completion names no option, or where there is none, as `problem` says.
+    """The answer to one question.
 
-    `reasoning` is what the completion says beside its answer. `probabilities` are of the letters, in order: how likely
-    the model was to answer each after what it wrote before its answer.
+    `letter` is None if the completion names no option or the question could not be asked; `problem` says why.
+    `reasoning` is the completion without its answer. `probabilities` are those of the letters, in order, each as the
+    answer that follows what the model wrote before its answer.
     """
 
     question: Question
@@ -39,13 +40,11 @@ class Explained:
 
 
 def answer(pool: RolloutPool, config: Config, questions: Sequence[Question]) -> list[Explained]:
-    """One greedy answer to each question, in order; a question that cannot be put says why."""
+    """Return one greedy answer per question, in order; for a question that cannot be asked, the reason."""
     from transformers import AutoTokenizer
 
     path = str(config.model.folder)
-    encoder = PromptEncoder.from_checkpoint(
-        path, config.mode, config.data.image_size, config.data.image_fit, config.rollout.max_prompt_tokens
-    )
+    encoder = PromptEncoder.of(config)
     tokenizer = AutoTokenizer.from_pretrained(path)
     encoded = [encoder.encode(question, question.id) for question in questions]
     prompts = [prompt for prompt in encoded if isinstance(prompt, Prompt)]
@@ -72,10 +71,10 @@ def answer(pool: RolloutPool, config: Config, questions: Sequence[Question]) -> 
 
 
 def make_question(id_: str, image: Path, stem: str, options: str) -> Question:
-    """A question whose right answer is not known; `options` are separated by semicolons.
+    """Return a question without a known correct answer; `options` are separated by semicolons.
 
     Raises:
-        ValueError: there is no question, or not 2 to 8 different options.
+        ValueError: the question is empty, or there are not 2 to 8 different options.
     """
     texts = tuple(option.strip() for option in options.split(";") if option.strip())
     if not stem.strip():
@@ -84,12 +83,12 @@ def make_question(id_: str, image: Path, stem: str, options: str) -> Question:
         raise ValueError(
             f"the options are {options!r}; give 2 to {len(LETTERS)} different ones, separated by semicolons"
         )
-    # Nothing reads the answer: nobody is graded here.
+    # Option 0 as the correct answer is a placeholder: nothing is graded here.
     return Question(id_, str(image.absolute()), stem.strip(), texts, 0, UNKNOWN, UNKNOWN, "none")
 
 
 def read_questions(file: Path, images: Path) -> tuple[list[Question], dict[int, str]]:
-    """The questions of a CSV file, and what is wrong with the other rows, by line.
+    """Return the questions of a CSV file, and the problems of the other rows by line number.
 
     Raises:
         ValueError: the file cannot be read or lacks a column.
@@ -104,7 +103,7 @@ def read_questions(file: Path, images: Path) -> tuple[list[Question], dict[int, 
     if missing:
         raise ValueError(f"--csv {file}: no column {missing[0]!r}; it needs {', '.join(COLUMNS)}")
     questions, problems = [], {}
-    for line, row in enumerate(rows, 2):
+    for line, row in enumerate(rows, 2):  # line 1 is the header
         try:
             image, stem, options = (row[column] or "" for column in COLUMNS)
             questions.append(make_question(str(line), images / image, stem, options))
@@ -114,7 +113,7 @@ def read_questions(file: Path, images: Path) -> tuple[list[Question], dict[int, 
 
 
 def write_answers(file: Path, answers: Sequence[Explained], problems: dict[int, str]) -> None:
-    """A row for each line of the questions' file, those with a problem too."""
+    """Write one row per line of the questions' file, including those with a problem."""
     columns = ("line", *COLUMNS, "answer", "text", "problem", "reasoning", *(f"p_{letter}" for letter in LETTERS))
     rows = {int(each.question.id): _row(each) for each in answers}
     rows |= {line: {"problem": problem} for line, problem in problems.items()}
@@ -139,7 +138,8 @@ def _row(each: Explained) -> dict[str, str]:
 
 
 def _with_each_letter(completion: str, question: Question, mode: Mode) -> list[str]:
-    """What the model wrote before its answer, with each letter as the answer."""
+    """Return what the model wrote before its answer, followed by each letter as the answer."""
+    # The last tag: the thinking may mention one.
     before, tag, _ = completion.rpartition("<answer>")
     written = before if tag else completion if mode == "think" else ""
     return [f"{written}<answer>{letter}</answer>" for letter in LETTERS[: len(question.options)]]
@@ -147,16 +147,17 @@ def _with_each_letter(completion: str, question: Question, mode: Mode) -> list[s
 
 def _explain(question: Question, completion: str, found: Likelihoods, mode: Mode) -> Explained:
     parsed = parse_answer(completion, question, mode)
+    # The maximum is subtracted against underflow. The text before the letter is the same for all and cancels.
     weights = np.exp(found.logprobs - found.logprobs.max())
     before, tag, after = completion.rpartition("<answer>")
-    beside = before + after.partition("</answer>")[2] if tag else completion
-    reasoning = beside.replace("<think>", "").replace("</think>", "").strip()
+    outside = before + after.partition("</answer>")[2] if tag else completion
+    reasoning = outside.replace("<think>", "").replace("</think>", "").strip()
     probabilities = tuple((weights / weights.sum()).tolist())
     return Explained(question, parsed.letter, parsed.problem, reasoning, completion, probabilities)
 
 
 def describe_answer(each: Explained) -> str:
-    """An answer for the terminal."""
+    """Return an answer formatted for the terminal."""
     options = each.question.options
     named = options[LETTERS.index(each.letter)] if each.letter else f"none: {each.problem}"
     lines = [f"answer     {each.letter or '-'}  {named}"]

@@ -1,27 +1,23 @@
-"""Taking the link between image and question away: blank images, and other questions' images."""
+"""Removing the link between image and question: blank images, and images of other questions."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medr1_ray.types import Prompt
 
-if TYPE_CHECKING:
-    pass
-
 
 def with_blank_images(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The same prompts, each with a black image of the same size."""
+    """Return the same prompts, each with a black image of the same size."""
     return [replace(prompt, image=np.zeros_like(prompt.image)) for prompt in prompts]
 
 
 def with_shuffled_images(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
-    """The same prompts, each with the image of another one, of a different file (`other_images`)."""
+    """Return the same prompts, each with the image of another prompt from a different file (`other_images`)."""
     others = other_images([prompt.question.image_path for prompt in prompts], seed)
     return [
         replace(prompt, image=prompts[other].image) for prompt, other in zip(prompts, others, strict=True)
@@ -29,19 +25,20 @@ def with_shuffled_images(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
 
 
 def other_images(files: Sequence[str], seed: int) -> list[int]:
-    """For each question, by its image's file, the index of another question that is about a different file.
+    """Return, for each question's image file, the index of another question with a different file.
 
-    Each image is used as often as before, so that only the link between image and question is lost. Raises
-    ValueError when more than half of the questions share one image, which leaves no such assignment.
+    Every image is used as often as before, so that only the link between image and question is lost. Raises
+    ValueError if more than half of the questions share one image, because then no such assignment exists.
     """
     distinct = sorted(set(files))
     rank = dict(zip(distinct, np.random.default_rng(seed).permutation(len(distinct)), strict=True))
-    # Laid in blocks of equal files, in random order, a shift by the largest block meets no block a second time.
+    # Sorted into blocks of equal files, in random order, a shift by the largest block moves every question out of its
+    # block.
     order = sorted(range(len(files)), key=lambda i: rank[files[i]])
     shift = max(Counter(files).values(), default=0)
     if 2 * shift > len(files):
         raise ValueError(
-            f"{shift} of {len(files)} evaluation questions are about one image, so that images cannot be shuffled "
+            f"{shift} of {len(files)} evaluation questions share one image, so images cannot be shuffled "
             "between questions; raise data.eval_questions or data.eval_fraction"
         )
     others = [0] * len(files)

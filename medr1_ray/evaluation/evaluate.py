@@ -1,6 +1,6 @@
-"""Evaluating a checkpoint: its accuracy beside chance, the blind prior, and passes that hide the image.
+"""Evaluating a checkpoint: its accuracy compared with chance, the blind prior, and passes that hide the image.
 
-Runs on rollout actors; every answer is written as it comes, and the same call goes on where it was cut off.
+Runs on rollout actors. Answers are written as they arrive, and repeating an interrupted call resumes it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ from medr1_ray.model.checkpoint_files import checkpoint_digest
 from medr1_ray.types import Question, Sampling
 
 TEXT_TOKENS = 64
-"""Longest answer in the text of an option."""
+"""Longest answer in the `text` scoring, where the model writes the text of an option."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to evaluate besides the letters: `scorings` among `SCORINGS`, `samples` a question or 0, and the result to
-    compare with."""
+    """What to evaluate, in addition to the letter passes.
+
+    `scorings` are among `SCORINGS`; `samples` is the number of answers sampled per question, or 0; `questions` limits
+    the number of questions; `against` is an earlier result to compare with.
+    """
 
     split: str
     scorings: tuple[str, ...] = ("letter",)
@@ -49,11 +52,11 @@ class Plan:
 
 
 def evaluate(config: Config, plan: Plan) -> Report:
-    """Evaluate `config.model` into `config.run.dir`, going on with what is there.
+    """Evaluate `config.model` into `config.run.dir`, resuming an interrupted evaluation there.
 
     Raises:
         ValueError: the data, the split, the folder or the result to compare with is not usable.
-        RuntimeError: an engine failed; what was answered is kept.
+        RuntimeError: an engine failed; the answers so far are kept.
     """
     from medr1_ray.evaluation.inference import open_inference
 
@@ -63,6 +66,7 @@ def evaluate(config: Config, plan: Plan) -> Report:
     identity = _identity(config, plan, dataset)
     folder = EvaluationFolder(config.run.dir, identity, dataset.evaluation)
     passes = _passes(config, plan, dataset.evaluation)
+    # A complete evaluation only rewrites its report, without starting engines.
     if any(len(_all_ids(folder.answers(each.name))) < len(folder.questions) for each in passes):
         with open_inference(_with_room(config, plan)) as inference:
             inference.load(config.model.folder)
@@ -72,7 +76,8 @@ def evaluate(config: Config, plan: Plan) -> Report:
 
 
 def _read(config: Config, plan: Plan) -> Dataset:
-    """The data, with the questions to be put as its `evaluation`."""
+    """Return the data, with the questions to ask as its `evaluation`."""
+    # A training evaluates on a sample; here the default is all questions.
     dataset = open_dataset(config.data.model_copy(update={"eval_questions": plan.questions or sys.maxsize}))
     if part_of(config, plan.split) != "train":
         return dataset
@@ -84,9 +89,7 @@ def _passes(config: Config, plan: Plan, questions: Sequence[Question]) -> list[P
     from transformers import AutoTokenizer
 
     path = str(config.model.folder)
-    encoder = PromptEncoder.from_checkpoint(
-        path, config.mode, config.data.image_size, config.data.image_fit, config.rollout.max_prompt_tokens
-    )
+    encoder = PromptEncoder.of(config)
     passes = letter_passes(encoder, config.mode, config.rollout.max_tokens, questions, config.data.seed)
     if "text" in plan.scorings:
         passes.append(text_pass(encoder, TEXT_TOKENS))
@@ -94,14 +97,14 @@ def _passes(config: Config, plan: Plan, questions: Sequence[Question]) -> list[P
         tokenizer = AutoTokenizer.from_pretrained(path)
         passes.append(likelihood_pass(encoder, lambda text: tokenizer.encode(text, add_special_tokens=False)))
     if plan.samples:
-        # Without a seed of their own: a seeded request whose prompt comes in two pieces ends vLLM 0.32 on a CPU.
+        # No seed: vLLM 0.32 on a CPU crashes on a seeded request whose prompt is scheduled in two pieces.
         sampling = Sampling(plan.samples, config.rollout.max_tokens, config.rollout.temperature)
         passes.append(Sampled(_samples_name(plan), passes[0].ask, sampling))
     return passes
 
 
 def _with_room(config: Config, plan: Plan) -> Config:
-    """Engines for the longest completion that a pass may ask for."""
+    """Return the settings with room for the longest completion that a pass may request."""
     tokens = max(config.rollout.max_tokens, TEXT_TOKENS if "text" in plan.scorings else 0)
     return config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_tokens": tokens})})
 
@@ -109,7 +112,7 @@ def _with_room(config: Config, plan: Plan) -> Config:
 def _write_report(
     config: Config, plan: Plan, folder: EvaluationFolder, dataset: Dataset, other: Answers | None
 ) -> Report:
-    """`report.json` and `report.md`, and `pass_rates.jsonl` where there are samples."""
+    """Write `report.json`, `report.md` and, if there are samples, `pass_rates.jsonl`; return the report."""
     names = [IMAGE, *BLINDED, SHUFFLED_OPTIONS, *(name for name in plan.scorings if name != "letter")]
     answers = {name: folder.answers(name) for name in names}
     samples = folder.answers(_samples_name(plan)).rows if plan.samples else {}
@@ -138,7 +141,7 @@ def _write_report(
 
 
 def _identity(config: Config, plan: Plan, dataset: Dataset) -> dict[str, object]:
-    """What must be the same for answers to be of one evaluation."""
+    """Return what must be equal for answers to belong to the same evaluation."""
     return {
         "weights": checkpoint_digest(config.model.folder),
         "mode": config.mode,
@@ -157,7 +160,7 @@ def _identity(config: Config, plan: Plan, dataset: Dataset) -> dict[str, object]
 def _result_to_compare(path: Path) -> Answers:
     folder = path.parent if path.is_file() else path
     if not (folder / "answers" / f"{IMAGE}.jsonl").exists():
-        raise ValueError(f"--against {path} is no result: give the report.json or the folder of an evaluation")
+        raise ValueError(f"--against {path} is not an evaluation: give the folder of one, or its report.json")
     return read_answers(folder)
 
 

@@ -1,4 +1,4 @@
-"""One evaluation on disk: put every pass to a model, keep each answer as it comes, go on where it was cut off.
+"""An evaluation on disk: run every pass, write each answer as it arrives, and resume after an interruption.
 
     <out>/ settings.json  questions.jsonl  answers/<pass>.jsonl  pass_rates.jsonl  report.json  report.md
 """
@@ -21,19 +21,19 @@ from medr1_ray.evaluation.passes import IMAGE, Engines, Pass, Row
 from medr1_ray.types import Prompt, Question
 
 CHUNK = 256
-"""Questions whose images are in memory at once, twice: while some are answered, the next are read."""
+"""Questions per chunk. The images of two chunks are in memory: one is being answered while the next is read."""
 
 
 class EvaluationFolder:
     """The folder of one evaluation.
 
     Args:
-        path: where it is, or is to be.
-        settings: what makes the evaluation what it is; a folder with others is refused.
+        path: the folder, which need not exist.
+        settings: identify the evaluation; a folder with other settings is refused.
         questions: all questions, in order.
 
     Raises:
-        ValueError: the folder holds another evaluation, or something else.
+        ValueError: the folder holds another evaluation.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], questions: Sequence[Question]) -> None:
@@ -41,23 +41,25 @@ class EvaluationFolder:
         self.questions = questions
         file = path / "settings.json"
         if file.exists():
+            # Through JSON, because the file has lists where the settings have tuples.
             _require_same(path, json.loads(file.read_text()), json.loads(json.dumps(settings)))
         else:
             path.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in questions]
             (path / "questions.jsonl").write_text("".join(lines), encoding="utf-8")
-            file.write_text(json.dumps(settings, indent=1))  # last: with it, the folder counts as begun
+            file.write_text(json.dumps(settings, indent=1))  # last: it marks the folder as initialised
 
     def answers(self, name: str) -> Answers:
-        """What there is of a pass."""
+        """Return the answers of a pass so far."""
         return read_answers(self.path, name)
 
     def run(self, engines: Engines, each: Pass) -> None:
-        """Put those questions of a pass that have no answer yet."""
+        """Ask the questions of a pass that have no answer yet."""
         log = AppendLog(_file(self.path, each.name))
         done = {row["id"] for row in log.rows}
         todo = [question for question in self.questions if question.id not in done]
         bar = tqdm(total=len(self.questions), initial=len(done), desc=each.name, unit="q", disable=not todo)
+        # One thread, because the encoder's cache is not locked.
         with bar, ThreadPoolExecutor(1) as reader:
             for asked in _ahead(reader, each, todo):
                 refused = [
@@ -66,20 +68,21 @@ class EvaluationFolder:
                     if isinstance(prompt, Refused)
                 ]
                 prompts = [prompt for _, prompt in asked if isinstance(prompt, Prompt)]
+                # Refused questions too: a pass is complete when every question has a row.
                 log.append([*each.run(engines, prompts), *refused])
                 bar.update(len(asked))
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A pass's rows by question id, and why the others were left out."""
+    """Rows of a pass by question id, and the reasons of questions left out."""
 
     rows: dict[str, Row]
     left_out: dict[str, str]
 
 
 def read_answers(folder: Path, name: str = IMAGE) -> Answers:
-    """The answers of a pass; none where it has not been run."""
+    """Return the answers of a pass so far, empty if it has not been run."""
     rows = AppendLog(_file(folder, name)).rows
     return Answers(
         {row["id"]: row for row in rows if "left_out" not in row},
@@ -88,7 +91,7 @@ def read_answers(folder: Path, name: str = IMAGE) -> Answers:
 
 
 def questions_digest(questions: Sequence[Question]) -> str:
-    """Hex BLAKE2b-128 over ids, texts and gold letters, in order."""
+    """Return the hex BLAKE2b-128 digest of ids, texts and correct answers, in order."""
     state = blake2b(digest_size=16)
     for question in questions:
         state.update(repr((question.id, question.text, question.answer)).encode())
@@ -98,7 +101,7 @@ def questions_digest(questions: Sequence[Question]) -> str:
 def _ahead(
     reader: ThreadPoolExecutor, each: Pass, todo: Sequence[Question]
 ) -> Iterator[list[tuple[Question, Prompt | Refused]]]:
-    """The prompts of `todo` in chunks, the next being made while one is used."""
+    """Yield the prompts of `todo` in chunks, encoding the next chunk while one is used."""
 
     def make(start: int) -> list[tuple[Question, Prompt | Refused]]:
         return [(question, each.ask(question)) for question in todo[start : start + CHUNK]]

@@ -1,4 +1,4 @@
-"""Greedy evaluation on held-out questions, with the image, with a blank one and with somebody else's."""
+"""Greedy evaluation on held-out questions during a training, and its files in the run directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Fractions in [0, 1] over `n` questions; names are the canonical ones."""
+    """Fractions in [0, 1] over `n` questions; modalities and question types have their canonical names."""
 
     accuracy: float
     format: float
@@ -31,7 +31,7 @@ class Evaluation:
 def evaluate(
     pool: RolloutPool, prompts: Sequence[Prompt], max_tokens: int
 ) -> tuple[Evaluation, list[Group]]:
-    """One greedy answer to each prompt, graded by the default parser whatever the reward functions are."""
+    """Evaluate one greedy answer per prompt, graded by the default parser whatever the reward functions are."""
     groups = pool.run(prompts, Sampling(group_size=1, max_tokens=max_tokens, temperature=0.0))
     evaluation = Evaluation(
         accuracy=_accuracy(groups),
@@ -57,7 +57,7 @@ def _accuracy_by(named: Iterable[tuple[str, Group]]) -> dict[str, float]:
 class EvaluationLog:
     """The evaluations of a run: `<name>.json` with the fractions, `<name>.jsonl` with each question and its answer.
 
-    Kept when the run is resumed; a later evaluation of the same name replaces the earlier one.
+    They are kept when the run is resumed; a later evaluation of the same name replaces the earlier one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,10 +68,11 @@ class EvaluationLog:
         """Write one evaluation."""
         answers = [json.dumps(_answer(group)) + "\n" for group in groups]
         (self._folder / f"{name}.jsonl").write_text("".join(answers))
+        # Last, because `find` takes this file as the sign that the evaluation has been done.
         (self._folder / f"{name}.json").write_text(json.dumps({"step": step, **asdict(evaluation)}, indent=1))
 
     def find(self, name: str) -> Evaluation | None:
-        """The evaluation of that name, if it was made."""
+        """Return the evaluation of that name, or None."""
         path = self._folder / f"{name}.json"
         if not path.exists():
             return None

@@ -1,7 +1,7 @@
-"""Rollout actors without a learner: what evaluating and answering run on, one set of engines for any number of models.
+"""Rollout actors without a learner, for evaluating and answering: one set of engines serves several models in turn.
 
-Consumes prompts and checkpoints of one shape, produces groups and likelihoods. A checkpoint goes into the running
-engines by the training's own weight sync, so that the next model costs seconds and no start.
+Takes prompts and checkpoints of one model shape, produces groups and likelihoods. Running engines load a checkpoint
+through the weight sync of training, so that changing the model takes seconds and starts no engine.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from medr1_ray.weights.messages import WeightUpdate
 
 
 class Inference:
-    """A pool of engines that serves one checkpoint at a time, the one that was loaded last."""
+    """A pool of engines that serves one checkpoint at a time, the one loaded last."""
 
     def __init__(self, pool: RolloutPool) -> None:
         self.pool = pool
         self._version = 0
 
     def load(self, checkpoint: Path) -> None:
-        """Bring a checkpoint to every engine.
+        """Load a checkpoint into every engine.
 
         Raises:
-            ValueError: the folder is no checkpoint (`require_checkpoint`).
+            ValueError: the folder is not a checkpoint (`require_checkpoint`).
             RuntimeError: its parameters do not fit the engines' model, or an engine failed.
         """
         require_checkpoint(checkpoint)
+        # Engines refuse a version older than the one they hold.
         self._version += 1
         buckets = fill_buckets(checkpoint_tensors(checkpoint), BUCKET_BYTES, ray.put)
         self.pool.load_weights(WeightUpdate(self._version, buckets, update_digest(self._version, buckets)))
@@ -45,7 +46,7 @@ class Inference:
 
 @contextmanager
 def open_inference(config: Config) -> Iterator[Inference]:
-    """Engines of `config.model`'s shape, started and holding no weights yet; everything is ended on leaving.
+    """Start engines for models of the shape of `config.model`, without weights; on exit, end everything.
 
     Raises:
         ValueError: this machine has fewer GPUs than the engines ask for.
@@ -54,4 +55,4 @@ def open_inference(config: Config) -> Iterator[Inference]:
     with open_engines(config) as engines:
         ledger = Ledger(time.monotonic)
         reward_actors = list(engines.reward_actors.values())
-        yield Inference(RolloutPool(config, engines.fleet, reward_actors, engines.calls, None, ledger))
+        yield Inference(RolloutPool(config, engines.rollout_actors, reward_actors, engines.calls, None, ledger))

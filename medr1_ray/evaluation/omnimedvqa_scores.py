@@ -1,8 +1,8 @@
-"""The two scores of OmniMedVQA (arXiv 2402.09181, section 4.1), as its released code computes them.
+"""The two scores of OmniMedVQA (arXiv 2402.09181, section 4.1), computed as in its released code.
 
-Question-answering score: the model is shown the options and answers in free text; the option most like it counts.
-Prefix-based score: the model is not shown the options; the one whose text is likeliest after the question counts.
-Both go through the model's chat template here, which the released code, made for other models, does not do.
+Question-answering score: the model sees the options and answers in free text; the most similar option counts.
+Prefix-based score: the model does not see the options; the one whose text is most likely after the question counts.
+Unlike the released code, which was written for other models, both use the model's chat template.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from difflib import SequenceMatcher
 from medr1_ray.types import Question
 
 PREFIX = "The answer is"
-"""What the model's turn begins with when the likelihood of an option is asked for."""
+"""Start of the model's turn, after which the likelihood of each option is computed."""
 
 
 def text_request(question: Question) -> str:
-    """The question with its options, and the request for the text of one of them."""
+    """Return the question with its options, and the request for the text of one of them."""
     options = list(question.options)
     return (
         f"{question.stem}Here are {len(options)} candidate answers:{options} Only return what you think is the "
@@ -26,17 +26,17 @@ def text_request(question: Question) -> str:
 
 
 def prefix_request(question: Question) -> str:
-    """The question alone."""
+    """Return the question without options."""
     return f"Question: {question.stem}"
 
 
 def candidate(option: str) -> str:
-    """An option as it continues `PREFIX`."""
+    """Return an option as the continuation of `PREFIX`."""
     return f" {option}."
 
 
 def most_similar(options: Sequence[str], answer: str) -> int | None:
-    """The option most like the answer by `difflib`'s ratio, the first of equals; None where none has anything of it."""
+    """Return the option with the largest `difflib` ratio to the answer, first of equals; None if all ratios are 0."""
     ratios = [SequenceMatcher(None, option, answer).ratio() for option in options]
     best = max(ratios)
     return ratios.index(best) if best > 0 else None

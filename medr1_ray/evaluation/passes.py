@@ -1,8 +1,8 @@
-"""The ways in which a question is put to a model: as it is, without what should matter, and in other scorings.
+"""Passes over the questions of an evaluation: unchanged, with image or options altered, or with another scoring.
 
-A pass makes a prompt of a question, and a row of what the model did with it. Rows are what `evaluation_report` reads:
-`id`, `answer` (a letter of the question as it was put, or None), `correct`, `well_formed`, `problem` (why there is no
-letter), `truncated`, and a `completion` or, of likelihoods, `scores`; samples have a `pass_rate` instead.
+A pass turns a question into a prompt, and the model's output into a row, which `evaluation/report.py` reads: `id`,
+`answer` (a letter of the question as it was asked, or None), `correct`, `well_formed`, `problem` (why there is no
+letter), `truncated`, and `completion` or, for likelihoods, `scores`. Sampled passes have `id`, `pass_rate`, `samples`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCORINGS = ("letter", "text", "likelihood")
 
 
 class Engines(Protocol):
-    """What a pass runs on: `pool.RolloutPool`."""
+    """Interface of the engines that a pass needs; implemented by `pool.groups.RolloutPool`."""
 
     def run(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]: ...
 
@@ -48,7 +48,7 @@ class Engines(Protocol):
 
 
 class Pass(Protocol):
-    """One way of asking: `name` is that of its file of rows, `ask` makes the prompt, `run` one row for each."""
+    """One pass: `name` is that of its file of rows, `ask` makes the prompts, `run` returns one row per prompt."""
 
     @property
     def name(self) -> str: ...
@@ -61,7 +61,7 @@ class Pass(Protocol):
 
 @dataclass(frozen=True)
 class Greedy:
-    """One greedy answer to each prompt, graded by `grade`."""
+    """A pass with one greedy answer per prompt, graded by `grade`."""
 
     name: str
     ask: Ask
@@ -81,7 +81,7 @@ class Greedy:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Several sampled answers to each prompt; the share of right ones is what a difficulty filter reads."""
+    """A pass with several sampled answers per prompt; their fraction correct can filter questions by difficulty."""
 
     name: str
     ask: Ask
@@ -100,7 +100,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class MostLikely:
-    """The option whose text has the largest mean log-probability per token (OmniMedVQA's prefix-based score)."""
+    """A pass that answers the option with the largest mean log-probability per token (the prefix-based score)."""
 
     name: str
     ask: Ask
@@ -115,6 +115,7 @@ class MostLikely:
         return [self._row(prompt.question, each) for prompt, each in zip(prompts, found, strict=True)]
 
     def _row(self, question: Question, found: Likelihoods) -> Row:
+        # Per token, because the sum would favour short options.
         scores = found.logprobs / found.lengths
         chosen = int(scores.argmax())
         return {
@@ -131,7 +132,7 @@ class MostLikely:
 def letter_passes(
     encoder: PromptEncoder, mode: Mode, max_tokens: int, questions: Sequence[Question], seed: int
 ) -> list[Pass]:
-    """The question as it is, with a blank image, with another's image, and with its options in another order."""
+    """Return four passes: the question unchanged, with a blank image, with another image, with its options shuffled."""
     grade = partial(grade_letter, mode=mode)
 
     def as_it_is(question: Question) -> Prompt | Refused:
@@ -147,9 +148,11 @@ def letter_passes(
 
     def with_other_image(question: Question) -> Prompt | Refused:
         prompt = as_it_is(replace(question, image_path=other_file[question.id]))
+        # The row and the grading belong to the question that was asked, not to the owner of the image.
         return prompt if isinstance(prompt, Refused) else replace(prompt, question=question)
 
     def with_shuffled_options(question: Question) -> Prompt | Refused:
+        # The order depends on the question alone, so that a resumed pass asks the same.
         generator = np.random.default_rng([seed, *question.id.encode()])
         return as_it_is(shuffle_options(question, generator))
 
@@ -163,7 +166,7 @@ def letter_passes(
 
 
 def text_pass(encoder: PromptEncoder, max_tokens: int) -> Pass:
-    """OmniMedVQA's question-answering score."""
+    """Return the pass of OmniMedVQA's question-answering score."""
     return Greedy(
         "text",
         lambda question: encoder.encode_as(text_request(question), question, question.id),
@@ -173,20 +176,21 @@ def text_pass(encoder: PromptEncoder, max_tokens: int) -> Pass:
 
 
 def likelihood_pass(encoder: PromptEncoder, tokenize: Tokenize) -> Pass:
-    """OmniMedVQA's prefix-based score."""
+    """Return the pass of OmniMedVQA's prefix-based score."""
     prefix = np.array(tokenize(PREFIX), np.int32)
 
     def ask(question: Question) -> Prompt | Refused:
         prompt = encoder.encode_as(prefix_request(question), question, question.id)
         if isinstance(prompt, Refused):
             return prompt
+        # After the generation prompt, as if the model had written the prefix itself.
         return replace(prompt, token_ids=np.concatenate([prompt.token_ids, prefix]))
 
     return MostLikely("likelihood", ask, tokenize)
 
 
 def grade_letter(completion: str, question: Question, mode: Mode) -> Row:
-    """By the letter that the completion answers (`answer_parsing`)."""
+    """Grade by the letter that the completion answers (`rewards/parsing.py`)."""
     parsed = parse_answer(completion, question, mode)
     return {
         "answer": parsed.letter,
@@ -197,11 +201,11 @@ def grade_letter(completion: str, question: Question, mode: Mode) -> Row:
 
 
 def grade_text(completion: str, question: Question) -> Row:
-    """By the option that is most like the completion."""
+    """Grade by the option most similar to the completion."""
     chosen = most_similar(question.options, completion)
     return {
         "answer": None if chosen is None else LETTERS[chosen],
         "correct": chosen == question.answer,
         "well_formed": True,
-        "problem": "like none of the options" if chosen is None else None,
+        "problem": "similar to none of the options" if chosen is None else None,
     }

@@ -1,7 +1,7 @@
-"""What an evaluation's answers say, and how sure that is: `report.json`, `report.md` and a verdict in words.
+"""The report of an evaluation: accuracies with intervals, comparisons with baselines, and a verdict in words.
 
-A model is called better than a baseline where the 95 % interval of the paired difference of their accuracies, by
-bootstrap over images, lies above zero. Accuracies and their differences are fractions in [0, 1] and [-1, 1].
+A model is called better than a baseline if the 95 % interval of the paired difference of their accuracies, by bootstrap
+over images, lies above zero. Accuracies are fractions in [0, 1], differences lie in [-1, 1].
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from medr1_ray.types import Question
 
 CHANCE, BLIND_PRIOR = "chance", "blind_prior"
 BLIND = (CHANCE, BLIND_PRIOR, *BLINDED)
-"""The baselines that do without the image; a model that is not better than each of them has not been shown to look."""
+"""Baselines without the image; a model not better than each of them has not been shown to use the image."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The model beside a baseline on the same questions: `difference` is the model's accuracy minus the baseline's."""
+    """Comparison with a baseline on the same questions; `difference` is the model's accuracy minus the baseline's."""
 
     accuracy: float
     difference: float
@@ -41,7 +41,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Share:
-    """Some of the questions: `format`, `parse_failures` and `truncated` are fractions of the `n` answers."""
+    """Results on a subset of the questions; `format`, `parse_failures` and `truncated` are fractions of `n` answers."""
 
     n: int
     images: int
@@ -55,8 +55,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Against:
-    """Two models on the `n` questions that both answered; `p` is McNemar's, `difference` this accuracy minus the
-    other's."""
+    """Comparison of two models on the `n` questions that both answered.
+
+    `p` is McNemar's p-value, `difference` this model's accuracy minus the other's.
+    """
 
     other: str
     n: int
@@ -71,9 +73,12 @@ class Against:
 
 @dataclass(frozen=True)
 class Report:
-    """`left_out` counts questions that could not be put, by reason, `rows_dropped` rows of the data that are no
-    question, and `shared_images` the images that are in the training part too. `scorings` has OmniMedVQA's;
-    `pass_rate` is the mean of `samples` sampled answers where there are any."""
+    """Results of an evaluation.
+
+    `left_out` counts questions that could not be asked, by reason; `rows_dropped` counts data rows that are not valid
+    questions, by reason; `shared_images` counts images that also occur in the training part. `scorings` has
+    OmniMedVQA's scores; `pass_rate` is the mean over `samples` sampled answers per question, if there are any.
+    """
 
     model: str
     mode: str
@@ -95,8 +100,9 @@ class Report:
 def share(
     questions: Sequence[Question], rows: Mapping[str, Row], baselines: Mapping[str, Mapping[str, float]]
 ) -> Share:
-    """Measures of the questions' rows, each by question id, beside what each baseline scores on each question."""
+    """Return the results on `questions`; rows are by question id, baselines by name and question id."""
     answered = [rows[question.id] for question in questions]
+    # Column 0 is the model; the baselines follow in the order of the dict, from 1 on.
     columns = [[float(row["correct"]) for row in answered]]
     columns += [[baseline[question.id] for question in questions] for baseline in baselines.values()]
     values = np.array(columns).T
@@ -123,13 +129,13 @@ def grouped(
     rows: Mapping[str, Row],
     baselines: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Share]:
-    """A share for each value of `key`."""
+    """Return one `Share` per value of `key`."""
     names = sorted({key(question) for question in questions})
     return {name: share([q for q in questions if key(q) == name], rows, baselines) for name in names}
 
 
 def blind_baselines(questions: Sequence[Question], train: Sequence[Question]) -> dict[str, dict[str, float]]:
-    """What chance and the blind prior, counted over `train`, are right on each question in the mean."""
+    """Return the expected score on each question of chance and of the blind prior, which is counted over `train`."""
     prior = BlindPrior.fit(train)
     return {
         CHANCE: {question.id: 1 / len(question.options) for question in questions},
@@ -150,15 +156,15 @@ def make_report(
     samples: Mapping[str, Row],
     against: Against | None,
 ) -> Report:
-    """The report of `rows` by pass and question id, of those questions that every pass could put.
+    """Return the report on the questions that every pass could ask; `rows` are by pass and question id.
 
     Raises:
-        ValueError: none could be put.
+        ValueError: no question could be asked.
     """
     kept = [question for question in questions if question.id not in left_out]
     counts = dict(Counter(left_out.values()))
     if not kept:
-        raise ValueError(f"none of the {len(questions)} questions could be put to the model: {counts}")
+        raise ValueError(f"none of the {len(questions)} questions could be asked: {counts}")
     baselines = blind_baselines(kept, train) | {
         name: {id_: float(row["correct"]) for id_, row in rows[name].items()} for name in (*BLINDED, SHUFFLED_OPTIONS)
     }
@@ -184,7 +190,7 @@ def make_report(
         against=against,
         verdict=(
             *verdict(overall),
-            *([f"{len(shared)} of its {overall.images} images are in the training part too."] if shared else []),
+            *([f"{len(shared)} of its {overall.images} images are also in the training part."] if shared else []),
             *_weak_spots(modality),
             *_weak_spots(question_type),
         ),
@@ -194,10 +200,10 @@ def make_report(
 def compare(
     questions: Sequence[Question], rows: Mapping[str, Row], other: str, other_rows: Mapping[str, Row]
 ) -> Against:
-    """Two models on the questions that both answered.
+    """Compare two models on the questions that both answered.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are no such questions.
     """
     common = [question for question in questions if question.id in rows and question.id in other_rows]
     if not common:
@@ -221,7 +227,7 @@ def compare(
 
 
 def verdict(overall: Share) -> list[str]:
-    """What may be said of the model, and what may not."""
+    """Return sentences on what the results show, and what they do not."""
     not_better = _not_better(overall)
     if not_better:
         names = ", ".join(name.replace("_", " ") for name in not_better)

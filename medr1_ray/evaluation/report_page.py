@@ -1,4 +1,4 @@
-"""An evaluation's report as a page of Markdown."""
+"""The report of an evaluation as a Markdown page."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _COLUMNS = "| | questions | images | accuracy | 95 % | format | parse failures |
 
 
 def report_page(report: Report) -> str:
-    """Tables of the whole and its parts, after the verdict."""
+    """Return the page: the verdict, then tables of all questions and of subsets."""
     baselines = list(report.overall.baselines)
     lines = [
         f"# {report.model}, {report.mode}, {report.split}",
         "",
         *(f"- {sentence}" for sentence in report.verdict),
         "",
-        "Intervals are of 95 %, by bootstrap over images. `not better` marks a baseline that the model is not shown to "
-        "be above: the interval of the paired difference reaches zero.",
+        "Intervals are 95 % intervals by bootstrap over images. `not better` marks a baseline that the model is not "
+        "shown to exceed: the interval of the paired difference does not lie above zero.",
         "",
         *_table("all", {"all": report.overall}, baselines),
     ]
@@ -31,18 +31,18 @@ def report_page(report: Report) -> str:
     if report.scorings:
         lines += ["", "## OmniMedVQA's scores (arXiv 2402.09181)", "", *_table("score", report.scorings, [])]
     if report.samples:
-        lines += ["", f"{report.samples} sampled answers to each question: mean pass rate {report.pass_rate:.3f}."]
+        lines += ["", f"{report.samples} sampled answers per question: mean pass rate {report.pass_rate:.3f}."]
     if report.against:
         against = report.against
         lines += [
             "",
-            f"Against {against.other} on {against.n} questions: {against.accuracy:.3f} to {against.other_accuracy:.3f},"
+            f"Against {against.other} on {against.n} questions: {against.accuracy:.3f} vs {against.other_accuracy:.3f},"
             f" difference {against.difference:+.3f} [{against.interval[0]:+.3f}, {against.interval[1]:+.3f}]; "
-            f"{against.only_this} right here alone, {against.only_other} there alone, McNemar's exact "
+            f"{against.only_this} right only here, {against.only_other} right only there, McNemar's exact "
             f"p = {against.p:.2g}.",
         ]
-    lines += ["", f"Left out of the questions: {_counts(report.left_out)}."]
-    lines += [f"Rows of the data that are no question: {_counts(report.rows_dropped)}.", ""]
+    lines += ["", f"Questions left out: {_counts(report.left_out)}."]
+    lines += [f"Data rows that are not valid questions: {_counts(report.rows_dropped)}.", ""]
     return "\n".join(lines)
 
 
@@ -59,8 +59,8 @@ def _table(title: str, shares: Mapping[str, Share], baselines: list[str]) -> lis
             *(f"{value:.3f}" for value in (share.format, share.parse_failures, share.truncated)),
         ]
         for baseline in baselines:
-            beside = share.baselines[baseline]
-            cells.append(f"{beside.accuracy:.3f}" + ("" if beside.better else " (not better)"))
+            other = share.baselines[baseline]
+            cells.append(f"{other.accuracy:.3f}" + ("" if other.better else " (not better)"))
         rows.append("| " + " | ".join(cells) + " |")
     return rows
 

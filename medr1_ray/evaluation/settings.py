@@ -1,7 +1,7 @@
-"""The settings that a checkpoint is evaluated with: those that it was trained with, unless something else is said.
+"""Settings for evaluating a checkpoint: by default those that it was trained with.
 
-One prompt template, image size and length limit serve training and evaluation, so that nothing has to be repeated on
-the command line; a checkpoint from elsewhere gets the defaults of `config.py`.
+Prompt template, image size and length limits are thus the same in training and evaluation, without repeating them on
+the command line. A checkpoint that no run of this package wrote gets the defaults of `medr1_ray.config`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
 
-# What a model was trained on does not narrow what it is evaluated on.
+# The filters of the training data do not apply to the evaluation.
 _ALL_QUESTIONS = (
     "data.modalities=[]",
     "data.question_types=[]",
@@ -22,6 +22,7 @@ _ALL_QUESTIONS = (
     "data.min_pass_rate=0",
     "data.max_pass_rate=1",
 )
+# Settings that the schema requires and an evaluation does not use.
 _REQUIRED = ("train.steps=1", "train.updates_per_rollout=1")
 
 
@@ -35,24 +36,27 @@ def evaluation_config(
     files: Sequence[Path],
     overrides: Sequence[str],
 ) -> Config:
-    """Settings for a checkpoint on the data in `data`; overrides win over everything, then the other arguments.
+    """Return the settings for evaluating a checkpoint on the data in `data`.
+
+    Overrides take precedence over the other arguments, and these over files.
 
     Raises:
-        ValueError: a setting is not valid, or the data's format cannot be told.
+        ValueError: a setting is not valid, or the format of the data is unknown.
     """
     given = [f"data.root={json.dumps(str(data))}", "run.dir=runs/evaluations"]
     if not files:
         files, given = _of_its_run(checkpoint), [*given, *_ALL_QUESTIONS]
     if (data / MANIFEST_FILE).exists():
         name, _, part = split.partition("/")
+        # The settings need a held-out part in any case; `evaluate._read` replaces its questions by those of training.
         held_out = "test" if part == "train" else part or "test"
         given += ["data.format=prepared", f"data.split={json.dumps(name)}", f"data.eval_part={json.dumps(held_out)}"]
     elif (data / "QA_information").is_dir():
         given += ["data.format=omnimedvqa"]
     elif not files:
         raise ValueError(
-            f"--data {data}: neither a manifest nor QA_information there, so that its format cannot be told; give a "
-            "folder that data.prepare wrote or one in OmniMedVQA's layout, or the settings with --config"
+            f"--data {data} has neither a manifest nor QA_information, so its format is unknown; give a folder written "
+            "by data.prepare or one in OmniMedVQA's layout, or the data settings with --config"
         )
     config = _load(checkpoint, mode, files, given, overrides)
     part_of(config, split)
@@ -63,7 +67,7 @@ def evaluation_config(
 def answering_config(
     checkpoint: Path, *, mode: str | None, files: Sequence[Path], overrides: Sequence[str]
 ) -> Config:
-    """Settings for answering questions that are of no dataset.
+    """Return the settings for answering questions that belong to no dataset.
 
     Raises:
         ValueError: a setting is not valid.
@@ -74,7 +78,7 @@ def answering_config(
 
 
 def part_of(config: Config, split: str) -> str:
-    """The part of the data that `split` names: `train`, or one that is held out.
+    """Return the part of the data that `split` names: `train`, or a held-out part.
 
     Raises:
         ValueError: there is no such part.
@@ -89,7 +93,7 @@ def part_of(config: Config, split: str) -> str:
 
 
 def without_learner(config: Config, folder: Path) -> Config:
-    """The settings of a run for engines alone, which write to `folder`; answers are graded by the default parser."""
+    """Return the settings for engines without a learner, writing to `folder`; the default parser grades the answers."""
     learner = config.learner.model_copy(update={"world_size": 1, "gpus_per_rank": 0.0})
     reward = config.reward.model_copy(update={"functions": {"accuracy": 1.0}})
     run = config.run.model_copy(update={"dir": folder.absolute()})
@@ -109,7 +113,7 @@ def _of_its_run(checkpoint: Path) -> list[Path]:
 
 
 def model_name(checkpoint: Path) -> str:
-    """A checkpoint's name for people: of a run, the run's and the checkpoint's."""
+    """Return a checkpoint's display name; in a run, the names of the run and the checkpoint."""
     if checkpoint == tiny_model_path():
         return "tiny"
     if checkpoint.parent.name == "checkpoints":

@@ -1,10 +1,10 @@
-"""All that knows a family of vision-language models: torch and transformers, no Ray, vLLM or DeepSpeed.
+"""Everything specific to the model family (Qwen2-VL, Qwen2.5-VL): torch and transformers, no Ray, vLLM or DeepSpeed.
 
 Runs in: learner ranks (policy, packing, attention, adapters); rollout actors use the vocabulary, `--dry-run` the shape
 and the operation counts, evaluation the checkpoint files.
 
 Doors: all modules.
 
-To add a model family: `shape.py` reads its configuration, `policy.py` makes its forward pass from packed rows,
-`checkpoint_files.py` has its parameter names, `vocabulary.py` its special tokens. CONTRIBUTING.md has it step by step.
+To add a model family: begin with its record in `family.py`; `policy.py` runs its forward pass on packed rows,
+`shape.py` reads its configuration. CONTRIBUTING.md lists the steps.
 """

@@ -1,8 +1,8 @@
-"""Attention of shared-prompt rows: block-sparse where there is a GPU, SDPA under the whole mask elsewhere.
+"""Attention over shared-prompt rows: block-sparse on a GPU, SDPA with the full mask elsewhere.
 
-The arithmetic is the same. FlexAttention (Dong et al., arXiv 2412.05496) skips the blocks of 128 x 128 that the mask
-leaves empty, and most of them are: completions do not see each other. Qwen2-VL in transformers does not declare
-FlexAttention, so the function is registered under a name of its own.
+Both compute the same function. FlexAttention (Dong et al., arXiv 2412.05496) skips the blocks of 128 x 128 that the
+mask leaves empty, which are most of them, since completions do not see each other. Qwen2-VL in transformers does not
+declare FlexAttention support, so the function is registered under a name of its own.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from medr1_ray.model.packing import tree_mask
 
 SHARED_PROMPT_ATTENTION = "medr1_ray_shared_prompt"
-"""For `attn_implementation` of the language model."""
+"""Value of `attn_implementation` for the language model."""
 
 
 def shared_prompt_mask(segment: Tensor) -> Tensor | BlockMask:
-    """What tokens see (`packing.tree_mask`), in the form that the device of `segment` int [B, L] is fastest with."""
+    """Return `packing.tree_mask` of `segment` int [B, L], in the form that is fastest on its device."""
     return block_mask(segment) if segment.is_cuda else tree_mask(segment)
 
 
 def block_mask(segment: Tensor) -> BlockMask:
-    """`packing.tree_mask` as FlexAttention takes it: blocks that nobody sees are left out."""
+    """Return `packing.tree_mask` of `segment` int [B, L] in FlexAttention's form, without the empty blocks."""
     rows, length = segment.shape
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        # Must stay the same function as `packing.tree_mask`.
         mine, theirs = segment[row, query], segment[row, key]
         return (key <= query) & ((mine == theirs) | (theirs == 0))
 
@@ -49,7 +50,10 @@ def attend(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function in transformers' form: queries [B, heads, L, D], keys and values [B, fewer heads, L, D]."""
+    """Compute attention with the signature that transformers requires of a registered attention function.
+
+    Takes queries [B, heads, L, D] and keys and values [B, key-value heads, L, D]; returns [B, L, heads, D].
+    """
     if not isinstance(attention_mask, BlockMask):
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others
@@ -60,8 +64,14 @@ def attend(
 
 @cache
 def _flex(compiled: bool) -> Any:
-    """The kernel is what makes it fast; without compiling it is plain arithmetic, which a CPU can differentiate."""
+    """Return FlexAttention, compiled on a GPU.
+
+    Only the compiled kernel is fast. Uncompiled, it is plain arithmetic over the whole score matrix, and differentiable
+    on a CPU only with torch's check of the device disabled, as a test does.
+    """
+    # dynamic: row lengths change with every micro-batch, and each length would be compiled separately.
     return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
 
 
+# On import, because transformers looks the name up while it builds a model; hence the import in `load_model`.
 ALL_ATTENTION_FUNCTIONS.register(SHARED_PROMPT_ATTENTION, attend)

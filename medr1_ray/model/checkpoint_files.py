@@ -1,4 +1,4 @@
-"""Checkpoint folders: finding one, telling it by its weights, and reading its parameters."""
+"""Checkpoint folders: locating, identifying, loading and saving them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,23 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
 
 from medr1_ray.config import ModelSettings, tiny_model_path
-from medr1_ray.model.attention import SHARED_PROMPT_ATTENTION
-
-if TYPE_CHECKING:
-    import torch
+from medr1_ray.model.family import CHECKPOINT_PREFIXES, VISION
 
 _READ_BYTES = 2**24
 
 
 def resolve_checkpoint(model: str) -> Path:
-    """The checkpoint folder of a run directory (its latest), a checkpoint folder, or `tiny`; absolute.
+    """Return the absolute checkpoint folder of `model`: a run directory (its latest), a checkpoint folder, or `tiny`.
 
     Raises:
-        ValueError: `model` is none of them.
+        ValueError: `model` is none of these.
     """
     if model == "tiny":
         return Path(tiny_model_path())
@@ -40,16 +36,16 @@ def resolve_checkpoint(model: str) -> Path:
 
 
 def require_checkpoint(path: Path) -> None:
-    """Raises ValueError for a folder without config.json or *.safetensors."""
+    """Raise ValueError for a folder without config.json or *.safetensors."""
     if not (path / "config.json").exists() or not any(path.glob("*.safetensors")):
         raise ValueError(
-            f"model={str(path)!r} is no checkpoint: it must be a run's directory with a saved checkpoint, a Hugging "
+            f"model={str(path)!r} is not a checkpoint: give a run's directory with a saved checkpoint, a Hugging "
             "Face folder with config.json and *.safetensors, or `tiny`"
         )
 
 
 def checkpoint_digest(checkpoint: Path) -> str:
-    """Hex BLAKE2b-128 over the weight files, in the order of their names."""
+    """Return the hex BLAKE2b-128 digest of the weight files' names and contents, in the order of their names."""
     state = hashlib.blake2b(digest_size=16)
     for file in sorted(checkpoint.glob("*.safetensors")):
         state.update(file.name.encode())
@@ -60,8 +56,9 @@ def checkpoint_digest(checkpoint: Path) -> str:
 
 
 def checkpoint_tensors(checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter of a checkpoint but a head that is tied to the embedding, which the engines make themselves."""
+    """Yield every parameter of a checkpoint, except a head tied to the embedding, which engines tie themselves."""
     settings = json.loads((checkpoint / "config.json").read_text())
+    # Released checkpoints have the key at the top; transformers 5 also writes it into text_config.
     tied = settings.get("tie_word_embeddings", settings.get("text_config", {}).get("tie_word_embeddings", False))
     for file in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
@@ -70,19 +67,24 @@ def checkpoint_tensors(checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
                     yield name, tensors.get_tensor(name)
 
 
-# What belongs to a checkpoint beside its weights and configs: tokenizer, processor, chat template.
+# Files of a checkpoint in addition to weights and configs: tokenizer, processor, chat template.
 COMPANION_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 
 
+# Not copied from the source: they would replace what `save_pretrained` has just written.
 WRITTEN_BY_US = ("config.json", "generation_config.json")
 
 
 def load_model(path: str | Path, dtype: torch.dtype, settings: ModelSettings) -> Any:
     """Load a checkpoint for training, on the CPU.
 
-    Raises ValueError for a model whose language model has sliding-window layers, which the shared prompt's mask does
-    not know.
+    Raises ValueError if the language model has sliding-window layers, which the shared prompt's mask does not support.
     """
+    # Not at the top: it takes seconds, and the driver and the commands import this module for names and paths only.
+    from transformers import AutoModelForImageTextToText
+
+    from medr1_ray.model.attention import SHARED_PROMPT_ATTENTION
+
     model = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=dtype,
@@ -95,18 +97,23 @@ def load_model(path: str | Path, dtype: torch.dtype, settings: ModelSettings) ->
         )
     model.model.visual.requires_grad_(settings.train_vision_tower)
     if settings.gradient_checkpointing:
+        # The reentrant form computes no gradients if a layer's input needs none, as in the first layer with adapters.
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    # `from_pretrained` returns the model in eval mode, in which transformers ignores gradient checkpointing.
     return model.train()
 
 
 def is_frozen(settings: ModelSettings, name: str) -> bool:
-    """Whether a parameter, by its name in the model without adapters, never changes in a run."""
-    return not settings.train_vision_tower and name.startswith("model.visual.")
+    """Return whether a parameter, by its name in the model without adapters, never changes during a run."""
+    return not settings.train_vision_tower and name.startswith(VISION)
 
 
 def save_model(model: Any, whole: dict[str, Tensor], source: Path, folder: Path) -> None:
-    """Write `whole` (checkpoint name to tensor) as Hugging Face files into `folder`, with the model's configuration and
-    what else belongs to the checkpoint `source` that it was loaded from."""
+    """Write `whole` (checkpoint name to tensor) as Hugging Face files into `folder`.
+
+    Adds the model's configuration, and copies tokenizer, processor and chat template from `source`, the checkpoint that
+    the model was loaded from.
+    """
     from huggingface_hub import save_torch_state_dict
 
     save_torch_state_dict(whole, folder, metadata={"format": "pt"})
@@ -114,14 +121,15 @@ def save_model(model: Any, whole: dict[str, Tensor], source: Path, folder: Path)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     for file in source.iterdir():
+        # It lists the source's weight files, which may be split differently.
         weights_index = file.name.endswith(".index.json")
         if file.suffix in COMPANION_SUFFIXES and file.name not in WRITTEN_BY_US and not weights_index:
             shutil.copyfile(file, folder / file.name)
 
 
 def checkpoint_name(name: str) -> str:
-    """A parameter's name in Hugging Face checkpoints of Qwen2-VL and Qwen2.5-VL, from its name in the model."""
-    for inside, outside in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+    """Return a parameter's name in Hugging Face checkpoints, given its name in the model."""
+    for inside, outside in CHECKPOINT_PREFIXES:
         if name.startswith(inside):
             return outside + name.removeprefix(inside)
     return name

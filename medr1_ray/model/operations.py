@@ -1,8 +1,10 @@
-"""How many floating-point operations an update needs: the numerator of model FLOPs utilisation (docs/performance.md).
+"""Floating-point operations that an update needs: the numerator of model FLOPs utilisation (docs/performance.md).
 
-Counted are the matrix products of the model on the tokens at hand, two operations for each multiply-add, as in
-Chowdhery et al. (arXiv 2204.02311, appendix B); a shared prompt counts once, padding and what gradient checkpointing
-computes again count nothing. A backward pass is twice its forward pass, beside adapters once.
+Counts the matrix products of the model on the actual tokens, two operations per multiply-add, as in Chowdhery et al.
+(arXiv 2204.02311, appendix B). A shared prompt counts once; padding and the recomputation of gradient checkpointing do
+not count. A backward pass is two forward passes, or one for products with weights that have adapters.
+
+Notation: h hidden size, i width of the MLP, k width of the keys (key-value heads times head size).
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ import numpy as np
 
 from medr1_ray.config import Config
 from medr1_ray.model.shape import ModelShape, TowerShape
-from medr1_ray.types import ScoredPrompt
+from medr1_ray.types import CompletedPrompt
 
 PEAK_FLOPS = {
-    # Dense bfloat16, by the makers' data sheets; found as a part of torch's name of the device.
+    # Dense bfloat16, from the vendors' data sheets. Keys are matched as substrings of torch's device name.
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
@@ -26,35 +28,37 @@ PEAK_FLOPS = {
     "L4": 121e12,
     "A10": 125e12,
 }
-"""Floating-point operations per second of one GPU, longer names first."""
+"""Peak floating-point operations per second of one GPU. Longer names come first: "H100" is part of "H100 PCIe"."""
 
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """Operations of one forward pass by part of the model: `matmul_flops` with its weights, and `attention_flops`."""
+    """Operations of one forward pass, of the language model and of the vision tower."""
 
     language: Work
     vision: Work
 
     def update(self, config: Config) -> float:
-        """Operations of an update's forward and backward passes, and of one through the reference if there is one."""
+        """Return the operations of an update: forward and backward passes, and a reference pass if there is a KL."""
         forward = self.language + self.vision
         trained = forward if config.model.train_vision_tower else self.language
-        # Beside adapters the weights themselves need no gradient.
+        # With adapters, the weights themselves need no gradient.
         products = 2 if config.model.lora is None else 1
         backward = products * trained.matmul_flops + 2 * trained.attention_flops
         reference = _total(forward) if config.takes_kl else 0.0
         return config.train.updates_per_rollout * (_total(forward) + backward) + reference
 
 
-def forward_flops(shape: ModelShape, groups: Sequence[ScoredPrompt]) -> ForwardFlops:
-    """Operations of a forward pass over groups, each with its prompt and image once."""
+def forward_flops(shape: ModelShape, groups: Sequence[CompletedPrompt]) -> ForwardFlops:
+    """Return the operations of a forward pass over groups, each with its prompt and image once."""
     language = vision = Work()
     for prompt, completions in groups:
         visual = completions.visual_tokens
         context = prompt.token_ids.size - 1 + visual
+        # In float64, because squares of int32 lengths could overflow.
         lengths = completions.lengths.astype(np.float64)
         sampled = float(lengths.sum())
+        # Query-key pairs that the mask allows: within the prompt, and of completions with the prompt and themselves.
         pairs = context * (context + 1) / 2 + float((lengths * context + lengths * (lengths + 1) / 2).sum())
         patches = visual * shape.merge_side**2
         layers = layer_weights(shape.language, shape.key_value_width)
@@ -65,12 +69,12 @@ def forward_flops(shape: ModelShape, groups: Sequence[ScoredPrompt]) -> ForwardF
 
 
 def peak_flops(device: str) -> float | None:
-    """Operations per second of the GPU of this name at best, in bfloat16; None where that is not known."""
+    """Return the peak operations per second of the GPU of this name in bfloat16, or None if unknown."""
     return next((peak for name, peak in PEAK_FLOPS.items() if name in device), None)
 
 
 def _tower(tower: TowerShape, tokens: float, weights: float, pairs: float) -> Work:
-    """Tokens through a stack that has so many weights, and `pairs` of queries and keys (QK and AV)."""
+    """Return the work of `tokens` tokens in a stack with `weights` weights and `pairs` query-key pairs (QK and AV)."""
     return Work(matmul_flops=2 * tokens * weights, attention_flops=4 * pairs * tower.hidden * tower.layers)
 
 
@@ -78,7 +82,7 @@ def _total(work: Work) -> float:
     return work.matmul_flops + work.attention_flops
 
 
-TEMPORAL_PATCH = 2  # Qwen2-VL doubles an image in time
+TEMPORAL_PATCH = 2  # Qwen2-VL repeats an image along the time axis
 
 
 COLOURS = 3
@@ -86,8 +90,11 @@ COLOURS = 3
 
 @dataclass(frozen=True)
 class Work:
-    """What one device has to do: operations of matrix products and of attention; bytes of activations between them;
-    bytes of weights, optimizer states, keys and values; and how often a layer is started."""
+    """Work of one device.
+
+    Operations of matrix products and of attention; bytes of activations between products; bytes of weights, optimizer
+    states, keys and values; and the number of layer launches.
+    """
 
     matmul_flops: float = 0.0
     attention_flops: float = 0.0
@@ -103,13 +110,16 @@ class Work:
 
 
 def layer_weights(tower: TowerShape, key_width: int) -> int:
-    """Weights of one layer's products: query and output 2 h^2, key and value 2 h k, the MLP 2 h i, gated 3 h i."""
+    """Return one layer's weights: 2 h^2 (query, output), 2 h k (key, value), 2 h i or, if gated, 3 h i (MLP)."""
     mlp = (3 if tower.gated else 2) * tower.hidden * tower.intermediate
     return 2 * tower.hidden**2 + 2 * tower.hidden * key_width + mlp
 
 
 def language_forward(shape: ModelShape, sequences: float, tokens: float) -> Work:
-    """Sequences of `tokens` each through the language model, without its head; attention is computed in full."""
+    """Return the work of `sequences` sequences of `tokens` tokens in the language model, without its head.
+
+    Attention counts in full, masked or not.
+    """
     tower, total = shape.language, sequences * tokens
     return Work(
         matmul_flops=2 * total * tower.layers * layer_weights(tower, shape.key_value_width),
@@ -118,12 +128,16 @@ def language_forward(shape: ModelShape, sequences: float, tokens: float) -> Work
 
 
 def head_forward(shape: ModelShape, tokens: float) -> Work:
+    """Return the work of the language-model head on `tokens` tokens."""
     return Work(matmul_flops=2 * tokens * shape.language.hidden * shape.vocabulary)
 
 
 def vision_weights(shape: ModelShape) -> float:
-    """Weights that a patch meets in the vision tower: those of its embedding, of the layers, and its share of the
-    merger, which makes one visual token of m x m patches by two products of widths (m^2 w)^2 and m^2 w h."""
+    """Return the weights per patch in the vision tower: embedding, layers, and the patch's share of the merger.
+
+    The merger makes one visual token of m x m patches with two products, of (m^2 w)^2 and m^2 w h weights, where w is
+    the tower's hidden size and h the language model's.
+    """
     tower, square = shape.vision, shape.merge_side**2
     embedding = tower.hidden * COLOURS * TEMPORAL_PATCH * shape.patch_pixels**2
     merged = square * tower.hidden
@@ -132,7 +146,7 @@ def vision_weights(shape: ModelShape) -> float:
 
 
 def vision_forward(shape: ModelShape, images: float, image_size: int) -> Work:
-    """Images through the vision tower."""
+    """Return the work of images in the vision tower."""
     tower, patches = shape.vision, shape.patches(image_size)
     return Work(
         matmul_flops=2 * images * patches * vision_weights(shape),

@@ -1,11 +1,11 @@
-"""Groups become rows of the model: each group is one row that holds its prompt once.
+"""Packing groups into rows of the model's input: each group is one row that contains its prompt once.
 
     row:       prompt (image expanded) | completion 1 | completion 2 | ... | completion G | padding
     positions: 0 .............. T - 1  | T, T + 1 ... | T, T + 1 ... |     | T, T + 1 ... |
     sees:      the prompt, causally    | the prompt and its own completion, causally
 
-Shapes: B rows, L tokens of the longest row, T tokens of a prompt, S completion tokens of all groups laid end to end
-in the groups' order (as in `Completions`), visual tokens included in L and T.
+Shapes: B rows, L tokens of the longest row, T tokens of a prompt, S completion tokens of all groups, concatenated in
+the groups' order (as in `Completions`). L and T include visual tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medr1_ray.types import Completions, Prompt, ScoredPrompt
+from medr1_ray.types import CompletedPrompt, Completions, Prompt
 
 PromptPositions = Callable[[int, tuple[int, int, int], int], Tensor]
 """(index of the first visual token, patch grid t x h x w, length) -> M-RoPE positions int64 [3, length]."""
@@ -26,9 +26,11 @@ PromptPositions = Callable[[int, tuple[int, int, int], int], Tensor]
 
 @dataclass(frozen=True)
 class Images:
-    """Images as the vision tower takes them: `pixel_values` float32 [patches, values], one flat array that `grid_thw`
-    int64 [B, 3] cuts in the rows' order; `visual_tokens` int [B] is what each becomes; `digests` [B] tell images
-    apart."""
+    """Input of the vision tower.
+
+    `pixel_values` float32 [patches, values] is one flat array that `grid_thw` int64 [B, 3] splits in the rows' order;
+    `visual_tokens` int [B] is the number of visual tokens of each image; `digests` [B] identify the images.
+    """
 
     pixel_values: Tensor
     grid_thw: Tensor
@@ -38,7 +40,7 @@ class Images:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One forward pass.
+    """Input of one forward pass.
 
     `input_ids` int64 [B, L]; `position_ids` int64 [3, B, L]; `segment` int64 [B, L], 0 in the prompt, c in the row's
     completion c, -1 in padding; `predictors` int64 [S], the flat index (row * L + column) of the position that predicts
@@ -53,7 +55,7 @@ class PackedBatch:
     images: Images
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same on another device. The image grid too: the vision tower makes its positions where the grid is."""
+        """Return the batch on `device`, including the image grid: the vision tower computes positions on its device."""
         images = replace(
             self.images,
             pixel_values=self.images.pixel_values.to(device),
@@ -70,21 +72,22 @@ class PackedBatch:
 
 
 def row_tokens(prompt: Prompt, completions: Completions) -> int:
-    """Length of the group's row, from the visual tokens that the engine counted."""
+    """Return the length of the group's row, using the engine's count of visual tokens."""
+    # - 1: the visual tokens replace the one image-pad token.
     return prompt.token_ids.size - 1 + completions.visual_tokens + completions.token_ids.size
 
 
 def pack_groups(
-    groups: Sequence[ScoredPrompt], images: Images, image_pad: int, pad: int, positions: PromptPositions
+    groups: Sequence[CompletedPrompt], images: Images, image_pad: int, pad: int, positions: PromptPositions
 ) -> PackedBatch:
-    """One row per group, its prompt shared by its completions.
+    """Return a batch with one row per group, whose completions share the prompt.
 
     Args:
-        images: the groups' images, in their order.
+        images: the groups' images, in the same order.
         image_pad: token id that stands for the image in a prompt, once; it is expanded to the image's visual tokens.
-        pad: any token id, for the right of shorter rows.
+        pad: any token id; fills shorter rows on the right.
 
-    Raises ValueError for a prompt that has not exactly one image-pad token.
+    Raises ValueError for a prompt without exactly one image-pad token.
     """
     rows = []
     for (prompt, completions), grid, visual in zip(
@@ -96,10 +99,13 @@ def pack_groups(
 
 
 def pack_plain(
-    groups: Sequence[ScoredPrompt], images: Images, image_pad: int, pad: int, positions: PromptPositions
+    groups: Sequence[CompletedPrompt], images: Images, image_pad: int, pad: int, positions: PromptPositions
 ) -> PackedBatch:
-    """The plain form that `pack_groups` must agree with: a row per completion, the prompt and its image repeated in
-    each. Slower by about the group size; the tests and the parity gate's diagnosis use it."""
+    """Return a batch with one row per completion, which repeats the prompt and its image.
+
+    The plain form that `pack_groups` must agree with, slower by about the group size; used by tests and by the parity
+    gate's diagnosis.
+    """
     rows, patches, row_of_image = [], images.grid_thw.prod(dim=1).tolist(), []
     grids = images.grid_thw.tolist()
     for i, (prompt, completions) in enumerate(groups):
@@ -109,6 +115,7 @@ def pack_plain(
             tokens = completions.token_ids[end - length : end]
             rows.append(_row(ids, tokens, np.array([length]), image_at, grids[i], positions))
             row_of_image.append(i)
+    # Patches carry no row index: repeated in any other order, images would silently belong to the wrong prompts.
     pixels = images.pixel_values.split(patches)
     repeated = Images(
         torch.cat([pixels[i] for i in row_of_image]),
@@ -121,7 +128,7 @@ def pack_plain(
 
 @dataclass(frozen=True)
 class _Row:
-    """One row before padding; `predictors` are columns."""
+    """One row before padding; `predictors` are column indices."""
 
     ids: NDArray[np.int64]
     positions: Tensor
@@ -134,7 +141,7 @@ def _expand(prompt: Prompt, image_pad: int, visual_tokens: int) -> tuple[NDArray
     (places,) = np.nonzero(prompt.token_ids == image_pad)
     if places.size != 1:
         raise ValueError(
-            f"prompt {prompt.id!r} has {places.size} image-pad tokens (id {image_pad}), it must have exactly 1: "
+            f"prompt {prompt.id!r} has {places.size} image-pad tokens (id {image_pad}) and must have exactly 1: "
             "does the question's text contain the token itself?"
         )
     at = int(places[0])
@@ -151,14 +158,14 @@ def _row(
     positions: PromptPositions,
 ) -> _Row:
     prompt_tokens, count = prompt_ids.size, tokens.size
-    # Number of each completion token within its completion.
+    # Index of each completion token within its completion.
     within = np.arange(count) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     longest = int(lengths.max(initial=0))
     table = positions(image_at, (grid[0], grid[1], grid[2]), prompt_tokens + longest)
     columns = prompt_tokens + np.arange(count)
     return _Row(
         ids=np.concatenate([prompt_ids, tokens]),
-        # Text after the image counts on by one, so every completion starts where the prompt ends.
+        # Positions of text after the image increase by one, so every completion continues where the prompt ends.
         positions=table[:, np.concatenate([np.arange(prompt_tokens), prompt_tokens + within])],
         segment=np.concatenate(
             [np.zeros(prompt_tokens, np.int64), 1 + np.repeat(np.arange(lengths.size), lengths)]
@@ -172,6 +179,7 @@ def _row(
 def _batch(rows: Sequence[_Row], images: Images, pad: int) -> PackedBatch:
     longest = max(row.ids.size for row in rows)
     shape = (len(rows), longest)
+    # Padding stays at position 0: no real token sees it, so its positions do not matter.
     ids, segment = np.full(shape, pad), np.full(shape, -1)
     positions = torch.zeros(3, *shape, dtype=torch.long)
     for i, row in enumerate(rows):
@@ -191,9 +199,9 @@ def _batch(rows: Sequence[_Row], images: Images, pad: int) -> PackedBatch:
 
 
 def tree_mask(segment: Tensor) -> Tensor:
-    """Bool [B, 1, L, L]: a token sees, causally, the prompt (segment 0) and its own segment (int [B, L]).
+    """Return bool [B, 1, L, L] from `segment` int [B, L]: a token sees, causally, the prompt (0) and its own segment.
 
-    Padding is a segment of its own, so that no row of the mask is empty (which would be NaN in a softmax).
+    Padding is a segment of its own, so that no row of the mask is empty, which would give NaN in the softmax.
     """
     length = segment.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()

@@ -1,4 +1,4 @@
-"""The shape of a model, read from its config.json alone: what memory, operations and time are counted from."""
+"""The shape of a model, read from its config.json alone; memory, operations and time are estimated from it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medr1_ray.model.family import family_of
+
 
 @dataclass(frozen=True)
 class TowerShape:
-    """One transformer stack: `gated` has a gate beside its MLP's up projection (SwiGLU) and RMSNorm, `fused` computes
-    query, key and value in one projection."""
+    """Shape of one transformer stack.
+
+    `gated`: SwiGLU MLP with a gate projection, and RMSNorm; `fused`: one projection for query, key and value.
+    """
 
     layers: int
     hidden: int
@@ -21,7 +25,7 @@ class TowerShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What sizes and operations follow from, of a Qwen2-VL or Qwen2.5-VL."""
+    """Shape of a Qwen2-VL or Qwen2.5-VL, which determines memory and operations."""
 
     architecture: str
     parameters: int
@@ -29,30 +33,30 @@ class ModelShape:
     language: TowerShape
     vision: TowerShape
     key_value_width: int
-    """Key-value heads times the size of a head."""
+    """Number of key-value heads times head size."""
     vocabulary: int
     patch_pixels: int
     merge_side: int
-    """Side, in patches, of the square that becomes one visual token."""
+    """Side in patches of the square that is merged into one visual token."""
     language_linear_width: int
-    """Inputs plus outputs of the tower's linear layers, summed: an adapter of rank r has r times as many parameters."""
+    """Sum of inputs plus outputs over the linear layers: adapters of rank r have r times as many parameters."""
     vision_linear_width: int
 
     def patches(self, image_size: int) -> int:
-        """Patches of a square image, whose side the image processor rounds to whole visual tokens."""
+        """Return the patches of a square image, whose side the image processor rounds to whole visual tokens."""
         token_pixels = self.patch_pixels * self.merge_side
         return (max(1, round(image_size / token_pixels)) * self.merge_side) ** 2
 
     def visual_tokens(self, image_size: int) -> int:
-        """Tokens of such an image in the language model."""
+        """Return the visual tokens of a square image in the language model."""
         return self.patches(image_size) // self.merge_side**2
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """The shape of the model whose config.json is in `folder`, its parameters counted on torch's meta device.
+    """Return the shape of the model whose config.json is in `folder`; parameters are counted on torch's meta device.
 
     Raises:
-        ValueError: there is no config.json, or it is not that of a Qwen2-VL or Qwen2.5-VL.
+        ValueError: there is no config.json, or it describes a model of an unknown family.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -63,13 +67,11 @@ def read_shape(folder: Path) -> ModelShape:
             "config.json as model.shape (configs/models/ has some)"
         )
     config = AutoConfig.from_pretrained(folder)
-    if config.model_type not in ("qwen2_vl", "qwen2_5_vl"):
-        raise ValueError(f"{folder} holds a model of type {config.model_type!r}; allowed: qwen2_vl, qwen2_5_vl")
+    family = family_of(config, folder)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     text, vision = config.text_config, config.vision_config
-    gated = config.model_type == "qwen2_5_vl"
-    width = vision.hidden_size if gated else vision.embed_dim
+    width, intermediate = family.vision_width(vision)
     return ModelShape(
         architecture=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -78,8 +80,8 @@ def read_shape(folder: Path) -> ModelShape:
         vision=TowerShape(
             vision.depth,
             width,
-            vision.intermediate_size if gated else int(width * vision.mlp_ratio),
-            gated,
+            intermediate,
+            family.gated_vision,
             fused=True,
         ),
         key_value_width=text.num_key_value_heads * text.hidden_size // text.num_attention_heads,

@@ -1,13 +1,16 @@
-"""The token ids that the engine and the learner must treat alike: banned ones, and those that end a completion."""
+"""Token ids that engine and learner must treat alike: banned tokens and stop tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-BANNED_LOGIT_BIAS = -100.0
-"""Added to the logits of banned tokens before the temperature, by the engine and by the learner alike."""
+from medr1_ray.model.family import family_of
 
+BANNED_LOGIT_BIAS = -100.0
+"""Added to the logits of banned tokens before the temperature, in the engine and in the learner."""
+
+# The order matters: the first ends a demonstration, the second is also the pad token.
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
@@ -15,9 +18,9 @@ STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 class Vocabulary:
     """Special ids of a Qwen2-VL or Qwen2.5-VL checkpoint.
 
-    `size` is the number of logits (the embedding's rows, which may exceed the tokenizer's tokens); `banned` are
-    tokens that would make the next forward pass look for an image and so are never sampled; `stop` end a
-    completion and belong to it. `pad` is also a stop token: masks come from lengths, never from ids.
+    `size` is the number of logits (rows of the embedding, which may exceed the number of tokens of the tokenizer);
+    `banned` tokens would make the next forward pass look for an image, so they are never sampled; `stop` tokens end a
+    completion and are part of it. `pad` is also a stop token, so masks are built from lengths, never from ids.
     """
 
     size: int
@@ -29,25 +32,22 @@ class Vocabulary:
 
     @property
     def logit_bias(self) -> dict[int, float]:
-        """For `vllm.SamplingParams(logit_bias=...)`; the learner adds the same."""
+        """Biases for `vllm.SamplingParams(logit_bias=...)`; the learner adds the same."""
         return dict.fromkeys(self.banned, BANNED_LOGIT_BIAS)
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
     """Read the ids from a checkpoint folder's config and tokenizer.
 
-    Raises ValueError where the model has no image tokens or the tokenizer lacks a stop token.
+    Raises ValueError if the model has no image tokens or the tokenizer lacks a stop token.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(path)
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    names = family_of(config, f"model.path={str(path)!r}").special_tokens
     missing = [name for name in names if getattr(config, name, None) is None]
     if missing:
-        raise ValueError(
-            f"model.path={str(path)!r}: its config.json (model_type {config.model_type!r}) lacks {missing[0]}; "
-            "use a Qwen2-VL or Qwen2.5-VL checkpoint"
-        )
+        raise ValueError(f"model.path={str(path)!r}: its config.json lacks {missing[0]}; give a complete checkpoint")
     image, video, start, end = (int(getattr(config, name)) for name in names)
     known = AutoTokenizer.from_pretrained(path).get_vocab()
     for token in STOP_TOKENS:

@@ -1,11 +1,11 @@
-"""How much memory a run needs, by arithmetic from its settings and the model's shape.
+"""Memory that a run needs, estimated from its settings and the model's shape.
 
-Estimates for planning, on the safe side: the largest micro-batch and the longest sequences that the settings allow.
+The estimates are conservative: they assume the largest micro-batch and the longest sequences that the settings allow.
 Sources: ZeRO (arXiv 1910.02054, section 3) for what is divided by the number of ranks; Korthikanti et al.
-(arXiv 2205.05198, section 4) for the way of counting activations, recounted here for the modules of Qwen2-VL.
-Not counted: fragmentation, and kernels' own workspaces.
+(arXiv 2205.05198, section 4) for the method of counting activations, applied here to the modules of Qwen2-VL.
+Not counted: fragmentation and kernel workspaces.
 
-Letters: b bytes of a value in the compute dtype, h hidden size, i width of the MLP.
+Notation: b bytes per value in the compute dtype, h hidden size, i width of the MLP.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FLOAT32_BYTES = 4
 ADAM_BYTES = 12  # a float32 master weight and its two moments
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
-# Main memory of a process before it holds any tensor, measured on Linux x86-64; CUDA adds its context.
+# Main memory of a process before it holds any tensor, measured on Linux x86-64. A CUDA context is extra.
 LEARNER_PROCESS_BYTES = 512 * 2**20
 ROLLOUT_PROCESSES_BYTES = 2 * 640 * 2**20  # the actor and vLLM's engine process
 CUDA_CONTEXT_BYTES = 600 * 2**20
@@ -30,7 +30,7 @@ Place = Literal["device", "main"]
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes with one purpose in one process; `place` is `device` for the GPU, or main memory where there is none."""
+    """One use of memory in one process; `place` is `device` for GPU memory (main memory where there is no GPU)."""
 
     name: str
     bytes: int
@@ -40,23 +40,25 @@ class Part:
 
 @dataclass(frozen=True)
 class MicroBatchSize:
-    """The largest micro-batch that the settings allow: `rows` groups of `row_tokens` each.
+    """The largest micro-batch that the settings allow: `rows` groups of `row_tokens` tokens each.
 
-    Shorter prompts put more groups, and so more images, into as many tokens.
+    With shorter prompts, more groups and so more images fit into the same number of tokens.
     """
 
     rows: int
     row_tokens: int
     tokens: int
     images: int
-    """At most, where prompts hardly have text."""
+    """Upper bound, for prompts with hardly any text."""
     completion_tokens: int
-    """Of as many groups: the positions that need logits."""
+    """Completion tokens of that many groups: the positions that need logits."""
 
 
 def largest_micro_batch(config: Config, visual_tokens: int) -> MicroBatchSize:
-    """A group is one row, its prompt (with an image of `visual_tokens`) shared by its completions; a rank's rows
-    fill `learner.micro_batch_tokens`."""
+    """Return the largest micro-batch of a rank, limited by `learner.micro_batch_tokens`.
+
+    A group is one row, whose completions share the prompt, with an image of `visual_tokens` tokens.
+    """
     budget = config.learner.micro_batch_tokens
     group_tokens = config.completions_per_prompt * config.rollout.max_tokens
     row = config.rollout.max_prompt_tokens + group_tokens
@@ -71,13 +73,13 @@ def largest_micro_batch(config: Config, visual_tokens: int) -> MicroBatchSize:
 
 
 def layer_activation_bytes(tower: TowerShape, value_bytes: int) -> int:
-    """Bytes per token that one layer keeps for its backward pass, attention probabilities never stored (SDPA).
+    """Return the bytes per token that one layer keeps for its backward pass; SDPA stores no attention probabilities.
 
-    Inputs of both norms, of the query-key-value projection, of the output projection and of the MLP, then query, key
-    and value (repeated for every head): 8 b h. A fused projection keeps 3 b h more: its output stays whole for the
-    sake of its view value, and the images' attention outputs are put together. A gated MLP keeps gate, its
-    activation, up and their product (4 b i), and its RMSNorms a float32 copy of their input each (8 h); a plain one
-    keeps 3 b i.
+    Kept are the inputs of both norms, of the query-key-value projection, of the output projection and of the MLP, and
+    query, key and value (repeated for every head): 8 b h. A fused projection keeps 3 b h more: value is a view that
+    keeps the whole output alive, and the attention outputs of the images are concatenated. A gated MLP keeps gate, its
+    activation, up and their product (4 b i), and the layer's RMSNorms a float32 copy of their input each (8 h); a
+    plain MLP keeps 3 b i.
     """
     widths = 11 if tower.fused else 8
     if tower.gated:
@@ -86,7 +88,7 @@ def layer_activation_bytes(tower: TowerShape, value_bytes: int) -> int:
 
 
 def tower_activation_bytes(tower: TowerShape, tokens: int, value_bytes: int, checkpointed: bool) -> int:
-    """Bytes that a stack keeps; checkpointed, each layer's input, and one layer in full while it is recomputed."""
+    """Return the bytes a stack keeps; if checkpointed, every layer's input and one whole layer (being recomputed)."""
     layer = tokens * layer_activation_bytes(tower, value_bytes)
     if checkpointed:
         return tower.layers * tokens * value_bytes * tower.hidden + layer
@@ -94,7 +96,7 @@ def tower_activation_bytes(tower: TowerShape, tokens: int, value_bytes: int, che
 
 
 def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
-    """Memory of one learner rank."""
+    """Return the uses of memory of one learner rank."""
     learner, model = config.learner, config.model
     value_bytes, ranks, stage = DTYPE_BYTES[model.dtype], learner.world_size, learner.zero_stage
     zero = learner.deepspeed.get("zero_optimization", {})
@@ -107,10 +109,10 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
     def shared(size: int, from_stage: int) -> tuple[int, str]:
         if stage >= from_stage and ranks > 1:
             return -(-size // ranks), f"1/{ranks} on each rank (ZeRO-{stage})"
-        return size, "whole on each rank"
+        return size, "full copy on each rank"
 
     parameters, how_parameters = shared((shape.parameters + adapters) * value_bytes, 3)
-    # ZeRO-1 under bfloat16 keeps one pass's own gradients beside their float32 sum.
+    # Under bfloat16, ZeRO-1 keeps the gradients of the last pass in addition to their float32 sum.
     gradient_bytes = FLOAT32_BYTES + (value_bytes if stage == 1 and model.dtype == "bfloat16" else 0)
     gradients, how_gradients = shared(trained * gradient_bytes, 2)
     optimizer, how_optimizer = shared(trained * ADAM_BYTES, 1)
@@ -119,15 +121,17 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
         Part("gradients", gradients, optimizer_place, f"float32, {how_gradients}"),
         Part("optimizer", optimizer, optimizer_place, f"float32 masters and two moments, {how_optimizer}"),
     ]
+    # Measured with DeepSpeed 0.19.8: the last backward pass keeps a second copy of the gradients, the step a third.
     if stage < 3 and optimizer_place == "device":
         copies, how_copies = shared(2 * trained * FLOAT32_BYTES, 1)
-        parts.append(Part("gradients, copied", copies, "device", f"twice while the optimizer steps, {how_copies}"))
+        parts.append(Part("gradient copies", copies, "device", f"two in the optimizer step, {how_copies}"))
     if ranks > 1:
         bucket = int(zero.get("reduce_bucket_size", min(shape.parameters, 200_000_000)))
         parts.append(Part("reduce bucket", bucket * value_bytes, "device", f"{bucket:,} gradients at a time"))
     if stage == 3:
         live = min(shape.parameters, int(zero.get("stage3_max_live_parameters", 1_000_000_000)))
-        parts.append(Part("all-gather", live * value_bytes, "device", f"up to {live:,} whole parameters at a time"))
+        parts.append(Part("all-gather", live * value_bytes, "device", f"up to {live:,} gathered parameters at a time"))
+    # With adapters the reference is the policy with its adapters off.
     if config.takes_kl and model.lora is None:
         parts += _reference_parts(config, shape)
     parts += _activation_parts(config, shape, batch)
@@ -135,7 +139,7 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
         exported = shape.parameters * value_bytes
         parts.append(Part("exported weights", exported, "device", "while engines read them (CUDA IPC)"))
     if learner.gpus_per_rank > 0:
-        parts.append(Part("CUDA context", CUDA_CONTEXT_BYTES, "device", "about; it depends on the driver"))
+        parts.append(Part("CUDA context", CUDA_CONTEXT_BYTES, "device", "approximate, depends on the driver"))
         loading = shape.parameters * value_bytes
         parts.append(Part("loading", loading, "main", "the checkpoint is read into main memory first"))
     parts.append(Part("process", LEARNER_PROCESS_BYTES, "main", "Python, torch, transformers, DeepSpeed"))
@@ -143,7 +147,7 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
 
 
 def trained_parameters(config: Config, shape: ModelShape) -> int:
-    """The adapters where there are any, else all but those of a frozen vision tower."""
+    """Return the number of trained parameters: the adapters' if there are any, else all except a frozen tower's."""
     frozen = 0 if config.model.train_vision_tower else shape.vision_parameters
     return _adapter_parameters(config, shape) or shape.parameters - frozen
 
@@ -165,12 +169,12 @@ def _reference_parts(config: Config, shape: ModelShape) -> list[Part]:
     if sharded:
         size, how = -(-size // ranks), f"{config.model.dtype}, 1/{ranks} on each rank (reference.sharded)"
     else:
-        how = f"{config.model.dtype}, whole on each rank"
+        how = f"{config.model.dtype}, full copy on each rank"
     if config.reference.placement == "device":
         return [Part("reference model", size, "device", how)]
     parts = [Part("reference model", size, "main", how)]
     if config.learner.gpus_per_rank > 0 and not sharded:
-        parts.append(Part("reference, visiting", size, "device", "while it scores"))
+        parts.append(Part("reference on GPU", size, "device", "while it scores completions"))
     return parts
 
 
@@ -179,6 +183,7 @@ def _activation_parts(config: Config, shape: ModelShape, batch: MicroBatchSize) 
 
     value_bytes, checkpointed = DTYPE_BYTES[config.model.dtype], config.model.gradient_checkpointing
     patches = batch.images * shape.patches(config.data.image_size)
+    # A frozen tower runs without a graph, so nothing is kept for a backward pass.
     vision_tokens_kept = patches if config.model.train_vision_tower else 0
     chunk_tokens = min(batch.completion_tokens, max(1, LOGITS_PER_CHUNK // shape.vocabulary))
     how = "with checkpointing" if checkpointed else "no checkpointing"
@@ -197,9 +202,10 @@ def _activation_parts(config: Config, shape: ModelShape, batch: MicroBatchSize) 
         ),
         Part(
             "attention mask",
+            # SDPA turns the bool mask into an additive one in every layer.
             batch.rows * batch.row_tokens**2 * (1 + value_bytes * (1 if checkpointed else shape.language.layers)),
             "device",
-            "bool, and the kernel's bias " + ("once" if checkpointed else "for each layer"),
+            "bool mask, and the kernel's bias " + ("once" if checkpointed else "for each layer"),
         ),
         Part(
             "logits chunk",
@@ -211,22 +217,22 @@ def _activation_parts(config: Config, shape: ModelShape, batch: MicroBatchSize) 
 
 
 def rollout_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
-    """Memory of one rollout actor, on each GPU of its tensor-parallel group.
+    """Return the uses of memory of one rollout actor, on each GPU of its tensor-parallel group.
 
-    On a GPU vLLM takes `rollout.engine.gpu_memory_utilization` of the card and makes all that is left a KV cache;
-    listed is the cache that this run's sequences can fill. On a CPU the cache has a fixed size.
+    On a GPU vLLM takes `rollout.engine.gpu_memory_utilization` of the card and turns what is left into KV cache; the
+    estimate is the cache that this run's sequences can fill. On a CPU the cache has a fixed size.
     """
-    from medr1_ray.rollout.defaults import KV_CACHE_BYTES_ON_CPU
+    from medr1_ray.rollout.defaults import KV_CACHE_BYTES_ON_CPU, sequences_at_once
 
     rollout, engine = config.rollout, config.rollout.engine
     value_bytes, degree = DTYPE_BYTES[config.model.dtype], config.rollout.tensor_parallel_size
     length = rollout.max_prompt_tokens + rollout.max_tokens
     wanted = -(-config.train.prompts_per_step // rollout.actors) * config.train.group_size
-    sequences = min(wanted, int(engine.get("max_num_seqs", 256)))
+    sequences = min(wanted, sequences_at_once(rollout))
     token_bytes = 2 * shape.language.layers * shape.key_value_width * value_bytes
     if rollout.gpus_per_actor > 0:
         cache = sequences * length * token_bytes // degree
-        how = f"{sequences} sequences x {length:,} tokens x {token_bytes:,} bytes, none shared"
+        how = f"{sequences} sequences x {length:,} tokens x {token_bytes:,} bytes, no prefix shared"
     else:
         cache = int(engine.get("kv_cache_memory_bytes", KV_CACHE_BYTES_ON_CPU))
         how = f"fixed; room for {cache // token_bytes:,} tokens of {token_bytes:,} bytes"
@@ -236,32 +242,34 @@ def rollout_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
             "weights",
             shape.parameters * value_bytes // degree,
             "device",
-            f"{config.model.dtype}, 1/{degree} on each GPU" if degree > 1 else f"{config.model.dtype}, whole",
+            f"{config.model.dtype}, 1/{degree} on each GPU" if degree > 1 else f"{config.model.dtype}, full copy",
         ),
         Part("KV cache", cache, "device", how),
         Part(
             "vision encoder",
             patches * layer_activation_bytes(shape.vision, value_bytes),
             "device",
-            f"one layer at work on an image of {patches:,} patches",
+            f"one layer's activations, one image of {patches:,} patches",
         ),
         Part(
             "logits",
             sequences * shape.vocabulary * 2 * FLOAT32_BYTES,
             "device",
-            f"{sequences} sequences, float32, and their log-probabilities",
+            f"float32 logits and log-probabilities, {sequences} sequences",
         ),
     ]
     if rollout.gpus_per_actor > 0:
-        parts.append(Part("CUDA context", CUDA_CONTEXT_BYTES, "device", "about; it depends on the driver"))
-    parts.append(Part("processes", ROLLOUT_PROCESSES_BYTES, "main", "the actor's and vLLM's engine process"))
+        parts.append(Part("CUDA context", CUDA_CONTEXT_BYTES, "device", "approximate, depends on the driver"))
+    parts.append(Part("processes", ROLLOUT_PROCESSES_BYTES, "main", "the actor and vLLM's engine process"))
     return tuple(parts)
 
 
 def weight_sync_bytes(config: Config, shape: ModelShape) -> int:
-    """Main memory that a weight sync takes on a node with learner rank 0 and engines: the published buckets in Ray's
-    object store, those of the version before (kept for actors that join), and the file that the node's engines read.
-    None where weights stay on GPUs."""
+    """Return the main memory that a weight sync takes on a node with learner rank 0 and engines.
+
+    Counts the published buckets in Ray's object store, those of the previous version (kept for actors that join), and
+    the file that the node's engines read. 0 where weights stay on GPUs.
+    """
     if config.cluster.weight_transport != "object_store":
         return 0
     return 3 * shape.parameters * DTYPE_BYTES[config.model.dtype]

@@ -1,4 +1,4 @@
-"""What a run would be, without starting any of it: settings, actors, memory, time. Needs no checkpoint at hand."""
+"""The report of `--dry-run`: settings, actors, memory and time of a run. Needs config.json, but no checkpoint."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ DRIVER_BYTES = 2**30
 
 
 def dry_run(config: Config) -> str:
-    """The resolved settings, the actors with their CPUs, GPUs and memory, memory by part, and a step's time and price
-    where `hardware` is given; about 110 columns.
+    """Return the report as text of at most about 110 columns.
+
+    It has the resolved settings, the actors with their CPUs, GPUs and memory, memory by use, and, if `hardware` is
+    set, the time and price of a step.
 
     Raises:
         ValueError: neither `model.shape` nor `model.path` has the model's config.json.
@@ -42,13 +44,13 @@ def dry_run(config: Config) -> str:
         f"\nModel: {shape.architecture}, {shape.parameters:,} parameters, {shape.vision_parameters:,} of them vision",
         "\nActors",
         _table(("actor", "count", "CPUs each", "GPUs each", "GPU memory each", "main memory each"), actors, right=5),
-        f"Ray must have {cpus:g} CPUs and {gpus:g} GPUs, and a node's object store and /dev/shm "
-        f"{_size(weight_sync_bytes(config, shape))} for a weight sync.",
+        f"Ray needs {cpus:g} CPUs and {gpus:g} GPUs; a weight sync needs "
+        f"{_size(weight_sync_bytes(config, shape))} in a node's object store and /dev/shm.",
         "\nMemory of each learner rank (estimate)",
         _part_table(of_learner, on_gpu["learner rank"]),
-        "\nMemory of each rollout actor (estimate; of each of its GPUs)",
+        "\nMemory of each rollout actor (estimate, per GPU)",
         _part_table(of_rollout, on_gpu["rollout actor"]),
-        "\nTime (estimate by docs/sizing.md)",
+        "\nTime (estimate, formulas in docs/sizing.md)",
         _time(config, shape),
     ]
     return "\n".join(sections)
@@ -56,15 +58,15 @@ def dry_run(config: Config) -> str:
 
 def _time(config: Config, shape: ModelShape) -> str:
     if config.hardware.learner.matmul_flops_per_second is None:
-        return "  none: hardware is not set; give one of configs/hardware/ as one more --config"
+        return "  none: hardware is not set; add one of configs/hardware/ with --config"
     size, ranks, actors = step_size(config), config.learner.world_size, config.rollout.actors
     time = step_time(config, shape, size, ranks, actors)
     completions = f"{size.prompts} x {size.group_size} completions"
     rows = [
-        ("rollout", f"{time.rollout_seconds:,.2f} s", f"{completions} on {actors} x rollout actor"),
-        ("update", f"{time.update_seconds:,.2f} s", f"rows of {size.row_tokens(shape):,.0f} tokens on {ranks} x rank"),
-        ("weight sync", f"{time.weight_sync_seconds:,.2f} s", "by the object store, to all rollout actors at once"),
-        ("step", f"{time.seconds:,.2f} s", "rollout beside update" if time.overlapped else "one after the other"),
+        ("rollout", f"{time.rollout_seconds:,.2f} s", f"{completions}, rollout actors: {actors}"),
+        ("update", f"{time.update_seconds:,.2f} s", f"rows of {size.row_tokens(shape):,.0f} tokens, ranks: {ranks}"),
+        ("weight sync", f"{time.weight_sync_seconds:,.2f} s", "through the object store, all rollout actors at once"),
+        ("step", f"{time.seconds:,.2f} s", "rollout overlaps update" if time.overlapped else "sequential"),
     ]
     if config.objective == "sft":
         rows = rows[1:2]
@@ -72,7 +74,7 @@ def _time(config: Config, shape: ModelShape) -> str:
     lines = [
         _table(("part", "time", "how"), rows, right=1),
         f"  Best split of these devices: learner.world_size={best.ranks}, rollout.actors={best.actors}, "
-        f"{best.time.seconds:,.2f} s a step",
+        f"{best.time.seconds:,.2f} s per step",
         _epoch(config, "As configured", time.seconds, ranks, actors),
         _epoch(config, "With the best split", best.time.seconds, best.ranks, best.actors),
     ]
@@ -87,7 +89,7 @@ def _epoch(config: Config, what: str, step_seconds: float, ranks: int, actors: i
 
 
 def _totals(parts: Sequence[Part], on_gpu: bool) -> tuple[int, int]:
-    """Bytes of GPU memory and of main memory."""
+    """Return bytes of GPU memory and of main memory."""
     gpu = sum(part.bytes for part in parts if on_gpu and part.place == "device")
     return gpu, sum(part.bytes for part in parts) - gpu
 
@@ -98,7 +100,7 @@ def _part_table(parts: Sequence[Part], on_gpu: bool) -> str:
         gpu, main = _totals([part], on_gpu)
         rows.append((part.name, _size(gpu) if gpu else "", _size(main) if main else "", part.how))
     gpu, main = _totals(parts, on_gpu)
-    rows.append(("in all", _size(gpu), _size(main), ""))
+    rows.append(("total", _size(gpu), _size(main), ""))
     return _table(("part", "GPU memory", "main memory", "how"), rows, right=2)
 
 
@@ -109,7 +111,7 @@ def _size(size: int) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: int) -> str:
-    """Columns as wide as needed; those from the second to number `right`, counted from 0, are flush right."""
+    """Return an aligned table; columns 1 to `right`, counted from 0, are flush right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = []
     for row in (header, ["-" * width for width in widths], *rows):

@@ -1,7 +1,7 @@
-"""How long a training step takes on given hardware, the best split of its devices, and what an epoch costs.
+"""Time of a training step on given hardware, the best split of its devices, and the cost of an epoch.
 
-By the formulas of docs/sizing.md from the work that `step_work` counts; `benchmarks/sizing_calibration.py` compares
-them with measurements. A device is a GPU, or a process on its own cores where there are no GPUs.
+Applies the formulas of docs/sizing.md to the work counted in `sizing/work.py`; `benchmarks/sizing_calibration.py`
+compares the results with measurements. A device is a GPU, or a process on its own cores where there are no GPUs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from medr1_ray.sizing.work import StepSize, learner_work, rollout_work
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of the parts of a step; `overlapped` where generation goes on during the update."""
+    """Seconds of the parts of a step; `overlapped` if generation continues during the update."""
 
     rollout_seconds: float
     update_seconds: float
@@ -27,6 +27,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
+        """Seconds of the whole step."""
         if self.overlapped:
             return max(self.rollout_seconds, self.update_seconds) + self.weight_sync_seconds
         return self.rollout_seconds + self.update_seconds + self.weight_sync_seconds
@@ -34,7 +35,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Split:
-    """Learner ranks and rollout actors, and a step's time with them."""
+    """A number of learner ranks and of rollout actors, and the step time with them."""
 
     ranks: int
     actors: int
@@ -43,7 +44,7 @@ class Split:
 
 @dataclass(frozen=True)
 class EpochCost:
-    """Of all devices for an epoch; `price` is None where one of `hardware.*.price_per_hour` is."""
+    """Steps, hours and price of an epoch on all devices; `price` is None if a `hardware.*.price_per_hour` is unset."""
 
     steps: int
     hours: float
@@ -51,7 +52,7 @@ class EpochCost:
 
 
 def step_size(config: Config) -> StepSize:
-    """The step that the settings ask for, under the assumptions of `sizing`."""
+    """Return the size of the configured step, under the assumptions of `sizing`."""
     return StepSize(
         prompts=config.train.prompts_per_step,
         group_size=config.completions_per_prompt,
@@ -62,15 +63,15 @@ def step_size(config: Config) -> StepSize:
 
 
 def device_seconds(work: Work, device: Device) -> float:
-    """The work of one device, its parts one after the other; rates that are not set cost nothing.
+    """Return the seconds that one device needs for `work`, without overlap; work whose rate is not set takes no time.
 
-    Raises ValueError where the rate of matrix products is not set, without which there is nothing to say.
+    Raises ValueError if the rate of matrix products is not set.
     """
     products = device.matmul_flops_per_second
     if products is None:
         raise ValueError(
-            "hardware.learner.matmul_flops_per_second and hardware.rollout.matmul_flops_per_second must be set for an "
-            "estimate of times; configs/hardware/ has files to give as one more --config"
+            "hardware.learner.matmul_flops_per_second and hardware.rollout.matmul_flops_per_second must be set to "
+            "estimate times; add one of configs/hardware/ with --config"
         )
     seconds = work.matmul_flops / products
     seconds += work.attention_flops / (device.attention_flops_per_second or products)
@@ -80,9 +81,9 @@ def device_seconds(work: Work, device: Device) -> float:
 
 
 def step_time(config: Config, shape: ModelShape, size: StepSize, ranks: int, actors: int) -> StepTime:
-    """A step of `size` with so many learner ranks and rollout actors; one of SFT is the update alone.
+    """Return the time of a step of `size` with `ranks` learner ranks and `actors` rollout actors; SFT has only updates.
 
-    Raises ValueError where `hardware` has no rates.
+    Raises ValueError if `hardware` has no rates.
     """
     hardware = config.hardware
     megapixels = -(-size.prompts // ranks) * size.image_size**2 / 1e6
@@ -101,24 +102,27 @@ def step_time(config: Config, shape: ModelShape, size: StepSize, ranks: int, act
 
 
 def best_split(config: Config, shape: ModelShape) -> Split:
-    """The split of the run's devices between learner and rollout actors with the shortest step; the smallest learner of
-    those that are equally fast. Whether the learner's memory suffices is not looked at.
+    """Return the split of the run's devices between learner and rollout actors with the shortest step.
 
-    Raises ValueError where `hardware` has no rates.
+    Of equally fast splits, it has the smallest learner. Does not check that the learner's memory suffices.
+
+    Raises ValueError if `hardware` has no rates.
     """
     size = step_size(config)
     per_rank, per_actor = _devices(config)
     devices = config.learner.world_size * per_rank + config.rollout.actors * per_actor
     splits = [
         Split(ranks, actors, step_time(config, shape, size, ranks, actors))
+        # At most one rank per prompt, because every rank needs a group.
         for ranks in range(1, min(size.prompts, int((devices - per_actor) // per_rank)) + 1)
         if (actors := int((devices - ranks * per_rank) // per_actor)) >= 1
     ]
+    # `min` returns the first of equals: the one with the fewest ranks.
     return min(splits, key=lambda split: split.time.seconds)
 
 
 def epoch_cost(config: Config, step_seconds: float, ranks: int, actors: int) -> EpochCost:
-    """An epoch of `sizing.epoch_questions` in steps of so many seconds; evaluations and start-up are left out."""
+    """Return the cost of `sizing.epoch_questions` in steps of `step_seconds`, without evaluations and start-up."""
     questions = config.sizing.epoch_questions
     updates = config.train.updates_per_rollout
     steps = (
@@ -131,5 +135,5 @@ def epoch_cost(config: Config, step_seconds: float, ranks: int, actors: int) -> 
 
 
 def _devices(config: Config) -> tuple[float, float]:
-    """Devices of a learner rank and of a rollout actor."""
+    """Return the devices of a learner rank and of a rollout actor."""
     return config.learner.gpus_per_rank or 1, config.rollout.gpus_per_actor or 1

@@ -1,7 +1,6 @@
-"""How much there is to compute in one training step, counted from its size and the model's shape.
+"""Operations and memory traffic of one training step, counted from its size and the model's shape.
 
-A multiplication and an addition are two operations. Letters: h hidden size, i width of the MLP, k width of the keys
-(key-value heads times head size). The formulas in one place: docs/sizing.md.
+A multiply-add is two operations. docs/sizing.md has all formulas.
 """
 
 from __future__ import annotations
@@ -11,17 +10,19 @@ from dataclasses import dataclass
 from medr1_ray.config import Config
 from medr1_ray.model.operations import Work, head_forward, language_forward, layer_weights, vision_forward
 from medr1_ray.model.shape import ModelShape
+from medr1_ray.rollout.defaults import sequences_at_once
 from medr1_ray.sizing.memory import DTYPE_BYTES, layer_activation_bytes, trained_parameters
 
-ADAM_TRAFFIC_BYTES = (
-    28  # of one parameter: its gradient, master weight and two moments read, the last three written
-)
+ADAM_TRAFFIC_BYTES = 28
+"""Per parameter: gradient, master weight and two moments are read, the last three written, all in float32."""
 
 
 @dataclass(frozen=True)
 class StepSize:
-    """One step: `prompts` groups of `group_size` completions of `completion_tokens` on average, about images of
-    `image_size` pixels square with `text_tokens` beside the image."""
+    """One step: `prompts` groups of `group_size` completions with `completion_tokens` tokens on average.
+
+    Images are squares of side `image_size` pixels; a prompt has `text_tokens` in addition to its image.
+    """
 
     prompts: int
     group_size: int
@@ -36,14 +37,17 @@ class StepSize:
         return self.text_tokens + self.visual_tokens(shape)
 
     def row_tokens(self, shape: ModelShape) -> float:
-        """Of a group in the learner: its prompt once, and all completions."""
+        """Return the length of a group's row in the learner: the prompt once, and all completions."""
         return self.prompt_tokens(shape) + self.group_size * self.completion_tokens
 
 
 def learner_work(config: Config, shape: ModelShape, size: StepSize, ranks: int) -> Work:
-    """Of the rank with most groups: forward and backward (twice the forward, but once for the products of weights that
-    have adapters; with activations recomputed once more) of every group as one row, the rank's share of the optimizer's
-    states, and the reference where there is a KL."""
+    """Return the work of the rank with the most groups.
+
+    Counts a forward and a backward pass of every group as one row, the rank's share of the optimizer states, and a
+    reference pass if the objective has a KL. A backward pass is two forward passes, or one for products with weights
+    that have adapters; gradient checkpointing adds a forward pass.
+    """
     value_bytes = DTYPE_BYTES[config.model.dtype]
     images, row = -(-size.prompts // ranks), size.row_tokens(shape)
     completion_tokens = images * size.group_size * size.completion_tokens
@@ -51,6 +55,7 @@ def learner_work(config: Config, shape: ModelShape, size: StepSize, ranks: int) 
     language = language_forward(shape, images, row)
     head = head_forward(shape, completion_tokens)
     vision = vision_forward(shape, images, size.image_size)
+    # One forward pass and a backward pass of two; checkpointing repeats the forward pass.
     passes = 4 if config.model.gradient_checkpointing else 3
     learned = config.model.train_vision_tower
     micro_batches = -(-images // max(1, int(config.learner.micro_batch_tokens // row)))
@@ -59,7 +64,7 @@ def learner_work(config: Config, shape: ModelShape, size: StepSize, ranks: int) 
     if learned:
         kept += patches * shape.vision.layers * layer_activation_bytes(shape.vision, value_bytes)
     update = (language + head) * passes + vision * (passes if learned else 1)
-    if config.model.lora is not None:  # no gradient of the weights themselves; the adapters' products are left out
+    if config.model.lora is not None:  # weights have no gradient; the adapters' products are not counted
         unlearned = language + head + vision if learned else language + head
         update += Work(matmul_flops=-unlearned.matmul_flops)
     update += Work(activation_bytes=kept, layer_starts=starts * micro_batches)
@@ -71,20 +76,21 @@ def learner_work(config: Config, shape: ModelShape, size: StepSize, ranks: int) 
 
 
 def rollout_work(config: Config, shape: ModelShape, size: StepSize, actors: int) -> Work:
-    """Of the actor with most prompts, on each GPU of its tensor-parallel group.
+    """Return the work of the actor with the most prompts, on each GPU of its tensor-parallel group.
 
-    vLLM's kernels are fused, so activations are not counted. A prompt is computed once, but for its last tokens that
-    fill no block of the prefix cache: those once for each completion. Every sampled token goes through the model and
-    reads the keys and values before it; every engine step reads the weights.
+    vLLM's kernels are fused, so activations are not counted. A prompt is computed once, except for its last tokens,
+    which do not fill a block of the prefix cache: these are computed once per completion. Every sampled token goes
+    through the model and reads the keys and values before it; every engine step reads the weights.
     """
     value_bytes, degree = DTYPE_BYTES[config.model.dtype], config.rollout.tensor_parallel_size
     prompts, prompt = -(-size.prompts // actors), size.prompt_tokens(shape)
     completions = prompts * size.group_size
     tokens = completions * size.completion_tokens
     again = prompts * (size.group_size - 1) * (prompt % block_tokens(config))
-    waves = -(-completions // int(config.rollout.engine.get("max_num_seqs", 256)))
+    waves = -(-completions // sequences_at_once(config.rollout))
     steps = waves * size.completion_tokens
     per_token = 2 * shape.language.layers * layer_weights(shape.language, shape.key_value_width)
+    # On average, over a completion's tokens.
     context = prompt + size.completion_tokens / 2
     cache_bytes = 2 * shape.language.layers * shape.key_value_width * value_bytes
     prefill = language_forward(shape, prompts, prompt) + vision_forward(shape, prompts, size.image_size)
@@ -97,6 +103,7 @@ def rollout_work(config: Config, shape: ModelShape, size: StepSize, actors: int)
 
 
 def block_tokens(config: Config) -> int:
-    """Tokens of a block of vLLM's prefix cache."""
+    """Return the tokens in a block of vLLM's prefix cache."""
+    # On a CPU `rollout/engine.py` sets 32, on a GPU vLLM's default applies.
     ours = 32 if config.rollout.gpus_per_actor == 0 else 16
     return int(config.rollout.engine.get("block_size", ours))

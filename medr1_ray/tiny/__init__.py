@@ -1,9 +1,10 @@
-"""The tiny Qwen2-VL that ships with the package, and the code that makes it from a seed.
+"""The tiny Qwen2-VL that ships with the package, and the code that builds it from a seed.
 
 `python -m medr1_ray.tiny --out DIR --seed S` builds it: tokenizer, architecture, pre-training, probe.
 `medr1_ray/tiny/model/README.md` is its model card, `medr1_ray/tiny/build_log.txt` the log of the shipped build.
 
-Runs in: a command of its own; the package imports nothing of it, and finds the model by `config.tiny_model_path`.
+Runs in: a separate command. The rest of the package imports nothing from here; it finds the model with
+`config.tiny_model_path`.
 
 Doors: none.
 

@@ -1,4 +1,4 @@
-"""`python -m medr1_ray.tiny --out DIR --seed S`: make the tiny Qwen2-VL from a seed."""
+"""`python -m medr1_ray.tiny --out DIR --seed S`: build the tiny Qwen2-VL from a seed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from medr1_ray.tiny.tokenizer import train_tokenizer
 
 
 def main() -> None:
-    """Tokenizer, weights, pre-training, probe; the log goes to the screen and to `DIR/build_log.txt`."""
+    """Train the tokenizer, build, pre-train and probe the model; log to the screen and `DIR/build_log.txt`."""
     parser = argparse.ArgumentParser(prog="python -m medr1_ray.tiny", description=__doc__)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for model/, state.pt and build_log.txt"
     )
-    parser.add_argument("--seed", type=int, default=0, help="everything is drawn from it")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
     parser.add_argument(
         "--steps", type=int, default=Plan.steps, help="optimizer steps; fewer give a weaker model"
     )
     parser.add_argument(
-        "--threads", type=int, default=1, help="torch threads; the shipped model was made with 1"
+        "--threads", type=int, default=1, help="torch threads; the shipped model was built with 1"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -52,7 +52,7 @@ def main() -> None:
     )
     log(f"{plan}, vocabulary {len(tokenizer)}, parameters {parameters}")
     checkpoint = arguments.out / "state.pt"
-    if not checkpoint.exists():
+    if not checkpoint.exists():  # a checkpoint already contains the trained vision tower
         log(str(EyePlan()))
         open_eyes(FastForward(model), tokenizer, EyePlan(), arguments.seed, log)
     pretrain(model, tokenizer, plan, arguments.seed, log, checkpoint)

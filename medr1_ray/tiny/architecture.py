@@ -1,4 +1,4 @@
-"""The shape of the tiny model: Qwen2-VL's own classes, about 1.6 million parameters."""
+"""Architecture of the tiny model: Qwen2-VL's own classes with about 1.6 million parameters."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from medr1_ray.tiny.tokenizer import token_id
 PATCH = 14
 MERGE = 2
 TEMPORAL = 2
+
+# Constants of `_wire_induction`.
+EMBEDDING_STD = 0.1
+LOCAL_FREQUENCIES, LOCAL_STRENGTH = 5, 5.0  # of the heads that look back a fixed distance: rotary frequencies, biases
+MATCH_SKIPS, MATCH_STRENGTH = 5, 1.5  # of the heads that match tokens: unused rotary frequencies, scale of the weights
+GATHER_GAIN = 4.0
+
 # 56 x 56 is Qwen2-VL's own minimum: an 84-pixel image stays as it is (9 visual tokens).
 # 392 x 392 is Med-R1's image after the processor (196 visual tokens).
-EMBEDDING_STD = 0.1
-LOCAL_FREQUENCIES, LOCAL_STRENGTH = 5, 5.0
-MATCH_SKIPS, MATCH_STRENGTH = 5, 1.5
-GATHER_GAIN = 4.0
 MIN_PIXELS = 56 * 56
 MAX_PIXELS = 392 * 392
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
-    """The configuration for this vocabulary."""
+    """Return the configuration for the vocabulary of `tokenizer`."""
     end_of_turn = token_id(tokenizer, "<|im_end|>")
     pad = token_id(tokenizer, "<|endoftext|>")
     return Qwen2VLConfig(
@@ -46,7 +49,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
             "initializer_range": 0.04,
             "rms_norm_eps": 1e-6,
             # Qwen2-VL gives width the slowest frequencies (theta 1e6, sections 16/24/24). A 3 x 3 grid of visual
-            # tokens needs faster ones to tell left from right, and slow ones suffice to match words.
+            # tokens needs faster ones to tell left from right; for matching words slow ones suffice.
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 2, 13]},
             "bos_token_id": None,
             "eos_token_id": end_of_turn,
@@ -74,7 +77,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2VLForConditionalGeneration:
-    """A model of random weights drawn from `seed`."""
+    """Return a model with random weights drawn from `seed`; its attention starts as an induction circuit."""
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(build_config(tokenizer)).float()
     _wire_induction(model)
@@ -87,13 +90,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2VLForCond
 
 @torch.no_grad()
 def _wire_induction(model: Qwen2VLForConditionalGeneration) -> None:
-    """Start with the circuit that answers "which letter has this name?", which takes a random start of this size
-    more examples to find than one CPU core can give (induction heads: Olsson et al. 2022; structured start: Trockman
-    and Kolter 2023). All of it is free to change in training.
+    """Initialise attention with the circuit that answers "which letter has this name?".
 
-    In the first layer two heads look one and two tokens back and copy what they see into subspaces of their own.
-    In the later layers two heads look for the token that the first subspace names, and copy the letter that the
-    second subspace holds there: an option's text stands two tokens after its letter.
+    To find this circuit from random weights, a model of this size needs more examples than one CPU core can process
+    (induction heads: Olsson et al. 2022; structured initialisation: Trockman and Kolter 2023). All weights remain
+    trainable.
+
+    In the first layer two heads look one and two tokens back and copy what they see into separate subspaces. In the
+    later layers two heads look for the token that the first subspace names, and copy the letter that the second
+    subspace holds there: an option's text is two tokens after its letter.
     """
     text = model.model.language_model
     layers = text.layers
@@ -103,7 +108,7 @@ def _wire_induction(model: Qwen2VLForConditionalGeneration) -> None:
     embeddings.normal_(std=EMBEDDING_STD)
     for subspace in (one_back, two_back):
         embeddings.sub_(embeddings @ subspace.T @ subspace)
-    for layer in layers:  # what is random whispers, so that what is wired can be heard
+    for layer in layers:  # scale down random outputs, so that they do not drown the wired ones
         layer.self_attn.o_proj.weight *= 0.1
         layer.mlp.down_proj.weight *= 0.1
     half, group = size // 2, layers[0].self_attn.num_key_value_groups
@@ -112,7 +117,7 @@ def _wire_induction(model: Qwen2VLForConditionalGeneration) -> None:
     for projection in (first.q_proj, first.k_proj):
         projection.weight[:size] *= 0.1
     first.q_proj.weight[heads] *= 0.1
-    # Biases alone, turned by the rotary angles, peak at a fixed distance.
+    # The biases alone, rotated by the position angles, give attention scores that peak at a fixed distance.
     turned, strength = slice(0, LOCAL_FREQUENCIES), LOCAL_STRENGTH
     first.k_proj.bias[turned] = strength
     for head, distance in enumerate((1, 2)):
@@ -122,7 +127,7 @@ def _wire_induction(model: Qwen2VLForConditionalGeneration) -> None:
     first.v_proj.weight[:size] = own
     first.o_proj.weight[:, :size] = EMBEDDING_STD * one_back.T
     first.o_proj.weight[:, size : 2 * size] = EMBEDDING_STD * two_back.T
-    # The fastest rotary pairs would scramble a match over a distance: leave them out.
+    # The fastest rotary pairs would disturb matches over a distance, so they are left out.
     steady = torch.ones(size)
     steady[:MATCH_SKIPS] = steady[half : half + MATCH_SKIPS] = 0.0
     gather = layers[1].self_attn
@@ -145,7 +150,7 @@ def _wire_induction(model: Qwen2VLForConditionalGeneration) -> None:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
-    """Qwen2-VL's processor with this tokenizer and small image limits."""
+    """Return Qwen2-VL's processor with this tokenizer and small image limits."""
     pixels = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
     shape = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": TEMPORAL}
     return Qwen2VLProcessor(
@@ -157,8 +162,8 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
 
 
 def save(folder: Path, model: Qwen2VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write the checkpoint and its processor files as Hugging Face lays them out."""
+    """Write the checkpoint and its processor files in Hugging Face's layout."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # it is written for its owner alone
+    (folder / "model.safetensors").chmod(0o644)  # it is written readable by its owner only
     build_processor(tokenizer).save_pretrained(folder)

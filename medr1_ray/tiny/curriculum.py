@@ -1,6 +1,6 @@
-"""What the tiny model is taught: everyday pictures, descriptions of phantoms, and choosing a named option.
+"""Lessons of the tiny model: everyday pictures, descriptions of phantoms, and choosing a named option.
 
-Questions about phantom images are not among the lessons, but for the gradings and diagnoses of the short cold start.
+Questions about phantom images are not among them, except for the gradings and diagnoses of the short cold start.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DESCRIBE_PROMPTS = (
     "Write a caption.",
     "Give a short description.",
 )
-# Between quotes a name is the same token as in an option; without, it has a space before it and is another one.
+# In quotes a name is the same token as in an option; without quotes it follows a space and is a different token.
 _QUOTED_STEMS = (
     'Which option says "{}"?',
     'Which option is "{}"?',
@@ -76,7 +76,7 @@ POOLS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class Turn:
-    """A user's text (after the image, if there is one) and the assistant's reply."""
+    """The user's text (after the image, if there is one) and the assistant's reply."""
 
     user: str
     reply: str
@@ -91,7 +91,7 @@ class Lesson:
 
 
 def choose_turn(item: shapes.Item, mode: Mode) -> Turn:
-    """A multiple-choice question in the wording of Med-R1, with its reply in the form that `mode` asks for."""
+    """Return a multiple-choice question in Med-R1's wording, with the reply in the form that `mode` asks for."""
     offered = ", ".join(f"{LETTERS[i]}){option}" for i, option in enumerate(item.options))
     answer = f"<answer>{LETTERS[item.answer]}</answer>"
     thought = f"<think>{item.because}</think>"
@@ -100,11 +100,12 @@ def choose_turn(item: shapes.Item, mode: Mode) -> Turn:
 
 
 def random_mode(rng: np.random.Generator) -> Mode:
+    """Return a mode drawn with the probabilities `MODE_SHARES`."""
     return MODES[int(rng.choice(3, p=MODE_SHARES))]
 
 
 def named_item(rng: np.random.Generator) -> shapes.Item:
-    """Choose the option that the question names, in any case of letters."""
+    """Return a question whose stem names the option to choose, either in quotes or as in a sentence."""
     names = _name_pool(rng)
     count = min(len(names), int(rng.integers(2, 5)))
     options = tuple(names[k] for k in rng.choice(len(names), count, replace=False))
@@ -118,7 +119,7 @@ def named_item(rng: np.random.Generator) -> shapes.Item:
 
 
 def listing_turn(rng: np.random.Generator) -> Turn:
-    """Say all options in another order: many matches of a name and its letter in few tokens."""
+    """Return a turn that lists all options in another order: many matches of name and letter in few tokens."""
     pool = _name_pool(rng)
     count = min(len(pool), int(rng.integers(3, 7)))
     names = [pool[k] for k in rng.choice(len(pool), count, replace=False)]
@@ -134,7 +135,7 @@ def listing_turn(rng: np.random.Generator) -> Turn:
 
 
 def report_items(rng: np.random.Generator) -> list[shapes.Item]:
-    """Questions about a written report or note: there is no picture."""
+    """Return questions about a written report, without a picture."""
     if rng.random() < 0.6:
         facts = random_facts(rng, MODALITIES[int(rng.integers(len(MODALITIES)))])
         text = describe(facts, rng)
@@ -149,7 +150,7 @@ def report_items(rng: np.random.Generator) -> list[shapes.Item]:
 
 
 def phantom_item(question: PhantomQuestion) -> shapes.Item:
-    """A phantom question as an item; the reason names the answer only."""
+    """Return a phantom question as an item whose reason only names the answer."""
     answer = question.options.index(question.answer)
     return shapes.Item(
         question.stem, question.options, answer, f"It is {_as_in_a_sentence(question.answer)}."
@@ -159,7 +160,7 @@ def phantom_item(question: PhantomQuestion) -> shapes.Item:
 def text_lesson(
     rng: np.random.Generator, turns: int, reports: float, listings: float, thinking: bool
 ) -> Lesson:
-    """Written reports and lists of options in the shares given, and named options: without a picture."""
+    """Return a lesson without a picture: reports and lists of options in the given shares, otherwise named options."""
     chosen: list[Turn] = []
     while len(chosen) < turns:
         kind = rng.random()
@@ -178,7 +179,7 @@ def text_lesson(
 
 
 def shape_lesson(rng: np.random.Generator, turns: int) -> Lesson:
-    """A picture of shapes with some of its questions and, one time in two, its description."""
+    """Return a picture of shapes with some of its questions and, with probability 1/2, its description."""
     scene = shapes.random_scene(rng)
     asked = shapes.scene_items(scene, rng)
     chosen = [choose_turn(asked[k], random_mode(rng)) for k in rng.permutation(len(asked))[:turns]]
@@ -188,7 +189,7 @@ def shape_lesson(rng: np.random.Generator, turns: int) -> Lesson:
 
 
 def phantom_lesson(rng: np.random.Generator) -> Lesson:
-    """A phantom with its description and, one time in three, a named option, which needs no look at the picture."""
+    """Return a phantom with its description and, with probability 1/3, a named option, unrelated to the picture."""
     facts = random_facts(rng, MODALITIES[int(rng.integers(len(MODALITIES)))])
     turns = [Turn(_describe_prompt(rng), describe(facts, rng))]
     if rng.random() < 1 / 3:
@@ -197,13 +198,13 @@ def phantom_lesson(rng: np.random.Generator) -> Lesson:
 
 
 def phantom_image(facts: PhantomFacts, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A phantom drawn at one of several sizes and squashed to the model's 84 x 84 pixels."""
+    """Return a phantom drawn at one of several sizes and squashed to the model's 84 x 84 pixels."""
     drawn = draw(facts, rng, DRAWN_SIZES[int(rng.integers(len(DRAWN_SIZES)))])
     return squash(drawn)
 
 
 def squash(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """`image` resized to 84 x 84 pixels whatever its shape, as Med-R1 squashes to 384 x 384."""
+    """Return `image` resized to 84 x 84 pixels whatever its aspect ratio, as Med-R1 squashes to 384 x 384."""
     return np.asarray(Image.fromarray(image).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
 
 
@@ -217,26 +218,26 @@ class PhantomCase:
 
 
 def phantom_case(seed: int, index: int, size: int = 112) -> PhantomCase:
-    """Phantom `index` of the dataset that `write_dataset(seed=seed)` writes."""
+    """Return phantom `index` of the dataset that `write_dataset(seed=seed)` writes."""
     facts = phantom_facts(seed, index)
     image = squash(draw(facts, phantom_rng(seed, index, _IMAGE_PURPOSE), size))
     return PhantomCase(facts, image, tuple(phantom_questions(seed, index)))
 
 
 def graded_phantoms(seed: int) -> Iterator[int]:
-    """Numbers of the phantoms of a seed that have a lesion, and so a grade."""
+    """Return an endless iterator over the indices of a seed's phantoms that have a lesion, and so a grade."""
     return (number for number in count() if phantom_facts(seed, number).lesion)
 
 
 def question_lesson(seed: int, number: int, question_type: str, rng: np.random.Generator) -> Lesson:
-    """The question of one type about one phantom."""
+    """Return the question of one type about one phantom, as a lesson."""
     case = phantom_case(seed, number)
     (question,) = [question for question in case.questions if question.question_type == question_type]
     return Lesson(case.image, (choose_turn(phantom_item(question), random_mode(rng)),))
 
 
 def corpus(seed: int, lessons: int = 3000) -> list[str]:
-    """Texts to train the tokenizer on: what the lessons say, and every phantom question's wording."""
+    """Return texts to train the tokenizer on: the texts of the lessons and the wordings of phantom questions."""
     rng = np.random.default_rng([seed, 99])
     texts: list[str] = []
     for _ in range(lessons):
@@ -250,7 +251,7 @@ def corpus(seed: int, lessons: int = 3000) -> list[str]:
 
 
 def _name_pool(rng: np.random.Generator) -> list[str]:
-    """One pool of names, or two together."""
+    """Return the names of one pool, or of two pools together."""
     pools = [POOLS[int(k)] for k in rng.choice(len(POOLS), 1 if rng.random() < 0.6 else 2, replace=False)]
     return sorted({name for pool in pools for name in pool})
 

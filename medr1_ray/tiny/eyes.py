@@ -1,8 +1,8 @@
-"""The vision tower first learns to see, as Qwen2-VL's did before it met a language model.
+"""Pre-training of the vision tower on its own, before it is trained with the language model, as in Qwen2-VL.
 
-A picture's visual tokens, averaged, must point at the embeddings of the words that describe it: the colour, form,
+The mean of a picture's visual tokens must point at the embeddings of the words that describe it: the colour, form,
 size, number and place of shapes; the modality, anatomy, finding and place of phantoms (in the words of descriptions,
-never of options). Only the tower is trained; the embeddings stay as they are.
+never of options). Only the tower is trained; the embeddings stay fixed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ LOG_EVERY = 50
 
 @dataclass(frozen=True)
 class EyePlan:
-    """Steps of `pictures` pictures each, half of them phantoms; the rate falls to zero in a straight line."""
+    """Length and learning rate of the training.
+
+    Each step has `pictures` pictures, half of them phantoms on average; after `warm_up` steps the learning rate falls
+    linearly to zero.
+    """
 
     steps: int = 1000
     pictures: int = 64
@@ -37,7 +41,7 @@ class EyePlan:
 
 
 def fact_groups() -> dict[str, tuple[str, ...]]:
-    """What is told apart: the words of each kind, as they stand in a description."""
+    """Return the words to tell apart, by kind of fact, as they occur in descriptions."""
     said = tuple(name if name in ("CT", "MRI", "X-ray", "OCT") else name.lower() for name in MODALITIES)
     anatomies = sorted({anatomy.lower() for pair in ANATOMIES.values() for anatomy in pair})
     return {
@@ -53,7 +57,7 @@ def fact_groups() -> dict[str, tuple[str, ...]]:
 
 
 def picture_with_words(rng: np.random.Generator) -> tuple[NDArray[np.uint8], dict[str, str]]:
-    """A picture and the word of every group that fits it."""
+    """Return a picture and the word that describes it from each group that applies to it."""
     if rng.integers(2):
         scene = shapes.random_scene(rng)
         words = {"colour": scene.colour, "form": scene.form, "size": scene.size, "count": scene.count}
@@ -76,6 +80,7 @@ def open_eyes(
     visual = network.model.model.visual
     embeddings = network.model.get_input_embeddings().weight.detach()
     groups = fact_groups()
+    # With a space before it, as in descriptions. A word of several tokens is represented by its first one.
     first_tokens = {
         group: torch.tensor(
             [tokenizer(" " + word, add_special_tokens=False)["input_ids"][0] for word in words]

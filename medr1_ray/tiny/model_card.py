@@ -1,4 +1,4 @@
-"""The README.md that lies beside the weights."""
+"""The README.md (model card) that is written next to the weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ It knows nothing of medicine and must not be used for it.
 
 
 def model_card(plan: Plan, seed: int, parameters: int, table: str) -> str:
-    """The card of one build; `table` is the probe's Markdown."""
+    """Return the model card of one build; `table` is the probe's Markdown table."""
     cold = (
         f"{plan.cold_start_steps * plan.cold_start_gradings} questions for the grade of a lesion and "
         f"{plan.cold_start_steps * plan.cold_start_diagnoses} for its presence, on phantoms of seed "

@@ -1,4 +1,4 @@
-"""Quick numbers while training: how often the right letter or the right fact word is the likeliest."""
+"""Quick measures during training: how often the correct letter or the correct fact word is the most likely one."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PROBE_SEED = 901
 
 @dataclass(frozen=True)
 class Exam:
-    """A lesson of one turn whose reply is an answer tag or a description, and the row of the report it counts in."""
+    """A lesson of one turn whose reply is an answer tag or a description; `name` is its entry in the report."""
 
     name: str
     lesson: Lesson
 
 
 def fixed_cases(seed: int) -> list[Exam]:
-    """Lessons of every kind that training never sees."""
+    """Return lessons of every kind that training never sees."""
     rng = np.random.default_rng([seed, 98, 1])
     exams: list[Exam] = []
     for _ in range(CASES):
@@ -67,8 +67,11 @@ def _choice(name: str, image: NDArray[np.uint8] | None, item: shapes.Item) -> Ex
 
 @torch.no_grad()
 def report(network: FastForward, packer: Packer, exams: list[Exam]) -> str:
-    """One line: the share of right letters by kind, the mean chance of the right letter on phantoms, and the share
-    of right fact words in descriptions (given the words before)."""
+    """Return one line of measures.
+
+    They are the share of correct letters by kind, the mean probability of the correct letter on phantoms, and the share
+    of correct fact words in descriptions (given the preceding words).
+    """
     right: dict[str, list[float]] = defaultdict(list)
     chance: dict[str, list[float]] = defaultdict(list)
     vocabulary = packer.tokenizer.get_vocab()
@@ -88,7 +91,7 @@ def report(network: FastForward, packer: Packer, exams: list[Exam]) -> str:
                         guess = members[row[members].argmax()].item()
                         right["describe/" + fact_words[target]].append(float(guess == target))
                 continue
-            row, gold = rows[1, letters], letters.index(targets[1])
+            row, gold = rows[1, letters], letters.index(targets[1])  # token 0 of the reply is <answer>
             right[exam.name].append(float(int(row.argmax()) == gold))
             if exam.name.startswith("phantom/"):
                 chance[exam.name].append(float(row.softmax(-1)[gold]))
@@ -103,7 +106,7 @@ def report(network: FastForward, packer: Packer, exams: list[Exam]) -> str:
 
 
 def _fact_words(packer: Packer) -> dict[int, str]:
-    """Token id of a fact's first word in a description, with the fact's name."""
+    """Return the kind of fact by the id of the first token of its words in descriptions."""
     words: dict[int, str] = {}
 
     def add(text: str, fact: str) -> None:

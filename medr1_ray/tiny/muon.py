@@ -1,4 +1,4 @@
-"""Muon in float32: torch's own works in bfloat16, which is slow on a CPU that has no instructions for it."""
+"""Muon in float32: torch's own uses bfloat16, which is slow on a CPU without bfloat16 instructions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOMENTUM = 0.95
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, made orthogonal, for matrices; scaled to the update size of AdamW (Liu et al., 2502.16982)."""
+    """Orthogonalised Nesterov momentum for matrices, scaled to AdamW's update size (Liu et al., arXiv 2502.16982)."""
 
     def __init__(self, params: Iterable[torch.Tensor], lr: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
@@ -43,7 +43,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """Nearly orthogonal matrices of the same singular vectors; [N, rows, columns]."""
+    """Return nearly orthogonal matrices [N, rows, columns] with the singular vectors of the given ones."""
+    # Transposed if tall, so that the Gram matrix has the size of the shorter side.
     tall = matrices.shape[1] > matrices.shape[2]
     x: torch.Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

@@ -1,7 +1,7 @@
-"""The forward pass of the tiny model for many small pictures of one size: same weights, same numbers, less Python.
+"""Forward pass of the tiny model for many small pictures of one size: same weights, same results, less Python.
 
-transformers runs a vision block once per picture; here all pictures go through at once, and logits are made for the
-target tokens only. A unit test compares both.
+transformers runs a vision block once per picture; here all pictures are processed at once, and logits are computed for
+the target tokens only. A unit test compares the two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PATCHES = SIDE * SIDE
 
 
 def patches_of(pictures: NDArray[np.uint8]) -> torch.Tensor:
-    """What Qwen2VLImageProcessor makes of 84 x 84 pictures, without the repetition in time.
+    """Return what Qwen2VLImageProcessor makes of 84 x 84 pictures, without the repetition in time.
 
     Args:
         pictures: uint8 [K, 84, 84, 3].
@@ -41,7 +41,10 @@ def patches_of(pictures: NDArray[np.uint8]) -> torch.Tensor:
 
 
 class FastForward(nn.Module):
-    """Logits of a `Batch`'s target tokens from a Qwen2VLForConditionalGeneration, whose parameters it shares."""
+    """Computes the logits of a `Batch`'s target tokens, with the parameters of a Qwen2VLForConditionalGeneration.
+
+    Legend: K pictures, R rows of L tokens, Y target tokens, V vocabulary entries.
+    """
 
     vision_cos: torch.Tensor
     vision_sin: torch.Tensor
@@ -65,9 +68,10 @@ class FastForward(nn.Module):
         self.register_buffer("axes", axes, persistent=False)
 
     def pictures(self, patches: torch.Tensor) -> torch.Tensor:
-        """Visual tokens [K, 9, hidden] of patches [K, 36, 588]."""
+        """Return visual tokens [K, 9, hidden] of patches [K, 36, 588]."""
         visual = self.model.model.visual
         count = patches.shape[0]
+        # The processor repeats a picture in time; summing the kernel over time gives the same result.
         kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
         x = functional.linear(patches, kernel)
         for block in visual.blocks:
@@ -92,7 +96,7 @@ class FastForward(nn.Module):
         patches: torch.Tensor,
         picture_slots: torch.Tensor,
     ) -> torch.Tensor:
-        """Last hidden states [R, L, hidden]."""
+        """Return the last hidden states [R, L, hidden]."""
         text = self.model.model.language_model
         rows, length = token_ids.shape
         x = text.embed_tokens(token_ids)
@@ -118,7 +122,7 @@ class FastForward(nn.Module):
         return normed
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits [Y, V]."""
+        """Return the logits [Y, V] of the batch's target tokens."""
         hidden = self.hidden(
             batch.token_ids, batch.positions, batch.visible, patches_of(batch.pictures), batch.picture_slots
         )

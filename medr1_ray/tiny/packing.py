@@ -1,8 +1,8 @@
-"""Lessons laid end to end in rows of one length: turns that share a picture share its tokens.
+"""Packing of lessons into rows of one length, in which turns about the same picture share its tokens.
 
-A row is [group | group | ...] and a group [prefix | turn | turn | ...], where the prefix is the chat markup and
-the picture. A token sees its own group's prefix and its own turn; positions restart, as M-RoPE counts them, so every
-turn is computed as if it stood alone. Legend: R rows, L tokens of a row, K pictures, Y target tokens.
+A row is [group | group | ...] and a group [prefix | turn | turn | ...], where the prefix is the chat markup and the
+picture. A token attends to its own group's prefix and its own turn; M-RoPE positions restart for each group and turn,
+so every turn is computed as if it were alone. Legend: R rows, L tokens per row, K pictures, Y target tokens.
 """
 
 from __future__ import annotations
@@ -20,15 +20,24 @@ from medr1_ray.tiny.tokenizer import SYSTEM_TEXT, token_id
 
 GRID = IMAGE_SIZE // 28
 VISUAL_TOKENS = GRID * GRID
-TRIVIAL_WEIGHT = 0.2  # for tags and the end of the turn, which are learned at once
+TRIVIAL_WEIGHT = 0.2  # loss weight of tags and the end of the turn, which are learned quickly
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`token_ids` int64 [R, L]; `positions` int64 [3, R, L]; `visible` bool [R, 1, L, L]; `pictures` uint8
-    [K, 84, 84, 3] for the `picture_slots` int64 [K * 9] (flat places in [R * L]); `target_slots` int64 [Y] the flat
-    places whose next token is `targets` int64 [Y], weighted by `weights` float32 [Y]; `lesson_of` int64 [Y] the index
-    of the lesson that a target belongs to."""
+    """Packed lessons.
+
+    Args:
+        token_ids: int64 [R, L].
+        positions: M-RoPE positions, int64 [3, R, L].
+        visible: attention mask, bool [R, 1, L, L].
+        pictures: uint8 [K, 84, 84, 3].
+        picture_slots: indices of the pictures' visual tokens in the flat [R * L], int64 [K * 9].
+        target_slots: indices in the flat [R * L] of the tokens that predict `targets`, int64 [Y].
+        targets: token ids, int64 [Y].
+        weights: loss weights of the targets, float32 [Y].
+        lesson_of: index of the lesson of each target, int64 [Y].
+    """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
@@ -42,7 +51,7 @@ class Batch:
 
 
 class Packer:
-    """Turns lessons into batches of rows of `row_tokens` tokens."""
+    """Packs lessons into batches of rows of `row_tokens` tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, row_tokens: int) -> None:
         self.tokenizer = tokenizer
@@ -60,7 +69,7 @@ class Packer:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def pack(self, lessons: Sequence[Lesson], rows: int) -> Batch:
-        """Lay the lessons into `rows` rows, longest first; turns that find no room are left out."""
+        """Pack the lessons into `rows` rows, longest first; lessons that do not fit are left out."""
         texts = [text for lesson in lessons for turn in lesson.turns for text in (turn.user, turn.reply)]
         encoded = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
         groups = []
@@ -96,11 +105,12 @@ class _Writer:
         turns: list[tuple[list[int], list[int]]],
     ) -> None:
         packer, room = self.packer, self.packer.row_tokens
+        # The least filled row with enough room.
         row = min(range(len(self.used)), key=lambda r: (self.used[r] + size > room, self.used[r]))
         if self.used[row] + size > room:
             return
         at = self.used[row]
-        group = at  # any number that no other group of the row has
+        group = at  # unique in the row
         prefix = packer.prefixes[image is not None]
         self._write(row, at, prefix, 0, group, 0)
         position = len(prefix)
@@ -113,6 +123,7 @@ class _Writer:
             self.positions[0, row, span] = first
             self.positions[1, row, span] = first + grid // GRID
             self.positions[2, row, span] = first + grid % GRID
+            # In M-RoPE a picture of GRID x GRID tokens advances the position by GRID, not by GRID * GRID.
             after = slice(at + first + VISUAL_TOKENS, at + len(prefix))
             self.positions[:, row, after] += GRID - VISUAL_TOKENS
             position += GRID - VISUAL_TOKENS
@@ -123,6 +134,7 @@ class _Writer:
             first_reply = at + len(user) + len(packer.bridge)
             for k, token in enumerate([*reply, *packer.end]):
                 weight = TRIVIAL_WEIGHT if token in packer.trivial else 1.0
+                # The slot of a target is the token before it, which predicts it.
                 self.targets.append((row * room + first_reply + k - 1, token, weight, lesson))
             at += len(tokens)
         self.used[row] = at

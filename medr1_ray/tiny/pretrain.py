@@ -1,4 +1,4 @@
-"""The optimisation loop: general lessons first, then a short cold start on phantom questions."""
+"""Pre-training loop: general lessons first, then a short cold start on phantom questions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medr1_ray.tiny.packing import Packer
 
 ROW_TOKENS = 192
 ROWS = 16
-ADAM_SHARE = 0.5  # of the learning rate: embeddings that move fast lose what tells the words apart
+ADAM_SHARE = 0.5  # factor on the learning rate: embeddings that move fast lose the differences between words
 LOG_EVERY = 50
 MONITOR_EVERY = 250
 Log = Callable[[str], None]
@@ -29,8 +29,11 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """How many lessons of each kind make a step from `first_step` on, and the shares of reports and lists among the
-    turns without a picture; `thinking` says whether the modes with thoughts occur in these."""
+    """Composition of the steps from `first_step` on.
+
+    `phantoms`, `shapes` and `texts` are numbers of lessons per step. Among the turns without a picture, `reports` and
+    `listings` are shares, and `thinking` says whether the modes with reasoning occur.
+    """
 
     first_step: int
     phantoms: int
@@ -49,12 +52,13 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to train and how fast.
+    """Length and learning rate of pre-training.
 
-    `steps` optimizer steps, of which the last `decay_fraction` cool the rate down to nothing; then
-    `cold_start_steps` of a rate of their own, each with `cold_start_gradings` and `cold_start_diagnoses` of phantoms of
-    `cold_start_seed` among the lessons, each once. Without them its answers to these do not depend on the image, and
-    reinforcement, which learns from answers that differ, has nothing to start from.
+    There are `steps` optimizer steps; during the last `decay_fraction` of them the learning rate falls to zero. Then
+    follow `cold_start_steps` with a rate of their own, each with `cold_start_gradings` and `cold_start_diagnoses`
+    questions about phantoms of `cold_start_seed` in addition to the lessons; every question occurs once. Without the
+    cold start the model's answers to these questions do not depend on the image, and reinforcement learning, which
+    learns from answers that differ, has nothing to start from.
     """
 
     steps: int = 2600
@@ -71,13 +75,14 @@ class Plan:
 
     @property
     def all_steps(self) -> int:
+        """Number of steps including the cold start."""
         return self.steps + self.cold_start_steps
 
 
 def lessons_of_step(plan: Plan, seed: int, step: int) -> list[Lesson]:
-    """The lessons of one step; they depend on the seed and the step alone, so a run can go on where it stopped.
+    """Return the lessons of one step; they depend only on the seed and the step, so a run can be resumed.
 
-    The first stage is text alone: choosing a named option has to be learned before anything builds on it, and among
+    The first stage is text only: choosing a named option has to be learned before anything builds on it, and mixed with
     other lessons it took several times as long.
     """
     rng = np.random.default_rng([seed, step])
@@ -103,7 +108,7 @@ def lessons_of_step(plan: Plan, seed: int, step: int) -> list[Lesson]:
 
 
 def learning_rate(plan: Plan, step: int) -> float:
-    """Warm-up, then level, then down to zero in a straight line; the cold start warms up and goes down once more."""
+    """Return the learning rate of a step: warm-up, constant, linear decay to zero; the cold start repeats the cycle."""
     if step >= plan.steps:
         done = step - plan.steps
         warmth = min(1.0, (done + 1) / plan.cold_start_warm_up)
@@ -113,7 +118,7 @@ def learning_rate(plan: Plan, step: int) -> float:
 
 
 def optimizers(model: Qwen2VLForConditionalGeneration, plan: Plan) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for the rest (embeddings, norms, biases, patch kernel)."""
+    """Return Muon for the matrices in the layers and AdamW for the rest (embeddings, norms, biases, patch kernel)."""
     matrices: list[torch.Tensor] = []
     rest: list[torch.Tensor] = []
     for name, parameter in model.named_parameters():
@@ -133,7 +138,7 @@ def pretrain(
     log: Log,
     checkpoint: Path,
 ) -> None:
-    """Train `model` in place; `checkpoint` is written at every monitoring and read at the start if it is there."""
+    """Train `model` in place; `checkpoint` is written at every monitoring step and, if it exists, resumed from."""
     network, packer = FastForward(model), Packer(tokenizer, ROW_TOKENS)
     steppers = optimizers(model, plan)
     examined = monitor.fixed_cases(seed)
@@ -144,7 +149,7 @@ def pretrain(
         for stepper, saved in zip(steppers, state["optimizers"], strict=True):
             stepper.load_state_dict(saved)
         first = int(state["step"])
-        log(f"going on from step {first} of {checkpoint}")
+        log(f"resuming from step {first} of {checkpoint}")
     started, total, seen = time.time(), 0.0, 0
     for step in range(first, plan.all_steps):
         rate = learning_rate(plan, step)

@@ -1,4 +1,4 @@
-"""Zero-shot evaluation of a checkpoint on phantom questions, with transformers' own generate.
+"""Zero-shot evaluation of a checkpoint on phantom questions, with transformers' own `generate`.
 
 `python -m medr1_ray.tiny.probe --model DIR` prints, for every mode and for greedy and sampled answers, the accuracy
 by question type and by modality, the share of well-formed answers and (sampled) pass@8.
@@ -30,8 +30,12 @@ MAX_NEW_TOKENS = 48
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares in 0..1: right answers over all questions and by type and modality, well-formed answers, and the share
-    of questions that one of `samples` answers gets right (equal to accuracy where there is one answer)."""
+    """Scores of one mode and way of decoding, as shares in 0..1.
+
+    `accuracy`, `by_type` and `by_modality` are shares of correct answers, `well_formed` the share of well-formed ones.
+    `any_right` is the share of questions with at least one correct answer among the samples (equal to `accuracy` if
+    there is one answer per question).
+    """
 
     accuracy: float
     well_formed: float
@@ -42,14 +46,15 @@ class Scores:
 
 
 def probe(folder: Path, mode: Mode, phantoms: int, samples: int, seed: int = PROBE_SEED) -> Scores:
-    """Ask every question about `phantoms` held-out phantoms; `samples` 0 is greedy, n draws n answers at
-    temperature 1 from the plain distribution.
+    """Ask every question about `phantoms` held-out phantoms and return the scores.
+
+    With `samples` 0 decoding is greedy; with n, n answers are sampled at temperature 1 from the full distribution.
 
     Raises:
         ValueError: if `phantoms` is below 1.
     """
     if phantoms < 1:
-        raise ValueError(f"phantoms is {phantoms}; it must be at least 1: probe with more")
+        raise ValueError(f"phantoms is {phantoms}; it must be at least 1")
     processor = AutoProcessor.from_pretrained(folder)
     processor.tokenizer.padding_side = "left"
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
@@ -125,7 +130,7 @@ def _as_question(case: PhantomCase, question: PhantomQuestion) -> Question:
 
 
 def table(folder: Path, phantoms: int, samples: int = 8) -> str:
-    """The Markdown table of all modes, greedy and sampled."""
+    """Return a Markdown table of the scores of all modes, greedy and sampled, followed by example answers."""
     columns = ["mode", "decoding", "format", "all", f"pass@{samples}", *QUESTION_TYPES, *MODALITIES]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     examples: list[str] = []
@@ -142,10 +147,14 @@ def table(folder: Path, phantoms: int, samples: int = 8) -> str:
 
 
 def main() -> None:
+    """Read the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=tiny_model_path(), help="checkpoint folder")
     parser.add_argument(
-        "--phantoms", type=int, default=120, help="held-out phantoms, four questions each on average"
+        "--phantoms",
+        type=int,
+        default=120,
+        help="number of held-out phantoms, with four questions each on average (default: 120)",
     )
     arguments = parser.parse_args()
     print(table(arguments.model, arguments.phantoms))

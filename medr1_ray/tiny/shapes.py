@@ -1,4 +1,4 @@
-"""Coloured shapes on a plain ground, and everyday multiple-choice questions about them."""
+"""Pictures of coloured shapes on a plain background, and everyday multiple-choice questions about them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PLACES = ("Left", "Right", "Top", "Bottom")
 COUNTS = ("One", "Two", "Three", "Four")
 _RADIUS = {"Tiny": 0.07, "Medium-sized": 0.13, "Huge": 0.21}
 _PLACE_CENTRES = {"Left": (0.24, 0.5), "Right": (0.76, 0.5), "Top": (0.5, 0.24), "Bottom": (0.5, 0.76)}
-_MARGIN = 3  # shapes are drawn at three times the size and shrunk, which smooths their edges
+_MARGIN = 3  # supersampling: shapes are drawn at three times the size and shrunk, which smooths their edges
 
 
 @dataclass(frozen=True)
 class ShapeScene:
-    """What one picture shows: `count` equal shapes; a single one has a place, several lie anywhere."""
+    """Facts of one picture: `count` equal shapes; a single one has a place, several are placed anywhere."""
 
     colour: str
     form: str
@@ -40,7 +40,7 @@ class ShapeScene:
 
 @dataclass(frozen=True)
 class Item:
-    """A multiple-choice question without its image: `options[answer]` is right, `because` a short reason."""
+    """A multiple-choice question without its image: `options[answer]` is correct, `because` is a short reason."""
 
     stem: str
     options: tuple[str, ...]
@@ -49,7 +49,7 @@ class Item:
 
 
 def random_scene(rng: np.random.Generator) -> ShapeScene:
-    """Draw the facts of a scene; three quarters of the scenes hold a single shape."""
+    """Draw the facts of a scene at random; three quarters of the scenes have a single shape."""
     count = "One" if rng.random() < 0.75 else COUNTS[int(rng.integers(1, 4))]
     return ShapeScene(
         colour=_pick(rng, tuple(COLOURS)),
@@ -61,7 +61,7 @@ def random_scene(rng: np.random.Generator) -> ShapeScene:
 
 
 def draw_scene(scene: ShapeScene, rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
-    """The picture, uint8 [size, size, 3]."""
+    """Return the picture of a scene, uint8 [size, size, 3]."""
     side = size * _MARGIN
     ground = rng.integers(0, 110, 3)
     picture = Image.new("RGB", (side, side), tuple(int(v) for v in ground))
@@ -76,7 +76,7 @@ def draw_scene(scene: ShapeScene, rng: np.random.Generator, size: int) -> NDArra
 
 
 def scene_items(scene: ShapeScene, rng: np.random.Generator) -> list[Item]:
-    """One question per fact of the scene, each with its options in random order."""
+    """Return one question per fact of the scene, each with its options in random order."""
     size, colour, form = scene.size.lower(), scene.colour.lower(), scene.form.lower()
     several = scene.count != "One"
     noun = form + "s" if several else form
@@ -100,7 +100,7 @@ def scene_items(scene: ShapeScene, rng: np.random.Generator) -> list[Item]:
 
 
 def describe_scene(scene: ShapeScene) -> str:
-    """All facts of the scene in one line."""
+    """Return a line that states all facts of the scene."""
     several = scene.count != "One"
     noun = scene.form.lower() + ("s" if several else "")
     where = "" if scene.place is None else f" {WHERE[scene.place]}"

@@ -1,6 +1,6 @@
 """A small byte-level BPE with Qwen2-VL's special tokens and chat template.
 
-Three choices differ from Qwen's, all for the sake of a model of one million parameters on a CPU:
+Three choices differ from Qwen's, to suit a model of one to two million parameters on a CPU:
 
 * the pre-tokenizer keeps an option's letter, its bracket and its text apart (`B`, `)`, `MRI`), so the letter is
   the same token in the prompt and in `<answer>B</answer>`, and an option of one word is one token;
@@ -39,7 +39,7 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SYSTEM_TEXT = "You are a helpful assistant."
 MAX_VOCABULARY = 1500
 
-# A separator before an option's letter is one piece (", " or "? "), the letter the next; digits stand alone.
+# The separator before an option's letter (", " or "? ") is one piece, the letter the next; every digit is a piece.
 PRE_TOKENIZE = (
     r"[,.?:;!]? (?=[A-H]\))|\.\.\.| ?\p{L}+(?:-\p{L}+)*|\p{N}| ?[^\s\p{L}\p{N}]|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -65,7 +65,7 @@ CHAT_TEMPLATE = (
 
 
 def constant_phrases() -> tuple[str, ...]:
-    """The constant sentences of the chat template and of every prompt template, between the tags."""
+    """Return the constant sentences of the chat template and of every prompt template, between the tags."""
     phrases = [SYSTEM_TEXT]
     splitter = "|".join(re.escape(tag) for tag in TAGS)
     for template in TEMPLATES.values():
@@ -78,7 +78,7 @@ def constant_phrases() -> tuple[str, ...]:
 def train_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     """Train the BPE on `corpus` (texts without chat markup) and add Qwen2-VL's special tokens, tags and phrases.
 
-    Every word that occurs twice becomes one token, as long as the vocabulary stays below `MAX_VOCABULARY`.
+    Every word that occurs at least twice becomes one token, up to a vocabulary of `MAX_VOCABULARY` tokens.
     """
     phrases = constant_phrases()
     bpe = Tokenizer(models.BPE())
@@ -113,8 +113,8 @@ def train_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    """The id of a token that must exist. Raises ValueError where it does not."""
+    """Return the id of a token that must exist; raise ValueError if it does not."""
     identifier = tokenizer.get_vocab().get(token)
     if identifier is None:
-        raise ValueError(f"token: got {token!r}, which this vocabulary lacks; train the tokenizer on it")
+        raise ValueError(f"token {token!r} is not in this vocabulary; add it when training the tokenizer")
     return int(identifier)

@@ -1,9 +1,9 @@
 """Phantoms: procedural medical images of all eight modalities with multiple-choice questions about them.
 
-They stand in for OmniMedVQA where its images may not be shipped: in tests, in demonstrations, and to
-pre-train a tiny model. A phantom is its `PhantomFacts`; `draw` makes the picture, `describe` a line of text,
-`ask` the questions, and `write_dataset` a directory in OmniMedVQA's own layout. Over all modalities
-together, no option text is a better guess than another without the image.
+They stand in for OmniMedVQA where its images must not be redistributed: in tests, in demonstrations, and to pre-train
+the tiny model. A phantom is defined by its `PhantomFacts`; `draw` makes the picture, `describe` a line of text, `ask`
+the questions, and `write_dataset` a directory in OmniMedVQA's own layout. Over all modalities together, no option text
+is a better guess than another without the image.
 """
 
 from medr1_ray.data.phantoms.drawing import draw

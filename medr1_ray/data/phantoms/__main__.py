@@ -9,16 +9,18 @@ from medr1_ray.data.phantoms.write import ensure_dataset
 
 
 def main() -> None:
-    """Read the command line and write the dataset, unless the directory holds it already."""
+    """Read the command line and write the dataset unless the directory already holds it."""
     parser = argparse.ArgumentParser(prog="python -m medr1_ray.data.phantoms", description=__doc__)
     parser.add_argument(
         "--out", type=Path, required=True, help="a new or empty directory, or one that holds this dataset"
     )
-    parser.add_argument("--images", type=int, required=True, help="how many images")
+    parser.add_argument("--images", type=int, required=True, help="number of images")
     parser.add_argument(
-        "--seed", type=int, required=True, help="0 or more; another seed gives other phantoms"
+        "--seed", type=int, required=True, help="0 or more; different seeds give different phantoms"
     )
-    parser.add_argument("--size", type=int, default=112, help="pixels of the longer side (112)")
+    parser.add_argument(
+        "--size", type=int, default=112, help="longer side of the images in pixels (default: 112)"
+    )
     arguments = parser.parse_args()
     try:
         ensure_dataset(arguments.out, arguments.images, arguments.seed, arguments.size)

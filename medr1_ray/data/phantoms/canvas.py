@@ -1,4 +1,4 @@
-"""The grid a phantom is drawn on, and the few brushes that all modalities share."""
+"""The pixel grid on which a phantom is drawn, and the brushes shared by all modalities."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Array: TypeAlias = NDArray[np.floating[Any]]
 class Canvas:
     """Coordinates of every pixel, [H, W] each, from -1 (left, top) to 1 (right, bottom) across the image.
 
-    `x` and `y` belong to the image; `u` and `v` to the anatomy, which is a little shifted, scaled and turned
-    in it.
+    `x` and `y` are image coordinates; `u` and `v` are those of the anatomy, which is slightly shifted, scaled and
+    rotated within the image.
     """
 
     x: Array
@@ -27,36 +27,36 @@ class Canvas:
     rng: np.random.Generator
 
     def texture(self, cells: int) -> Array:
-        """Smooth noise [H, W] of mean 0 and deviation of about 0.7: `cells` x `cells` independent values."""
+        """Return smooth noise [H, W], mean 0, standard deviation about 0.7, of `cells` x `cells` independent values."""
         return self.stretched_texture(cells, cells)
 
     def stretched_texture(self, rows: int, columns: int) -> Array:
-        """Smooth noise [H, W] as in `texture`, of `rows` x `columns` independent values."""
+        """Return smooth noise [H, W] as in `texture`, of `rows` x `columns` independent values."""
         grid = self.rng.standard_normal((rows, columns), dtype=np.float32)
         height, width = self.x.shape
         return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
 
     def grain(self) -> Array:
-        """Noise [H, W] of mean 0 and deviation 1, independent from pixel to pixel."""
+        """Return noise [H, W] of mean 0 and standard deviation 1 that is independent from pixel to pixel."""
         return self.rng.standard_normal(self.x.shape, dtype=np.float32)
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float, soft: float = 0.05) -> Array:
-        """A filled ellipse in anatomy coordinates as a mask [H, W] in 0..1, its edge `soft` wide."""
+        """Return a mask [H, W] in 0..1 of a filled ellipse in anatomy coordinates with an edge `soft` wide."""
         distance = np.sqrt(((self.u - cx) / rx) ** 2 + ((self.v - cy) / ry) ** 2)
         return ramp((1 - distance) * min(rx, ry), soft)
 
     def pixels(self, cx: float, cy: float) -> tuple[float, float]:
-        """The pixel (column, row) of a point given in image coordinates, as PIL's drawing takes it."""
+        """Return the pixel (column, row) of a point in image coordinates, as PIL's drawing functions take it."""
         height, width = self.x.shape
         return (cx + 1) / 2 * width, (cy + 1) / 2 * height
 
     def jitter(self, value: float, by: float = 0.1) -> float:
-        """`value`, changed by a share of at most `by` of itself."""
+        """Return `value` changed at random by at most the fraction `by` of itself."""
         return value * float(self.rng.uniform(1 - by, 1 + by))
 
 
 def new_canvas(rng: np.random.Generator, size: int) -> Canvas:
-    """A canvas with one side of `size` pixels and the other up to 20 % shorter."""
+    """Return a canvas with one side of `size` pixels and the other up to 20 % shorter."""
     short = round(size * float(rng.uniform(0.8, 1)))
     height, width = (size, short) if rng.integers(2) else (short, size)
     y, x = np.meshgrid(_centres(height), _centres(width), indexing="ij")
@@ -71,21 +71,21 @@ def _centres(pixels: int) -> Array:
 
 
 def ramp(distance: Array, soft: float) -> Array:
-    """A mask in 0..1: 1 where `distance` is above soft / 2, 0 below -soft / 2, linear between."""
+    """Return a mask in 0..1: 1 where `distance` is above soft / 2, 0 below -soft / 2, linear in between."""
     return np.clip(distance / np.float32(soft) + np.float32(0.5), 0, 1)
 
 
 def blend(base: Array, value: float | Array, mask: Array) -> Array:
-    """`base`, replaced by `value` where `mask` is 1 and mixed with it where the mask lies between 0 and 1."""
+    """Return `base`, replaced by `value` where `mask` is 1 and mixed with it where the mask is between 0 and 1."""
     return base + mask * (value - base)
 
 
 def tint(base: Array, colour: tuple[float, float, float], mask: Array) -> Array:
-    """`blend` for a colour image [3, H, W] and a mask [H, W]."""
+    """Blend a colour into an image [3, H, W] by a mask [H, W], as `blend` does."""
     return base + mask * (np.array(colour, np.float32)[:, None, None] - base)
 
 
 def plain(canvas: Canvas, colour: tuple[float, float, float]) -> Array:
-    """A colour image [3, H, W] of one colour."""
-    # Channels come first because numpy runs slowly over an innermost axis of three.
+    """Return a colour image [3, H, W] of one colour."""
+    # Channels come first because NumPy is slow over an innermost axis of length three.
     return np.broadcast_to(np.array(colour, np.float32)[:, None, None], (3, *canvas.x.shape))

@@ -1,4 +1,4 @@
-"""From the facts of a phantom to its picture."""
+"""Drawing of a phantom's picture from its facts."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ _PAINTERS: dict[tuple[str, str], Callable[[Canvas, Lesion], Array]] = {
 def draw(facts: PhantomFacts, rng: np.random.Generator, size: int = 112) -> NDArray[np.uint8]:
     """Draw one phantom.
 
-    Shapes are laid out relative to the image's own width and height, so that an image squashed to a square
-    shows them undistorted: there a lesion has a diameter of about 1/12 (Mild), 1/6.5 (Moderate) or 1/4
-    (Severe) of the side, with none, two or five small ones around it. All that is not the lesion depends on
-    modality, anatomy and `rng` only: the same generator state with and without a lesion gives the same
-    picture but for it.
+    Shapes are laid out relative to the image's own width and height, so that an image squashed to a square shows them
+    undistorted. In that square a lesion has a diameter of about 1/12 (Mild), 1/6.5 (Moderate) or 1/4 (Severe) of the
+    side, with none, two or five small ones around it. Everything except the lesion depends only on modality, anatomy
+    and `rng`: from the same generator state, pictures with and without a lesion differ only in the lesion.
 
     Args:
         facts: what to show.
-        rng: where all variation comes from.
-        size: the longer side in pixels, at least 56; the shorter one has 80 to 100 % of it.
+        rng: source of all variation.
+        size: longer side in pixels, at least 56; the shorter side has 80 to 100 % of it.
 
     Returns:
-        The image, [H, W, 3] in RGB; grey modalities have three equal channels.
+        The image, uint8 RGB [H, W, 3]; grey modalities have three equal channels.
 
     Raises:
-        ValueError: for a size below 56.
+        ValueError: if `size` is below 56.
     """
     if size < MIN_SIZE:
         raise ValueError(
-            f"size is {size}; it must be at least {MIN_SIZE} pixels: mild lesions vanish below that"
+            f"size is {size}; it must be at least {MIN_SIZE} pixels, because mild lesions vanish below that"
         )
+    # A generator of its own, so that drawing a lesion does not change the random numbers of the rest.
     lesion_rng = np.random.default_rng(rng.integers(2**63))
     canvas = new_canvas(rng, size)
     lesion = place_lesion(facts, canvas, lesion_rng)

@@ -1,4 +1,4 @@
-"""Ultrasound and OCT: pictures made of echoes, with speckle."""
+"""Painters of ultrasound and OCT: images formed by echoes, with speckle."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from medr1_ray.data.phantoms.canvas import Array, Canvas, blend, ramp
 from medr1_ray.data.phantoms.lesion import Lesion
 
-_APEX = -1.15
+_APEX = -1.15  # the ultrasound fan spreads from this y, above the image
 
 
 def _sector(tissue: Array, canvas: Canvas, lesion: Lesion) -> Array:
-    """Put tissue into the fan that a probe at the top edge sees, with speckle along the arcs."""
+    """Cut tissue to the fan that a probe at the top edge sees; add speckle along the arcs and the lesion."""
     depth = canvas.y - np.float32(_APEX)
     radius = np.sqrt(canvas.x**2 + depth**2)
     half_width = canvas.jitter(0.8, 0.06)
@@ -25,7 +25,7 @@ def _sector(tissue: Array, canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def ultrasound_liver(canvas: Canvas, lesion: Lesion) -> Array:
-    """A fan [H, W] of even grey liver with a few black vessels and a bright diaphragm arc below."""
+    """Paint a fan [H, W] of even grey liver with a few black vessels and a bright diaphragm arc below."""
     image = np.float32(0.42) + 0.06 * canvas.texture(5)
     for _ in range(4):
         cx, cy = canvas.rng.uniform(-0.5, 0.5), canvas.rng.uniform(-0.5, 0.4)
@@ -41,7 +41,7 @@ def ultrasound_liver(canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def ultrasound_heart(canvas: Canvas, lesion: Lesion) -> Array:
-    """A fan [H, W] with the four black chambers of the heart, grey walls between them."""
+    """Paint a fan [H, W] with the four black chambers of the heart and grey walls between them."""
     image = np.float32(0.5) + 0.08 * canvas.texture(6)
     level = canvas.jitter(0.1, 0.5)
     for side in (-1, 1):
@@ -62,7 +62,7 @@ def _scan(layers: Array, canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def oct_macula(canvas: Canvas, lesion: Lesion) -> Array:
-    """A scan [H, W] through the macula: level bright and dark bands with the foveal pit in the middle."""
+    """Paint a scan [H, W] through the macula: level bright and dark bands with the foveal pit in the middle."""
     u = canvas.u
     width = canvas.jitter(0.22, 0.2)
     pit = np.exp(-((u / width) ** 2))
@@ -75,8 +75,7 @@ def oct_macula(canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def oct_cornea(canvas: Canvas, lesion: Lesion) -> Array:
-    """A scan [H, W] through the cornea: a grey arch with bright edges on black, the iris as two bars
-    below."""
+    """Paint a scan [H, W] through the cornea: a grey arch with bright edges on black, the iris as two bars below."""
     arch = canvas.jitter(0.75)
     depth = (canvas.v + canvas.jitter(0.62, 0.06) - arch * canvas.u**2) / canvas.jitter(0.42)
     places = [-0.03, 0.0, 0.08, 0.14, 0.2, 0.9, 0.95, 1.0, 1.05]

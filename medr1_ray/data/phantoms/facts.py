@@ -1,4 +1,4 @@
-"""What a phantom shows: the vocabulary, the facts of one image, and how they are drawn by chance."""
+"""Facts that a phantom shows: the vocabulary, the facts of one image, and their random draw."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: The two anatomies of each modality. Words that are true of one picture at once are listed in `OVERLAPS`.
+#: The two anatomies of each modality. Names that can both be true of one picture are listed in `OVERLAPS`.
 ANATOMIES: dict[str, tuple[str, str]] = {
     "CT": ("Chest", "Abdomen"),
     "MRI": ("Brain", "Knee"),
@@ -21,7 +21,7 @@ MODALITIES: tuple[str, ...] = tuple(ANATOMIES)
 GRADES: tuple[str, ...] = ("Mild", "Moderate", "Severe")
 LOCATIONS: tuple[str, ...] = ("Left", "Right", "Top", "Bottom")
 
-#: Anatomies of which one lies inside the other: they never stand in one question.
+#: Pairs in which one anatomy lies inside the other: they are never options of the same question.
 OVERLAPS: tuple[frozenset[str], ...] = (frozenset({"Chest", "Heart"}), frozenset({"Abdomen", "Liver"}))
 
 
@@ -29,11 +29,11 @@ OVERLAPS: tuple[frozenset[str], ...] = (frozenset({"Chest", "Heart"}), frozenset
 class PhantomFacts:
     """The facts of one phantom image.
 
-    `grade` is one of `GRADES` and `location` one of `LOCATIONS` where `lesion` is true, else both are None.
-    A location is meant as the viewer sees it: Left is the left half of the image.
+    `grade` is one of `GRADES` and `location` one of `LOCATIONS` if `lesion` is true; otherwise both are None.
+    Locations are as seen by the viewer: Left is the left half of the image.
 
     Raises:
-        ValueError: for a word outside the vocabulary, or a grade or location that does not go with `lesion`.
+        ValueError: if a word is outside the vocabulary, or a grade or location contradicts `lesion`.
     """
 
     modality: str
@@ -52,16 +52,16 @@ class PhantomFacts:
 
 def _check(key: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{key} is {value!r}; with the other facts given, use one of {list(allowed)}")
+        raise ValueError(f"{key} is {value!r}; given the other facts, use one of {list(allowed)}")
 
 
 def random_facts(rng: np.random.Generator, modality: str) -> PhantomFacts:
-    """Draw the facts of one phantom, each uniformly and independently of the others.
+    """Draw the facts of one phantom at random, each uniformly and independently of the others.
 
-    A lesion is there in half of the phantoms.
+    Half of the phantoms have a lesion.
 
     Raises:
-        ValueError: for a modality that is not in `MODALITIES`.
+        ValueError: if `modality` is not in `MODALITIES`.
     """
     _check("modality", modality, MODALITIES)
     anatomy = ANATOMIES[modality][int(rng.integers(2))]
@@ -72,8 +72,10 @@ def random_facts(rng: np.random.Generator, modality: str) -> PhantomFacts:
 
 
 def describe(facts: PhantomFacts, rng: np.random.Generator) -> str:
-    """Say all facts of a phantom in one line, in one of several wordings, for example
-    "CT of the chest, severe lesion on the left."."""
+    """Return a line that states all facts of a phantom, in one of several wordings.
+
+    Example: "CT of the chest, severe lesion on the left."
+    """
     modality = facts.modality if facts.modality in ("CT", "MRI", "X-ray", "OCT") else facts.modality.lower()
     anatomy = facts.anatomy.lower()
     finding = "no lesion"

@@ -1,4 +1,4 @@
-"""Where a lesion lies and what shape it has; how it looks is each modality's own affair."""
+"""Position and shape of a lesion; each modality gives it its look."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from medr1_ray.data.phantoms.canvas import Array, Canvas, ramp
 from medr1_ray.data.phantoms.facts import PhantomFacts
 
-#: Half the diameter of 7, 13 and 21 pixels in an image of 84, in units of half the image.
+#: Radii in units of half the image; the diameters are 7, 13 and 21 pixels in an image of 84 pixels.
 _RADIUS = {"Mild": 0.083, "Moderate": 0.155, "Severe": 0.25}
 _SATELLITES = {"Mild": 0, "Moderate": 2, "Severe": 5}
 _DIRECTION = {"Left": (-1, 0), "Right": (1, 0), "Top": (0, -1), "Bottom": (0, 1)}
@@ -19,8 +19,11 @@ _RIM = 0.045
 
 @dataclass(frozen=True)
 class Lesion:
-    """Masks [H, W] in 0..1: `core` is the lesion itself, `halo` the lesion and a narrow rim around it,
-    `shadow` the stripe below it that sound does not reach."""
+    """Masks [H, W] in 0..1 of a lesion.
+
+    `core` is the lesion itself, `halo` the lesion with a narrow rim around it, and `shadow` the stripe below it that
+    ultrasound does not reach.
+    """
 
     core: Array
     halo: Array
@@ -28,10 +31,9 @@ class Lesion:
 
 
 def place_lesion(facts: PhantomFacts, canvas: Canvas, rng: np.random.Generator) -> Lesion:
-    """Draw the lesion of `facts`: one irregular blob and, the worse the grade, the more small ones around it.
+    """Return the masks of the lesion of `facts`: one irregular blob, and more small ones around it for worse grades.
 
-    All masks are empty without a lesion. Chance comes from `rng` alone, never from the canvas's own
-    generator.
+    Without a lesion all masks are empty. Random numbers come only from `rng`, never from the canvas's own generator.
     """
     if facts.grade is None or facts.location is None:
         empty = np.zeros_like(canvas.x)

@@ -1,4 +1,4 @@
-"""Fundus photography, dermoscopy and microscopy: pictures in colour, [3, H, W] while they are drawn."""
+"""Painters of fundus photography, dermoscopy and microscopy: colour images, [3, H, W] while they are drawn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _retina(canvas: Canvas) -> Array:
 
 
 def _vessels(canvas: Canvas, image: Array, paths: list[tuple[list[tuple[float, float]], float]]) -> Array:
-    """Draw blood vessels: each a path in image coordinates and a width in halves of the image."""
+    """Draw blood vessels, each given as a path in image coordinates and a width in units of half the image width."""
     height, width = canvas.x.shape
     mask = Image.new("L", (width, height))
     pen = ImageDraw.Draw(mask)
@@ -42,7 +42,7 @@ def _eyepiece(image: Array, canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def fundus_macula(canvas: Canvas, lesion: Lesion) -> Array:
-    """A photograph [3, H, W] centred on the macula: a dark spot between two arching vessels, no disc."""
+    """Paint a photograph [3, H, W] centred on the macula: a dark spot between two arching vessels, no disc."""
     rng = canvas.rng
     image = tint(
         _retina(canvas),
@@ -71,7 +71,7 @@ def fundus_macula(canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def fundus_disc(canvas: Canvas, lesion: Lesion) -> Array:
-    """A photograph [3, H, W] centred on the optic disc: a bright disc from which all vessels spread."""
+    """Paint a photograph [3, H, W] centred on the optic disc: a bright disc from which all vessels spread."""
     rng = canvas.rng
     radius = canvas.jitter(0.21)
     image = tint(_retina(canvas), (0.98, 0.82, 0.45), canvas.ellipse(0, 0, radius * 0.9, radius))
@@ -104,7 +104,7 @@ def _pigment(image: Array, canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def dermoscopy_scalp(canvas: Canvas, lesion: Lesion) -> Array:
-    """A close-up [3, H, W] of skin crossed by many long dark hairs."""
+    """Paint a close-up [3, H, W] of skin crossed by many long dark hairs."""
     rng = canvas.rng
     image = _pigment(_skin(canvas), canvas, lesion)
     height, width = canvas.x.shape
@@ -125,7 +125,7 @@ def dermoscopy_scalp(canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def dermoscopy_sole(canvas: Canvas, lesion: Lesion) -> Array:
-    """A close-up [3, H, W] of ridged skin: parallel light and dark stripes, dotted with pores."""
+    """Paint a close-up [3, H, W] of ridged skin: parallel light and dark stripes, dotted with pores."""
     angle = canvas.rng.uniform(0, np.pi)
     cos, sin, turns = math.cos(angle), math.sin(angle), canvas.jitter(26, 0.15)
     stripes = np.cos(turns * (canvas.u * cos + canvas.v * sin + 0.05 * canvas.texture(4)))
@@ -143,7 +143,7 @@ def _nuclei(image: Array, canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def microscopy_blood(canvas: Canvas, lesion: Lesion) -> Array:
-    """A smear [3, H, W]: round red cells with pale centres on a near-white ground."""
+    """Paint a smear [3, H, W]: round red cells with pale centres on a near-white background."""
     rng = canvas.rng
     height, width = canvas.x.shape
     smear = Image.new("RGB", (width, height), (245, 232, 232))
@@ -162,7 +162,7 @@ def microscopy_blood(canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def microscopy_prostate(canvas: Canvas, lesion: Lesion) -> Array:
-    """A stained section [3, H, W]: pink tissue with white glands, each in a ring of purple nuclei."""
+    """Paint a stained section [3, H, W]: pink tissue with white glands, each in a ring of purple nuclei."""
     rng = canvas.rng
     image = plain(canvas, (0.9, 0.62, 0.76)) * (1 + 0.06 * canvas.texture(16))
     image = tint(image, (0.55, 0.3, 0.62), ramp(canvas.texture(36) - 1.1, 0.3))

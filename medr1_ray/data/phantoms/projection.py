@@ -1,4 +1,4 @@
-"""X-ray: projections in which bones add up to white."""
+"""Painters of X-ray: projections in which bones add up to white."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _film(image: Array, canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def xray_chest(canvas: Canvas, lesion: Lesion) -> Array:
-    """A chest film [H, W]: dark lungs crossed by ribs; bright spine, heart and diaphragm; no black margin."""
+    """Paint a chest film [H, W]: dark lungs crossed by ribs; bright spine, heart and diaphragm; no black margin."""
     u, v = canvas.u, canvas.v
     image: Array = 0.5 + 0.1 * v + 0.1 * np.abs(u)
     lungs = np.maximum(
@@ -36,7 +36,7 @@ def xray_chest(canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def xray_hand(canvas: Canvas, lesion: Lesion) -> Array:
-    """A film [H, W] of a hand, its fingers up: grey flesh and bright bones on black."""
+    """Paint a film [H, W] of a hand with the fingers up: grey flesh and bright bones on black."""
     rng = canvas.rng
     height, width = canvas.x.shape
     flesh, bones = Image.new("L", (width, height)), Image.new("L", (width, height))

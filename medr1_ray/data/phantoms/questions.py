@@ -1,8 +1,8 @@
 """Multiple-choice questions about a phantom, built so that the options alone give nothing away.
 
-For every question type P(options offered, gold) is the same whichever of the offered options is the gold one.
-So neither how often a text is offered nor how often it was right helps to answer without the image. This
-holds over all modalities together: within one of them, its own name is always the answer to what it is.
+For every question type, P(options offered, gold) is the same whichever of the offered options is gold. So neither how
+often a text is offered nor how often it was correct helps to answer without the image. This holds over all modalities
+together; within a single one, its own name is the answer to every modality question.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _STEMS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class PhantomQuestion:
-    """One multiple-choice question: `answer` is the text of the one right option among `options`."""
+    """One multiple-choice question; `answer` is the text of the one correct option among `options`."""
 
     question_type: str
     stem: str
@@ -66,9 +66,9 @@ class PhantomQuestion:
 
 
 def ask(facts: PhantomFacts, rng: np.random.Generator) -> list[PhantomQuestion]:
-    """Ask for every fact of a phantom once: three questions without a lesion, five with one.
+    """Return one question for each fact of a phantom: three without a lesion, five with one.
 
-    The options stand in random order, the gold one at every place equally often.
+    The options are in random order, so the gold one is equally likely at every position.
     """
     others = [modality for modality in MODALITIES if modality != facts.modality]
     distractors = [others[k] for k in rng.choice(len(others), 3, replace=False)]
@@ -100,12 +100,12 @@ def _anatomies_with(gold: str, rng: np.random.Generator) -> tuple[str, ...]:
 
 @cache
 def _anatomy_quartets() -> tuple[list[tuple[str, ...]], NDArray[np.float64]]:
-    """All sets of four anatomies that may stand in one question, and how often each is to be offered.
+    """Return all sets of four anatomies that may be options of one question, and the weight of each.
 
-    An anatomy that two modalities share is the gold one twice as often as the others, so it must be offered
-    twice as often. The weights are the most even ones (a product of one factor per anatomy, found by
-    iterative scaling) for which an anatomy is gold in one quarter of the questions that offer it. Choosing a
-    set with its weight among those that hold the gold anatomy then gives P(set, gold) = P(set) / 4.
+    An anatomy shared by two modalities is gold twice as often as the others, so it must be offered twice as often. The
+    weights are the most even ones (a product of one factor per anatomy, found by iterative scaling) for which every
+    anatomy is gold in one quarter of the questions that offer it. Choosing a set by its weight among those that contain
+    the gold anatomy then gives P(set, gold) = P(set) / 4.
     """
     names = sorted({anatomy for pair in ANATOMIES.values() for anatomy in pair})
     quartets: list[tuple[str, ...]] = [

@@ -1,4 +1,4 @@
-"""CT and MRI: grey slices on black."""
+"""Painters of CT and MRI: grey slices on black."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _ct(organs: Array, canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def ct_chest(canvas: Canvas, lesion: Lesion) -> Array:
-    """A slice [H, W] of the chest: two black lungs, a bright ring of ribs, the spine below."""
+    """Paint a slice [H, W] of the chest: two black lungs, a bright ring of ribs, the spine below."""
     rx, ry = canvas.jitter(0.9, 0.05), canvas.jitter(0.8, 0.06)
     radius = _ring_radius(canvas, rx, ry)
     image = blend(np.full_like(canvas.x, 0.01), 0.42, ramp(1 - radius, 0.04))
@@ -36,7 +36,7 @@ def ct_chest(canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def ct_abdomen(canvas: Canvas, lesion: Lesion) -> Array:
-    """A slice [H, W] of the abdomen: liver on the left, kidneys, bowel, a rim of fat, the spine below."""
+    """Paint a slice [H, W] of the abdomen: liver on the left, kidneys, bowel, a rim of fat, the spine below."""
     rx, ry = canvas.jitter(0.9, 0.05), canvas.jitter(0.8, 0.06)
     radius = _ring_radius(canvas, rx, ry)
     image = blend(np.full_like(canvas.x, 0.01), 0.27, ramp(1 - radius, 0.04))
@@ -59,13 +59,13 @@ def ct_abdomen(canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def _mri(tissue: Array, canvas: Canvas, lesion: Lesion) -> Array:
-    # The coil's uneven sensitivity is what gives MRI its slow shading.
+    # Slow shading, which the uneven sensitivity of the coil causes in MRI.
     image = tissue * (1 + 0.1 * canvas.texture(3)) + 0.015 * canvas.grain()
     return blend(blend(image, 0.95, lesion.halo), 0.03, lesion.core)
 
 
 def mri_brain(canvas: Canvas, lesion: Lesion) -> Array:
-    """An axial slice [H, W] of the brain: bright scalp, dark skull, folded cortex, bright ventricles."""
+    """Paint an axial slice [H, W] of the brain: bright scalp, dark skull, folded cortex, bright ventricles."""
     rx, ry = canvas.jitter(0.76, 0.06), canvas.jitter(0.9, 0.04)
     radius = _ring_radius(canvas, rx, ry) + 0.01 * canvas.texture(6)
     image = blend(np.zeros_like(canvas.x), 0.8, ramp(1 - radius, 0.03))
@@ -82,7 +82,7 @@ def mri_brain(canvas: Canvas, lesion: Lesion) -> Array:
 
 
 def mri_knee(canvas: Canvas, lesion: Lesion) -> Array:
-    """A sagittal slice [H, W] of the knee: bright femur above, tibia below, patella and tendons in front."""
+    """Paint a sagittal slice [H, W] of the knee: bright femur above, tibia below, patella and tendons in front."""
     leg = ramp(canvas.jitter(0.86, 0.04) - np.abs(canvas.u + 0.08 * canvas.v), 0.05)
     image = blend(np.zeros_like(canvas.x), 0.82, leg)
     muscle = 0.28 + 0.05 * canvas.stretched_texture(4, 16)

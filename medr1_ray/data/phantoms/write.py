@@ -1,4 +1,4 @@
-"""Phantoms on disk, in OmniMedVQA's own layout."""
+"""Writing of phantoms to disk, in OmniMedVQA's own layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medr1_ray.data.phantoms.drawing import draw
 from medr1_ray.data.phantoms.facts import MODALITIES, PhantomFacts, random_facts
 from medr1_ray.data.phantoms.questions import PhantomQuestion, ask
 
-#: To be raised with every change that alters a picture or a question for a given seed.
+#: Increase this with every change that alters a picture or a question of a given seed.
 GENERATOR_VERSION = 1
 MANIFEST = "phantoms.json"
 
@@ -34,37 +34,40 @@ _FACTS, _QUESTIONS, _IMAGE = range(3)
 
 
 def phantom_rng(seed: int, index: int, purpose: int) -> np.random.Generator:
-    """The generator of phantom `index` for one purpose: 0 its facts, 1 its questions, 2 its image, and from 3
-    on whatever else is to be drawn about it (a description, say) without changing the others."""
+    """Return the random generator of phantom `index` for one purpose.
+
+    Purposes are 0 for its facts, 1 for its questions, 2 for its image; numbers from 3 on are free for anything else
+    (such as a description), which then does not change the others.
+    """
     return np.random.default_rng([seed, index, purpose])
 
 
 def phantom_facts(seed: int, index: int) -> PhantomFacts:
-    """The facts of phantom `index` of a dataset: modality number `index` mod 8, all else by chance."""
+    """Return the facts of phantom `index` of a dataset: modality number `index` mod 8, the others at random."""
     return random_facts(phantom_rng(seed, index, _FACTS), MODALITIES[index % len(MODALITIES)])
 
 
 def phantom_questions(seed: int, index: int) -> list[PhantomQuestion]:
-    """The questions about phantom `index` of a dataset, without drawing it."""
+    """Return the questions about phantom `index` of a dataset, without drawing it."""
     return ask(phantom_facts(seed, index), phantom_rng(seed, index, _QUESTIONS))
 
 
 def write_dataset(out: Path, images: int, seed: int, size: int = 112) -> None:
     """Write `images` phantoms with all their questions to the directory `out`.
 
-    There is one dataset per modality, such as "Phantom CT": `Images/<dataset>/` holds pictures of `size`
-    pixels on the longer side (png, jpg or bmp), `QA_information/Open-access/<dataset>.json` the questions.
-    `out` comes into being only once all is written; `phantoms.json` in it says with which parameters. A
-    phantom depends on the seed and its index, not on how many there are.
+    There is one dataset per modality, such as "Phantom CT": `Images/<dataset>/` holds pictures of `size` pixels on the
+    longer side (png, jpg or bmp), `QA_information/Open-access/<dataset>.json` the questions. `out` appears only when
+    everything is written; `phantoms.json` in it records the parameters. A phantom depends on the seed and its index,
+    not on the number of phantoms.
 
     Raises:
-        ValueError: if `images` is below 1, `seed` below 0, `size` below 56, or `out` is no empty directory.
+        ValueError: if `images` is below 1, `seed` below 0, `size` below 56, or `out` exists and is not an empty
+            directory.
     """
     manifest = _manifest(images, seed, size)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
-            f"out is {str(out)!r}, which is there and not an empty directory; it must be new or empty: "
-            "choose another path, or delete what is there"
+            f"out is {str(out)!r}, which exists and is not an empty directory; choose another path, or delete it"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.partial-") as folder:
@@ -80,17 +83,17 @@ def write_dataset(out: Path, images: int, seed: int, size: int = 112) -> None:
 
 
 def ensure_dataset(out: Path, images: int, seed: int, size: int = 112) -> None:
-    """Write the dataset as `write_dataset` does unless `out` holds it already.
+    """Write the dataset as `write_dataset` does, unless `out` already holds it.
 
     Raises:
-        ValueError: if `out` holds phantoms of other parameters or anything else, and as `write_dataset` does.
+        ValueError: if `out` holds phantoms with other parameters or anything else, and as `write_dataset`.
     """
     wanted = _manifest(images, seed, size)
     if not (out / MANIFEST).is_file():
         try:
             return write_dataset(out, images, seed, size)
         except OSError:
-            # Another run may have written it meanwhile; what it wrote is looked at as if it had been there.
+            # Another run may have written it since the check above; its dataset is then checked like an old one.
             if not (out / MANIFEST).is_file():
                 raise
     found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
@@ -101,8 +104,8 @@ def ensure_dataset(out: Path, images: int, seed: int, size: int = 112) -> None:
     ]
     if differences:
         raise ValueError(
-            f"out is {str(out)!r}, which holds phantoms with {', '.join(differences)}; ask for those, "
-            "choose another directory, or delete this one to have it written anew"
+            f"out is {str(out)!r}, which holds phantoms with {', '.join(differences)}; ask for those parameters, "
+            "choose another directory, or delete this one to write it again"
         )
 
 
@@ -113,7 +116,7 @@ def _write_json(path: Path, value: object) -> None:
 def _manifest(images: int, seed: int, size: int) -> dict[str, int]:
     for key, value, least in (("images", images, 1), ("seed", seed, 0)):
         if value < least:
-            raise ValueError(f"{key} is {value}; it must be at least {least}: give a larger number")
+            raise ValueError(f"{key} is {value}; it must be at least {least}")
     return {"images": images, "seed": seed, "size": size, "generator_version": GENERATOR_VERSION}
 
 
@@ -126,7 +129,7 @@ def _write_phantom(
     picture = Image.fromarray(draw(facts, rng, size))
     image_path = f"Images/{dataset}/{index:06d}.{_ENDINGS[int(rng.integers(len(_ENDINGS)))]}"
     (root / image_path).parent.mkdir(parents=True, exist_ok=True)
-    # Pillow takes from these what the format knows and leaves the rest.
+    # Pillow's writers ignore the options that their format does not have.
     picture.save(root / image_path, quality=95, compress_level=3)
     for number, question in enumerate(phantom_questions(seed, index)):
         rows.setdefault(dataset, []).append(

@@ -1,7 +1,7 @@
-"""`python -m medr1_ray.data.prepare`: check a dataset once; write its manifest, its splits and what was left out.
+"""`python -m medr1_ray.data.prepare`: check a dataset once; write its manifest, its splits and a summary.
 
-`readers/prepared.py` reads what this writes. Images are read in processes of their own (`image_scan.py`), because a
-broken file can kill the decoder.
+`readers/prepared.py` reads the files that this command writes. Images are read in separate processes
+(`image_scan.py`), because a broken file can crash the decoder.
 
-To add a kind of split: a function in `recipes.py` that yields `Split`s.
+To add a kind of split: write a function in `recipes.py` that yields `Split`s.
 """

@@ -1,7 +1,7 @@
 """`python -m medr1_ray.data.prepare --root OmniMedVQA --out DIR`: check a dataset once, write manifest and splits.
 
-Reads every annotation file below `QA_information` and every image that they name. What cannot be used is named, with
-the reason, in the manifest. Stopped, it goes on where it was when it is run again.
+Reads every annotation file below `QA_information` and every image that they name. The manifest lists what cannot be
+used, with the reason. If interrupted, the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from medr1_ray.types import Question
 
 
 def prepare(root: Path, out: Path, medr1: Path | None, seed: int, workers: int) -> None:
-    """Prepare the dataset at `root` in OmniMedVQA's layout, and Med-R1's released files at `medr1` where given.
+    """Prepare the dataset at `root` (OmniMedVQA's layout) and, if given, the splits of Med-R1's files at `medr1`.
 
     Raises:
-        ValueError: if there are no annotation files, or `medr1` has none.
+        ValueError: if `root` or `medr1` holds no annotation files.
     """
     started = time.monotonic()
     rows = _read_rows(root)
@@ -45,7 +45,7 @@ def prepare(root: Path, out: Path, medr1: Path | None, seed: int, workers: int) 
         f"{account['rows']} rows, {account['questions']} questions on {account['images']} images: "
         f"{seconds:.0f} s, {len(rows) / seconds:.0f} rows/s"
     )
-    for what, title in (("left_out", "left out"), ("remarks", "used, but odd")):
+    for what, title in (("left_out", "left out"), ("remarks", "used, but unusual")):
         for reason, rest in account[what].items():
             print(f"{title}: {rest['rows']} rows: {reason} ({', '.join(rest['first'])}, ...)")
     splits = list(grouped_splits(rows, seed))
@@ -59,15 +59,16 @@ def prepare(root: Path, out: Path, medr1: Path | None, seed: int, workers: int) 
         counts = ", ".join(f"{part} {len(members)}" for part, members in parts.items())
         print(f"split {split.name}: {counts}; digest {digest}")
         for reason, count in split.left_out.items():
-            print(f"  left out: {count} {reason}")
+            print(f"  left out: {reason}: {count}")
         for part, leak in leakages.items():
             if leak:
                 print(f"  {part}: {leak.description}")
 
 
 def _read_rows(root: Path) -> list[ManifestRow]:
-    """Every row, in the order of files and rows; no image has been looked at yet."""
+    """Return every row, in the order of files and rows, without facts about the images."""
     folder = root / QUESTIONS
+    # Includes files without the suffix .json and folders at the second level, so that the manifest lists them.
     files = sorted(
         path
         for pattern in ("*", "*/*")
@@ -93,6 +94,7 @@ def _read_file(root: Path, file: Path) -> list[ManifestRow]:
     rows = [
         ManifestRow(f"{name}:{row.row}", path, row.row, left_out=row.reason) for row in result.dropped
     ] + [_row_of(root, path, question) for question in result.questions]
+    # Dropped rows and questions come from two lists; this restores the order of the file.
     return sorted(rows, key=lambda row: row.row or 0)
 
 
@@ -130,27 +132,34 @@ def _with_image(row: ManifestRow, facts: Mapping[str, ImageFacts]) -> ManifestRo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m medr1_ray.data.prepare", description="Check OmniMedVQA once; write a manifest and splits."
     )
-    parser.add_argument("--root", type=Path, required=True, help="holds QA_information and Images")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder, or one written before")
-    parser.add_argument("--medr1", type=Path, help="Med-R1's released annotation files, e.g. ROOT/Splits")
-    parser.add_argument("--seed", type=int, default=0, help="of the splits (0)")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds QA_information and Images")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes that read images (the number of cores)"
+        "--out", type=Path, required=True, help="a new folder, or one that this command wrote earlier"
+    )
+    parser.add_argument(
+        "--medr1", type=Path, help="folder of Med-R1's released annotation files, e.g. ROOT/Splits"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default: 0)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="number of processes that read images (default: number of cores)",
     )
     options = parser.parse_args(arguments)
     if options.workers < 1:
-        parser.error(f"--workers {options.workers}: give a number from 1 upward")
+        parser.error(f"--workers {options.workers}: give a number of 1 or more")
     try:
         prepare(options.root, options.out, options.medr1, options.seed, options.workers)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 

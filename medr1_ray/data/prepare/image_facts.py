@@ -1,4 +1,4 @@
-"""Whether an image file is usable, and what is known of it: the part of `prepare` that takes time."""
+"""Checks of image files, the slow part of `prepare`: whether a file is usable, and the facts about its image."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ MAX_IMAGE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one image file is: `path` is relative to the dataset's root, `image_hash` and the rest are the manifest's.
+    """Facts about one image file; `image_hash` and the fields after it are those of the manifest.
 
-    `bytes` and `modified_ns` (of the file; 0 where there is none) tell whether the facts still hold.
+    `path` is relative to the dataset's root. `bytes` and `modified_ns` are the file's size and modification time (0 if
+    there is no file); they tell whether the facts are still valid.
     """
 
     path: str
@@ -40,17 +41,18 @@ class ImageFacts:
 
 
 def check_images(root: Path, paths: Sequence[str]) -> list[ImageFacts]:
-    """The facts of several images, by their paths relative to `root`."""
+    """Return the facts about several images, given by paths relative to `root`."""
     return [check_image(root, path) for path in paths]
 
 
 def check_image(root: Path, path: str) -> ImageFacts:
-    """Read the image as training does. Never raises: what is wrong with it is in `left_out`."""
+    """Read the image as training does and return the facts about it. Never raises: `left_out` says what is wrong."""
     full = os.path.join(os.path.abspath(root), path)
     size, modified = stamp(root, path)
     try:
         refuse_missing_image(root, full)
         with warnings.catch_warnings(record=True) as complaints:
+            # By default Python shows a warning once for each line of code, and so for the first image only.
             warnings.simplefilter("always")
             odd = _look_at_header(full, size)
             picture = read_rgb(full)
@@ -58,6 +60,7 @@ def check_image(root: Path, path: str) -> ImageFacts:
         return ImageFacts(path, size, modified, left_out=str(reason))
     except ValueError as error:
         return ImageFacts(path, size, modified, left_out="image cannot be decoded", remark=_one_line(error))
+    # None for more than one colour; the search stops at the second.
     if picture.getcolors(1):
         odd.append("one colour only")
     odd += dict.fromkeys(_one_line(complaint.message) for complaint in complaints)
@@ -74,7 +77,7 @@ def check_image(root: Path, path: str) -> ImageFacts:
 
 
 def stamp(root: Path, path: str) -> tuple[int, int]:
-    """Size in bytes and time of the last change of a file, zeros where there is none."""
+    """Return a file's size in bytes and its modification time in nanoseconds, or zeros if there is no file."""
     try:
         status = os.stat(root / path)
     except (OSError, ValueError):
@@ -83,18 +86,20 @@ def stamp(root: Path, path: str) -> tuple[int, int]:
 
 
 def perceptual_hash(picture: Image.Image) -> str:
-    """64 bits, as 16 hexadecimal digits, that change little with size, brightness and compression (pHash, http://phash.org).
+    """Return a hash of 64 bits, as 16 hexadecimal digits, that changes little with size, brightness and compression.
 
-    Of 32 x 32 grey pixels, which of the 8 x 8 lowest cosine coefficients are above their median.
+    It is pHash (http://phash.org): the image is reduced to 32 x 32 grey pixels, and each bit says whether one of the
+    8 x 8 lowest cosine coefficients is above their median.
     """
     grey = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX), np.float32)
     coefficients = (_cosines() @ grey @ _cosines().T).ravel()
+    # Without the first coefficient, which is the mean brightness.
     return np.packbits(coefficients > np.median(coefficients[1:])).tobytes().hex()
 
 
 @cache
 def _cosines() -> NDArray[np.float32]:
-    """Float32 [8, 32]: the first rows of the discrete cosine transform."""
+    """Return the first rows of the discrete cosine transform, float32 [8, 32]."""
     return np.cos(np.pi / 32 * np.outer(np.arange(8), np.arange(32) + 0.5)).astype(np.float32)
 
 
@@ -105,7 +110,7 @@ def _pixel_hash(picture: Image.Image) -> str:
 
 
 def _look_at_header(path: str, size: int) -> list[str]:
-    """What is odd about a file that can be read. Raises RowError where it must not be decoded at all."""
+    """Return what is unusual about a file; raise RowError if it must not be decoded."""
     if size == 0:
         raise RowError("image file is empty")
     if size > MAX_IMAGE_BYTES:
@@ -117,6 +122,7 @@ def _look_at_header(path: str, size: int) -> list[str]:
                 raise too_large
             odd = ["several frames, the first is used"] if getattr(file, "is_animated", False) else []
             named = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
+            # Pillow calls a JPEG file that holds several pictures MPO.
             if file.format not in (named, "MPO"):
                 odd.append(f"a {file.format} file by its content")
             return odd
@@ -124,7 +130,7 @@ def _look_at_header(path: str, size: int) -> list[str]:
         raise too_large from None
     except RowError:
         raise
-    except Exception as error:  # as in `read_rgb`
+    except Exception as error:  # of many types, as in `read_rgb`
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Checking many images: in processes side by side, with a progress bar, going on where an earlier try was stopped."""
+"""Checks of many images in parallel processes, with a progress bar; resumes where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from medr1_ray.base.atomic_files import whole_lines
 from medr1_ray.data.prepare.image_facts import ImageFacts, check_images, stamp
 
 Check = Callable[[Sequence[str]], list[ImageFacts]]
 
 _BATCH = 32
 _IN_FLIGHT = 4
-"""Batches for each process: enough that none waits, few enough that memory stays bounded."""
+"""Batches per process: enough that no process waits, few enough that memory stays bounded."""
 
 
 def facts_of_images(root: Path, paths: Sequence[str], record: Path, workers: int) -> dict[str, ImageFacts]:
-    """The facts of the images at `paths` (relative to `root`, none twice), by path.
+    """Return the facts about the images at `paths` (relative to `root`, without duplicates), by path.
 
-    They are appended to `record` (JSON Lines) as they are found. What it holds of usable images is taken from there,
-    unless the file's size or time has changed since; the others are looked at again. An image that ends
-    the process which reads it is left out like another.
+    New facts are appended to `record` (JSON Lines) as they are found. Facts of usable images that are already recorded
+    are reused unless the file's size or modification time has changed; all other images are checked again. An image
+    that crashes the process that reads it is left out like any other unusable image.
     """
     known = {
         path: facts
@@ -60,20 +61,22 @@ def facts_of_images(root: Path, paths: Sequence[str], record: Path, workers: int
 
 
 def run_checks(check: Check, batches: Sequence[Sequence[str]], workers: int) -> Iterator[list[ImageFacts]]:
-    """Run `check` on each batch in `workers` processes; the results come in any order.
+    """Run `check` on each batch in `workers` processes; yield the results in any order.
 
-    Where a process ends unexpectedly (a decoder that crashes, memory that runs out), what was in flight is checked
-    again one image at a time, and the image that does it once more is left out.
+    If a process ends unexpectedly (a decoder that crashes, memory that runs out), the batches in flight are checked
+    again one image at a time, and an image that crashes its process again is left out.
     """
     waiting = deque(batches)
     running: dict[Future[list[ImageFacts]], Sequence[str]] = {}
+    # A single worker gets one batch at a time, so that a crash points at it: the second try below relies on that.
     in_flight = _IN_FLIGHT * workers if workers > 1 else 1
     while waiting:
+        # A pool that has lost a process is unusable, hence a new one in each round.
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _ignore_interrupt) as pool:
             try:
                 while waiting or running:
                     while waiting and len(running) < in_flight:
-                        batch = waiting[0]  # still waiting, should the pool break just now
+                        batch = waiting[0]  # removed after `submit`, which raises if the pool has just broken
                         running[pool.submit(check, batch)] = batch
                         waiting.popleft()
                     for done in wait(running, return_when=FIRST_COMPLETED).done:
@@ -81,6 +84,7 @@ def run_checks(check: Check, batches: Sequence[Sequence[str]], workers: int) -> 
                         del running[done]
                 continue
             except BrokenProcessPool:
+                # The pool does not say whose process died, so all batches in flight are suspects.
                 suspects = [path for batch in running.values() for path in batch]
                 running.clear()
         if len(suspects) == 1:
@@ -94,18 +98,17 @@ def _batches(paths: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _ignore_interrupt() -> None:
-    """Control-C is for the parent, which lets the batches in flight end."""
+    """Ignore Control-C in a worker: the parent handles it and lets the batches in flight finish."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _read_record(record: Path) -> dict[str, ImageFacts]:
-    """The facts written before; a line that is cut off, or of another version, is as if it were not there."""
+    """Return the facts recorded earlier; a torn last line and lines of another version are ignored."""
     facts: dict[str, ImageFacts] = {}
-    if record.exists():
-        for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                one = ImageFacts(**json.loads(line))
-            except (ValueError, TypeError):
-                continue
-            facts[one.path] = one
+    for line in whole_lines(record):
+        try:
+            one = ImageFacts(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        facts[one.path] = one
     return facts

@@ -1,4 +1,4 @@
-"""What the held-out questions of a split share with its training questions, and what can be had without looking."""
+"""Leakage of a split: what its held-out questions share with training, and how many can be answered blindly."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from medr1_ray.data.blind_prior import BlindPrior
 from medr1_ray.data.readers.manifest import ManifestRow
 
 NEAR_BITS = 8
-"""Two images are near-duplicates when at most this many of the 64 bits of their perceptual hashes differ. Of 148 real
-images, many neighbouring slices of a volume are that near, and no two of different scans are nearer than 16."""
-_BLOCK = 2**24
+"""Two images are near-duplicates if at most this many of the 64 bits of their perceptual hashes differ. Among 148 real
+images, many neighbouring slices of a volume are that close, and no two images of different scans are closer than 16."""
+_BLOCK = 2**24  # pairs of hashes compared at once, which bounds memory
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """Fractions in [0, 1] of the `questions` held out; those of images count questions, not images.
+    """Leakage from training into a held-out part, as fractions in [0, 1] of the held-out questions (not of images).
 
     Args:
-        shared_image: the pixels of its image are in training.
-        near_duplicate: an image that looks alike (`NEAR_BITS`), or the same one, is in training. None where the images
+        questions: number of held-out questions.
+        shared_image: the pixels of the question's image are in training.
+        near_duplicate: an image that looks alike (`NEAR_BITS`), or the same one, is in training; None if the images
             were not read.
         shared_scan: an image of the same patient or volume, as far as paths tell, is in training.
-        repeated_prompt: its exact text, options included, is in training.
-        blind_prior: accuracy of the blind prior of the training questions.
+        repeated_prompt: the question's exact text, including options, is in training.
+        blind_prior: accuracy of the blind prior fitted to the training questions.
         chance: accuracy of a random choice.
     """
 
@@ -42,8 +43,8 @@ class Leakage:
 
     @property
     def description(self) -> str:
-        """One line for the terminal."""
-        near = "not known" if self.near_duplicate is None else f"{self.near_duplicate:.1%}"
+        """Summary in one line, for the terminal."""
+        near = "unknown" if self.near_duplicate is None else f"{self.near_duplicate:.1%}"
         return (
             f"{self.questions} questions: image in training {self.shared_image:.1%}, near-duplicate {near}, patient or "
             f"volume {self.shared_scan:.1%}, prompt {self.repeated_prompt:.1%}; blind prior {self.blind_prior:.1%}, "
@@ -52,10 +53,10 @@ class Leakage:
 
 
 def leakage(train: Sequence[ManifestRow], held_out: Sequence[ManifestRow]) -> Leakage | None:
-    """The leakage from `train` to `held_out` (rows that were not left out); None where one of them is empty."""
+    """Return the leakage from `train` to `held_out` (rows that were not left out); None if either is empty."""
     if not train or not held_out:
         return None
-    nowhere = Path()
+    nowhere = Path()  # image paths are not compared
     trained, asked = ([row.question(nowhere) for row in rows] for rows in (train, held_out))
     images, scans = {row.image_hash for row in train}, {row.scan for row in train}
     texts = {question.text for question in trained}
@@ -75,6 +76,7 @@ def _near_duplicates(train: Sequence[ManifestRow], held_out: Sequence[ManifestRo
     if any(row.perceptual_hash is None for row in (*train, *held_out)):
         return None
     trained = np.unique(_perceptual_hashes(train))
+    # Several questions share an image; each image is compared once.
     asked, of_question = np.unique(_perceptual_hashes(held_out), return_inverse=True)
     rows_at_once = max(1, _BLOCK // len(trained))
     near: list[NDArray[np.bool_]] = [

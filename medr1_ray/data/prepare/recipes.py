@@ -1,4 +1,4 @@
-"""Splits of a manifest into training, validation and test: named recipes, each with a seed and a digest."""
+"""Recipes that split a manifest into training, validation and test: grouped splits and Med-R1's released ones."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from medr1_ray.data.readers.rows import relative_path
 from medr1_ray.data.splits import hold_out
 
 FRACTIONS = {"test": 0.2, "validation": 0.05}
-"""Of the images of each modality; Med-R1 tests on a fifth as well."""
+"""Shares of the images of each modality; Med-R1 tests on a fifth, too."""
 
 
 def grouped_splits(rows: Sequence[ManifestRow], seed: int) -> Iterator[Split]:
-    """`grouped`, all modalities and question types mixed, then the part of it of each modality and question type.
+    """Yield `grouped`, with all modalities and question types, then its subset for each modality and question type.
 
-    Every group of `groups_of` is in one part as a whole, the same one in all these splits: a model trained on one of
-    them may be tested on any other. Rows that were left out are in none.
+    Every group of `groups_of` is entirely in one part, the same one in all these splits, so a model trained on one of
+    them may be tested on any other. Rows that were left out are in no part.
     """
     used = [row for row in rows if row.left_out is None]
     by_modality: defaultdict[str, dict[str, int]] = defaultdict(dict)
     groups = groups_of(used)
     for key, members in groups.items():
+        # The most frequent one; names break ties, so that the order of the rows does not matter.
         modality = min(Counter(str(row.modality) for row in members).items(), key=lambda item: (-item[1], item[0]))[0]
         by_modality[modality][key] = len({row.image_hash for row in members})
     held_out = {
@@ -51,14 +52,14 @@ def grouped_splits(rows: Sequence[ManifestRow], seed: int) -> Iterator[Split]:
 
 
 def released_splits(rows: Sequence[ManifestRow], root: Path, folder: Path) -> Iterator[Split]:
-    """Med-R1's own splits, of every folder with training and test files in or below `folder`.
+    """Yield Med-R1's own splits, one for every folder with training and test files: `folder` and those in it.
 
-    `medr1` is that of the files themselves or of the folder `modality`, `medr1-<folder>` that of another: each family
-    of files was split on its own, so that the test of one has rows that another trains on. A released row is matched
-    to a row of the manifest by image path, question, options and answer; what finds none is counted.
+    The only split, or that of the folder `modality`, is named `medr1`; the others are named `medr1-<folder>`. Each
+    family of files was split on its own, so the test files of one contain rows that another trains on. A released row
+    is matched to a row of the manifest by image path, question, options and answer; rows without a match are counted.
 
     Raises:
-        ValueError: if `folder` holds no such files, or one of them is no list of rows.
+        ValueError: if `folder` holds no such files, or one of them is not a list of rows.
     """
     families = {
         family: files
@@ -67,8 +68,8 @@ def released_splits(rows: Sequence[ManifestRow], root: Path, folder: Path) -> It
     }
     if not families:
         raise ValueError(
-            f"--medr1 {folder}: neither it nor a folder in it holds train/*.json and test/*.json (or train*.json and "
-            "test*.json); give the folder of Med-R1's released annotation files"
+            f"--medr1 {folder}: neither this folder nor one in it holds train/*.json and test/*.json (or train*.json "
+            "and test*.json); give the folder of Med-R1's released annotation files"
         )
     for family, files in families.items():
         name = "medr1" if family.name == "modality" or len(families) == 1 else f"medr1-{slug(family.name)}"
@@ -76,7 +77,7 @@ def released_splits(rows: Sequence[ManifestRow], root: Path, folder: Path) -> It
 
 
 def slug(name: str) -> str:
-    """The name in lower case, with dashes, as part of a file's name."""
+    """Return the name in lower case with dashes, for use in a file name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -88,7 +89,7 @@ def _released_split(
     name: str, rows: Sequence[ManifestRow], root: Path, files: dict[str, list[Path]]
 ) -> Split:
     free: defaultdict[object, list[str]] = defaultdict(list)
-    for row in reversed(rows):
+    for row in reversed(rows):  # so that `pop` takes equal rows in the order of the manifest
         if row.left_out is None:
             free[row.image_path, row.stem, row.options, row.gold_letter].append(row.id)
     chosen: dict[str, set[str]] = {part: set() for part in PARTS}
@@ -110,4 +111,5 @@ def _released_split(
                     left_out[f"released {part} row that no usable row of the manifest matches"] += 1
     left_out["usable row that was not released"] = sum(map(len, free.values()))
     parts = {part: tuple(row.id for row in rows if row.id in ids) for part, ids in chosen.items()}
+    # The unary plus drops reasons with a count of zero.
     return Split(name, "Med-R1's released files, split by row", None, parts, dict(+left_out))

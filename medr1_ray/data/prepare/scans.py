@@ -1,4 +1,4 @@
-"""Which images belong together: what OmniMedVQA's paths tell of patients, volumes and cut pictures."""
+"""Groups of images that belong together, as far as OmniMedVQA's paths tell patients, volumes and cropped pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from medr1_ray.data.readers.manifest import ManifestRow
 
-# Patients, in a file's stem: as the sources of OmniMedVQA name their files in Med-R1's released rows.
+# Patterns of patients in a file's stem, as OmniMedVQA's sources name their files in Med-R1's released rows.
 _PATIENTS = [
     re.compile(rule)
     for rule in (
@@ -37,21 +37,21 @@ _MIAS = re.compile(r"mdb(\d+)")
 
 
 def scan_of(image_path: str) -> str:
-    """The patient, volume or picture that an image shows, as far as its path tells; else the image itself.
+    """Return the patient, volume or picture that an image shows, as far as its path tells; otherwise the image itself.
 
-    Images of the same name and other endings are one. Where the path tells nothing (RadImageNet, ISIC, the OCT of
-    Retinal OCT-C8 and others) slices of one patient cannot be recognised.
+    Images that differ only in the file extension count as one. Where the path tells nothing (RadImageNet, ISIC,
+    Retinal OCT-C8 and others), slices of one patient cannot be recognised.
     """
     path = PurePosixPath(image_path)
     source = path.parts[1] if len(path.parts) > 2 else path.parts[0]
     if mura := _MURA.search(image_path):
         return f"{source}/{mura[1]}"
     if mias := _MIAS.fullmatch(path.stem):
-        return f"{source}/pair-{(int(mias[1]) + 1) // 2}"  # two neighbouring numbers are the breasts of one patient
+        return f"{source}/pair-{(int(mias[1]) + 1) // 2}"  # 2n - 1 and 2n are the breasts of one patient
     for rule in _PATIENTS:
         if match := rule.fullmatch(path.stem):
             if match[1].startswith(_KERMANY):
-                return match[1]  # three of OmniMedVQA's sources took images from there
+                return match[1]  # without the source: three of OmniMedVQA's sources contain these images
             return f"{source}/{match[1]}"
     if volume := _VOLUME.fullmatch(path.stem):
         return str(path.parent / (volume[1] or volume[2] or ""))
@@ -59,15 +59,17 @@ def scan_of(image_path: str) -> str:
 
 
 def groups_of(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
-    """The rows (none left out) by group: linked by the same pixels or the same scan, over any number of links.
+    """Group rows (none left out) that are linked, directly or through others, by the same pixels or the same scan.
 
     The key is the smallest image hash in the group, which depends neither on paths nor on the order of the rows.
     """
+    # Union-find over hashes and scans.
     parent: dict[str, str] = {}
 
     def find(node: str) -> str:
         parent.setdefault(node, node)
         while parent[node] != node:
+            # Path halving keeps the chains short.
             parent[node] = parent[parent[node]]
             node = parent[node]
         return node

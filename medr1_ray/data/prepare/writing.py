@@ -1,4 +1,4 @@
-"""Writing a prepared dataset: `readers/prepared.py` has its files and reads them."""
+"""Writing of a prepared dataset; `readers/prepared.py` lists its files and reads them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from medr1_ray.base.atomic_files import publish, write_text
 from medr1_ray.data.prepare.leakage import Leakage
 from medr1_ray.data.readers.manifest import MANIFEST_FILE, ManifestRow, digest_of
 from medr1_ray.data.readers.prepared import VERSION, Split, split_digest
@@ -16,10 +17,11 @@ _EXAMPLES = 5
 
 
 def write_prepared(folder: Path, root: Path, rows: Sequence[ManifestRow]) -> dict[str, Any]:
-    """Write the manifest and `prepared.json` of the dataset at `root`; returns what the latter says.
+    """Write the manifest and `prepared.json` of the dataset at `root`; return the content of the latter.
 
     Splits of an earlier manifest are removed.
     """
+    # Before the new manifest: an interruption must not leave splits of another manifest next to it.
     for split in (folder / "splits").glob("*.json"):
         split.unlink()
     write_manifest(folder, rows)
@@ -40,7 +42,7 @@ def write_prepared(folder: Path, root: Path, rows: Sequence[ManifestRow]) -> dic
 def write_split(
     folder: Path, split: Split, rows: Sequence[ManifestRow], leakages: Mapping[str, Leakage | None]
 ) -> str:
-    """Write `splits/<name>.json`; returns the digest of its content."""
+    """Write `splits/<name>.json`; return the digest of its content."""
     digest = split_digest(split, rows)
     (folder / "splits").mkdir(exist_ok=True)
     content = {
@@ -58,7 +60,7 @@ def write_split(
 
 
 def _by_reason(reasons: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Counts with the first ids, most frequent reason first."""
+    """Return the number of rows and the first ids for each reason, most frequent reason first."""
     ids: dict[str, list[str]] = {}
     for id_, reason in reasons.items():
         ids.setdefault(reason, []).append(id_)
@@ -69,14 +71,12 @@ def _by_reason(reasons: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def write_manifest(folder: Path, rows: Sequence[ManifestRow]) -> None:
-    """Write the rows to `folder / MANIFEST_FILE` (parquet), replacing what is there in one step."""
-    # Imported here because it takes seconds, and who reads a manifest needs none of it.
+    """Write the rows to `folder / MANIFEST_FILE` (parquet), replacing an existing file in one step."""
+    # Imported here because the import takes seconds.
     from datasets import Dataset, Features, List, Value, disable_progress_bars, enable_progress_bars
 
     types = {"row": Value("int32"), "width": Value("int32"), "height": Value("int32")}
@@ -84,10 +84,9 @@ def write_manifest(folder: Path, rows: Sequence[ManifestRow]) -> None:
     names = [field.name for field in fields(ManifestRow)]
     columns = {name: [getattr(row, name) for row in rows] for name in names}
     features = Features({name: types.get(name, Value("string")) for name in names})
-    unfinished = folder / (MANIFEST_FILE + ".part")
     disable_progress_bars()
     try:
-        Dataset.from_dict(columns, features=features).to_parquet(unfinished)
+        with publish(folder / MANIFEST_FILE) as partial:
+            Dataset.from_dict(columns, features=features).to_parquet(partial)
     finally:
         enable_progress_bars()
-    unfinished.replace(folder / MANIFEST_FILE)

@@ -1,7 +1,7 @@
-"""Readers of annotation files: a row becomes a `Question`, or is dropped for a counted reason.
+"""Readers of annotation files: each row becomes a `Question`, or is dropped and counted by reason.
 
-`rows.py` has what they share: reading JSON, checking texts and image paths, counting what was dropped.
+`rows.py` has the shared parts: reading JSON, checking texts and image paths, counting dropped rows.
 
-To add a reader: write `<format>.py` with a function that returns `ReadResult`, add the format's name to
-`data.format` (`config/data.py`) and a branch to `dataset.py`. CONTRIBUTING.md has it step by step.
+To add a reader: write `<format>.py` with a function that returns a `ReadResult`, add the format's name to
+`data.format` (`config/data.py`) and a branch to `dataset.py`. CONTRIBUTING.md lists the steps.
 """

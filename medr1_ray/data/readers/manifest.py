@@ -1,4 +1,4 @@
-"""The manifest: every row of a dataset with what is known of its image, and why it was left out where it was."""
+"""The manifest: every row of a dataset, with the facts about its image and, if it was left out, the reason."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ MANIFEST_FILE = "manifest.parquet"
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One row of an annotation file, or a whole file that could not be read (`row` is None then).
+    """One row of an annotation file, or a whole file that could not be read (`row` is then None).
+
+    The fields after `id`, `file` and `row` are None if they could not be determined.
 
     Args:
-        id: unique; that of the question.
-        file: the annotation file, relative to the dataset's root.
+        id: unique id, the same as the question's.
+        file: annotation file, relative to the dataset's root.
         image_path: relative to the dataset's root.
-        image_hash: of the decoded pixels, so that copies under other names or encodings have the same.
-        perceptual_hash: 64 bits in hexadecimal digits; images that look alike differ in few of them.
-        scan: the patient, volume or picture that the path names; images with the same one belong together.
-        left_out: why the row is no question; None for those that are. What follows `id`, `file` and `row` is None
-            where it could not be found out.
-        remark: what the decoder said of an image that cannot be read, or what is odd about one that can.
+        image_hash: hash of the decoded pixels; copies under other names or in other encodings have the same one.
+        perceptual_hash: 64 bits as hexadecimal digits; images that look alike differ in few of them.
+        scan: the patient, volume or picture that the path names; images of the same scan belong together.
+        left_out: why the row is not used as a question; None if it is used.
+        remark: the decoder's message about an image that cannot be read, or what is unusual about one that can.
     """
 
     id: str
@@ -48,7 +49,7 @@ class ManifestRow:
     remark: str | None = None
 
     def question(self, root: Path) -> Question:
-        """The question of a row that was read, whatever its image; `root` is the dataset's."""
+        """Return the question of a row that was read, whether or not its image is usable; `root` is the dataset's."""
         assert self.image_path is not None
         assert self.stem is not None
         assert self.options is not None
@@ -69,12 +70,12 @@ class ManifestRow:
 
 
 def read_manifest(folder: Path) -> list[ManifestRow]:
-    """The rows of the manifest in `folder`, in the order in which they were written.
+    """Return the rows of the manifest in `folder`, in the order in which they were written.
 
     Raises:
-        ValueError: if there is none, or it is no manifest of this version.
+        ValueError: if there is no manifest, or it is not one of this version.
     """
-    # Not through `datasets`, which would copy the table into a cache in the user's home first.
+    # Not with `datasets`, which would first copy the table into a cache in the user's home.
     import pyarrow.parquet
 
     path = folder / MANIFEST_FILE
@@ -82,9 +83,10 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
         columns = pyarrow.parquet.read_table(path).to_pydict()
         options = [tuple(texts) if texts is not None else None for texts in columns.pop("options")]
         rest = [columns[field.name] for field in fields(ManifestRow) if field.name != "options"]
+    # pyarrow's ArrowInvalid is a ValueError.
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{path}: no manifest that can be read ({error}); write one with `python -m medr1_ray.data.prepare`"
+            f"{path}: cannot be read as a manifest ({error}); write one with `python -m medr1_ray.data.prepare`"
         ) from error
     names = [field.name for field in fields(ManifestRow) if field.name != "options"]
     return [
@@ -94,7 +96,7 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
 
 
 def digest_of(rows: Iterable[ManifestRow]) -> str:
-    """32 hexadecimal digits over all that the rows say, in their order."""
+    """Return a digest of 32 hexadecimal digits over the content of all rows, in their order."""
     content = hashlib.blake2b(digest_size=16)
     for row in rows:
         content.update(repr(tuple(asdict(row).values())).encode())

@@ -16,15 +16,17 @@ from medr1_ray.types import Question
 
 
 def read_medr1_files(root: Path, pattern: str, images_needed: bool = True) -> ReadResult:
-    """Read the annotation file `root / pattern`, or all that match it (`*`), in the order of their names.
+    """Read the annotation file `root / pattern`, or all files that match the pattern (`*`), sorted by name.
 
     Raises:
-        ValueError: if there is none, or one cannot be read or is no list of rows.
+        ValueError: if there is no such file, or one cannot be read or is not a list of rows.
     """
+    # A file name may contain characters that are special in patterns.
     files = [root / pattern] if (root / pattern).is_file() else sorted(root.glob(pattern))
     if not files:
         raise ValueError(
-            f"{root / pattern}: no annotation file of that name or pattern; see data.train_file and data.eval_file"
+            f"{root / pattern}: no annotation file has this name or matches this pattern; check data.train_file and "
+            "data.eval_file"
         )
     results = [read_medr1_rows(root, file.relative_to(root).as_posix(), images_needed) for file in files]
     return ReadResult(
@@ -36,12 +38,12 @@ def read_medr1_files(root: Path, pattern: str, images_needed: bool = True) -> Re
 def read_medr1_rows(root: Path, file: str, images_needed: bool = True) -> ReadResult:
     """Read the annotation file `root / file`.
 
-    Rows name neither modality nor question type, but the released files are named by one of them
+    Rows name neither modality nor question type, but each released file is named after one of them
     (`X-Ray_test.json`, `Lesion Grading_train.json`): that one is taken from the name, the other is `Unknown`.
     Nothing is guessed from the wording. With `images_needed`, rows whose image is not on disk are dropped.
 
     Raises:
-        ValueError: if the file cannot be read or is no list of rows.
+        ValueError: if the file cannot be read or is not a list of rows.
     """
     subject = re.sub(r"_(train|test)$", "", Path(file).stem)
     modality, question_type = canonical_modality(subject), canonical_question_type(subject)

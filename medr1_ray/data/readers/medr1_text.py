@@ -1,4 +1,4 @@
-"""The text format of Med-R1's rows: `stem A)x, B)y, C)z` and `<answer> C </answer>`."""
+"""Parsing of the text format of Med-R1's rows: `stem A)x, B)y, C)z` and `<answer> C </answer>`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 from medr1_ray.data.questions import RowError
 from medr1_ray.types import LETTERS
 
-# An option's marker: `A)` after white space, which follows a comma unless it is the first option.
+# The marker of an option: white space and `A)` for the first one, `, B)` and so on for the others.
 _MARKER = re.compile(rf"\sA\)|, [{LETTERS[1:]}]\)")
 
 
 def split_problem(problem: str) -> tuple[str, tuple[str, ...]]:
     """Split `stem A)x, B)y, C)z` into the stem and its 2 to 8 options.
 
-    A bracket that closes an open one, as in `(grade A) ...`, is no marker, unless only then the letters come
-    out in order (an option may lack its closing bracket). Where both readings are possible the row is refused
-    rather than guessed.
+    A bracket that closes an open one, as in `(grade A) ...`, is not taken for a marker, unless the letters are in order
+    only with it (an option may lack its closing bracket). If both readings are possible, the row is refused rather
+    than guessed.
 
     Raises:
-        RowError: if the options cannot be told apart with certainty, or one or the stem is empty.
+        RowError: if the options cannot be told apart with certainty, or if the stem or an option is empty.
     """
     markers = list(_MARKER.finditer(problem))
     closing = _closing_brackets(problem)
@@ -44,7 +44,7 @@ def _in_order(markers: list[re.Match[str]]) -> bool:
 
 
 def _closing_brackets(text: str) -> set[int]:
-    """The positions of the brackets that close an open one."""
+    """Return the positions of the brackets that close an open one."""
     closing: set[int] = set()
     depth = 0
     for bracket in re.finditer(r"[()]", text):
@@ -60,10 +60,10 @@ _SOLUTION = re.compile(rf"<answer>\s*([{LETTERS}])\s*</answer>")
 
 
 def parse_solution(solution: str, options: int) -> int:
-    """The index of the gold option in `<answer> C </answer>`.
+    """Return the index of the gold option in `<answer> C </answer>`; `options` is the number of options.
 
     Raises:
-        RowError: if there is no letter, or none of the `options` has it.
+        RowError: if there is no letter, or no option has it.
     """
     match = _SOLUTION.fullmatch(solution.strip())
     if match is None:

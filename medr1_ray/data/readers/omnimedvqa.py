@@ -23,19 +23,19 @@ OPEN_ACCESS = "Open-access"
 def read_omnimedvqa(root: Path, images_needed: bool = True) -> ReadResult:
     """Read the open-access questions under `root`, the part that Med-R1 uses.
 
-    The restricted-access part is not read: its images have to be asked for at their sources. Files are read
-    in the order of their names, so the result depends on the files alone. With `images_needed`, rows whose
-    image is not on disk are dropped.
+    The restricted-access part is not read: its images must be requested from their sources. Files are read in the
+    order of their names, so the result depends only on the files. With `images_needed`, rows whose image is not on
+    disk are dropped.
 
     Raises:
-        ValueError: if there are no annotation files, or one is no list of rows.
+        ValueError: if there are no annotation files, or one is not a list of rows.
     """
     folder = root / QUESTIONS / OPEN_ACCESS
     files = sorted(folder.glob("*.json"))
     if not files:
         raise ValueError(
-            f"{folder}: no annotation files (*.json) there; the root of the dataset must hold the folders "
-            "QA_information/Open-access and Images of OmniMedVQA"
+            f"{folder}: no annotation files (*.json) in this folder; the root of the dataset must hold OmniMedVQA's "
+            "folders QA_information/Open-access and Images"
         )
     results = [read_annotation_file(root, file, images_needed) for file in files]
     return ReadResult(
@@ -45,16 +45,16 @@ def read_omnimedvqa(root: Path, images_needed: bool = True) -> ReadResult:
 
 
 def read_annotation_file(root: Path, file: Path, images_needed: bool) -> ReadResult:
-    """Read one file under `QA_information`; ids are `<file's stem>:<row>`, with the folder where it is not Open-access.
+    """Read one file under `QA_information`; ids are `<name>:<row>` with the name that `file_name` returns.
 
     Raises:
-        ValueError: if it cannot be read or is no list of rows.
+        ValueError: if the file cannot be read or is not a list of rows.
     """
     return read_rows(root, file, lambda row, id_: _question(root, row, id_, images_needed), file_name(root, file))
 
 
 def file_name(root: Path, file: Path) -> str:
-    """What the ids of a file's questions begin with."""
+    """Return the name with which the ids of a file's questions begin: its stem, or its path if not in Open-access."""
     name = Path(relative_path(root, file)).with_suffix("")
     return name.name if name.parent == Path(QUESTIONS, OPEN_ACCESS) else name.as_posix()
 
@@ -72,7 +72,7 @@ def _question(root: Path, row: dict[str, Any], id_: str, images_needed: bool) ->
         stem=text_of(row, "question"),
         options=options,
         answer=answer,
-        # One source file says `modality`, which is how Med-R1 came by a row of modality "unknown".
+        # One source file has the key `modality` instead; hence the row of modality "unknown" in Med-R1's files.
         modality=canonical_modality(text_of(row, "modality_type" if "modality_type" in row else "modality")),
         question_type=canonical_question_type(text_of(row, "question_type")),
         dataset=text_of(row, "dataset"),

@@ -1,7 +1,7 @@
-"""A prepared dataset on disk: the manifest, its splits with their leakage, and an account of what was left out.
+"""A prepared dataset on disk: the manifest, its splits with their leakage, and a summary of what was left out.
 
-`prepared.json` (where the images are, counts, digest), `manifest.parquet`, `splits/<name>.json`, and `images.jsonl`,
-what `prepare` knows of each image file when it is run again.
+Its files are `prepared.json` (folder of the images, counts, digest), `manifest.parquet`, `splits/<name>.json`, and
+`images.jsonl`, the facts about image files that `prepare` reuses when it is run again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _COMMAND = "python -m medr1_ray.data.prepare"
 
 @dataclass(frozen=True)
 class PreparedSplit:
-    """The questions of a split by part (`train`, `validation`, `test`), and the rows that the manifest left out."""
+    """Questions of a split by part (`train`, `validation`, `test`), and the rows that the manifest left out."""
 
     parts: dict[str, tuple[Question, ...]]
     digest: str
@@ -36,30 +36,34 @@ def read_split(folder: Path, name: str) -> PreparedSplit:
 
     Raises:
         ValueError: if the folder is not a prepared dataset, its images are no longer there, it has no such split, or
-            the split does not fit the manifest.
+            the split does not match the manifest.
     """
     account = _read_json(folder / "prepared.json", f"give a folder that `{_COMMAND}` wrote")
     if account.get("version") != VERSION:
-        raise ValueError(f"data.root={folder} was written by another version; run `{_COMMAND}` again")
+        raise ValueError(
+            f"data.root={folder}: prepared.json has version {account.get('version')}, this code reads {VERSION}; run "
+            f"`{_COMMAND}` again"
+        )
     root = Path(account["root"])
     if not root.is_dir():
         raise ValueError(
-            f"data.root={folder}: its images were in {root}, which is no folder here; run `{_COMMAND} --root ... "
-            f"--out {folder}` with the folder where they are now"
+            f"data.root={folder}: its images were in {root}, which is not a folder on this machine; run `{_COMMAND} "
+            f"--root ... --out {folder}` with the folder that holds them now"
         )
     names = sorted(path.stem for path in (folder / "splits").glob("*.json"))
     if name not in names:
-        raise ValueError(f"data.split={name}: {folder} has {', '.join(names) or 'no splits'}")
+        raise ValueError(f"data.split={name}: no such split; {folder} has {', '.join(names) or 'no splits'}")
     content = _read_json(folder / "splits" / f"{name}.json", f"run `{_COMMAND}` again")
     rows = read_manifest(folder)
     by_id = {row.id: row for row in rows}
     ids: dict[str, tuple[str, ...]] = {part: tuple(content["parts"][part]) for part in PARTS}
     split = Split(name, content["recipe"], content["seed"], ids, content["left_out"])
+    # The ids first, because `split_digest` looks each of them up.
     if not by_id.keys() >= {id_ for part in ids.values() for id_ in part} or (
         split_digest(split, rows) != content["digest"]
     ):
         raise ValueError(
-            f"data.split={name}: it does not fit the manifest in {folder}, one of them was changed; run "
+            f"data.split={name}: the split does not match the manifest in {folder}, one of the two was changed; run "
             f"`{_COMMAND}` again"
         )
     return PreparedSplit(
@@ -82,7 +86,10 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Row ids by part, in the order of the manifest; `left_out` counts the usable rows in no part, by reason."""
+    """Row ids by part, in the order of the manifest.
+
+    `seed` is None for splits that were not drawn at random; `left_out` counts rows that are in no part, by reason.
+    """
 
     name: str
     recipe: str
@@ -92,7 +99,7 @@ class Split:
 
 
 def split_digest(split: Split, rows: Sequence[ManifestRow]) -> str:
-    """32 hexadecimal digits over the content: each part's questions and the pixels of their images."""
+    """Return a digest of 32 hexadecimal digits over each part's questions and the pixels of their images."""
     by_id = {row.id: row for row in rows}
     content = hashlib.blake2b(digest_size=16)
     for part in PARTS:

@@ -1,4 +1,4 @@
-"""What every reader of annotation files shares: rows become questions or are dropped for a counted reason."""
+"""Shared parts of the readers: rows become questions, or are dropped and counted by reason."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from medr1_ray.data.questions import RowError
 from medr1_ray.types import Question
 
 MAX_ANNOTATION_BYTES = 256 * 2**20
-"""The largest file of OmniMedVQA has a tenth of that."""
+"""Ten times the size of OmniMedVQA's largest file."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that did not become a question: `file` relative to the dataset's root, `row` from 0."""
+    """A row that did not become a question; `file` is relative to the dataset's root, `row` counts from 0."""
 
     file: str
     row: int
@@ -28,27 +28,28 @@ class Dropped:
 
 @dataclass(frozen=True)
 class ReadResult:
-    """All rows of some annotation files: rows read = questions + dropped."""
+    """The rows of one or more annotation files; each is either a question or dropped."""
 
     questions: tuple[Question, ...]
     dropped: tuple[Dropped, ...]
 
 
 def dropped_by_reason(dropped: tuple[Dropped, ...]) -> dict[str, int]:
-    """Counts by reason, largest first."""
+    """Return the number of dropped rows by reason, largest first."""
     return dict(Counter(row.reason for row in dropped).most_common())
 
 
 def load_rows(file: Path) -> list[Any]:
-    """The rows of an annotation file: a JSON list in UTF-8.
+    """Return the rows of an annotation file: a JSON list in UTF-8, with or without a byte-order mark.
 
     Raises:
-        ValueError: if the file cannot be read, is too large, or holds no list.
+        ValueError: if the file cannot be read, is too large, or does not hold a list.
     """
     try:
         if file.stat().st_size > MAX_ANNOTATION_BYTES:
             raise ValueError(f"larger than {MAX_ANNOTATION_BYTES // 2**20} MiB")
         rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    # json raises RecursionError for deeply nested files.
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: cannot be read as JSON ({error}); give an annotation file") from error
     if not isinstance(rows, list):
@@ -59,10 +60,12 @@ def load_rows(file: Path) -> list[Any]:
 def read_rows(
     root: Path, file: Path, parse: Callable[[dict[str, Any], str], Question], name: str | None = None
 ) -> ReadResult:
-    """Read a JSON list of rows; `parse` takes a row and the question's id, `<name>:<row>` (by default the file's stem).
+    """Read a JSON list of rows into questions; rows for which `parse` raises RowError are dropped.
+
+    `parse` takes a row and the question's id, `<name>:<row>`; `name` defaults to the file's stem.
 
     Raises:
-        ValueError: if the file cannot be read or holds no list.
+        ValueError: if the file cannot be read or does not hold a list.
     """
     questions: list[Question] = []
     dropped: list[Dropped] = []
@@ -77,30 +80,32 @@ def read_rows(
 
 
 def text_of(row: dict[str, Any], key: str) -> str:
-    """The stripped text under `key`. Raises RowError where there is none."""
+    """Return the stripped text under `key`; raise RowError if there is none."""
     value = row.get(key)
     if value is None or value == "" or (isinstance(value, str) and not value.strip()):
         raise RowError(f"no {key}")
     if not isinstance(value, str):
         raise RowError(f"{key} is no text")
+    # `isprintable` is fast and clears almost every text, which spares the loop over its characters.
     if not value.isprintable() and any(0xD800 <= ord(letter) < 0xE000 or letter == "\0" for letter in value):
-        # Half a surrogate pair can be neither written nor tokenized, and no path may hold a zero.
+        # Half a surrogate pair can be neither encoded nor tokenized, and a path must not contain a NUL.
         raise RowError(f"{key} holds characters that no text has")
     return value.strip()
 
 
 def relative_path(root: Path, path: str | Path) -> str:
-    """`path` relative to `root`, with slashes."""
+    """Return `path` relative to `root`, with forward slashes."""
     return Path(os.path.relpath(path, root)).as_posix()
 
 
 def image_path(root: Path, path: str, images_needed: bool) -> str:
-    """The absolute path of an image that a row names relative to `root`.
+    """Return the absolute path of an image that a row names relative to `root`.
 
     Raises:
-        RowError: if it leads out of `root`, or `images_needed` and it names no file there.
+        RowError: if the path leads out of `root`, or if `images_needed` and it does not name a usable file.
     """
     absolute = os.path.abspath(root)
+    # Not `realpath`: the images' folder may be a link to another disk. `refuse_missing_image` looks at links.
     full = os.path.normpath(os.path.join(absolute, path))
     if not full.startswith(absolute + os.sep):
         raise RowError("image path leads out of the dataset's folder")
@@ -110,7 +115,7 @@ def image_path(root: Path, path: str, images_needed: bool) -> str:
 
 
 def refuse_missing_image(root: Path, path: str) -> None:
-    """Raise RowError where the absolute `path` below `root` is no file, or a link that leads elsewhere.
+    """Raise RowError if the absolute `path` below `root` is not a file, or is a link that leads out of the dataset.
 
     A folder directly below `root` may itself be a link (`Images` on another disk).
     """
@@ -124,6 +129,6 @@ def refuse_missing_image(root: Path, path: str) -> None:
 
 
 def refuse_ambiguous_gold(options: tuple[str, ...], answer: int) -> None:
-    """Raise RowError where another option has the gold's text; repeated wrong options do no harm."""
+    """Raise RowError if another option has the gold option's text; repeated wrong options are harmless."""
     if options.count(options[answer]) > 1:
         raise RowError("gold option occurs twice")

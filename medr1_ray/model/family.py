@@ -1,0 +1,68 @@
+"""What is known of each family of models: one record per `model_type` of config.json.
+
+A new family begins here; CONTRIBUTING.md says which files read the record, and what else a family may need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# The same for all families so far; a family that differs takes them into its record.
+VISION = "model.visual."
+LANGUAGE = "model.language_model."
+"""Prefixes of a parameter's name in transformers' model."""
+# transformers 4.52 renamed its modules; the released checkpoints have the older names, and so do ours.
+CHECKPOINT_PREFIXES = ((VISION, "visual."), (LANGUAGE, "model."))
+"""The same prefixes in Hugging Face checkpoints."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between families of Qwen's vision-language models.
+
+    Args:
+        model_type: as in config.json.
+        gated_vision: the vision tower has SwiGLU MLPs and RMSNorms, of width `hidden_size`; otherwise plain MLPs and
+            LayerNorms, of width `embed_dim`.
+        special_tokens: attributes of the configuration with the ids that only an image may put into a prompt.
+    """
+
+    model_type: str
+    gated_vision: bool
+    special_tokens: tuple[str, ...] = (
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+    )
+
+    def vision_width(self, vision: Any) -> tuple[int, int]:
+        """Hidden size and MLP width of the vision tower, from its part of the configuration."""
+        if self.gated_vision:
+            return vision.hidden_size, vision.intermediate_size
+        # In Qwen2-VL's vision_config `hidden_size` is the width of the language model; the tower's own is `embed_dim`.
+        return vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio)
+
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("qwen2_vl", gated_vision=False),
+        Family("qwen2_5_vl", gated_vision=True),
+    )
+}
+
+
+def family_of(config: Any, where: object) -> Family:
+    """The family of a transformers configuration, which was read from `where`.
+
+    Raises ValueError for a model of another family.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise ValueError(
+            f"{where} holds a model of type {config.model_type!r}; allowed: {', '.join(FAMILIES)}. "
+            "Give a checkpoint of one of these families as model.path"
+        )
+    return family
