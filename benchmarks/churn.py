@@ -1,11 +1,12 @@
-"""A whole training whose rollout actors come and go: what it loses against one that nobody disturbs.
+"""A whole training run whose rollout actors are killed and replaced, against an undisturbed run.
 
     python -m benchmarks.churn --against runs/phantom_cpu/summary.json [--config FILE] [--json] [key.sub=value ...]
 
 Starts a Ray cluster of a head and two rollout nodes (processes of this machine) and `python -m medr1_ray.train` on it.
-Until the run ends, round after round: an engine is killed while it loads weights, a node gets a preemption notice and
-another node comes, an actor is killed; after each the replacement must join. Real engines, kill -9. `ours` is the
-accuracy afterwards, `theirs` that of the undisturbed run. Fails where the ledger of any step does not add up.
+Until the run ends, it repeats three disturbances: it kills an engine that is loading weights, sends a node a preemption
+notice and adds another node, and kills an actor. After each, the replacement must join. Engines are real and are killed
+with SIGKILL. `ours` is the final accuracy, `theirs` that of the undisturbed run. Fails if any step's group ledger does
+not add up.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Ended(Exception):
 
 
 class Training:
-    """`python -m medr1_ray.train` on a cluster, and the lines that it prints."""
+    """A process of `python -m medr1_ray.train` on a cluster, and the lines that it prints."""
 
     def __init__(self, config: str, address: str, *arguments: str) -> None:
         command = [sys.executable, "-u", "-m", "medr1_ray.train", "--config", config, f"cluster.address={address}"]
@@ -57,11 +58,11 @@ class Training:
         self._queue.put("")
 
     def until(self, pattern: str, timeout: float = 300.0) -> str:
-        """The next line with this pattern.
+        """Return the next line that matches a pattern.
 
         Raises:
-            Ended: there was none before the training ended.
-            AssertionError: none came in time.
+            Ended: the training ended before it printed one.
+            AssertionError: it did not print one within `timeout` seconds.
         """
         end = time.monotonic() + timeout
         while True:
@@ -70,7 +71,7 @@ class Training:
             except queue.Empty:
                 raise AssertionError(f"no {pattern!r} within {timeout:g} s after: {self.lines[-20:]}") from None
             if not line:
-                self._queue.put("")
+                self._queue.put("")  # later calls must see the end too
                 raise Ended("".join(self.lines))
             self.lines.append(line)
             if re.search(pattern, line):
@@ -79,7 +80,7 @@ class Training:
 
 @contextmanager
 def rollout_cluster() -> Iterator[Cluster]:
-    """A head for the learner and the reward actor, and two nodes for a rollout actor each."""
+    """Start a head for the learner and the reward actor, and two nodes for one rollout actor each."""
     head = {"num_cpus": 2, "labels": {"role": "head"}, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -91,18 +92,18 @@ def rollout_cluster() -> Iterator[Cluster]:
 
 
 def engine_process(run: Path, name: str) -> int:
-    """The process of an actor's engine, from the actor's log."""
+    """Return the process id of an actor's engine, read from the actor's log."""
     log = (run / "logs" / f"{name}.log").read_text()
     return int(re.findall(r"EngineCore pid=(\d+)", log)[-1])
 
 
 def parent(pid: int) -> int:
-    """The process that started this one: the actor, of an engine."""
+    """Return the id of the parent process; an engine's parent is its actor."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def kill_in_mid_sync(training: Training, run: Path, name: str) -> None:
-    """Kill an actor's engine while weights are staged, which they are as long as an engine loads them."""
+    """Kill an actor's engine while staged weight files exist, which is while an engine loads them."""
     engine = engine_process(run, name)
     while not list(STAGED.glob("*.weights")):
         if training.process.poll() is not None:
@@ -112,12 +113,12 @@ def kill_in_mid_sync(training: Training, run: Path, name: str) -> None:
 
 
 def preempt(cluster: Cluster, run: Path, name: str) -> Any:
-    """Give a preemption notice to the node on which this actor runs; returns the node."""
+    """Send a preemption notice to the node on which this actor runs; return the node."""
     raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
     pid = engine_process(run, name)
-    while pid not in raylets:
+    while pid not in raylets:  # engine, actor, raylet: each is the parent of the one before
         pid = parent(pid)
-    ray = str(Path(sys.executable).with_name("ray"))  # on no PATH where the environment is not activated
+    ray = str(Path(sys.executable).with_name("ray"))  # not on PATH unless the environment is activated
     command = [ray, "drain-node", f"--address={cluster.address}", f"--node-id={raylets[pid].node_id}"]
     command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
     subprocess.run(command, check=True, capture_output=True)
@@ -125,7 +126,7 @@ def preempt(cluster: Cluster, run: Path, name: str) -> Any:
 
 
 def churn(training: Training, cluster: Cluster, run: Path) -> None:
-    """Round after round, until the training ends."""
+    """Disturb the training, round after round, until it ends."""
     try:
         training.until(r"^step ", 600)
         oldest, newest = 0, 1
@@ -147,10 +148,10 @@ def churn(training: Training, cluster: Cluster, run: Path) -> None:
 
 
 def steps_of(run: Path) -> list[dict[str, Any]]:
-    """The metrics of a run's steps.
+    """Return the metrics of a run's steps.
 
     Raises:
-        AssertionError: the ledger of one does not add up.
+        AssertionError: the group ledger of a step does not add up.
     """
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "ledger/groups_issued" in line]
@@ -163,7 +164,7 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/phantom_cpu.yaml")
-    parser.add_argument("--against", type=Path, required=True, help="summary.json of the undisturbed run")
+    parser.add_argument("--against", type=Path, required=True, help="`summary.json` of the undisturbed run")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("settings", nargs="*", help="key.sub=value, as for medr1_ray.train")
     arguments = parser.parse_args()
@@ -172,7 +173,7 @@ def main() -> int:
     os.environ.pop("RAY_ADDRESS", None)
     with tempfile.TemporaryDirectory() as folder, rollout_cluster() as cluster:
         run = Path(folder) / "run"
-        # The number of actors is this benchmark's affair.
+        # The run must survive with one actor, and must not change their number on its own.
         fixed = ("rollout.min_actors=1", "rollout.scale_every=1000000", f"run.dir={run}")
         training = Training(arguments.config, cluster.address, *fixed, *arguments.settings)
         churn(training, cluster, run)

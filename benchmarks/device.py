@@ -1,11 +1,11 @@
-"""One GPU, torch and transformers alone: the shared prompt's training step at the full shape of Qwen2-VL-2B.
+"""Training step with shared prompts on one GPU, at Qwen2-VL-2B's full shape, with torch and transformers alone.
 
     python benchmarks/device.py [--quick] [--json] [--model qwen2vl_2b] [--device cuda]
 
-`ours` packs each group into one row under the block-sparse mask (FlexAttention); `theirs` has a row per completion, the
-prompt and its image repeated. Both run forward, backward and fused AdamW in bfloat16 on random weights, in turns. On a
-CPU the same steps run with SDPA, in float32 and at a small shape: that checks the logic and says nothing about a GPU.
-Settings hold peak memory, tokens per second and MFU (docs/performance.md has the formula).
+`ours` packs each group into one row under the block-sparse mask (FlexAttention); `theirs` has one row per completion,
+each with the prompt and its image. Both run forward, backward and fused AdamW in bfloat16 on random weights, in turns.
+On a CPU the same steps run with SDPA, in float32 and at a small shape: that checks the logic and says nothing about a
+GPU. The result's `settings` hold peak memory, tokens per second and MFU (docs/performance.md has the formula).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import Result, command, interleaved, median_seconds, progress
-from shapes import Shape, checkpoint, random_groups, run_config, update_request
+from helpers.common import Result, command, interleaved, median_seconds, progress
+from helpers.shapes import Shape, checkpoint, random_groups, run_config, update_request
 from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
 from medr1_ray.model.attention import SHARED_PROMPT_ATTENTION
@@ -31,7 +31,7 @@ from medr1_ray.model.vocabulary import load_vocabulary
 
 
 def build_policy(shape: Shape, device: torch.device) -> Policy:
-    """Random weights of the shape, made on the device."""
+    """Return a policy of this shape with random weights, created on the device."""
     folder = checkpoint(shape.model)
     config = Qwen2VLConfig.from_pretrained(folder)
     attention = {"text_config": SHARED_PROMPT_ATTENTION, "vision_config": "sdpa"}
@@ -43,7 +43,7 @@ def build_policy(shape: Shape, device: torch.device) -> Policy:
 
 
 def batches_of(policy: Policy, shape: Shape, plain: bool, micro_batch_tokens: int) -> list[PackedBatch]:
-    """The step's micro-batches on the policy's device."""
+    """Return the step's micro-batches, on the policy's device."""
     config = run_config(shape, "device", [f"learner.micro_batch_tokens={micro_batch_tokens}"])
     groups = random_groups(config, shape)
     patch = ImagePatcher(checkpoint(shape.model))
@@ -61,11 +61,14 @@ def batches_of(policy: Policy, shape: Shape, plain: bool, micro_batch_tokens: in
 def training_step(
     policy: Policy, optimizer: torch.optim.Optimizer, batches: list[PackedBatch], peaks: dict[str, int], side: str
 ) -> Callable[[], float]:
-    """Seconds of forward, backward and optimizer; the peak of allocated GPU memory goes into `peaks`."""
+    """Return a function that runs forward, backward and optimizer and returns their seconds.
+
+    On a GPU it also writes the peak of allocated memory, in bytes, to `peaks[side]`.
+    """
     on_gpu = policy.head.weight.is_cuda
 
     def run() -> float:
-        if on_gpu:
+        if on_gpu:  # kernels run asynchronously: wait for them before reading the clock
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -136,9 +139,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="qwen2vl_2b" if on_gpu else "tiny",
         choices=["tiny", "bench30m", "qwen2vl_2b"],
-        help="the shape, with random weights",
+        help="shape of the model, whose weights are random",
     )
-    parser.add_argument("--micro-batch-tokens", type=int, default=8192, help="padded tokens at once")
+    parser.add_argument("--micro-batch-tokens", type=int, default=8192, help="tokens per micro-batch, padding included")
 
 
 if __name__ == "__main__":

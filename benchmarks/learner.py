@@ -1,11 +1,11 @@
-"""The learner: shared prompts against plain rows, and against the bare arithmetic.
+"""Learner update with shared prompts, against plain rows and against bare forward and backward passes.
 
     python benchmarks/learner.py [--quick] [--json]
 
 `ours` is a whole update of the learner rank (patches, packing, forward, backward, DeepSpeed's optimizer step). In turns
-with it run the same update on plain rows, one per completion, and the bare forward and backward of the packed tensors,
-made ready beforehand. Each side runs in a process of its own, so that peak memory is that side's; beside it stands the
-estimate of `--dry-run`.
+with it run the same update on plain rows (one per completion), and bare forward and backward passes over tensors that
+were packed beforehand. Each side runs in its own process, so that peak memory is measured per side; it is reported
+with the estimate of `--dry-run`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-import bare
-from common import Result, command, interleaved, median_seconds, progress
-from shapes import Shape, random_groups, run_config, update_request
+from helpers import bare
+from helpers.common import Result, command, interleaved, median_seconds, progress
+from helpers.shapes import Shape, random_groups, run_config, update_request
 
 from medr1_ray.config import Config
 from medr1_ray.learner.actor import LearnerActor
+from medr1_ray.learner.messages import RankSettings
 from medr1_ray.model.packing import PackedBatch
 from medr1_ray.model.shape import read_shape
 from medr1_ray.sizing.memory import learner_parts
@@ -37,15 +38,15 @@ SHAPES = (
 
 
 class PlainLearnerActor(LearnerActor):
-    """The same rank with a row per completion."""
+    """The same rank with one row per completion."""
 
     def _pack(self, groups: Any, images: Any, plain: bool) -> PackedBatch:
         return super()._pack(groups, images, plain=True)
 
 
 def learner(config: Config, shape: Shape, plain: bool) -> bare.Turn:
-    """A whole update, always of version 0, so that the learning rate stays what it is."""
-    actor = (PlainLearnerActor if plain else LearnerActor)(config, 0, "learner-0")
+    """Prepare a learner rank; a turn is a whole update, always of version 0 to keep the learning rate the same."""
+    actor = (PlainLearnerActor if plain else LearnerActor)(RankSettings.of(config), 0, "learner-0")
     actor.start(actor.rendezvous_address())
     request = update_request(config, random_groups(config, shape), shape, plain)
     return lambda _: actor.update(request) and None
@@ -92,7 +93,7 @@ def measure(shape: Shape, threads: int, rounds: int) -> Result:
             "micro_batch_tokens": config.learner.micro_batch_tokens,
             "rounds": rounds,
             "bare_seconds": seconds["bare"],
-            # Beside other work on the machine these say more than the clock.
+            # Less disturbed by other work on the machine than the wall clock. The first value is the warm-up's.
             "processor_seconds": {side: median_seconds(values[1:]) for side, values in processor.items()},
             "peak_bytes": peaks,
             "peak_bytes_estimated": sum(
@@ -110,8 +111,8 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each side (default: all cores)")
-    parser.add_argument("--only", default="", help="only shapes whose name has this, e.g. 'x G=8 x 64'")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores of each side (default: all)")
+    parser.add_argument("--only", default="", help="only shapes whose name contains this, e.g. 'x G=8 x 64'")
 
 
 if __name__ == "__main__":

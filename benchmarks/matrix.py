@@ -1,7 +1,8 @@
 """Cross-modality and cross-task matrices as in Med-R1: `python -m benchmarks.matrix --config configs/matrix/FILE`.
 
-Trains each row's model where it is missing, on engines that are kept from one to the next, asks each model once about
-all columns on one set of engines, and writes tables and heat maps. Interrupted, the same command goes on where it was.
+Trains the model of every row that does not have one yet, keeping engines from one training to the next; evaluates each
+model once on all columns, on one set of engines; writes tables and heat maps. After an interruption, the same command
+continues where it stopped.
 
     <out>/ settings.json  runs/<row>/  logs/<row>.log  engines/  trained.jsonl  evaluations/<row>/
            results.json  results.csv  results.md  <axis>-<mode>-<method>.png .svg
@@ -19,23 +20,23 @@ from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks.heat_maps import draw
-from benchmarks.matrix_evaluation import evaluate_all
-from benchmarks.matrix_lane import end_with_parent, train_row
-from benchmarks.matrix_settings import MatrixSettings, Trained, load_matrix_settings, rows
-from benchmarks.matrix_tables import collect, write_tables
+from benchmarks.helpers.heat_maps import draw
+from benchmarks.helpers.matrix_evaluation import evaluate_all
+from benchmarks.helpers.matrix_lane import end_with_parent, train_row
+from benchmarks.helpers.matrix_settings import MatrixSettings, Trained, load_matrix_settings, rows
+from benchmarks.helpers.matrix_tables import collect, write_tables
 from medr1_ray.base.append_log import AppendLog
 
 
 def run(settings: MatrixSettings) -> None:
-    """The whole experiment.
+    """Run the whole experiment.
 
     Raises:
-        ValueError: a setting is not valid, or the folder holds another experiment.
-        RuntimeError: a training or an engine failed; what is done stays done.
+        ValueError: a setting is invalid, or the folder holds another experiment.
+        RuntimeError: a training or an engine failed; completed work is kept.
     """
     _claim(settings)
-    # Processes of their own, begun afresh: a fork would share this one's threads and whatever they hold.
+    # Spawned rather than forked: a fork would copy locks that other threads of this process hold at that moment.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(settings.trainings_at_a_time, spawn, initializer=end_with_parent) as lanes:
         _train_missing(settings, lanes)
@@ -47,6 +48,7 @@ def run(settings: MatrixSettings) -> None:
 
 
 def _train_missing(settings: MatrixSettings, lanes: Executor) -> None:
+    """Train each row that `trained.jsonl` does not list; after a failure start no more, but let running ones finish."""
     log = AppendLog(settings.out / "trained.jsonl")
     done = {row["run"] for row in log.rows}
     todo = [row for row in rows(settings) if row.slug not in done]
@@ -62,7 +64,7 @@ def _train_missing(settings: MatrixSettings, lanes: Executor) -> None:
             for training in wait(running, return_when=FIRST_COMPLETED).done:
                 row = running.pop(training)
                 if error := training.exception():
-                    failures.append(error)  # those that run already come to their end
+                    failures.append(error)
                     continue
                 log.append([{"run": row.slug, "seconds": training.result()}])
                 bar.update()
@@ -71,20 +73,20 @@ def _train_missing(settings: MatrixSettings, lanes: Executor) -> None:
 
 
 def _claim(settings: MatrixSettings) -> None:
-    """Make the folder, or check that it is of this experiment."""
+    """Create the output folder, or check that it belongs to this experiment."""
     file = settings.out / "settings.json"
     now = settings.model_dump(mode="json", exclude={"out"})
     if file.exists() and json.loads(file.read_text()) != now:
-        raise ValueError(f"out={settings.out} holds a matrix with other settings ({file}); give another out")
+        raise ValueError(f"out={settings.out} holds a matrix with other settings ({file}); choose another `out`")
     settings.out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(now, indent=1))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.matrix", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, required=True, help="YAML, see benchmarks/matrix_settings.py")
-    parser.add_argument("--out", type=Path, help="instead of the file's `out`")
+    parser.add_argument("--config", type=Path, required=True, help="YAML, see benchmarks/helpers/matrix_settings.py")
+    parser.add_argument("--out", type=Path, help="output folder, instead of the file's `out`")
     options = parser.parse_args(arguments)
     try:
         settings = load_matrix_settings(options.config)

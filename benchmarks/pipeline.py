@@ -1,12 +1,12 @@
-"""The whole step, synchronous and asynchronous, against the sum and the maximum of its bare parts.
+"""Whole training steps, synchronous and asynchronous, against the sum and the maximum of their bare parts.
 
     python benchmarks/pipeline.py [--quick] [--json]
 
-`ours` is the median step of a session (`train.py`'s loop). The parts, which take turns with two synchronous steps:
-bare AsyncLLMs that generate a step's completions side by side, as many as the run has; forward, backward, the
-reference's forward, clipping and AdamW on a step's packed tensors, by torch alone; one plain copy of the weights.
-`of_limit` is their sum over the synchronous step, and the larger of generation and learning over the asynchronous one
-(not with `--quick`).
+`ours` is the median step of a session (the loop of `medr1_ray/train.py`). The bare parts, which take turns with two
+synchronous steps: AsyncLLMs that generate a step's completions in parallel, as many as the run has engines; forward,
+backward, the reference's forward, clipping and AdamW on a step's packed tensors, with torch alone; one plain copy of
+the weights. `of_limit` is the sum of the parts divided by the synchronous step, and the larger of generation and
+learning divided by the asynchronous step (not measured with `--quick`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-import bare
 import torch
-from common import Result, command, interleaved, median_seconds, progress
-from session_steps import our_steps, step_config
-from shapes import Shape, checkpoint, open_stream, random_groups
-from weight_sync import plain_copy, tensors_of
+from helpers import bare
+from helpers.common import Result, command, interleaved, median_seconds, progress
+from helpers.session_steps import our_steps, step_config
+from helpers.shapes import Shape, checkpoint, open_stream, random_groups, tensors_of
 
 from medr1_ray.types import Sampling
 
 SHAPES = (Shape("bench30m", 4, 8, 12), Shape("tiny", 32, 8, 12))
 STEPS = 2
-"""Of ours in a row, in each turn."""
+"""Timed steps in each of our turns."""
 
 
 def measure(shape: Shape, threads: int, rounds: int, synchronous_only: bool) -> list[Result]:
@@ -58,7 +57,7 @@ def measure(shape: Shape, threads: int, rounds: int, synchronous_only: bool) -> 
             return model.wait().seconds
 
         def train() -> float:
-            steps.take()  # finds its groups made
+            steps.take()  # not timed: `settle` left its groups ready
             seconds = [steps.take().seconds for _ in range(STEPS)]
             steps.settle()
             return median_seconds(seconds)
@@ -68,7 +67,7 @@ def measure(shape: Shape, threads: int, rounds: int, synchronous_only: bool) -> 
         sides: dict[str, Callable[[], float]] = {
             "generation": generate,
             "learning": learn,
-            "copy": plain_copy(tensors, size),
+            "copy": bare.plain_copy(tensors, size),
             "step": train,
         }
         times = interleaved(sides, rounds)
@@ -81,7 +80,7 @@ def measure(shape: Shape, threads: int, rounds: int, synchronous_only: bool) -> 
     if synchronous_only:
         return [synchronous]
     with our_steps(step_config(shape, "pipeline", 2, threads)) as steps:
-        for _ in range(4):
+        for _ in range(4):  # fill the pipeline
             steps.take()
         asynchronous = median_seconds([steps.take().seconds for _ in range(STEPS * rounds)])
     largest = max(seconds.values())
@@ -92,7 +91,7 @@ def measure(shape: Shape, threads: int, rounds: int, synchronous_only: bool) -> 
 
 
 def _twice(fraction: float) -> tuple[float, float]:
-    """`ratio` and `of_limit`, which are the same where the other side is the limit."""
+    """Return `ratio` and `of_limit`, which are equal here: the other side is the limit."""
     return fraction, fraction
 
 
@@ -109,14 +108,14 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
 
 
 def _rounds(shape: Shape, quick: bool) -> int:
-    """More of the tiny model's: one takes twelve seconds, and single parts differ by a third."""
+    """Return more rounds for the tiny model: one takes twelve seconds, and single parts differ by a third."""
     few, many = (2, 3) if quick else (5, 15)
     return many if shape.model == "tiny" else few
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", default="", help="only shapes whose name has this, e.g. 'bench30m'")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores to use")
+    parser.add_argument("--only", default="", help="only shapes whose name contains this, e.g. 'bench30m'")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores to use (default: all)")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Our rollout actor against a bare AsyncLLM: the same prompts, the same sampling, final outputs only.
+"""Our rollout actor against a bare AsyncLLM, with the same prompts and sampling and only final outputs.
 
     python benchmarks/rollout.py [--quick] [--json]
 
-`ours` is what the pool does: a Ray call for each group, the image in it, and answers as `Completions` with decoded
-texts. Each side has an engine of its own with the run's engine arguments; no prompt comes twice in a row of rounds,
-since the prefix cache would answer.
+`ours` is what the rollout pool does: one Ray call per group, which carries the image, and answers as `Completions` with
+decoded texts. Each side has its own engine, with the run's engine arguments. Every round takes new prompts, since the
+prefix cache would speed up a repeated one.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import argparse
 import sys
 import time
 
-import bare
 import ray
-from common import Result, command, interleaved, median_seconds, progress
-from shapes import Shape, checkpoint, open_stream, run_config
+from helpers import bare
+from helpers.common import Result, command, interleaved, median_seconds, progress
+from helpers.shapes import Shape, checkpoint, open_stream, run_config
 
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.cluster.connect import connect
 from medr1_ray.config import Config
 from medr1_ray.model.checkpoint_files import checkpoint_name, load_model
 from medr1_ray.rollout.actor import RolloutActor
+from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Sampling
 from medr1_ray.weights.buckets import BUCKET_BYTES, write_buckets
 
@@ -35,10 +36,10 @@ SHAPES = (
 
 
 def our_actor(config: Config) -> ray.actor.ActorHandle:
-    """A rollout actor that serves the checkpoint's weights as policy version 0."""
+    """Start a rollout actor that serves the checkpoint's weights as policy version 0."""
     import torch
 
-    actor = ray.remote(RolloutActor).options(max_concurrency=1000).remote(config, 0, code_digest())
+    actor = ray.remote(RolloutActor).options(max_concurrency=1000).remote(EngineSettings.of(config), 0, code_digest())
     model = load_model(config.model.folder, torch.float32, config.model)
     named = ((checkpoint_name(name), parameter) for name, parameter in model.named_parameters())
     update = write_buckets(named, 0, BUCKET_BYTES, ray.put)
@@ -98,13 +99,13 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
 
 
 def _rounds(shape: Shape, quick: bool) -> int:
-    """More of the tiny model's: one takes a second, and single seconds differ by a third."""
+    """Return more rounds for the tiny model: one takes a second, and single rounds differ by a third."""
     few, many = (3, 9) if quick else (5, 25)
     return many if shape.model == "tiny" else few
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", default="", help="only shapes whose name has this, e.g. 'tiny 32 x G=8 x 64'")
+    parser.add_argument("--only", default="", help="only shapes whose name contains this, e.g. 'tiny 32 x G=8 x 64'")
 
 
 if __name__ == "__main__":

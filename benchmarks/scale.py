@@ -1,13 +1,14 @@
-"""The driver alone: how many engines it keeps busy.
+"""Scaling of the driver: how many engines one driver keeps busy.
 
     python benchmarks/scale.py [--quick] [--json]
 
-Measured: the real rollout pool and fleet, prompt stream, reward actor and ledger, with 1 to 64 rollout actors that are
-processes but have no engine (`fake_engine.py`): each answers a group at a time, after a stated latency. `of_limit` is
-the groups learned from per second over those that the engines could answer. Beyond 64, to 1,000, it is a SIMULATION: a
-driver that takes, one after another, the processor seconds per group that were measured with most engines, and engines
-that wait for it and take a little longer than their latency, as measured with the fewest. Its results say so in their
-names, and its figure for the largest measured size stands beside the measured one.
+Measured: the real rollout pool, prompt stream, reward actor and ledger, with 1 to 64 rollout actors that are processes
+without an engine (`medr1_ray/rollout/fake_actor.py`): each answers one group at a time, after a given latency.
+`of_limit` is the groups consumed per second divided by the groups that the engines could answer. Above 64 and up to
+1,000 engines it is a SIMULATION: a driver that handles one group after another, taking the CPU seconds per group that
+were measured with the most engines, and engines that wait for it and exceed their latency by the overhead measured with
+the fewest. Simulated results say so in their names; the simulated figure for the largest measured size is reported
+too, for comparison with the measured one.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
-from common import Result, command, progress
-from shapes import WORK, Shape, open_stream, run_config
+from helpers.common import Result, command, progress
+from helpers.shapes import WORK, Shape, open_stream, run_config
 
-from medr1_ray.cluster.pending_calls import Calls
+from medr1_ray.cluster.pending_calls import PendingCalls
 from medr1_ray.config import Config
-from medr1_ray.pool.actors import RolloutFleet
+from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.shared_actors import start_reward_actors, wait_until_up
@@ -42,22 +43,23 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Measured:
-    """Groups per second, and the driver's processor seconds for each."""
+    """Groups per second, and the driver's CPU seconds per group."""
 
     groups_per_second: float
     driver_seconds_per_group: float
 
 
 def run_pool(config: Config, actors: int, latency_seconds: float) -> Measured:
-    """Some steps of the loop without a learner: take, fill as far ahead as allowed, publish a version."""
-    calls = Calls()
+    """Run some steps of the training loop without a learner: take groups, fill ahead, publish a version."""
+    calls = PendingCalls()
     launch = fake_launcher(FakeBehaviour(group_seconds=latency_seconds))
-    fleet = RolloutFleet(config, calls, progress, launch)
+    rollout_actors = RolloutActors(config, calls, progress, launch)
     rewards = start_reward_actors(config)
-    fleet.wait_until_up()
+    rollout_actors.wait_until_up()
     wait_until_up(rewards, config)
     progress(f"{actors} fake rollout actors are up")
-    pool = RolloutPool(config, fleet, list(rewards.values()), calls, open_stream(config), Ledger(time.monotonic))
+    ledger = Ledger(time.monotonic)
+    pool = RolloutPool(config, rollout_actors, list(rewards.values()), calls, open_stream(config), ledger)
     buckets: tuple[WeightBucket, ...] = ()
     groups, start, processor = 0, 0.0, 0.0
     pool.load_weights(WeightUpdate(0, buckets, "0"))
@@ -74,14 +76,14 @@ def run_pool(config: Config, actors: int, latency_seconds: float) -> Measured:
 
 
 def simulate(engines: int, latency_seconds: float, driver_seconds: float, in_flight: int) -> float:
-    """Groups per second of a driver and engines, each of which serves one group at a time, in order of arrival.
+    """Return the groups per second of a driver and engines, each serving one group at a time in order of arrival.
 
-    A group takes half of `driver_seconds` to be issued and half to be taken in, and is issued anew when it is done, so
-    that `in_flight` groups go round. Deterministic; the weight sync is not in it.
+    Issuing a group takes half of `driver_seconds`, taking in its answer the other half. A finished group is issued
+    again at once, so that `in_flight` groups circulate. Deterministic; weight sync is not modelled.
     """
     driver_free = 0.0
     engine_free = [0.0] * engines
-    # (time, order, what happens): "issue" asks the driver for a group, "answer" asks it to take one in.
+    # (time, order, kind): "issue" asks the driver to issue a group, "answer" to take one in. `order` breaks ties.
     events = [(0.0, i, "issue") for i in range(in_flight)]
     heapq.heapify(events)
     order, answered, wanted, warm = in_flight, 0, 20 * in_flight, 5 * in_flight
@@ -125,7 +127,7 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
         "driver_seconds": measured.driver_seconds_per_group,
         "engine_overhead_seconds": overhead,
     }
-    results.reverse()  # the largest measured size first
+    results.reverse()  # the largest measured size first: `command` makes the first result its headline
     for engines in (sizes[-1], *(size for size in SIMULATED if size > sizes[-1])):
         in_flight = 2 * GROUPS_PER_ACTOR_AND_STEP * engines
         rate = simulate(engines, latency + overhead, measured.driver_seconds_per_group, in_flight)
@@ -134,7 +136,7 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
 
 
 def scale_config(actors: int) -> Config:
-    """Med-R1's image size and group size; engines that hold one group at a time and take no core."""
+    """Return settings with Med-R1's image and group size; engines hold one group at a time and take no core."""
     shutil.rmtree(WORK / "runs" / "scale", ignore_errors=True)
     shape = Shape("bench30m", GROUPS_PER_ACTOR_AND_STEP * actors, 8, 64)
     engines = [f"rollout.actors={actors}", "rollout.cpus_per_actor=0.001", "rollout.engine={max_num_seqs: 8}"]
@@ -150,7 +152,7 @@ def _result(
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--latency-seconds", type=float, default=1.0, help="of a fake engine for a group")
+    parser.add_argument("--latency-seconds", type=float, default=1.0, help="latency of a fake engine (default: 1)")
     parser.add_argument("--sizes", type=int, nargs="+", help=f"numbers of fake engines to measure (default {MEASURED})")
 
 

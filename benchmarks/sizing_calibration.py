@@ -1,12 +1,12 @@
-"""Fit the hardware's numbers on the tiny model, predict larger steps with them, and compare.
+"""Fit the `hardware` settings on the tiny model, predict larger steps with them, and compare with measured steps.
 
     python benchmarks/sizing_calibration.py [--repetitions 5] [--json result.json] [--hardware cpu.yaml]
 
-With the numbers that `hardware_fit` finds from steps of the tiny model's shape, `medr1_ray.sizing.time` predicts steps
-of `bench30m` (hidden 512, 8 layers, vision depth 4) and of the tiny model with other group sizes, none of which were
-fitted to. Cases are interleaved, figures are medians. What is compared are CPU seconds (see
-`step_measurement.Bench.step`), which other work on the machine disturbs less than the clock; the wall clock and the
-load are reported beside them. Exits with 1 where a predicted step is more than 20 % off.
+`helpers/hardware_fit.py` fits the settings to steps of the tiny model's shape. With them, `medr1_ray.sizing.time`
+predicts steps of `bench30m` (hidden 512, 8 layers, vision depth 4) and of the tiny model with other group sizes; none
+of these were used in the fit. Cases are interleaved, figures are medians. CPU seconds are compared (see `Bench.step` in
+`helpers/step_measurement.py`), because other work on the machine disturbs them less than wall-clock seconds; these and
+the load are reported as well. Exits with 1 if a predicted step is more than 20 % off.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 
 import ray
 import yaml
-from hardware_fit import Measured, fit, machine_rates, step_size
-from step_measurement import Bench, Case, StepSeconds, write_model
+from helpers.hardware_fit import Measured, fit, machine_rates, step_size
+from helpers.step_measurement import Bench, Case, StepSeconds, write_model
 
 from medr1_ray.config import Config
 from medr1_ray.model.shape import ModelShape, read_shape
@@ -61,9 +61,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write everything that was measured and predicted here")
-    parser.add_argument("--hardware", type=Path, help="write the fitted settings here, for --config")
+    parser.add_argument("--repetitions", type=int, default=5, help="timed steps of each case (default: 5)")
+    parser.add_argument("--json", type=Path, help="write all measurements and predictions to this file")
+    parser.add_argument("--hardware", type=Path, help="write the fitted settings to this YAML file, for --config")
     options = parser.parse_args()
     load_before = os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
@@ -106,7 +106,7 @@ def main() -> int:
 
 
 def measure(benches: dict[str, Bench], cases: Sequence[Case], repetitions: int) -> dict[Case, Measured]:
-    """All cases once to warm up, then in turn."""
+    """Measure all cases in turn, `repetitions` times after one round to warm up."""
     seen: dict[Case, list[tuple[StepSeconds, StepSeconds]]] = {case: [] for case in cases}
     for repetition in range(-1, repetitions):
         for case in cases:
@@ -127,7 +127,7 @@ def measure(benches: dict[str, Bench], cases: Sequence[Case], repetitions: int) 
 def compare(
     config: Config, shape: ModelShape, text_tokens: int, step: Measured, fitted: bool
 ) -> dict[str, Any]:
-    """One case: measured, predicted, and the prediction's relative error by part."""
+    """Return one case's measured and predicted seconds, and the prediction's relative error by part."""
     time_ = step_time(config, shape, step_size(step.case, text_tokens), ranks=1, actors=1)
     predicted = StepSeconds(time_.rollout_seconds, time_.update_seconds, time_.weight_sync_seconds)
     parts = {

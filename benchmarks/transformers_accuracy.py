@@ -1,9 +1,9 @@
-"""The final accuracy of a run once more, by transformers' own `generate`: no vLLM, no Ray, no packing.
+"""Final accuracy of a run, computed again with transformers' own `generate`: no vLLM, no Ray, no packing.
 
     python benchmarks/transformers_accuracy.py runs/phantom_cpu
 
 Reads the newest checkpoint and the questions of `evaluations/after.jsonl`, answers them greedily, and prints both
-accuracies; exits with 1 where they differ by more than a point.
+accuracies; exits with 1 if they differ by more than one percentage point.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ TOLERANCE = 0.01
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a finished run's directory")
+    parser.add_argument("run", type=Path, help="directory of a finished run")
     run: Path = parser.parse_args().run
     config = load_config([run / "config.yaml"])
     checkpoint = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
     processor = AutoProcessor.from_pretrained(checkpoint)
-    processor.tokenizer.padding_side = "left"
+    processor.tokenizer.padding_side = "left"  # `generate` appends to the end of each row
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
     rows = [json.loads(line) for line in (run / "evaluations" / "after.jsonl").read_text().splitlines()]

@@ -1,11 +1,11 @@
-"""End to end against TRL's GRPOTrainer: completions per second of whole GRPO steps, TRL's before and after ours.
+"""Whole GRPO steps against TRL's GRPOTrainer, in completions per second; TRL's steps run before and after ours.
 
     python benchmarks/vs_trl.py --trl-python /path/to/env/bin/python [--trl-vllm] [--quick] [--json]
 
-TRL runs in an environment of its own (`pip install trl==1.16.0 transformers==5.19.0` beside the same torch), since its
+TRL runs in an environment of its own (`pip install trl==1.16.0 transformers==5.19.0`, with the same torch), since its
 dependencies are not the package's. Both sides get the same weights, prompts, images, group size, completion length
 (min = max), float32, beta, AdamW, clipping and reward. TRL's settings: all cores, no gradient checkpointing, the whole
-batch at once (`--trl-micro-batches` cuts it), transformers' generate with its cache; with `--trl-vllm`, a vLLM engine
+batch at once (`--trl-micro-batches` splits it), transformers' generate with its cache; with `--trl-vllm`, a vLLM engine
 in its process (its environment then needs the package's vLLM too).
 """
 
@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import Result, command, median_seconds, progress
+from helpers.common import Result, command, median_seconds, progress
+from helpers.session_steps import our_steps, step_config
+from helpers.shapes import ROOT, WORK, Shape, checkpoint, open_stream
 from PIL import Image
-from session_steps import our_steps, step_config
-from shapes import ROOT, WORK, Shape, checkpoint, open_stream
 
 from medr1_ray.config import Config
 from medr1_ray.data.prompt_templates import user_text
@@ -42,7 +42,7 @@ SHAPES = (
     Shape("tiny", 32, 8, 64),
 )
 QUICK = (Shape("tiny", 32, 8, 12),)
-#: vLLM in TRL's process: its engine too, and it leaves the threads as they are.
+# For --trl-vllm: the engine runs in TRL's own process and does not bind that process's threads to cores.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -55,7 +55,7 @@ _ENVIRONMENT = {
 def trl_steps(
     config: Config, shape: Shape, arguments: argparse.Namespace
 ) -> Iterator[Callable[[], dict[str, Any]]]:
-    """A TRL process; each call is one of its optimizer steps and returns what `trl_worker.py` says of it."""
+    """Start a TRL process; each call runs one of its optimizer steps and returns what `trl_worker.py` printed of it."""
     settings = {
         "model": str(checkpoint(shape.model)),
         "prompts": str(write_prompts(config, shape)),
@@ -68,7 +68,7 @@ def trl_steps(
         "vllm": arguments.trl_vllm,
     }
     process = subprocess.Popen(
-        [arguments.trl_python, str(Path(__file__).with_name("trl_worker.py")), json.dumps(settings)],
+        [arguments.trl_python, str(Path(__file__).with_name("helpers") / "trl_worker.py"), json.dumps(settings)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=(WORK / "trl.log").open("w"),
@@ -96,7 +96,7 @@ def trl_steps(
         return answer()
 
     try:
-        answer()  # it is up
+        answer()  # the first line says that TRL is ready
         yield step
     finally:
         process.kill()
@@ -104,7 +104,7 @@ def trl_steps(
 
 
 def write_prompts(config: Config, shape: Shape) -> Path:
-    """The run's first prompts as TRL takes them: texts, and images as the run's own resized arrays."""
+    """Write the run's first prompts as TRL takes them: texts, and images as resized by the run. Return the folder."""
     folder = WORK / "prompts" / shape.model
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -119,7 +119,7 @@ def measure(shape: Shape, rounds: int, max_staleness: int, arguments: argparse.N
     phases: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
     config = step_config(shape, "vs_trl", max_staleness, arguments.threads, "parity.gap_mean_limit=0.01")
     with trl_steps(config, shape, arguments) as trl_step, our_steps(config) as steps:
-        progress(f"{shape}: both are up")
+        progress(f"{shape}: both sides are up")
 
         def ours() -> float:
             step = steps.take()
@@ -157,10 +157,10 @@ def measure(shape: Shape, rounds: int, max_staleness: int, arguments: argparse.N
 def blocks(
     ours: Callable[[], float], settle: Callable[[], None], theirs: Callable[[], float], rounds: int
 ) -> dict[str, list[float]]:
-    """TRL's steps before and after a block of ours, whose first steps fill the pipeline and do not count.
+    """Time TRL's steps before and after a block of ours, whose first steps fill the pipeline and are not counted.
 
-    Turns of one step each would flatter ours: engines begin with the next step's groups as soon as they have the
-    weights, and would generate them in TRL's turn.
+    Alternating single steps would favour ours: engines start on the next step's groups as soon as they have the
+    weights, and would generate them during TRL's turn.
     """
     found: dict[str, list[float]] = {"ours": [], "theirs": []}
     theirs()
@@ -176,7 +176,8 @@ def blocks(
 def benchmark(arguments: argparse.Namespace) -> list[Result]:
     if shutil.which(arguments.trl_python) is None:
         raise ValueError(
-            f"--trl-python={arguments.trl_python} is no executable; make an environment with trl and give its python"
+            f"--trl-python={arguments.trl_python} is not an executable; create an environment with TRL "
+            "(benchmarks/RESULTS.md says how) and give the path of its python"
         )
     shapes = QUICK if arguments.quick else SHAPES
     if arguments.only:
@@ -188,13 +189,13 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trl-python", default="trl_env/bin/python", help="python of TRL's environment")
-    parser.add_argument("--only", default="", help="only shapes whose name has this, e.g. 'tiny 32 x G=8'")
-    parser.add_argument("--both", action="store_true", help="also asynchronous, max_staleness 2")
+    parser.add_argument("--only", default="", help="only shapes whose name contains this, e.g. 'tiny 32 x G=8'")
+    parser.add_argument("--both", action="store_true", help="also measure asynchronous steps (max_staleness 2)")
     parser.add_argument(
         "--trl-vllm", action="store_true", help="TRL generates with a vLLM engine in its process"
     )
-    parser.add_argument("--trl-micro-batches", type=int, default=1, help="that TRL cuts a step's batch into")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores that each side uses")
+    parser.add_argument("--trl-micro-batches", type=int, default=1, help="micro-batches per step of TRL (default: 1)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores of each side (default: all)")
 
 
 if __name__ == "__main__":

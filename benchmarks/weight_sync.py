@@ -1,12 +1,12 @@
-"""Weight sync: from tensors of the learner's process to a serving engine, in plain copies of the same bytes.
+"""Weight sync from the learner's tensors to a serving engine, compared with a plain copy of the same bytes.
 
     python benchmarks/weight_sync.py [--quick] [--json]
 
 `ours` is everything between the learner's tensors and the engine's next token: buckets, digests, transport, checks and
-loading. `theirs` is one copy of the same bytes into fresh memory, in turns with it. Requests are in flight meanwhile,
-but for `qwen2vl_2b`: an engine loads weights between two steps, and on a CPU without bfloat16 arithmetic one prompt's
-step takes minutes. `paused_seconds` is how long the engine stood still. `qwen2vl_2b` (4.4 GB, five times in memory)
-needs a machine to itself.
+loading. `theirs`, in turns with it, is one copy of the same bytes into newly allocated memory. Requests are in flight
+during each sync, except with `qwen2vl_2b`: an engine loads weights between two steps, and on a CPU without bfloat16
+arithmetic one step with one prompt takes minutes. `paused_seconds` is the time for which the engine was paused.
+`qwen2vl_2b` (4.4 GB, held five times in memory) needs a machine to itself.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 
 import ray
 import torch
-from common import Result, command, interleaved, median_seconds, progress
-from shapes import Shape, open_stream, parameter_shapes, run_config
-from transformers import Qwen2VLConfig
+from helpers.bare import plain_copy
+from helpers.common import Result, command, interleaved, median_seconds, progress
+from helpers.shapes import Shape, open_stream, run_config, tensors_of
 
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.cluster.connect import connect
 from medr1_ray.config import Config
 from medr1_ray.rollout.actor import RolloutActor
+from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Sampling
 from medr1_ray.weights.buckets import BUCKET_BYTES, write_buckets
 from medr1_ray.weights.messages import LoadReport
@@ -40,16 +40,9 @@ def settings_of(shape: Shape) -> Config:
     return run_config(shape, "weight_sync", overrides)
 
 
-def tensors_of(config: Config) -> dict[str, torch.Tensor]:
-    """Parameters of the model's names and shapes, in its compute dtype, every page of them written."""
-    dtype = getattr(torch, config.model.dtype)
-    shapes = parameter_shapes(Qwen2VLConfig.from_pretrained(config.model.folder))
-    return {name: torch.full(shape, 0.01, dtype=dtype) for name, shape in shapes}
-
-
 def measure(shape: Shape, rounds: int) -> Result:
     config = settings_of(shape)
-    actor = ray.remote(RolloutActor).options(max_concurrency=1000).remote(config, 0, code_digest())
+    actor = ray.remote(RolloutActor).options(max_concurrency=1000).remote(EngineSettings.of(config), 0, code_digest())
     ray.get(actor.ping.remote())
     tensors = tensors_of(config)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -57,7 +50,7 @@ def measure(shape: Shape, rounds: int) -> Result:
     sampling = Sampling(shape.group_size, shape.tokens, 1.0)
     reports: list[LoadReport] = []
     in_flight = shape.prompts if shape.model != "qwen2vl_2b" else 0
-    progress(f"{shape}: the engine is up, {size / 1e6:.0f} MB")
+    progress(f"{shape}: the engine is up; {size / 1e6:.0f} MB of weights")
 
     def send(version: int) -> None:
         update = write_buckets(tensors.items(), version, BUCKET_BYTES, ray.put)
@@ -67,8 +60,8 @@ def measure(shape: Shape, rounds: int) -> Result:
 
     def ours() -> float:
         flying = [actor.generate.remote(prompt.id, prompt, sampling) for prompt in stream.take(in_flight)]
-        time.sleep(0.5)  # let them begin
-        tensors[next(iter(tensors))].add_(0.001)  # or digest and version alone would tell the updates apart
+        time.sleep(0.5)  # let generation start
+        tensors[next(iter(tensors))].add_(0.001)  # or all updates would carry the same weights
         start = time.perf_counter()
         send(len(reports))
         seconds = time.perf_counter() - start
@@ -98,22 +91,6 @@ def measure(shape: Shape, rounds: int) -> Result:
     )
 
 
-def plain_copy(tensors: dict[str, torch.Tensor], size: int) -> Callable[[], float]:
-    """One copy of all bytes into memory that the kernel has yet to give."""
-
-    def run() -> float:
-        start = time.perf_counter()
-        fresh = torch.empty(size, dtype=torch.uint8)
-        used = 0
-        for tensor in tensors.values():
-            flat = tensor.view(-1).view(torch.uint8)
-            fresh[used : used + flat.numel()].copy_(flat)
-            used += flat.numel()
-        return time.perf_counter() - start
-
-    return run
-
-
 def benchmark(arguments: argparse.Namespace) -> list[Result]:
     shapes = SHAPES[:2] if arguments.quick else SHAPES
     if arguments.only:
@@ -127,7 +104,7 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", default="", help="only shapes whose name has this, e.g. 2b")
+    parser.add_argument("--only", default="", help="only shapes whose name contains this, e.g. 2b")
 
 
 if __name__ == "__main__":

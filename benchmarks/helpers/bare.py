@@ -1,4 +1,7 @@
-"""The bare sides: processes with an engine or a model and nothing of ours around them, which take turns on demand."""
+"""Bare baselines: an engine or a model alone in a process, without this package's actors; a plain copy of weights.
+
+The processes run one turn per request, so that they can alternate with other sides.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from shapes import Shape, update_request
 
 from medr1_ray.config import Config
 from medr1_ray.model import packing
@@ -23,16 +25,19 @@ from medr1_ray.model.checkpoint_files import load_model
 from medr1_ray.model.image_patches import ImagePatcher
 from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
+from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Group, Prompt, Sampling
 
+from .shapes import Shape, update_request
+
 Turn = Callable[[Any], Any]
-"""Takes what was asked, returns the answer."""
+"""Takes a request, returns its answer."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`value` of a turn, its wall-clock seconds in the worker, the processor seconds of the worker itself (without
-    children), and its peak memory so far."""
+    """Outcome of a turn: its value, wall-clock seconds in the worker, CPU seconds of the worker process (without its
+    children), and the worker's peak memory so far."""
 
     value: Any
     seconds: float
@@ -41,10 +46,10 @@ class Answer:
 
 
 class Worker:
-    """A process of its own that gets ready once and then takes one turn for each `ask`.
+    """A separate process that is prepared once and then runs one turn for each `ask`.
 
     Args:
-        prepare: called in the process with `arguments`; importable from there. Returns the turn.
+        prepare: called in the process with `arguments`, so it must be importable there; returns the turn.
     """
 
     def __init__(self, prepare: Callable[..., Turn], *arguments: Any) -> None:
@@ -52,7 +57,7 @@ class Worker:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, prepare, arguments))
         self._process.start()
-        theirs.close()  # so that a process that dies is noticed
+        theirs.close()  # or `wait` would not see the end of the pipe when the process dies
         self._asked = True
 
     def __enter__(self) -> Worker:
@@ -62,28 +67,32 @@ class Worker:
         try:
             self._pipe.send(None)
             self._process.join(10.0)
-        except OSError:  # it is gone already
+        except OSError:  # the process has already ended
             pass
         self._process.terminate()
         self._process.join()
 
     def wait(self) -> Answer:
-        """The answer to what was asked last; the first is that the worker is ready. RuntimeError where it failed."""
+        """Return the answer to the last `ask`; the first answer says that the worker is ready.
+
+        Raises:
+            RuntimeError: the worker failed or died.
+        """
         try:
             answer = self._pipe.recv()
         except EOFError:
-            raise RuntimeError("a benchmark's worker process died") from None
+            raise RuntimeError("a worker process of the benchmark died; see its output above") from None
         if isinstance(answer, str):
-            raise RuntimeError(f"a benchmark's worker process failed:\n{answer}")
+            raise RuntimeError(f"a worker process of the benchmark failed:\n{answer}")
         return answer  # type: ignore[no-any-return]
 
     def ask(self, what: Any) -> None:
-        """Begin a turn."""
+        """Start a turn; `wait` returns its answer."""
         self._pipe.send((what,))
 
 
 def _serve(pipe: Connection, prepare: Callable[..., Turn], arguments: Sequence[Any]) -> None:
-    os.dup2(2, 1)  # vLLM talks a lot, and stdout is for results
+    os.dup2(2, 1)  # vLLM logs to stdout, which is for results
     try:
         turn = prepare(*arguments)
         pipe.send(_answer(lambda: None))
@@ -101,13 +110,13 @@ def _answer(work: Callable[[], Any]) -> Answer:
 
 
 def engine(config: Config, index: int) -> Turn:
-    """vLLM's AsyncLLM with the run's own engine arguments; a turn takes (prompts, sampling) and returns tokens.
+    """Start vLLM's AsyncLLM with the run's engine arguments; a turn takes (prompts, sampling), returns a token count.
 
-    All requests are made at once and only final outputs are asked for.
+    All requests are submitted at once, and only final outputs are requested.
     """
     from medr1_ray.rollout import engine as rollout_engine
 
-    rollout_engine.set_environment(config)
+    rollout_engine.set_environment(config.rollout.threads)
     torch.set_num_threads(config.rollout.threads)
     vocabulary = load_vocabulary(config.model.folder)
     loop = asyncio.new_event_loop()
@@ -115,7 +124,7 @@ def engine(config: Config, index: int) -> Turn:
     turns = 0
 
     async def start() -> Any:
-        return rollout_engine.start_engine(config, str(config.model.folder), index)
+        return rollout_engine.start_engine(EngineSettings.of(config), str(config.model.folder), index)
 
     llm = loop.run_until_complete(start())
 
@@ -138,9 +147,10 @@ def engine(config: Config, index: int) -> Turn:
 
 
 def model(config: Config, shape: Shape, groups: Sequence[Group], whole_step: bool) -> Turn:
-    """Forward and backward of the groups' packed tensors, by torch and transformers alone.
+    """Prepare forward and backward passes over the groups' packed tensors, with torch and transformers alone.
 
-    With `whole_step` also the reference's forward pass, clipping and AdamW. The tensors were made before.
+    With `whole_step`, a turn also runs the reference's forward pass, gradient clipping and AdamW. The tensors are
+    packed here, outside the timed turns.
     """
     torch.set_num_threads(config.learner.threads)
     path = config.model.folder
@@ -174,3 +184,20 @@ def model(config: Config, shape: Shape, groups: Sequence[Group], whole_step: boo
             optimizer.step()
 
     return turn
+
+
+def plain_copy(tensors: dict[str, torch.Tensor], size: int) -> Callable[[], float]:
+    """Return a function that copies all `size` bytes once into newly allocated memory and returns the seconds."""
+
+    def run() -> float:
+        start = time.perf_counter()
+        # Allocated in the timed part, so that the kernel provides its pages during the copy.
+        fresh = torch.empty(size, dtype=torch.uint8)
+        used = 0
+        for tensor in tensors.values():
+            flat = tensor.view(-1).view(torch.uint8)
+            fresh[used : used + flat.numel()].copy_(flat)
+            used += flat.numel()
+        return time.perf_counter() - start
+
+    return run

@@ -1,7 +1,7 @@
-"""What the benchmarks share: the command's options, interleaved timing, the machine's load, and the result's line.
+"""Shared parts of the benchmark commands: options, interleaved timing, machine load and the printed results.
 
-Every benchmark is a command, `python benchmarks/<name>.py [--quick] [--json]`. Two sides that are compared run in
-turns within one process tree (A B, B A, A B, ...), so that both see the same machine, and their medians are compared.
+A benchmark is a command, `python benchmarks/<name>.py [--quick] [--json]`. The two sides of a comparison take turns
+within one process tree (B A, A B, B A, ...), so that both see the same machine, and their medians are compared.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ LOAD_SAMPLE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Load:
-    """What the machine does at one moment: its one-minute load average, and the fraction of its cores that is busy."""
+    """The machine's load at one moment: the one-minute load average, and the busy fraction of all cores."""
 
     load_average: float
     busy_fraction: float
 
     @classmethod
     def now(cls) -> Load:
-        """Samples for half a second, while this process must be idle."""
+        """Sample for half a second; the caller must be idle during that time, or it measures itself."""
         before = _processor_ticks()
         time.sleep(LOAD_SAMPLE_SECONDS)
         busy, total = (after - start for after, start in zip(_processor_ticks(), before, strict=True))
@@ -37,8 +37,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Result:
-    """One comparison. `ratio` says how much better ours is (above 1: ours), `of_limit` which part of a bare limit it
-    reaches, where there is one."""
+    """One comparison.
+
+    `ratio` is how many times better ours is (above 1: ours is better). `of_limit` is the fraction of a bare limit that
+    ours reaches; None where there is no such limit.
+    """
 
     name: str
     ours: float
@@ -54,7 +57,7 @@ def median_seconds(seconds: list[float]) -> float:
 
 
 def interleaved(sides: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Run all sides in turns, each time in the opposite order; what each returned, warm-up left out."""
+    """Run all sides once per round, in alternating order; return each side's values without the warm-up rounds."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(warm_up + rounds):
         for name in list(sides) if number % 2 else list(sides)[::-1]:
@@ -65,7 +68,7 @@ def interleaved(sides: Mapping[str, Callable[[], float]], rounds: int, warm_up: 
 
 
 def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """`work` as a side of `interleaved`: its wall-clock seconds."""
+    """Return a side for `interleaved` that runs `work` and returns its wall-clock seconds."""
 
     def run() -> float:
         start = time.perf_counter()
@@ -80,9 +83,10 @@ def command(
     benchmark: Callable[[argparse.Namespace], list[Result]],
     options: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> int:
-    """A benchmark as a command: parse, measure, print. Returns the exit status.
+    """Run a benchmark as a command: parse the options, measure, print. Return the exit status.
 
-    With `--json` the last line is one object: the first result's fields, `load`, and all results under `results`.
+    With `--json` the last line of stdout is one JSON object: the first result's fields, `load`, and all results under
+    `results`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -90,7 +94,8 @@ def command(
     if options:
         options(parser)
     arguments = parser.parse_args()
-    # For all sides, as our learner's: threads that spin on busy cores make a side look many times slower than it is.
+    # All sides inherit it; our learner sets the same. OpenMP threads that spin on busy cores would make a side look
+    # many times slower than it is.
     os.environ["OMP_WAIT_POLICY"] = "passive"
     before = Load.now()
     try:
@@ -113,12 +118,12 @@ def command(
 
 
 def progress(text: str) -> None:
-    """A line for whoever watches; on stderr, since stdout has the results."""
+    """Print a progress line to stderr; stdout is for results."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _processor_ticks() -> tuple[int, int]:
-    """Busy and all ticks of all cores since the machine started (Linux)."""
+    """Return the busy and the total clock ticks of all cores since boot (Linux)."""
     with open("/proc/stat") as file:
         user, nice, system, idle, waiting, *rest = map(int, file.readline().split()[1:])
     busy = user + nice + system + sum(rest[:3])

@@ -1,4 +1,4 @@
-"""A matrix as a picture: accuracies as colours and numbers, with their intervals."""
+"""Heat map of a matrix: accuracies as colours and numbers, with their intervals."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use("Agg")  # needs no display; must come before pyplot is imported
 
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from benchmarks.matrix_settings import BASE, NAMES
-from benchmarks.matrix_tables import MARKS, Matrix, shown
+from .matrix_settings import BASE, NAMES
+from .matrix_tables import MARKS, Matrix, shown
 
 COLOURS = "YlGnBu"
-"""Even in lightness, and told apart by those who do not see all colours."""
+"""Its lightness changes evenly, and colour-blind readers can tell its colours apart."""
 
 _SHORT = {"Fundus Photography": "Fundus", "Other Biological Attributes": "Other Attributes"}
 
 
 def draw(matrix: Matrix, folder: Path) -> None:
-    """Write `<matrix>.png` and `.svg`."""
+    """Write `<matrix>.png` and `<matrix>.svg` to `folder`."""
     columns, rows = NAMES[matrix.axis], matrix.row_names
     cells = {(cell.row, cell.column): cell for cell in matrix.cells}
     accuracy = np.array([[cells[row, column].accuracy for column in columns] for row in rows])
@@ -59,6 +59,6 @@ def _label(name: str) -> str:
 
 
 def _ink(colour: tuple[float, ...]) -> str:
-    """Black or white, whichever is easier to read on a colour (its relative luminance, WCAG 2)."""
+    """Return black or white, whichever is easier to read on a colour, by its relative luminance (WCAG 2)."""
     red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour))
     return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else "white"

@@ -1,7 +1,7 @@
-"""TRL's side of `vs_trl.py`: runs in TRL's own environment, takes one GRPO step for each line on stdin.
+"""TRL's side of `vs_trl.py`: runs in TRL's own environment and takes one GRPO step per line on stdin.
 
-Knows nothing of Ray, vLLM or the package's training code. Prints one JSON object a step: seconds of the whole step and
-of its phases.
+Uses neither Ray nor this package's training code, and vLLM only through TRL. Prints one JSON object per step: the
+seconds of the whole step and of its phases. `vs_trl.py` runs this file by its path, so `rewards` is found next to it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
-os.dup2(2, 1)  # what libraries print must not mix with the answers
+os.dup2(2, 1)  # libraries print to stdout too: only the copy above carries answers
 
 import torch  # noqa: E402
 
 from medr1_ray.torchvision_shim import repair_imports  # noqa: E402
 
-repair_imports()
+repair_imports()  # before transformers imports torchvision, whose CUDA build fails next to a CPU build of torch
 
 from datasets import Dataset, Features, Image, Value  # noqa: E402
 from rewards import parity  # noqa: E402
@@ -30,7 +30,7 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 
 class Stepper(TrainerCallback):  # type: ignore[misc]
-    """Waits for a line before each step and answers after it."""
+    """Wait for a line on stdin before each step, and print the step's seconds after it."""
 
     def __init__(self, phases: dict[str, float]) -> None:
         self._phases = phases
@@ -49,7 +49,7 @@ class Stepper(TrainerCallback):  # type: ignore[misc]
 
 
 def timed(method: Callable[..., Any], phase: str, phases: dict[str, float]) -> Callable[..., Any]:
-    """The method, its seconds added to `phases`."""
+    """Return `method` wrapped so that it adds its seconds to `phases[phase]`."""
 
     def run(*arguments: Any, **named: Any) -> Any:
         start = time.perf_counter()
@@ -62,13 +62,16 @@ def timed(method: Callable[..., Any], phase: str, phases: dict[str, float]) -> C
 
 
 def reward(completions: list[Any], **_: Any) -> list[float]:
-    """The package's benchmark reward, over TRL's chats."""
+    """Return the benchmark's reward of each completion, which TRL passes as a chat."""
     return [parity(completion[0]["content"]) for completion in completions]
 
 
 def _generation(vllm: bool, banned: list[int]) -> dict[str, Any]:
-    """How TRL generates: transformers' generate, or a vLLM engine in this process, without what only engines that
-    differ from the learner need (another pass for importance weights)."""
+    """Return TRL's settings for generation: transformers' generate, or a vLLM engine in this process.
+
+    With vLLM, importance-sampling correction is off: it takes another forward pass, and only engines whose
+    log-probabilities differ from the learner's need it.
+    """
     if not vllm:
         return {"generation_kwargs": {"suppress_tokens": banned}}
     never = dict.fromkeys(banned, -100.0)
@@ -82,7 +85,7 @@ def _generation(vllm: bool, banned: list[int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Settings come as one JSON argument; `vs_trl.py` says what they are."""
+    """Run TRL's trainer; its settings come as one JSON argument, made by `trl_steps` of `vs_trl.py`."""
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(settings["threads"])
     folder = Path(settings["prompts"])

@@ -1,4 +1,4 @@
-"""The reward that both sides of a benchmark give: by chance, but the same for the same text."""
+"""The reward of both sides of a benchmark: arbitrary, but always the same for the same text."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from typing import Any
 
 
 def parity(completion: str, question: Any = None, mode: Any = None) -> float:
-    """0 or 1 by the text's checksum."""
+    """Return 0 or 1, the parity of the text's checksum."""
     return float(zlib.crc32(completion.encode()) % 2)

@@ -1,4 +1,4 @@
-"""What a matrix experiment is: which models are trained, on what, and what each is tested on."""
+"""Settings of a matrix experiment: the models to train, the questions to train them on, and those to test them on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from medr1_ray.config import Config, PositiveInt, Settings
+from medr1_ray.config import Config
+from medr1_ray.config.field_types import PositiveInt, Settings
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES, UNKNOWN
 from medr1_ray.types import Mode, Question
@@ -19,7 +20,7 @@ from medr1_ray.types import Mode, Question
 Axis = Literal["modality", "question_type"]
 
 BASE = "base"
-"""The row of the start model, which every method has."""
+"""Name of the start model's row, which is part of every matrix."""
 NAMES: dict[Axis, tuple[str, ...]] = {
     "modality": tuple(name for name in MODALITIES if name != UNKNOWN),
     "question_type": tuple(name for name in QUESTION_TYPES if name != UNKNOWN),
@@ -28,7 +29,7 @@ _FILTER: dict[Axis, str] = {"modality": "data.modalities", "question_type": "dat
 
 
 class Method(Settings):
-    """How a row's model is trained: a command of this package, and its settings."""
+    """A way to train a row's model: a command of this package, and settings for it."""
 
     command: Literal["train", "sft"]
     overrides: tuple[str, ...] = ()
@@ -39,17 +40,17 @@ class MatrixSettings(Settings):
 
     out: Path
     configs: tuple[Path, ...] = Field(min_length=1)
-    """The settings of every run, as for `medr1_ray.train`."""
+    """Settings files of every run, as for `medr1_ray.train`."""
     methods: dict[str, Method] = Field(min_length=1)
     axes: dict[Mode, dict[Axis, tuple[str, ...]]] = Field(min_length=1)
-    """Which matrices there are, by mode, over modalities, question types or both; each with settings that all its
-    trainings have, whatever the method."""
+    """The matrices to make: per mode, over modalities, question types or both; each with settings for all of its
+    trainings, whatever the method."""
     mode_overrides: dict[Mode, tuple[str, ...]] = Field(default_factory=dict)
-    """Settings of a mode's trainings and evaluations."""
+    """Settings for all trainings and evaluations of a mode."""
     trainings_at_a_time: PositiveInt = 1
-    """Side by side, each with a Ray cluster of its own: more than one where a training leaves cores idle."""
+    """Trainings to run in parallel, each with its own Ray cluster; more than one if a training leaves cores idle."""
     questions_per_column: PositiveInt = 200
-    """Test questions of a modality or question type; fewer where there are not as many."""
+    """Test questions per modality or question type; fewer where the data have fewer."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,15 @@ class Trained:
 
     @property
     def slug(self) -> str:
-        """A name for files."""
+        """Name of the row's files and folders."""
         return f"{self.axis}-{self.mode}-{self.method}-{self.name}".lower().replace(" ", "_")
 
 
 def load_matrix_settings(path: Path) -> MatrixSettings:
-    """Read a YAML file.
+    """Read the settings from a YAML file.
 
     Raises:
-        ValueError: it cannot be read, or a setting is not valid.
+        ValueError: the file cannot be read, or a setting is invalid.
     """
     try:
         return MatrixSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -80,7 +81,7 @@ def load_matrix_settings(path: Path) -> MatrixSettings:
 
 
 def rows(settings: MatrixSettings) -> Iterator[Trained]:
-    """Every model that is trained, matrix by matrix."""
+    """Yield every model to train, matrix by matrix."""
     for mode, axes in settings.axes.items():
         for axis in axes:
             for method in settings.methods:
@@ -89,7 +90,7 @@ def rows(settings: MatrixSettings) -> Iterator[Trained]:
 
 
 def overrides(settings: MatrixSettings, row: Trained) -> list[str]:
-    """The settings of a row's training, over those of `settings.configs`."""
+    """Return the settings of a row's training, which override those of `settings.configs`."""
     return [
         *settings.mode_overrides.get(row.mode, ()),
         *settings.axes[row.mode][row.axis],
@@ -101,15 +102,15 @@ def overrides(settings: MatrixSettings, row: Trained) -> list[str]:
 
 
 def run_directory(settings: MatrixSettings, row: Trained) -> Path:
-    """Where a row's model is trained."""
+    """Return the run directory of a row's training."""
     return settings.out / "runs" / row.slug
 
 
 def mode_config(settings: MatrixSettings, mode: Mode) -> Config:
-    """The settings that all models of a mode are evaluated with: no filter on the questions."""
+    """Return the settings for the evaluation of all models of a mode; they do not filter the questions."""
     return load_config(settings.configs, [*settings.mode_overrides.get(mode, ()), f"mode={mode}"])
 
 
 def column_of(question: Question, axis: Axis) -> str:
-    """The column that a question belongs to."""
+    """Return the column that a question belongs to."""
     return question.modality if axis == "modality" else question.question_type

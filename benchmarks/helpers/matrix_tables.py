@@ -1,7 +1,7 @@
-"""From answers to matrices: accuracies with intervals, beside the blank image and the blind prior, and their means.
+"""Matrices from answers: accuracies with intervals, compared with a blank image and the blind prior, and their means.
 
 Legend: N questions, M models, C columns, R replicates of the bootstrap over images. All models of an axis answer the
-same questions, so that one set of replicates serves every cell and every difference, and differences are paired.
+same questions, so one set of replicates serves every cell and every difference, and differences are paired.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.matrix_evaluation import BLANK, evaluation_folder, everything, held_out_questions
-from benchmarks.matrix_settings import BASE, NAMES, Axis, MatrixSettings, Trained, column_of
 from medr1_ray.data.blind_prior import BlindPrior
 from medr1_ray.evaluation.folder import read_answers
 from medr1_ray.evaluation.passes import IMAGE
 from medr1_ray.evaluation.uncertainty import FEW_IMAGES, REPLICATES, Interval, accuracy_interval, interval
 from medr1_ray.types import Mode, Question
 
+from .matrix_evaluation import BLANK, evaluation_folder, everything, held_out_questions
+from .matrix_settings import BASE, NAMES, Axis, MatrixSettings, Trained, column_of
+
 MARKS = "* with the image than with a blank one, ° than the blind prior of what it was trained on"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The model of `row` on the questions of `column`: fractions. `looks` says that it is better with the image than
-    with a blank one, `beats_prior` that it is better than the blind prior counted over what the row was trained on
-    (the interval of the paired difference lies above 0). The start model's prior is chance: it has counted nothing."""
+    """Results of the model of `row` on the questions of `column`; accuracies are fractions.
+
+    `looks` says that it is better with the image than with a blank one, `beats_prior` that it is better than the blind
+    prior counted over the row's training questions; both mean that the interval of the paired difference lies above 0.
+    The start model's prior is chance, since it has counted nothing.
+    """
 
     row: str
     column: str
@@ -56,7 +60,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix: `cells` row by row, the start model's first."""
+    """One matrix; `cells` are ordered row by row, starting with the start model's."""
 
     axis: Axis
     mode: Mode
@@ -75,8 +79,8 @@ class Matrix:
 
 @dataclass(frozen=True)
 class _Measured:
-    """The rows of one matrix: `correct` [M, N], and `cell_replicates` of it, of the answers to blank images, and of
-    the blind priors."""
+    """The rows of one matrix: `correct` [M, N], and the `cell_replicates` of `correct`, of the answers to blank images
+    and of the blind priors."""
 
     correct: NDArray[np.float64]
     accuracy: NDArray[np.float64]
@@ -85,7 +89,7 @@ class _Measured:
 
 
 def collect(settings: MatrixSettings) -> list[Matrix]:
-    """All matrices of an experiment whose models have answered."""
+    """Return all matrices of an experiment; all of its models must have answered."""
     matrices = []
     for axis in dict.fromkeys(axis for axes in settings.axes.values() for axis in axes):
         questions = held_out_questions(settings, axis)
@@ -113,8 +117,10 @@ def collect(settings: MatrixSettings) -> list[Matrix]:
 def cell_replicates(
     correct: NDArray[np.float64], columns: NDArray[np.int64], images: Sequence[str], replicates: int = REPLICATES
 ) -> NDArray[np.float64]:
-    """Float64 [1 + R, M, C]: accuracies of `correct` [M, N] by column [N]; first as they are, then over images drawn
-    with replacement."""
+    """Return the accuracies of `correct` [M, N] by column (`columns` [N]) as float64 [1 + R, M, C].
+
+    The first are those of the data, the others of images drawn with replacement.
+    """
     _, image = np.unique(np.asarray(images), return_inverse=True)
     shape = (int(image.max()) + 1, int(columns.max()) + 1)
     counts = np.zeros(shape)
@@ -127,19 +133,19 @@ def cell_replicates(
     for number, replicate in enumerate(drawn):
         again = generator.integers(shape[0], size=shape[0]) if number else np.arange(shape[0])
         weights = np.bincount(again, minlength=shape[0])
-        # A column of few images may not be drawn at all; such a replicate counts for nothing there.
+        # A replicate may contain no image of a column that has few. It is NaN there, and left out of intervals.
         with np.errstate(invalid="ignore"):
             replicate[:] = (weights @ sums) / (weights @ counts)
     return drawn
 
 
 def shown(cell: Cell) -> str:
-    """The accuracy in per cent, with what is not shown of it."""
+    """Return the accuracy in per cent, followed by the marks that `MARKS` explains."""
     return f"{100 * cell.accuracy:.0f}{'' if cell.looks else '*'}{'' if cell.beats_prior else '°'}"
 
 
 def write_tables(out: Path, matrices: Sequence[Matrix]) -> None:
-    """`results.json`, `results.csv` (a cell in each line) and `results.md`."""
+    """Write `results.json`, `results.csv` (one cell per line) and `results.md`."""
     (out / "results.json").write_text(json.dumps([asdict(matrix) for matrix in matrices], indent=1))
     with (out / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -175,16 +181,17 @@ def _correct(folder: Path, name: str, questions: Sequence[Question]) -> list[flo
     if answers.left_out:
         id_, reason = next(iter(answers.left_out.items()))
         raise ValueError(
-            f"{len(answers.left_out)} test questions could not be put to {folder.name}, among them {id_!r} "
-            f"({reason}); every cell must be of the same questions"
+            f"{folder.name} left out {len(answers.left_out)} test questions, for example {id_!r} ({reason}); "
+            "all models of a matrix must answer the same questions"
         )
     return [float(answers.rows[question.id]["correct"]) for question in questions]
 
 
 def _prior(settings: MatrixSettings, axis: Axis, questions: Sequence[Question]) -> NDArray[np.float64]:
-    """Float64 [M, N]: what the blind prior of each row is right on each question in the mean."""
+    """Return float64 [M, N]: the expected correctness of each row's blind prior on each question."""
     train = everything(settings).train
     own = [[question for question in train if column_of(question, axis) == name] for name in NAMES[axis]]
+    # The start model, the first row, was trained on no questions.
     priors = [BlindPrior.fit(questions) for questions in ([], *own)]
     return np.array([[prior.credit(question) for question in questions] for prior in priors])
 
@@ -223,7 +230,7 @@ def _cells(
 
 
 def _own_estimates(axis: Axis, each: _Measured) -> list[Estimate]:
-    """Means over cells, and what training gained: over all diagonal cells, and on each."""
+    """Return means over cells, and the gain from training: the mean over the diagonal cells, and each of them."""
     base = each.accuracy[:, 0]
     gains = _diagonal(each) - base
     return [
@@ -236,7 +243,7 @@ def _own_estimates(axis: Axis, each: _Measured) -> list[Estimate]:
 
 
 def _differences(measured: dict[tuple[Mode, str], _Measured], mode: Mode, method: str) -> list[Estimate]:
-    """This matrix minus every other of its axis."""
+    """Return the differences of this matrix from all others of its axis."""
     this = measured[mode, method]
     estimates = []
     for (other_mode, other_method), other in measured.items():
@@ -249,24 +256,24 @@ def _differences(measured: dict[tuple[Mode, str], _Measured], mode: Mode, method
 
 
 def _diagonal(each: _Measured) -> NDArray[np.float64]:
-    """[1 + R, C]: the trained models, each on the questions like those that it was trained on."""
+    """Return [1 + R, C]: each trained model on questions of the kind that it was trained on."""
     return np.diagonal(each.accuracy[:, 1:], axis1=1, axis2=2)
 
 
 def _off_diagonal(each: _Measured) -> NDArray[np.float64]:
-    """[1 + R, C * (C - 1)]: the trained models on all other questions."""
+    """Return [1 + R, C * (C - 1)]: the trained models on all other questions."""
     trained = each.accuracy[:, 1:]
     return trained[:, ~np.eye(trained.shape[1], dtype=bool)]
 
 
 def _estimate(name: str, values: NDArray[np.float64]) -> Estimate:
-    """Of the data, which come first, and its replicates [1 + R]."""
+    """Return the estimate of `values` [1 + R]: the value of the data, which comes first, and that of each replicate."""
     drawn = values[1:]
     return Estimate(name, float(values[0]), interval(drawn[~np.isnan(drawn)]))
 
 
 def _page(matrix: Matrix) -> str:
-    """A matrix as Markdown: accuracies in per cent with their intervals, then the means."""
+    """Return a matrix as Markdown: accuracies in per cent with their intervals, then the means."""
     columns = NAMES[matrix.axis]
     cells = {(cell.row, cell.column): cell for cell in matrix.cells}
     lines = [

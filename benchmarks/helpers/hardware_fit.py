@@ -1,6 +1,7 @@
-"""What a machine can do, from rates measured on their own and from steps of one small model.
+"""The `hardware` settings of a machine, from rates measured one by one and from training steps of one small model.
 
-Rates of products, memory, copies and digests are measured; what they leave of the steps is fitted.
+The rates of matrix products, memory, copies and digests are measured; all other costs are fitted to the part of the
+step times that those rates do not explain.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from step_measurement import Case, StepSeconds
 
 from medr1_ray.config import Config, HardwareSettings
 from medr1_ray.model.shape import ModelShape
 from medr1_ray.sizing.work import StepSize, learner_work, rollout_work
+
+from .step_measurement import Case, StepSeconds
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Measured:
 
 
 def machine_rates(threads: int) -> dict[str, float]:
-    """Operations of matrix products, and bytes read or written, copied and digested: each in a second of CPU time."""
+    """Measure FLOPs of matrix products, and bytes read or written, copied and digested, all per second of CPU time."""
     torch.set_num_threads(threads)
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     data = np.ones(2**26, np.uint8)
@@ -46,8 +48,10 @@ def machine_rates(threads: int) -> dict[str, float]:
 def fit(
     config: Config, shape: ModelShape, text_tokens: int, steps: Sequence[Measured], rates: dict[str, float]
 ) -> HardwareSettings:
-    """What the measured rates leave of the steps, as costs of the other parts: non-negative least squares of relative
-    errors."""
+    """Fit the costs of the other parts to the part of the `steps` that the measured `rates` do not explain.
+
+    Non-negative least squares of the relative errors, for learner and engine separately.
+    """
     flops, memory = rates["matmul_flops_per_second"], rates["memory_bytes_per_second"]
     sizes = [step_size(step.case, text_tokens) for step in steps]
     updates = [learner_work(config, shape, size, ranks=1) for size in sizes]
@@ -80,8 +84,8 @@ def fit(
         ],
         [step.busy.rollout for step in steps],
     )
-    # A digest by the learner and one by the engine; copies into the bucket, the object store, the file and the engine,
-    # which copies once more into its kernel's own layout.
+    # Digests: one by the learner, one by the engine. Copies: into the bucket, the object store, the file and the
+    # engine, which copies again into the layout of its kernel.
     sync_rate = 1 / (2 / rates["digested_bytes_per_second"] + 6 / rates["copied_bytes_per_second"])
     sync = statistics.median(step.busy.weight_sync for step in steps) - 4 * shape.parameters / sync_rate
     common = {"matmul_flops_per_second": flops, "memory_bytes_per_second": memory}
@@ -105,18 +109,20 @@ def fit(
 
 
 def step_size(case: Case, text_tokens: int) -> StepSize:
-    """The case as `medr1_ray.sizing.work` takes it."""
+    """Return the case as a `StepSize`, with the prompt's number of text tokens."""
     return StepSize(case.prompts, case.group_size, case.completion_tokens, case.image_size, text_tokens)
 
 
 def _non_negative(
     features: Sequence[tuple[float, ...]], left: Sequence[float], whole: Sequence[float]
 ) -> list[float]:
-    """Coefficients >= 0 of `left`, errors weighed relative to `whole`: Lawson and Hanson's active sets, chapter 23 of
-    Solving Least Squares Problems (1974)."""
+    """Return coefficients >= 0 with which `features` fit `left`, weighting errors by 1 / `whole`.
+
+    The active-set method of Lawson and Hanson, Solving Least Squares Problems (1974), chapter 23.
+    """
     weights = 1 / np.array(whole)
     matrix, target = np.array(features, float) * weights[:, None], np.array(left) * weights
-    scale = np.abs(matrix).max(axis=0)
+    scale = np.abs(matrix).max(axis=0)  # features differ by many orders of magnitude (FLOPs, bytes, counts)
     matrix = matrix / scale
     solution, free = np.zeros(matrix.shape[1]), np.zeros(matrix.shape[1], bool)
     while True:
@@ -141,7 +147,7 @@ def _rate(seconds_each: float) -> float | None:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    """Median CPU seconds of this thread for one call, of nine."""
+    """Return the CPU seconds of this thread for one call: the median of nine, after one to warm up."""
     spent = []
     for _ in range(10):
         start = time.thread_time()

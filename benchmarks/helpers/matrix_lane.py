@@ -1,7 +1,8 @@
-"""A lane of a matrix experiment: a process that trains one model after the other on the same engines.
+"""A lane of a matrix experiment: a process that trains one model after another on the same engines.
 
-A process for each lane, since a process has one Ray cluster at a time. Engines are kept from one training to the next,
-until one needs others (Think and No-Think differ in their lengths) or has failed.
+One process per lane, because a process can be connected to only one Ray cluster at a time. Engines and reward actors
+are kept from one training to the next, until a training needs different ones (Think and No-Think differ in their
+lengths) or fails.
 """
 
 from __future__ import annotations
@@ -18,29 +19,32 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.matrix_settings import MatrixSettings, Trained, overrides, run_directory
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 
+from .matrix_settings import MatrixSettings, Trained, overrides, run_directory
+
 if TYPE_CHECKING:
-    from medr1_ray.pool.shared_actors import Engines
+    from medr1_ray.pool.shared_actors import SharedActors
 
 LOG_LINES = 15
 
 
 class _Kept:
-    """This process's engines."""
+    """The engines and reward actors of this process."""
 
     def __init__(self) -> None:
         self._open = ExitStack()
-        self._engines: Engines | None = None
+        self._engines: SharedActors | None = None
         self._number = 0
-        # A child of multiprocessing runs no `atexit`, where Ray would end its cluster.
+        # Ray ends its cluster in an `atexit` handler, which child processes of multiprocessing do not run.
         Finalize(None, self.end, exitpriority=1)
 
-    def engines(self, config: Config, folder: Path) -> Engines | None:
-        """Those that are up where they fit, else new ones, which log to `folder`; None where each training brings its
-        own, since they share the learner's GPUs."""
+    def engines(self, config: Config, folder: Path) -> SharedActors | None:
+        """Return the running engines if they fit `config`, else new ones, which log to a new folder in `folder`.
+
+        None where engines share the learner's GPUs (`cluster.colocated`): each training then starts its own.
+        """
         from medr1_ray.pool.shared_actors import open_engines
 
         if config.cluster.colocated:
@@ -66,23 +70,25 @@ _kept: _Kept | None = None
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it is gone, however it went: it would wait for work for ever, and its
-    engines with it. Ray's processes end with their driver."""
+    """End this process when its parent has ended, even by SIGKILL.
+
+    It would otherwise wait for work indefinitely and keep its engines alive. Ray's processes end with their driver.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
         wait([parent.sentinel])
-        os._exit(1)
+        os._exit(1)  # `sys.exit` would only end this thread
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def train_row(settings: MatrixSettings, row: Trained) -> float:
-    """Train a row's model in this process, or go on with it from its last checkpoint; returns seconds.
+    """Train a row's model in this process, resuming from its last checkpoint if it has one; return the seconds.
 
     Raises:
-        RuntimeError: the training failed, with the end of its log.
+        RuntimeError: the training failed; the message includes the end of its log.
     """
     global _kept
     _kept = _kept or _Kept()
@@ -93,7 +99,7 @@ def train_row(settings: MatrixSettings, row: Trained) -> float:
     try:
         _train(settings, row, _kept)
     except BaseException as error:
-        _kept.end()
+        _kept.end()  # the actors may still be working for the failed training
         if not isinstance(error, Exception):
             raise
         print(f"{type(error).__name__}: {error}", flush=True)
@@ -109,7 +115,7 @@ def _train(settings: MatrixSettings, row: Trained, kept: _Kept) -> None:
     directory = run_directory(settings, row)
     begun = (directory / "checkpoints" / "latest").exists()
     if directory.exists() and not begun:
-        shutil.rmtree(directory)  # cut off before its first checkpoint: there is nothing to go on from
+        shutil.rmtree(directory)  # interrupted before its first checkpoint: nothing to resume from
     command = settings.methods[row.method].command
     objective = ["objective=sft"] if command == "sft" else []
     config = load_config(settings.configs, [*overrides(settings, row), *objective])
@@ -118,9 +124,10 @@ def _train(settings: MatrixSettings, row: Trained, kept: _Kept) -> None:
 
 
 def _write_output_to(path: Path) -> None:
-    """What this process prints from now on, and what the processes print that it starts."""
+    """Redirect the output of this process, and of processes that it starts from now on, to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
+    # The descriptors rather than `sys.stdout`: engines and Ray's processes inherit them.
     with path.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -1,4 +1,4 @@
-"""A training session whose steps are taken one at a time, for the benchmarks of the whole step."""
+"""A training session that runs one step at a time, for the benchmarks of the whole step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shapes import WORK, Shape, run_config
-
 from medr1_ray.config import Config
+
+from .shapes import WORK, Shape, run_config
 
 if TYPE_CHECKING:
     from medr1_ray.run.session import Session
@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """Wall-clock seconds of one round of the loop, and of the driver's phases in it."""
+    """Wall-clock seconds of one iteration of the training loop, and of the driver's phases in it."""
 
     seconds: float
     phases: dict[str, float]
 
 
 def step_config(shape: Shape, name: str, max_staleness: int, threads: int, *overrides: str) -> Config:
-    """Engines of one thread each; the learner has all cores, alone when synchronous. Empties the run directory."""
+    """Return settings with `threads` single-threaded engines and a learner of `threads` threads.
+
+    Empties the run directory. In a synchronous run (`max_staleness` 0) engines and learner take turns, so each has all
+    cores to itself.
+    """
     name = f"{name}-{max_staleness}"
     shutil.rmtree(WORK / "runs" / name, ignore_errors=True)
     threads_of_each = [f"rollout.actors={threads}", f"learner.threads={threads}"]
@@ -34,13 +38,13 @@ def step_config(shape: Shape, name: str, max_staleness: int, threads: int, *over
 
 
 class OurSteps:
-    """A running session, one round of `train.py`'s loop at a time."""
+    """A running session that is advanced by one iteration of `medr1_ray/train.py`'s loop at a time."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def take(self) -> Step:
-        """One round."""
+        """Run one iteration."""
         session = self._session
         before = dict(session.totals.seconds)
         start = time.perf_counter()
@@ -53,14 +57,17 @@ class OurSteps:
         return Step(seconds, {name: value - before.get(name, 0.0) for name, value in after.items()})
 
     def settle(self) -> None:
-        """Let the engines finish: they begin with the next step's groups as soon as they have the weights, and would
-        go on in another side's turn. So the round after it finds its groups made, and does not count."""
+        """Wait until the engines have finished their groups.
+
+        They start on the next step's groups as soon as they have the weights, and would otherwise still be generating
+        during the other side's turn. The next iteration therefore finds its groups ready, and must not be counted.
+        """
         self._session.pool.finish()
 
 
 @contextmanager
 def our_steps(config: Config) -> Iterator[OurSteps]:
-    """A session that trains."""
+    """Open a training session, whose engines have the first weights."""
     from medr1_ray.run.startup import open_session
 
     with open_session(config, resume=False) as session:

@@ -1,9 +1,9 @@
-"""The models and prompts that the benchmarks use, made here from a seed: nothing is downloaded.
+"""Models, prompts and run settings of the benchmarks, generated from a seed; nothing is downloaded.
 
 `tiny` is the model that ships; `bench30m` is a Qwen2-VL of 30 million random weights at Med-R1's image size (392
-pixels, 196 visual tokens); `qwen2vl_2b` has Qwen2-VL-2B's full shape. In all of them the tokens that end a completion
-are banned, so that every completion has exactly `max_tokens` tokens: the ids that `config.json` names as the borders
-of an image, which both sides must never sample, are those of the end of a turn and of a text.
+pixels, 196 visual tokens); `qwen2vl_2b` has Qwen2-VL-2B's full shape. All three ban the tokens that end a completion,
+so that every completion has exactly `max_tokens` tokens: neither side samples the tokens that `config.json` names as
+an image's start and end, and here those are the ids of `<|endoftext|>` and `<|im_end|>`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from medr1_ray.learner.batching import deal_out
 from medr1_ray.learner.messages import BatchSize, MicroBatch, UpdateRequest
 from medr1_ray.model import packing
 from medr1_ray.model.checkpoint_files import checkpoint_name
+from medr1_ray.rewards.advantages import group_advantages
 from medr1_ray.types import Completions, Group, Prompt, Rewards, Span
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "runs" / "benchmarks"
 IMAGE_SIZE = {"tiny": 84, "bench30m": 392, "qwen2vl_2b": 392}
 VISUAL_TOKENS = {"tiny": 9, "bench30m": 196, "qwen2vl_2b": 196}
@@ -40,7 +41,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Shape:
-    """One cell of a benchmark's table."""
+    """Size of one benchmark case: model, prompts per step, completions per prompt, tokens per completion."""
 
     model: str
     prompts: int
@@ -52,9 +53,9 @@ class Shape:
 
 
 def checkpoint(model: str) -> Path:
-    """The folder of a model with endless completions, made where it is missing.
+    """Return the folder of a model whose completions never end early, creating it if it is missing.
 
-    `qwen2vl_2b` has names and shapes alone: its file is a hole, to be loaded by `load_format: dummy`.
+    `qwen2vl_2b` has only names and shapes: its weight file is sparse, and is to be loaded with `load_format: dummy`.
     """
     folder = WORK / "models" / model
     if (folder / "model.safetensors").exists():
@@ -69,6 +70,7 @@ def checkpoint(model: str) -> Path:
         source = tiny_model_path() if model == "tiny" else ROOT / "configs" / "models" / "qwen2_vl_2b"
         config = Qwen2VLConfig.from_pretrained(source)
     known = AutoTokenizer.from_pretrained(folder).get_vocab()
+    # The image and video tokens are banned in any case; the other two ids are the ones that end a completion.
     config.image_token_id, config.video_token_id = known["<|image_pad|>"], known["<|video_pad|>"]
     config.vision_start_token_id, config.vision_end_token_id = known["<|endoftext|>"], known["<|im_end|>"]
     config.architectures = ["Qwen2VLForConditionalGeneration"]
@@ -85,7 +87,7 @@ def checkpoint(model: str) -> Path:
 
 
 def parameter_shapes(config: Qwen2VLConfig) -> Iterator[tuple[str, torch.Size]]:
-    """Names, as checkpoints have them, and shapes of all parameters, without making them."""
+    """Yield the checkpoint name and the shape of every parameter, without allocating any."""
     with torch.device("meta"):
         model = Qwen2VLForConditionalGeneration(config)
     model.tie_weights()
@@ -94,7 +96,7 @@ def parameter_shapes(config: Qwen2VLConfig) -> Iterator[tuple[str, torch.Size]]:
 
 
 def _write_hole(path: Path, shapes: Mapping[str, torch.Size]) -> None:
-    """A safetensors file of bfloat16 zeros that takes no room on the disk."""
+    """Write a sparse safetensors file of bfloat16 zeros, which takes no disk space."""
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 2 * shape.numel()
@@ -106,7 +108,7 @@ def _write_hole(path: Path, shapes: Mapping[str, torch.Size]) -> None:
 
 
 def bench30m_config() -> Qwen2VLConfig:
-    """Hidden size 512, 8 layers, a vision tower of depth 4; the tiny model's tokenizer."""
+    """Return a config of hidden size 512 with 8 layers, a vision tower of depth 4 and the tiny model's tokenizer."""
     tiny = json.loads((tiny_model_path() / "config.json").read_text())
     text = {
         **tiny["text_config"],
@@ -125,9 +127,9 @@ def bench30m_config() -> Qwen2VLConfig:
 
 
 def run_config(shape: Shape, name: str, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a run at this shape: Med-R1's objective on phantoms, all of its completions of full length.
+    """Return the settings of a run at this shape: Med-R1's objective on phantoms, with completions of full length.
 
-    The reward is by chance (but follows from the text), so that groups of an untrained model have advantages.
+    The reward is arbitrary (a checksum of the text), so that even the groups of an untrained model have advantages.
     """
     return load_config(
         [ROOT / "configs" / "bases" / "tiny_cpu.yaml"],
@@ -145,7 +147,7 @@ def run_config(shape: Shape, name: str, overrides: Sequence[str] = ()) -> Config
             f"train.prompts_per_step={shape.prompts}",
             f"train.group_size={shape.group_size}",
             f"rollout.max_tokens={shape.tokens}",
-            "reward.functions={rewards:parity: 1.0}",
+            "reward.functions={helpers.rewards:parity: 1.0}",
             "learner.learning_rate=1e-6",
             "loss.kl_beta=0.04",
             *overrides,
@@ -154,25 +156,22 @@ def run_config(shape: Shape, name: str, overrides: Sequence[str] = ()) -> Config
 
 
 def open_stream(config: Config) -> PromptStream:
-    """The run's training prompts, from their beginning."""
-    encoder = PromptEncoder.from_checkpoint(
-        str(config.model.folder),
-        config.mode,
-        config.data.image_size,
-        config.data.image_fit,
-        config.rollout.max_prompt_tokens,
-    )
-    return PromptStream(open_dataset(config.data).train, encoder, config.train.seed)
+    """Return the stream of the run's training prompts, from its beginning."""
+    return PromptStream(open_dataset(config.data).train, PromptEncoder.of(config), config.train.seed)
 
 
 def random_groups(config: Config, shape: Shape) -> list[Group]:
-    """Scored groups with random completions of full length, for what comes after generation."""
+    """Return scored groups with random completions of full length, as input to the parts that follow generation."""
     random = np.random.default_rng(SEED)
     return [_group(prompt, shape, random) for prompt in open_stream(config).take(shape.prompts)]
 
 
 def update_request(config: Config, groups: Sequence[Group], shape: Shape, plain: bool = False) -> UpdateRequest:
-    """What the driver asks of a single learner rank; for plain rows, micro-batches of as many tokens."""
+    """Return the driver's update request to a single learner rank.
+
+    With `plain`, groups are dealt out by the length of their plain rows (one per completion), so that micro-batches
+    have as many tokens on both sides.
+    """
     completions = shape.prompts * shape.group_size
     batch = BatchSize(completions, completions * shape.tokens, shape.tokens)
     lengths = [packing.row_tokens(group.prompt, group.completions) for group in groups]
@@ -181,6 +180,13 @@ def update_request(config: Config, groups: Sequence[Group], shape: Shape, plain:
         lengths = [shape.group_size * (prompt + shape.tokens) for prompt in prompts]
     (micro_batches,) = deal_out(lengths, 1, config.learner.micro_batch_tokens)
     return UpdateRequest(0, tuple(groups), tuple(MicroBatch(m.groups) for m in micro_batches), batch)
+
+
+def tensors_of(config: Config) -> dict[str, torch.Tensor]:
+    """Return tensors with the model's parameter names and shapes, in its compute dtype, with every page written."""
+    dtype = getattr(torch, config.model.dtype)
+    shapes = parameter_shapes(Qwen2VLConfig.from_pretrained(config.model.folder))
+    return {name: torch.full(shape, 0.01, dtype=dtype) for name, shape in shapes}
 
 
 def _group(prompt: Prompt, shape: Shape, random: np.random.Generator) -> Group:
@@ -203,4 +209,4 @@ def _group(prompt: Prompt, shape: Shape, random: np.random.Generator) -> Group:
     scored = Rewards(
         prompt.id, ("parity",), rewards[:, None], rewards, rewards > 0, rewards > 0, no_answers, span
     )
-    return Group(prompt, completions, scored)
+    return Group(prompt, completions, scored, group_advantages(rewards, std=True))

@@ -1,7 +1,7 @@
-"""Times of one training step's parts, measured with the real engine and learner on this machine's CPU.
+"""Measured times of the parts of a training step, with the real engine and learner on this machine's CPU.
 
-Random weights in the shape of the tiny model or of `bench30m` (hidden 512, 8 layers, vision depth 4), so that
-completions are as long as asked for. Everything is one Ray cluster; nothing here takes part in training.
+Models have random weights in the shape of the tiny model or of `bench30m` (hidden 512, 8 layers, vision depth 4), so
+that completions have the requested length. Everything runs in one Ray cluster.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from medr1_ray.base.code_digest import code_digest
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.data.prompt_templates import chat_messages
 from medr1_ray.learner.handle import Learner
+from medr1_ray.rewards.advantages import group_advantages
 from medr1_ray.rollout.actor import RolloutActor
+from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Completions, Group, Prompt, Question, Rewards, Sampling, Span
 
 MAX_TOKENS = 64
@@ -41,7 +43,7 @@ BENCH30M_VISION = {"depth": 4, "embed_dim": 256, "num_heads": 4, "hidden_size": 
 
 @dataclass(frozen=True)
 class Case:
-    """One size of a step: `prompts` square images of `image_size` pixels, each with `group_size` completions."""
+    """Size of a step: `prompts` images of `image_size` x `image_size` pixels, each with `group_size` completions."""
 
     model: str
     image_size: int
@@ -59,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Seconds of the three parts of a step."""
+    """Seconds that the three parts of a step take."""
 
     rollout: float
     update: float
@@ -71,7 +73,7 @@ class StepSeconds:
 
 
 def write_model(name: str, folder: Path) -> Path:
-    """A checkpoint of random weights: `tiny` in the shape of the model that ships, or `bench30m`."""
+    """Write a checkpoint of random weights to `folder`: `tiny`, shaped like the model that ships, or `bench30m`."""
     shutil.copytree(tiny_model_path(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
     shape = Qwen2VLConfig.from_pretrained(tiny_model_path()).to_dict()
     if name == "bench30m":
@@ -109,9 +111,8 @@ class Bench:
             np.int32,
         )
         self._learner = Learner(self.config, name=f"learner-{name}")
-        self._actor: Any = (
-            ray.remote(RolloutActor).options(max_concurrency=1000).remote(self.config, 0, code_digest())
-        )
+        rollout_actor = ray.remote(RolloutActor).options(max_concurrency=1000)
+        self._actor: Any = rollout_actor.remote(EngineSettings.of(self.config), 0, code_digest())
         self._learner.start()
         ray.get(self._actor.ping.remote())
         self._processes = _processes([self._actor, *self._learner._ranks])
@@ -120,10 +121,11 @@ class Bench:
         self._sync()
 
     def step(self, case: Case) -> tuple[StepSeconds, StepSeconds]:
-        """One synchronous step of `case`: wall-clock and CPU seconds.
+        """Run one synchronous step of `case`; return its wall-clock seconds and its CPU seconds.
 
-        The CPU seconds of actor, engine and learner process are what the wall clock shows where these cores do nothing
-        else, since with one thread each they work in turn (but for preparing images while the engine runs).
+        CPU seconds are those of the actor, engine and learner processes. On otherwise idle cores they equal the wall
+        clock, since with one thread each the processes work in turn (except that images are prepared while the engine
+        runs).
         """
         prompts = [self._prompt(case.image_size) for _ in range(case.prompts)]
         sampling = Sampling(case.group_size, case.completion_tokens, 1.0)
@@ -149,7 +151,7 @@ class Bench:
         return self._prompt_ids.size - 1
 
     def _sync(self) -> None:
-        ray.get(self._actor.load_weights.remote(self._learner.export_weights(self._version)))
+        ray.get(self._actor.load_weights.remote(self._learner.publish_weights(self._version)))
 
     def _generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Completions]:
         answers: list[Completions] = ray.get(
@@ -171,7 +173,7 @@ def _question(name: str) -> Question:
 
 
 def _scored(prompt: Prompt, completions: Completions) -> Group:
-    """Rewards that differ, so that every group goes through the model."""
+    """Return the group with rewards that differ within it, so that the learner does not skip it."""
     count = len(completions.texts)
     total = (np.arange(count) % 2).astype(np.float32)
     rewards = Rewards(
@@ -184,11 +186,11 @@ def _scored(prompt: Prompt, completions: Completions) -> Group:
         (None,) * count,
         Span("reward-0", "reward", 0.0, 0.0),
     )
-    return Group(prompt, completions, rewards)
+    return Group(prompt, completions, rewards, group_advantages(total, std=True))
 
 
 def _processes(actors: Sequence[Any]) -> list[psutil.Process]:
-    """The actors' processes and all below them."""
+    """Return the actors' processes and all their descendants."""
     pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in actors])
     own = [psutil.Process(pid) for pid in pids]
     return [*own, *(child for process in own for child in process.children(recursive=True))]

@@ -1,4 +1,4 @@
-"""Every model of a matrix experiment on the same test questions, one after the other on the same engines."""
+"""Evaluation of all models of a matrix experiment on the same test questions, one after another on the same engines."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks.matrix_settings import (
-    NAMES,
-    Axis,
-    MatrixSettings,
-    Trained,
-    column_of,
-    mode_config,
-    rows,
-    run_directory,
-)
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
@@ -29,17 +19,29 @@ from medr1_ray.evaluation.settings import without_learner
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode, Question
 
+from .matrix_settings import (
+    NAMES,
+    Axis,
+    MatrixSettings,
+    Trained,
+    column_of,
+    mode_config,
+    rows,
+    run_directory,
+)
+
 BLANK = BLINDED[0]
 
 
 def evaluate_all(settings: MatrixSettings) -> None:
-    """Put the test questions of its matrix to every model that has not answered them all: with and without image."""
+    """Evaluate every model that is not finished on its matrix's test questions, with the image and with a blank one."""
     todo = [entry for entry in _models(settings) if not (_folder(settings, entry[0]) / "done").exists()]
     if not todo:
         return
     from medr1_ray.evaluation.inference import open_inference
 
     configs = {mode: mode_config(settings, mode) for mode in settings.axes}
+    # One set of engines serves all modes, so it must fit the longest completions.
     longest = max(configs.values(), key=lambda config: config.rollout.max_tokens)
     questions = {axis: held_out_questions(settings, axis) for _, axis, _, _ in todo}
     passes = {(axis, mode): _passes(configs[mode], questions[axis]) for _, axis, mode, _ in todo}
@@ -54,19 +56,23 @@ def evaluate_all(settings: MatrixSettings) -> None:
 
 
 def evaluation_folder(settings: MatrixSettings, row: Trained | None, axis: Axis, mode: Mode) -> Path:
-    """Where the answers of a row's model are; of the start model's where `row` is None."""
+    """Return the folder of the answers of a row's model, or of the start model if `row` is None."""
     return _folder(settings, row.slug if row else _base_slug(axis, mode))
 
 
 def held_out_questions(settings: MatrixSettings, axis: Axis) -> tuple[Question, ...]:
-    """Held-out questions, as many of each column, in turn from the types or modalities within it."""
+    """Return `questions_per_column` held-out questions of each column, spread over the types or modalities within it.
+
+    Raises:
+        ValueError: a column has no held-out question.
+    """
     by_column: dict[str, list[Question]] = defaultdict(list)
     dataset = everything(settings)
     for question in dataset.evaluation:
         by_column[column_of(question, axis)].append(question)
     missing = [name for name in NAMES[axis] if not by_column[name]]
     if missing:
-        raise ValueError(f"no held-out question of {axis} {missing[0]!r}, so that its column would be empty")
+        raise ValueError(f"{axis} {missing[0]!r} has no held-out question, so its column would be empty; use more data")
     return tuple(
         question
         for name in NAMES[axis]
@@ -75,13 +81,14 @@ def held_out_questions(settings: MatrixSettings, axis: Axis) -> tuple[Question, 
 
 
 def everything(settings: MatrixSettings) -> Dataset:
-    """All questions of the experiment's data, split as its runs split them."""
+    """Return all questions of the experiment's data, split as in its runs."""
     return _read(settings.configs)
 
 
 @cache
 def _read(configs: tuple[Path, ...]) -> Dataset:
     data = load_config(configs).data
+    # A number that no data reach: all held-out questions, not only a run's sample of them.
     return open_dataset(data.model_copy(update={"eval_questions": 10**9}))
 
 
@@ -96,9 +103,7 @@ def _models(settings: MatrixSettings) -> Iterator[tuple[str, Axis, Mode, Path]]:
 
 def _passes(config: Config, questions: Sequence[Question]) -> list[Pass]:
     data, rollout = config.data, config.rollout
-    encoder = PromptEncoder.from_checkpoint(
-        str(config.model.folder), config.mode, data.image_size, data.image_fit, rollout.max_prompt_tokens
-    )
+    encoder = PromptEncoder.of(config)
     passes = letter_passes(encoder, config.mode, rollout.max_tokens, questions, data.seed)
     return [each for each in passes if each.name in (IMAGE, BLANK)]
 
