@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.weights.digests import digest_of
 
 # One end of a broadcast over vLLM's NCCL communicator: rank, world size, port; rank 2 stops before it takes part.
@@ -90,7 +91,8 @@ def colocated_actor(tmp_path: Path) -> Iterator[Any]:
         }
     )
     ray.init("local", include_dashboard=False, log_to_driver=False)
-    actor = ray.remote(RolloutActor).options(num_gpus=0.5, num_cpus=0).remote(config, 0, code_digest())
+    actor_class = ray.remote(RolloutActor).options(num_gpus=0.5, num_cpus=0)
+    actor = actor_class.remote(EngineSettings.of(config), 0, code_digest())
     model = AutoModelForImageTextToText.from_pretrained(tiny_model_path(), dtype=torch.float32)
 
     def load(version: int) -> None:

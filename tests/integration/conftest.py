@@ -12,7 +12,9 @@ from medr1_ray.base.code_digest import code_digest
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.data.prompt_templates import chat_messages
 from medr1_ray.model.vocabulary import load_vocabulary
+from medr1_ray.rewards.advantages import group_advantages
 from medr1_ray.rollout.actor import RolloutActor
+from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Completions, Group, Prompt, Question, Rewards, Span
 
 
@@ -45,7 +47,7 @@ def engine_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture(scope="session")
 def rollout_actor(ray_cluster: None, engine_config: Config) -> Iterator[Any]:
     """One started rollout actor. A test that serves from it loads weights first, of a version of its own."""
-    actor = ray.remote(RolloutActor).options(num_cpus=0).remote(engine_config, 0, code_digest())
+    actor = ray.remote(RolloutActor).options(num_cpus=0).remote(EngineSettings.of(engine_config), 0, code_digest())
     ray.get(actor.ping.remote())
     yield actor
     ray.get(actor.shutdown.remote())
@@ -175,4 +177,5 @@ def _recorded_group(number, vocabulary, random):
         Rewards(
             name, ("accuracy",), rewards[:, None], rewards, rewards > 0, rewards > 0, ("A",) * size, span
         ),
+        group_advantages(rewards, std=True),
     )

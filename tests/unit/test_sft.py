@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medr1_ray import sft
@@ -18,7 +19,7 @@ from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation.in_training import EvaluationLog
 from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep
-from medr1_ray.pool.actor_states import Membership, MembershipCounts
+from medr1_ray.pool.actor_states import ActorCounts, ActorStates
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
@@ -28,7 +29,7 @@ from medr1_ray.records.tracker import Tracker
 from medr1_ray.rewards.functions import resolve, score
 from medr1_ray.run import startup
 from medr1_ray.run.session import Session
-from medr1_ray.types import Group, Prompt, Sampling, ScoredPrompt, Span
+from medr1_ray.types import CompletedPrompt, Group, Prompt, Sampling, Span
 
 
 class Actors:
@@ -41,7 +42,7 @@ class Actors:
         self.shown, self.evaluated, self.checked = -1, list[int](), list[int]()
 
     def imitate(
-        self, demonstrations: Sequence[ScoredPrompt], version: int, meanwhile: Callable[[], None]
+        self, demonstrations: Sequence[CompletedPrompt], version: int, meanwhile: Callable[[], None]
     ) -> ImitationReport:
         meanwhile()
         self.imitated += [prompt.id for prompt, _ in demonstrations]
@@ -56,8 +57,8 @@ class Actors:
     def poll(self) -> None:
         pass
 
-    def membership(self) -> MembershipCounts:
-        return Membership(lambda: 0.0, target=1).counts()
+    def actor_counts(self) -> ActorCounts:
+        return ActorStates(lambda: 0.0, target=1).counts()
 
     def check(self, version: int) -> Gap:
         self.checked.append(version)
@@ -72,6 +73,7 @@ class Actors:
                 prompt,
                 completions,
                 score(prompt.id, completions.texts, prompt.question, self.config.mode, functions, "reward-0"),
+                np.zeros(len(completions.texts), np.float32),
             )
             for prompt, completions in teacher.demonstrate(prompts, 9)
         ]

@@ -44,6 +44,7 @@ def test_a_training_goes_on_while_its_rollout_actors_come_and_go(cluster: Cluste
         "train.prompts_per_step=8",
         "train.group_size=4",
         "rollout.min_actors=1",
+        "rollout.cpus_per_actor=1",  # one actor per node
         "rollout.scale_every=1000000",  # Who comes and goes here is the test's affair.
         "run.save_every=5",
         "cluster.sync_timeout_seconds=20",
@@ -56,13 +57,13 @@ def test_a_training_goes_on_while_its_rollout_actors_come_and_go(cluster: Cluste
 
         cluster.add_node(num_cpus=1, labels={"role": "rollout"})
         preempt(cluster, run, "rollout-1")
-        training.until(r"rollout-1 drains: its node is to go")
+        training.until(r"rollout-1 is draining: its node is about to go away")
         training.until(r"rollout-1 is gone \(drained\)")
         training.until(r"rollout-3 has joined")
 
         os.kill(parent(engine_process(run, "rollout-2")), signal.SIGKILL)
         training.until(r"rollout-2 is gone \(lost\)")
-        training.until(r"rollout-4 has joined.*2 of 2 serve")
+        training.until(r"rollout-4 has joined.*2 of 2 serving")
         training.until(r"^step ")
     finally:
         training.process.terminate()

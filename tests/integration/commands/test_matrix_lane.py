@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.matrix_lane import train_row
-from benchmarks.matrix_settings import MatrixSettings, Trained, run_directory
+from benchmarks.helpers.matrix_lane import train_row
+from benchmarks.helpers.matrix_settings import MatrixSettings, Trained, run_directory
 from tests.repository import REPOSITORY
 
 

@@ -71,13 +71,29 @@ def test_reinforcement_starts_from_the_supervised_model(folder: Path) -> None:
 
 
 def test_dynamic_sampling_leaves_no_group_of_equal_rewards_while_it_may_refill(folder: Path) -> None:
+    # Eight groups a step. A step drops groups of equal rewards, but no more than `train.max_refills` = 4 times eight;
+    # only then may it use some. It drops nothing else, since a synchronous run has no stale groups.
+    groups, limit = 8, 4 * 8
     summary = json.loads((folder / "grpo" / "summary.json").read_text())
-    dropped = summary["groups_dropped_by_reason"].get("zero_variance", 0)
-    assert dropped > 0
+    assert summary["groups_dropped_by_reason"].keys() == {"zero_variance"}
+    metrics = {
+        line["step"]: line
+        for line in _lines(folder / "grpo" / "metrics.jsonl")
+        if "ledger/groups_dropped" in line
+    }
+    dropped_so_far = equal_so_far = 0
     for step in (1, 2):
-        groups: dict[str, list[float]] = {}
+        rewards: dict[str, list[float]] = {}
         for line in _lines(folder / "grpo" / f"rollouts/step-{step:06d}.jsonl"):
-            groups.setdefault(line["prompt_id"], []).append(line["reward"])
+            rewards.setdefault(line["prompt_id"], []).append(line["reward"])
             assert line["rewards"]["overlong"] <= 0
-        equal = sum(len(set(rewards)) == 1 for rewards in groups.values())
-        assert equal == 0 or dropped >= 4 * 8, "refilled up to the limit of a step"
+        assert len(rewards) == groups
+        equal = sum(len(set(of_group)) == 1 for of_group in rewards.values())
+        dropped = metrics[step]["ledger/groups_dropped"] - dropped_so_far
+        assert dropped <= limit
+        assert equal == 0 or dropped == limit, "a group of equal rewards was used although it could be replaced"
+        assert metrics[step]["reward/zero_variance_fraction"] == equal / groups
+        dropped_so_far += dropped
+        equal_so_far += equal
+    assert dropped_so_far == summary["groups_dropped_by_reason"]["zero_variance"] > 0
+    assert (summary["groups_used"], summary["groups_zero_variance"]) == (2 * groups, equal_so_far)

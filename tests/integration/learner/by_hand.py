@@ -41,13 +41,15 @@ def plain_batch(groups: list[Group], policy: Policy, reference: Policy, settings
     batch = packing.pack_plain(pairs, images, vocabulary.image_pad, vocabulary.pad, policy.prompt_positions)
     lengths = torch.from_numpy(np.concatenate([group.completions.lengths for group in groups])).long()
     rewards = torch.from_numpy(np.stack([group.rewards.total for group in groups]))
+    # Written out here, so that the expectation does not share the code of what it checks; group 3 has equal rewards.
+    advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
     size = BatchSize(len(lengths), int(lengths.sum()), settings.rollout.max_tokens)
     with torch.no_grad():
         reference_logprobs = reference(batch)
     rollout_logprobs = np.concatenate([group.completions.rollout_logprobs for group in groups])
     tokens = grpo.TokenBatch(
         lengths=lengths,
-        advantages=grpo.group_advantages(rewards, std=True).flatten().repeat_interleave(lengths),
+        advantages=advantages.flatten().repeat_interleave(lengths),
         weights=grpo.token_weights(lengths, "sequence", size),
         rollout_logprobs=torch.from_numpy(rollout_logprobs),
         versions=torch.zeros(int(lengths.sum())),

@@ -1,6 +1,6 @@
 """Real DeepSpeed under Ray: one rank at ZeRO-1 and two at ZeRO-3, against an update written out in plain torch."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -22,13 +22,17 @@ from medr1_ray.config import (
 )
 from medr1_ray.learner import grpo
 from medr1_ray.learner.handle import Learner
-from medr1_ray.model.checkpoint_files import load_model
+from medr1_ray.model.checkpoint_files import checkpoint_name, load_model
 from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
 from tests.integration.learner.by_hand import plain_batch, train_twice
 
-# Adam makes steps of about the rate out of gradients of any size: rounding shows, at most as a tenth of the rate.
 RATE, STEPS, BETA = 1e-4, 4, 0.5
+# Adam makes a step of about the rate out of a gradient of any size, rounding noise included. Kernels of other
+# processors sum in other orders, so steps are compared to a tenth of the rate where the gradient is larger than this
+# share of the largest one (nine of ten elements), or exactly 0. Where it is noise, a step has the rate's size at most.
+NOISE = 1e-4
+STEP_BOUND = RATE / 10
 
 
 def config(**learner) -> Config:
@@ -67,7 +71,18 @@ def trained(learners, groups, tmp_path_factory):
     return train_twice(learners, groups, tmp_path_factory)
 
 
-def by_hand(groups):
+@dataclass
+class ByHand:
+    """`known` says, for each parameter, which elements' gradients were more than rounding noise in every step."""
+
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, torch.Tensor]
+    known: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def by_hand(groups) -> ByHand:
     """The same two updates by torch alone: the whole batch at once, plain rows, one AdamW, one clipping."""
     settings = config()
     vocabulary = load_vocabulary(tiny_model_path())
@@ -86,34 +101,51 @@ def by_hand(groups):
         ]
     )
     losses, norms = [], []
+    known = {name: torch.ones_like(p, dtype=torch.bool) for name, p in policy.model.named_parameters()}
     for step in range(2):
         for group in optimizer.param_groups:
             group["lr"] = RATE * (STEPS - step) / STEPS
         logprobs = policy(batch)
         loss, _ = grpo.loss_and_sums(logprobs, logprobs.detach(), tokens, settings.loss, step)
         loss.backward()
+        largest = max(p.grad.abs().max() for p in parameters)
+        for name, p in policy.model.named_parameters():
+            known[name] &= (p.grad.abs() > NOISE * largest) | (p.grad == 0)
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, 0.5).item())
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    return losses, norms, policy.model
+    return ByHand(losses, norms, policy.model.state_dict(), known)
 
 
-def test_updates_are_those_of_plain_torch_whatever_the_ranks(trained, groups):
-    losses, norms, model = by_hand(groups)
-    assert min(norms) > 0.5  # clipped, and so the scale of the gradient would not show otherwise
+def assert_same_steps(found, expected, known, name):
+    """Two results of the same two steps from the same weights."""
+    torch.testing.assert_close(
+        found[known], expected[known], rtol=0, atol=STEP_BOUND, msg=lambda message: f"{name}: {message}"
+    )
+    # Steps of opposite signs, of the rates of both updates.
+    assert (found - expected).abs().max() < 2 * (RATE + 0.75 * RATE), name
+
+
+def test_most_elements_have_a_gradient_that_is_not_noise(by_hand):
+    known = torch.cat([mask.flatten() for mask in by_hand.known.values()])
+    assert known.float().mean() > 0.85
+    assert all(mask.any() for mask in by_hand.known.values())
+
+
+def test_updates_are_those_of_plain_torch_whatever_the_ranks(trained, by_hand):
+    assert min(by_hand.norms) > 0.5  # clipped, and so the scale of the gradient would not show otherwise
     for reports, folder in trained:
-        assert [report.steps[0].loss for report in reports] == pytest.approx(losses, rel=1e-5, abs=1e-6)
-        assert [report.steps[0].grad_norm for report in reports] == pytest.approx(norms, rel=1e-5)
+        assert [report.steps[0].loss for report in reports] == pytest.approx(by_hand.losses, rel=1e-5, abs=1e-6)
+        assert [report.steps[0].grad_norm for report in reports] == pytest.approx(by_hand.norms, rel=1e-5)
         assert [report.steps[0].learning_rate for report in reports] == pytest.approx([RATE, 0.75 * RATE])
         saved = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
-        for name, expected in model.state_dict().items():
-            torch.testing.assert_close(
-                saved[name], expected, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-            )
+        assert saved.keys() == by_hand.weights.keys()
+        for name, known in by_hand.known.items():
+            assert_same_steps(saved[name], by_hand.weights[name], known, name)
 
 
-def test_one_and_two_ranks_agree(trained):
+def test_one_and_two_ranks_agree(trained, by_hand):
     (one, one_folder), (two, two_folder) = trained
     for a, b in zip(one, two, strict=True):
         assert b.steps[0].loss == pytest.approx(a.steps[0].loss, abs=1e-5)
@@ -123,8 +155,8 @@ def test_one_and_two_ranks_agree(trained):
     a, b = (load_file(folder / "model.safetensors") for folder in (one_folder, two_folder))
     start = load_file(tiny_model_path() / "model.safetensors")
     assert a.keys() == b.keys() == start.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    for name, known in by_hand.known.items():
+        assert_same_steps(a[checkpoint_name(name)], b[checkpoint_name(name)], known, name)
     moved = sum((a[name] - start[name]).abs().mean() > RATE / 2 for name in a)
     assert moved > 0.9 * len(a)
 
@@ -139,7 +171,7 @@ def test_exported_weights_are_the_saved_ones(learners, trained):
     from medr1_ray.weights.buckets import read_bucket
 
     for learner, (_, folder) in zip(learners, trained, strict=True):
-        update = learner.export_weights(2)
+        update = learner.publish_weights(2)
         exported = {
             name: tensor
             for bucket in update.buckets
@@ -165,8 +197,8 @@ def test_what_a_rank_says_of_its_parameters_is_what_it_gathers(learners, trained
 
 def test_scores_in_order_shared_and_plain(learners, trained, groups):
     pairs = [(group.prompt, group.completions) for group in groups]
-    one, two = (learner.score(pairs) for learner in learners)
-    plain = learners[1].score(pairs, plain=True)
+    one, two = (learner.logprobs(pairs) for learner in learners)
+    plain = learners[1].logprobs(pairs, plain=True)
     for group, a, b, c in zip(groups, one, two, plain, strict=True):
         assert a.visual_tokens == group.completions.visual_tokens
         assert a.policy_logprobs.shape == group.completions.token_ids.shape
@@ -197,13 +229,13 @@ def test_another_number_of_visual_tokens_is_refused(learners, groups):
 def test_a_passed_deadline_names_the_rank_and_what_it_was_doing(learners):
     learner = Learner.__new__(Learner)
     vars(learner).update(vars(learners[0]))
-    cluster = learner._config.cluster.model_copy(update={"sync_timeout_seconds": 1e-4})
-    learner._config = learner._config.model_copy(update={"cluster": cluster})
-    with pytest.raises(RuntimeError, match=r"one-0: still publishing policy version 3 after 0\.0001 s"):
-        learner.export_weights(3)
+    learner._sync_deadline = replace(learner._sync_deadline, seconds=1e-4)
+    still = r"one-0: still publishing policy version 3 after 0\.0001 s \(cluster\.sync_timeout_seconds\)"
+    with pytest.raises(RuntimeError, match=still):
+        learner.publish_weights(3)
 
 
 def test_a_dead_rank_is_named(learners, groups):
     ray.kill(ray.get_actor("two-1"))
-    with pytest.raises(RuntimeError, match=r"two-1 died while scoring"):
-        learners[1].score([(group.prompt, group.completions) for group in groups])
+    with pytest.raises(RuntimeError, match=r"two-1 died while computing log-probabilities"):
+        learners[1].logprobs([(group.prompt, group.completions) for group in groups])

@@ -108,7 +108,7 @@ def test_the_engines_and_transformers_get_what_was_learned(learners, trained, gr
         saved = load_file(folder / "model.safetensors")
         exported = {
             name: tensor
-            for bucket in learner.export_weights(2).buckets
+            for bucket in learner.publish_weights(2).buckets
             for name, tensor in read_bucket(ray.get(bucket.data).copy(), bucket)
         }
         assert exported.keys() == saved.keys()
@@ -120,7 +120,7 @@ def test_the_engines_and_transformers_get_what_was_learned(learners, trained, gr
         batch = packing.pack_plain(pairs, images, vocabulary.image_pad, vocabulary.pad, merged.prompt_positions)
         with torch.no_grad():
             expected = merged(batch).numpy()
-        scores = np.concatenate([score.policy_logprobs for score in learner.score(pairs)])
+        scores = np.concatenate([score.policy_logprobs for score in learner.logprobs(pairs)])
         np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 
@@ -140,9 +140,9 @@ def test_imitation_takes_the_mean_log_likelihood_of_all_tokens(learners, trained
     reports = []
     for learner, (_, folder) in zip(learners, trained, strict=True):
         learner.load(folder)
-        before = np.concatenate([score.policy_logprobs for score in learner.score(demonstrations)])
+        before = np.concatenate([score.policy_logprobs for score in learner.logprobs(demonstrations)])
         report = learner.imitate(demonstrations, 2)
-        after = np.concatenate([score.policy_logprobs for score in learner.score(demonstrations)])
+        after = np.concatenate([score.policy_logprobs for score in learner.logprobs(demonstrations)])
         assert report.step.loss == pytest.approx(-before.mean(), rel=1e-5)
         assert after.mean() > before.mean() + 1e-3
         assert (report.version, report.tokens, before.size) == (3, tokens, tokens)

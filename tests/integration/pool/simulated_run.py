@@ -1,7 +1,7 @@
 """A training with fake engines and no learner: `python simulated_run.py JSON`, a JSON line for each thing that happens.
 
-The pool, the fleet and the reward actors are the real ones. The argument is that of `run`; what a test does to the
-cluster meanwhile is its own affair.
+Pool, rollout actors' management and reward actors are the real ones. The argument is that of `run`; a test may change
+the cluster while it runs.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 import ray
 
 from medr1_ray.cluster.connect import connect
-from medr1_ray.cluster.pending_calls import Calls
+from medr1_ray.cluster.pending_calls import PendingCalls
 from medr1_ray.cluster.placement import release_nodes
 from medr1_ray.config import Config
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.pool.actors import RolloutFleet
+from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
@@ -69,24 +69,24 @@ def run(
         {"run": {"dir": Path("unused")}, "data": {"format": "phantoms", "root": Path("unused")}, **settings}
     )
     connect(config)
-    calls = Calls()
+    calls = PendingCalls()
     of = {int(index): FakeBehaviour(**given) for index, given in (special or {}).items()}
-    fleet = RolloutFleet(
+    rollout_actors = RolloutActors(
         config, calls, lambda text: tell("say", text=text), fake_launcher(FakeBehaviour(**behaviour), of)
     )
     reward_actors = list(start_reward_actors(config).values())
     question = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "none")
     pool = RolloutPool(
-        config, fleet, reward_actors, calls, PromptStream((question,), Encoder(), 0), Ledger(time.monotonic)
+        config, rollout_actors, reward_actors, calls, PromptStream((question,), Encoder(), 0), Ledger(time.monotonic)
     )
     scaling, busy_time = Scaling.of(config), BusyTime()
-    fleet.wait_until_up()
+    rollout_actors.wait_until_up()
     told: set[str] = set()
     threading.Thread(target=lambda: told.update(map(str.strip, iter(sys.stdin.readline, ""))), daemon=True).start()
     for step in range(config.train.steps):
         if targets and str(step) in targets:
             pool.scale(targets[str(step)], "as told")
-            while pool.membership().serving != targets[str(step)] and step:
+            while pool.actor_counts().serving != targets[str(step)] and step:
                 pool.poll(0.1)
         start = time.monotonic()
         tell("sync", version=step)
@@ -102,10 +102,10 @@ def run(
         while time.monotonic() < update_until:
             pool.poll(0.05)
         busy = seconds_of(busy_time.add(pool.drain_spans()), "rollout-")
-        lost = pool.membership().lost
+        lost = pool.actor_counts().lost
         scaling.measure(taken - synced, synced - start + time.monotonic() - taken, busy, lost)
         if targets is None:
-            pool.scale(scaling.choose(pool.membership().target), f"idle {scaling.idle_fraction}")
+            pool.scale(scaling.choose(pool.actor_counts().target), f"idle {scaling.idle_fraction}")
         counts = pool.ledger.counts()
         tell(
             "step",
@@ -114,14 +114,14 @@ def run(
             rollout_seconds=taken - synced,
             actors=sorted({group.completions.actor for group in groups}),
             ledger=asdict(counts),
-            serving=pool.membership().serving,
-            target=pool.membership().target,
+            serving=pool.actor_counts().serving,
+            target=pool.actor_counts().target,
             nodes=sum(node["Alive"] for node in ray.nodes()),
         )
         if "stop" in told:
             break
     release_nodes()
-    members = pool.membership()
+    members = pool.actor_counts()
     tell("end", asked=members.asked, gone={why.value: number for why, number in members.gone.items()})
 
 

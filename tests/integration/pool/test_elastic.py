@@ -88,10 +88,12 @@ def test_throughput_follows_the_number_of_actors(cluster: Cluster, nodes: Any, s
         targets={"3": 2, "6": 4},
     )
     run.finish()
-    # 16 groups, 4 at once on each actor, 1 second each: 4, 2 and 1 seconds.
-    for expected, steps in ((4.0, (0, 1, 2)), (2.0, (3, 4, 5)), (1.0, (6, 7, 8))):
+    # 16 groups, 4 at once on each actor, 1 second each: 4, 2 and 1 waves. One wave too many would take another second;
+    # what the driver itself takes is measured by benchmarks/scale.py.
+    for waves, steps in ((4, (0, 1, 2)), (2, (3, 4, 5)), (1, (6, 7, 8))):
         fastest = min(run.steps()[step]["rollout_seconds"] for step in steps)
-        assert expected <= fastest < 1.1 * expected
+        assert waves <= fastest < waves + 1
+        assert all(len(run.steps()[step]["actors"]) == 4 / waves for step in steps[1:])
 
 
 def test_a_run_outlives_the_loss_of_actors_and_nodes(
@@ -103,8 +105,9 @@ def test_a_run_outlives_the_loss_of_actors_and_nodes(
     run = simulate(
         cluster.address,
         cluster={**LABELS, "sync_timeout_seconds": deadline},
-        settings={"train": {"steps": 10_000, **STEP}, "rollout": {"actors": 3, "min_actors": 2, **SLOTS}},
-        behaviour={"group_seconds": 0.5},
+        # All three are there from the first version on.
+        settings={"train": {"steps": 10_000, **STEP}, "rollout": {"actors": 3, **SLOTS}},
+        behaviour={"group_seconds": 1.0},  # generation outlasts the killing of a node, even on a busy machine
         special={"0": {"dies_loading": 2}, "1": {"hangs_loading": 3}, "2": {"wrong_digest": 4}},
     )
     run.until("step", step=4)
@@ -129,8 +132,8 @@ def test_a_run_outlives_the_loss_of_actors_and_nodes(
     assert max(line["sync_seconds"] for line in run.steps()) < deadline + 3, "no sync waits beyond its deadline"
     said = "\n".join(run.said())
     assert f"rollout-1 is gone (lost): it did not load version 3 within cluster.sync_timeout_seconds={deadline}" in said
-    assert "rollout-2 is gone (failed): it holds version 4 with digest 0000" in said
-    assert "drains: its node is to go" in said
+    assert "rollout-2 is gone (failed): it reports version 4 with digest 0000" in said
+    assert "is draining: its node is about to go away" in said
     assert end["gone"] == {"lost": 3, "failed": 1, "drained": 1, "cancelled": 0}
     assert end["asked"] == 8, "each was replaced, and the last of them waits for a node"
 
@@ -195,7 +198,7 @@ def test_a_failure_of_the_first_actor_ends_the_run(cluster: Cluster, nodes: Any,
         settings={"train": {"steps": 1, **STEP}, "rollout": {"actors": 1, **SLOTS}},
         behaviour={"wrong_digest": 0},
     )
-    with pytest.raises(AssertionError, match=r"rollout-0 did not start: it holds version 0 with digest 000"):
+    with pytest.raises(AssertionError, match=r"rollout-0 did not start: it reports version 0 with digest 000"):
         run.finish()
 
 

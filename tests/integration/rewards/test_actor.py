@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
@@ -60,6 +61,19 @@ def does(completion, question, mode):
 """
 
 
+SETTINGS = {
+    "overlong_buffer_tokens": 0,
+    "max_tokens": 8,
+    "timeout_seconds": LIMIT_SECONDS,
+    "name": "reward-0",
+}
+
+
+def scored(actor: Any, prompt_id: str, texts: tuple[str, ...]) -> Any:
+    """Ray's reference of the rewards of completions that are 4 tokens long each."""
+    return actor.score.remote(prompt_id, texts, np.full(len(texts), 4, np.int32), QUESTION)
+
+
 @pytest.fixture(scope="module")
 def actor(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A reward actor that finds the user's module `users_rewards`."""
@@ -69,7 +83,7 @@ def actor(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         num_cpus=0, max_restarts=1, runtime_env={"env_vars": {"PYTHONPATH": str(folder)}}
     )
     actor = actor_class.remote(
-        {"accuracy": 1.0, "users_rewards:does": 0.5}, "no_think", LIMIT_SECONDS, "reward-0"
+        {"accuracy": 1.0, "users_rewards:does": 0.5}, "no_think", **SETTINGS
     )
     assert ray.get(actor.ping.remote()) == "reward-0"
     yield actor
@@ -77,7 +91,7 @@ def actor(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_scores_with_functions_of_the_registry_and_the_users(actor: Any) -> None:
-    rewards = ray.get(actor.score.remote("p1", ("<answer>b</answer>", "B"), QUESTION))
+    rewards = ray.get(scored(actor, "p1", ("<answer>b</answer>", "B")))
     assert rewards.names == ("accuracy", "users_rewards:does")
     assert rewards.values.tolist() == [[1, 18], [0, 1]]
     assert rewards.total.tolist() == [10.0, 0.5]
@@ -89,23 +103,23 @@ def test_scores_with_functions_of_the_registry_and_the_users(actor: Any) -> None
 @pytest.mark.parametrize("what", ["spins", "swallows", "swallows_once", "backtracks"])
 def test_a_function_that_hangs_is_ended_and_the_actor_goes_on(actor: Any, what: str) -> None:
     with pytest.raises(ValueError, match="was still scoring") as caught:
-        ray.get(actor.score.remote("p7", ("x", what), QUESTION), timeout=60)
+        ray.get(scored(actor, "p7", ("x", what)), timeout=60)
     for part in ("'users_rewards:does'", "'p7'", f"reward.timeout_seconds={LIMIT_SECONDS}"):
         assert part in str(caught.value)
-    assert ray.get(actor.score.remote("p8", ("x",), QUESTION)).total.tolist() == [0.5]
+    assert ray.get(scored(actor, "p8", ("x",))).total.tolist() == [0.5]
 
 
 def test_a_limit_that_ran_out_does_not_strike_later(actor: Any) -> None:
     """The alarm repeats every second until it is stopped: this waits for one more."""
     with pytest.raises(ValueError, match="was still scoring"):
-        ray.get(actor.score.remote("p1", ("spins",), QUESTION))
+        ray.get(scored(actor, "p1", ("spins",)))
     time.sleep(1.5)
-    assert ray.get(actor.score.remote("p2", ("x",), QUESTION)).total.tolist() == [0.5]
+    assert ray.get(scored(actor, "p2", ("x",))).total.tolist() == [0.5]
 
 
 def test_errors_name_function_prompt_and_completion(actor: Any) -> None:
     with pytest.raises(ValueError, match="raised KeyError") as caught:
-        ray.get(actor.score.remote("p7", ("raises",), QUESTION))
+        ray.get(scored(actor, "p7", ("raises",)))
     assert isinstance(caught.value, RayTaskError)
     for part in ("'users_rewards:does'", "'p7'", "no such key", "completion: 'raises'", "repr=reward-0"):
         assert part in str(caught.value)
@@ -114,7 +128,7 @@ def test_errors_name_function_prompt_and_completion(actor: Any) -> None:
 def test_what_no_signal_reaches_ends_the_process(actor: Any) -> None:
     started = time.monotonic()
     with pytest.raises(RayActorError):
-        ray.get(actor.score.remote("p7", ("hangs_in_c",), QUESTION), timeout=60)
+        ray.get(scored(actor, "p7", ("hangs_in_c",)), timeout=60)
     assert time.monotonic() - started >= LIMIT_SECONDS + GRACE_SECONDS
     assert total_once_restarted(actor) == [0.5]
 
@@ -123,21 +137,32 @@ def total_once_restarted(actor: Any) -> list[float]:
     deadline = time.monotonic() + 60
     while True:
         try:
-            return ray.get(actor.score.remote("p8", ("x",), QUESTION)).total.tolist()
+            return ray.get(scored(actor, "p8", ("x",))).total.tolist()
         except ActorUnavailableError:
             assert time.monotonic() < deadline
             time.sleep(0.2)
 
 
 def test_an_unknown_function_fails_at_the_start(ray_cluster: None) -> None:
-    actor = ray.remote(RewardActor).options(num_cpus=0).remote({"acuracy": 1.0}, "think", 1.0, "reward-0")
+    actor = ray.remote(RewardActor).options(num_cpus=0).remote({"acuracy": 1.0}, "think", **SETTINGS)
     with pytest.raises(ActorDiedError, match="did you mean 'accuracy'"):
         ray.get(actor.ping.remote())
 
 
 def test_beside_the_main_thread_it_refuses_to_score(ray_cluster: None) -> None:
     actor_class = ray.remote(RewardActor).options(num_cpus=0, max_concurrency=2)
-    actor = actor_class.remote({"accuracy": 1.0}, "think", 1.0, "reward-0")
+    actor = actor_class.remote({"accuracy": 1.0}, "think", **SETTINGS)
     with pytest.raises(ValueError, match="signal only works in main thread"):
-        ray.get(actor.score.remote("p1", ("x",), QUESTION))
+        ray.get(scored(actor, "p1", ("x",)))
+    ray.kill(actor)
+
+
+def test_long_completions_are_punished_where_their_lengths_are_known(ray_cluster: None) -> None:
+    # At most 8 tokens, a buffer of 4: 0 up to 4 tokens, then (4 - length) / 4, on top of the accuracy.
+    settings = {**SETTINGS, "overlong_buffer_tokens": 4}
+    actor = ray.remote(RewardActor).options(num_cpus=0).remote({"accuracy": 1.0}, "no_think", **settings)
+    texts = ("<answer>b</answer>",) * 3
+    rewards = ray.get(actor.score.remote("p1", texts, np.int32([4, 6, 8]), QUESTION))
+    assert rewards.names == ("accuracy", "overlong")
+    assert rewards.total.tolist() == [1, 0.5, 0]
     ray.kill(actor)

@@ -32,6 +32,7 @@ from medr1_ray.model.packing import pack_groups
 from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.rollout.actor import NotServingError, RolloutActor, WeightLoadError
+from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Completions, Prompt, Sampling
 from medr1_ray.weights.buckets import write_buckets
 
@@ -96,7 +97,7 @@ def doomed_actor(ray_cluster: None, engine_config: Config, other_model: Any) -> 
     """Another actor, whose engine will be killed; started early, so that it starts beside the shared one."""
     settings = {"model": engine_config.model.model_copy(update={"path": other_model.name_or_path})}
     config = engine_config.model_copy(update=settings)
-    return ray.remote(RolloutActor).options(num_cpus=0).remote(config, 1, code_digest())
+    return ray.remote(RolloutActor).options(num_cpus=0).remote(EngineSettings.of(config), 1, code_digest())
 
 
 def load(actor: Any, weights: Weights, version: int) -> None:
@@ -214,7 +215,7 @@ def test_the_engine_writes_to_the_run_directory(actor: Any, engine_config: Confi
 
 
 def test_other_code_than_the_drivers_is_refused(ray_cluster: None, engine_config: Config) -> None:
-    stranger = ray.remote(RolloutActor).options(num_cpus=0).remote(engine_config, 2, "0" * 32)
+    stranger = ray.remote(RolloutActor).options(num_cpus=0).remote(EngineSettings.of(engine_config), 2, "0" * 32)
     with pytest.raises(ray.exceptions.RayActorError, match="runs other code of medr1_ray"):
         ray.get(stranger.ping.remote())
 
@@ -281,7 +282,7 @@ def test_likelihoods_are_those_of_transformers(
         lambda text: tokenizer.encode(text, add_special_tokens=False), [" CT.", " magnetic resonance imaging."]
     )
     prompt = make_prompt("likelihood")
-    found = ray.get(actor.score.remote("score", prompt, texts))
+    found = ray.get(actor.likelihoods.remote("likelihoods", prompt, texts))
 
     model = AutoModelForImageTextToText.from_pretrained(tiny_model_path(), dtype=torch.float32).eval()
     for name, parameter in model.named_parameters():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from medr1_ray.rollout.engine_weights import WeightLoader
+from medr1_ray.rollout.engine_weights import EngineWeights
 from medr1_ray.weights.messages import WeightBucket, WeightGroup, WeightUpdate
 from medr1_ray.weights.transports.nccl import NcclReceiver
 
@@ -78,19 +78,19 @@ def receiver() -> Receiver:
 
 
 @pytest.fixture
-def loader(engine: Engine, receiver: Receiver) -> WeightLoader:
-    return WeightLoader(engine, receiver)  # type: ignore[arg-type]
+def loader(engine: Engine, receiver: Receiver) -> EngineWeights:
+    return EngineWeights(engine, receiver)  # type: ignore[arg-type]
 
 
 LOADED = ["start", "update 4", "finish 4"]
 
 
-def test_an_engine_that_generates_is_paused_and_resumed(engine: Engine, loader: WeightLoader) -> None:
+def test_an_engine_that_generates_is_paused_and_resumed(engine: Engine, loader: EngineWeights) -> None:
     asyncio.run(loader.load(UPDATE))
     assert engine.calls == ["medr1_abandon_update", "pause keep True", *LOADED, "resume"]
 
 
-def test_an_engine_that_sleeps_gets_its_cache_back_after_its_weights(engine: Engine, loader: WeightLoader) -> None:
+def test_an_engine_that_sleeps_gets_its_cache_back_after_its_weights(engine: Engine, loader: EngineWeights) -> None:
     async def round_trip() -> None:
         await loader.sleep()
         await loader.load(UPDATE)
@@ -106,7 +106,7 @@ def test_an_engine_that_sleeps_gets_its_cache_back_after_its_weights(engine: Eng
     assert engine.calls[1] == "pause keep True"  # awake again
 
 
-def test_an_engine_without_weights_is_not_woken(engine: Engine, loader: WeightLoader) -> None:
+def test_an_engine_without_weights_is_not_woken(engine: Engine, loader: EngineWeights) -> None:
     asyncio.run(loader.sleep())
     with pytest.raises(RuntimeError, match="has no weights"):
         asyncio.run(loader.wake())
@@ -115,7 +115,7 @@ def test_an_engine_without_weights_is_not_woken(engine: Engine, loader: WeightLo
     assert engine.calls[-1] == "wake kv_cache"
 
 
-def test_a_failed_load_of_a_sleeping_engine_can_be_repeated(engine: Engine, loader: WeightLoader) -> None:
+def test_a_failed_load_of_a_sleeping_engine_can_be_repeated(engine: Engine, loader: EngineWeights) -> None:
     asyncio.run(loader.sleep())
     engine.fails = "update"
     with pytest.raises(RuntimeError, match="update 4 failed"):
@@ -128,7 +128,7 @@ def test_a_failed_load_of_a_sleeping_engine_can_be_repeated(engine: Engine, load
 
 
 def test_what_is_held_is_forgotten_by_sleep_and_by_failure(
-    engine: Engine, receiver: Receiver, loader: WeightLoader
+    engine: Engine, receiver: Receiver, loader: EngineWeights
 ) -> None:
     asyncio.run(loader.load(UPDATE))
     asyncio.run(loader.load(UPDATE))
@@ -143,7 +143,7 @@ def test_what_is_held_is_forgotten_by_sleep_and_by_failure(
     assert receiver.held == [nothing, frozen, frozen, nothing, nothing]
 
 
-def test_a_group_is_joined_at_the_engines_own_offset(engine: Engine, loader: WeightLoader) -> None:
+def test_a_group_is_joined_at_the_engines_own_offset(engine: Engine, loader: EngineWeights) -> None:
     asyncio.run(loader.join(WeightGroup("10.0.0.1:1234", world_size=8, rank_offset=3), 30.0))
     expected = {"master_address": "10.0.0.1", "master_port": 1234, "world_size": 8, "rank_offset": 3}
     assert engine.joined.items() >= {**expected, "packed": True, "deadline_seconds": 30.0}.items()

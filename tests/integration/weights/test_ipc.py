@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.multiprocessing import reductions
 
-from medr1_ray.weights.buckets import merge_offers
+from medr1_ray.weights.buckets import merge_updates
 from medr1_ray.weights.digests import WeightDigestError
 from medr1_ray.weights.engine.checked_loading import UpdateInfo
 from medr1_ray.weights.engine.ipc import IpcTransferEngine
@@ -50,11 +50,11 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
     return Gpus(monkeypatch)
 
 
-def offered(gpus: Gpus, weights: Any, version: int, names: tuple[str, ...] = ("GPU-a", "GPU-b")) -> Any:
+def published(gpus: Gpus, weights: Any, version: int, names: tuple[str, ...] = ("GPU-a", "GPU-b")) -> Any:
     """An update by one rank per GPU, and the ranks' ends."""
     senders = [IpcSender(torch.device("cpu"), 100, gpus.export(name)) for name in names]
-    offers = [sender.offer(small.Source(weights), version, to_newcomers=True) for sender in senders]
-    return merge_offers(offers), senders
+    offers = [sender.publish(small.Source(weights), version, to_newcomers=True) for sender in senders]
+    return merge_updates(offers), senders
 
 
 def load(engine: Any, update: WeightUpdate) -> None:
@@ -76,7 +76,7 @@ def test_buckets_are_cut_in_order_and_a_large_tensor_is_alone() -> None:
 
 def test_every_engine_reads_the_memory_of_its_own_gpu(gpus: Gpus, tmp_path: Path) -> None:
     weights = small.weights_of(3)
-    update, _ = offered(gpus, weights, 1)
+    update, _ = published(gpus, weights, 1)
     assert [bucket.size_bytes for bucket in update.buckets] == [64, 100, 6000]
     for name, keys in (("GPU-a", [0, 1, 2]), ("GPU-b", [3, 4, 5])):
         gpus.of, gpus.read = name, []
@@ -88,7 +88,7 @@ def test_every_engine_reads_the_memory_of_its_own_gpu(gpus: Gpus, tmp_path: Path
 
 
 def test_an_engine_on_another_gpu_finds_no_handle(gpus: Gpus, tmp_path: Path) -> None:
-    update, _ = offered(gpus, small.weights_of(3), 1)
+    update, _ = published(gpus, small.weights_of(3), 1)
     gpus.of = "GPU-c"
     with pytest.raises(ValueError, match="IPC handle not found for GPU UUID GPU-c"):
         load(small.engine(IpcTransferEngine, tmp_path), update)
@@ -96,29 +96,29 @@ def test_an_engine_on_another_gpu_finds_no_handle(gpus: Gpus, tmp_path: Path) ->
 
 def test_changed_memory_is_found_before_it_is_loaded_and_a_good_update_heals(gpus: Gpus, tmp_path: Path) -> None:
     engine = small.engine(IpcTransferEngine, tmp_path)
-    update, _ = offered(gpus, small.weights_of(3), 1)
+    update, _ = published(gpus, small.weights_of(3), 1)
     gpus.memory[1][17] ^= 1
     with pytest.raises(WeightDigestError, match="it was not loaded"):
         load(engine, update)
     assert engine.model.loads == [["visual.weight", "visual.bias"]]
-    again, _ = offered(gpus, small.weights_of(4), 2)
+    again, _ = published(gpus, small.weights_of(4), 2)
     load(engine, again)
     assert small.equal(small.held(engine), small.weights_of(4))
 
 
 def test_ranks_whose_parameters_have_come_apart_are_found(gpus: Gpus) -> None:
     offers = [
-        IpcSender(torch.device("cpu"), 100, gpus.export(gpu)).offer(
+        IpcSender(torch.device("cpu"), 100, gpus.export(gpu)).publish(
             small.Source(small.weights_of(seed)), 5, to_newcomers=True
         )
         for gpu, seed in (("GPU-a", 1), ("GPU-b", 2))
     ]
-    with pytest.raises(ValueError, match="policy version 5: learner ranks hold different parameters"):
-        merge_offers(offers)
+    with pytest.raises(ValueError, match="policy version 5: the learner ranks hold different parameters"):
+        merge_updates(offers)
 
 
 def test_what_was_exported_lives_until_it_is_released(gpus: Gpus) -> None:
-    update, (sender,) = offered(gpus, small.weights_of(3), 1, ("GPU-a",))
+    update, (sender,) = published(gpus, small.weights_of(3), 1, ("GPU-a",))
     assert not update.lasting
     assert pickle.loads(pickle.dumps(update)) == update
     assert sum(buffer.numel() for buffer in sender._buffers) == 6164

@@ -152,8 +152,8 @@ def fleet(tmp_path: Path, recorded: Recorded) -> Iterator[Callable[..., Fleet]]:
     return make
 
 
-def offered(fleet: Fleet, weights: Any, version: int, *, to_newcomers: bool = True) -> WeightUpdate:
-    update = fleet.sender.offer(small.Source(weights), version, to_newcomers=to_newcomers)
+def published(fleet: Fleet, weights: Any, version: int, *, to_newcomers: bool = True) -> WeightUpdate:
+    update = fleet.sender.publish(small.Source(weights), version, to_newcomers=to_newcomers)
     assert update is not None
     return update
 
@@ -175,7 +175,7 @@ def test_engines_of_several_sizes_get_every_tensor_in_the_same_chunks(
     made = fleet(2, 1, 4, buffer_bytes=buffer_bytes)
     assert made.join() == [None] * 8
     weights = small.weights_of(3)
-    assert made.sync(offered(made, weights, 7)) == [None] * 8
+    assert made.sync(published(made, weights, 7)) == [None] * 8
     assert sorted(recorded.sizes) == list(range(8))
     assert len({tuple(sizes) for sizes in recorded.sizes.values()}) == 1
     assert all(small.equal(small.held(worker), weights) for engine in made.workers for worker in engine)
@@ -186,10 +186,10 @@ def test_frozen_parameters_are_broadcast_once_per_group(fleet: Callable[..., Fle
     made = fleet(1, 1)
     made.join()
     start, trained = small.weights_of(3), small.weights_of(4)
-    assert made.sync(offered(made, start, 0)) == [None] * 3
+    assert made.sync(published(made, start, 0)) == [None] * 3
     everything = sum(recorded.sizes[0])
     recorded.sizes[0].clear()
-    assert made.sync(offered(made, trained, 1, to_newcomers=False)) == [None] * 3
+    assert made.sync(published(made, trained, 1, to_newcomers=False)) == [None] * 3
     assert everything - sum(recorded.sizes[0]) == 48 + 16
     expected = {name: (start if "visual" in name else trained)[name] for name in start}
     assert all(small.equal(small.held(worker), expected) for (worker,) in made.workers)
@@ -203,7 +203,7 @@ def test_an_engine_that_lacks_the_frozen_parameters_says_so_before_it_changes(
     ((worker,),) = made.workers
     before = {name: tensor.clone() for name, tensor in small.held(worker).items()}
     with pytest.raises(ValueError, match="was not sent and is not held"):
-        receive(worker, offered(made, small.weights_of(3), 1, to_newcomers=False))
+        receive(worker, published(made, small.weights_of(3), 1, to_newcomers=False))
     assert small.equal(small.held(worker), before)
     assert recorded.sizes[1] == []
 
@@ -214,11 +214,11 @@ def test_a_communicator_that_moves_nothing_is_found_by_the_digest(
     made = fleet(1, 1)
     made.join()
     recorded.deaf.add(2)
-    sent, good, bad = made.sync(offered(made, small.weights_of(3), 1))
+    sent, good, bad = made.sync(published(made, small.weights_of(3), 1))
     assert (sent, good) == (None, None)
     assert isinstance(bad, WeightDigestError)
     recorded.deaf.clear()
-    assert made.sync(offered(made, small.weights_of(4), 2)) == [None] * 3
+    assert made.sync(published(made, small.weights_of(4), 2)) == [None] * 3
     assert all(small.equal(small.held(worker), small.weights_of(4)) for (worker,) in made.workers)
 
 
@@ -227,14 +227,14 @@ def test_a_member_that_comes_and_one_that_goes_make_a_new_group(
 ) -> None:
     made = fleet(2, 1)
     made.join()
-    made.sync(offered(made, small.weights_of(3), 1))
+    made.sync(published(made, small.weights_of(3), 1))
     made.add(tmp_path, 1)
     del made.members[0], made.workers[0]
     recorded.sizes.clear()
     assert made.join() == [None] * 3
     assert sorted(recorded.destroyed) == [0, 3]  # the old group's, of those that are still there
     assert sorted(recorded.sizes) == [0, 1, 2]
-    assert made.sync(offered(made, small.weights_of(5), 2)) == [None] * 3
+    assert made.sync(published(made, small.weights_of(5), 2)) == [None] * 3
     assert all(small.equal(small.held(worker), small.weights_of(5)) for (worker,) in made.workers)
 
 
@@ -243,11 +243,11 @@ def test_a_member_that_never_joins_is_waited_for_until_the_deadline(fleet: Calla
     learner, worker = made.join(deadline=1.0, absent=[1])
     for outcome in (learner, worker):
         assert isinstance(outcome, TimeoutError)
-        assert "joining the weight group did not end within 1 seconds" in str(outcome)
-    with pytest.raises(RuntimeError, match="in no weight group"):
+        assert "joining the weight group timed out after 1 s" in str(outcome)
+    with pytest.raises(RuntimeError, match=r"joined no weight group|not joined a weight group"):
         made.sender.send()
-    with pytest.raises(RuntimeError, match="in no weight group"):
-        receive(made.workers[0][0], offered(made, small.weights_of(0), 0))
+    with pytest.raises(RuntimeError, match=r"joined no weight group|not joined a weight group"):
+        receive(made.workers[0][0], published(made, small.weights_of(0), 0))
 
 
 def test_a_broadcast_that_waits_for_a_dead_member_is_aborted_and_a_new_group_heals(
@@ -258,19 +258,19 @@ def test_a_broadcast_that_waits_for_a_dead_member_is_aborted_and_a_new_group_hea
     made.limit_broadcasts(1.0)
     recorded.stuck = True
     source = small.Source(small.weights_of(3))
-    update = made.sender.offer(source, 1, to_newcomers=True)
+    update = made.sender.publish(source, 1, to_newcomers=True)
     assert update is not None
     source.gathered.clear()
     for outcome in made.sync(update, to=[0]):
         assert isinstance(outcome, TimeoutError)
-        assert "policy version 1 did not end within 1 seconds" in str(outcome)
+        assert "policy version 1 timed out after 1 s" in str(outcome)
     assert sorted(recorded.destroyed) == [0, 1]
     assert source.gathered == list(small.weights_of(3))  # the other learner ranks are not left behind
     recorded.stuck = False
     made.limit_broadcasts(DEADLINE)
     del made.members[1], made.workers[1]
     assert made.join() == [None] * 2
-    assert made.sync(offered(made, small.weights_of(3), 1)) == [None] * 2
+    assert made.sync(published(made, small.weights_of(3), 1)) == [None] * 2
     assert small.equal(small.held(made.workers[0][0]), small.weights_of(3))
 
 
@@ -278,4 +278,4 @@ def test_parameters_of_several_types_are_refused(fleet: Callable[..., Fleet]) ->
     weights = small.weights_of(0)
     weights["first.bias"] = weights["first.bias"].bfloat16()
     with pytest.raises(ValueError, match=r"several dtypes \(bfloat16, float32\)"):
-        offered(fleet(1), weights, 0)
+        published(fleet(1), weights, 0)

@@ -16,6 +16,7 @@ from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.rollout import engine as rollout_engine
 from medr1_ray.rollout.actor import NotServingError, WeightLoadError
+from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Completions, Prompt, Sampling
 from medr1_ray.weights.buckets import write_buckets
 from medr1_ray.weights.digests import update_digest
@@ -246,8 +247,8 @@ def generated_by_a_fresh_engine(config: Config, checkpoint: Path, request_id: st
     # Defined in here, Ray sends it by value: its workers cannot import a test module.
     @ray.remote(num_cpus=0)
     def generated(sampling: Sampling) -> tuple[list[int], list[float]]:
-        rollout_engine.set_environment(config)
-        engine = rollout_engine.start_engine(config, str(checkpoint), 7)
+        rollout_engine.set_environment(config.rollout.threads)
+        engine = rollout_engine.start_engine(EngineSettings.of(config), str(checkpoint), 7)
         params = rollout_engine.sampling_params(sampling, load_vocabulary(checkpoint), request_id)
 
         async def final() -> Any:

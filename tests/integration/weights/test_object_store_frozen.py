@@ -23,8 +23,8 @@ Weights = dict[str, torch.Tensor]
 _versions = itertools.count(10_000)
 
 
-def offered(sender: ObjectStoreSender, weights: Weights, frozen: str) -> WeightUpdate:
-    update = sender.offer(small.Source(weights, frozen), next(_versions), to_newcomers=False)
+def published(sender: ObjectStoreSender, weights: Weights, frozen: str) -> WeightUpdate:
+    update = sender.publish(small.Source(weights, frozen), next(_versions), to_newcomers=False)
     assert update is not None
     return update
 
@@ -48,8 +48,8 @@ def test_frozen_parameters_are_fetched_once_and_again_after_a_failure(
 ) -> None:
     first, second = scrambled(31), scrambled(32)
     sender = ObjectStoreSender(ray.put, 0, 2**20)
-    load(rollout_actor, offered(sender, first, "visual"))
-    update = offered(sender, second, "visual")  # whose frozen parameters are still the first's
+    load(rollout_actor, published(sender, first, "visual"))
+    update = published(sender, second, "visual")  # whose frozen parameters are still the first's
     load(rollout_actor, without_frozen_bytes(update))
     prompt = make_prompt("frozen")
     found = ray.get(rollout_actor.generate.remote("frozen", prompt, Sampling(1, 12, 1.0, seed=1)))
@@ -58,10 +58,10 @@ def test_frozen_parameters_are_fetched_once_and_again_after_a_failure(
     assert gap <= 1e-4
     assert np.abs(found.rollout_logprobs - transformers_logprobs(second, prompt, found.token_ids)).max() >= 1e-2
 
-    wrong = offered(sender, second, "visual")
+    wrong = published(sender, second, "visual")
     with pytest.raises(WeightLoadError, match="do not match"):
         ray.get(rollout_actor.load_weights.remote(replace(wrong, digest="0" * 32)))
-    again = offered(sender, second, "visual")
+    again = published(sender, second, "visual")
     with pytest.raises(WeightLoadError):
         ray.get(rollout_actor.load_weights.remote(without_frozen_bytes(again)))
     load(rollout_actor, again)
@@ -71,7 +71,7 @@ def test_a_layer_of_the_engine_is_frozen_as_a_whole_or_not_at_all(
     rollout_actor: Any, scrambled: Callable[..., Weights]
 ) -> None:
     sender = ObjectStoreSender(ray.put, 0, 2**20)
-    load(rollout_actor, offered(sender, scrambled(33), "q_proj"))
-    with pytest.raises(WeightLoadError, match="joins frozen and trained parameters"):
-        ray.get(rollout_actor.load_weights.remote(offered(sender, scrambled(34), "q_proj")))
-    load(rollout_actor, offered(ObjectStoreSender(ray.put, 0, 2**20), scrambled(35), "visual"))
+    load(rollout_actor, published(sender, scrambled(33), "q_proj"))
+    with pytest.raises(WeightLoadError, match="fuses frozen and trained parameters"):
+        ray.get(rollout_actor.load_weights.remote(published(sender, scrambled(34), "q_proj")))
+    load(rollout_actor, published(ObjectStoreSender(ray.put, 0, 2**20), scrambled(35), "visual"))

@@ -1,10 +1,18 @@
-"""What is said of a call that failed."""
+"""Pending calls: whose turn it is, and what is said of a failed one."""
 
-from ray.exceptions import RayActorError, RayTaskError
+from __future__ import annotations
 
-from medr1_ray.cluster.pending_calls import describe_error
+from collections.abc import Callable
+from typing import Any
 
-# As Ray 2.60 words it, its advice shortened.
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+
+from medr1_ray.cluster import pending_calls
+from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_own_failure, remote
+
+# Ray 2.60's wording, with its advice shortened.
 KILLED_FOR_MEMORY = """The actor died unexpectedly before finishing this task.
 2 worker(s) were killed due to the node running low on memory.
 OOM kill reason: Memory usage 24029642752B exceeded threshold of 24012259328B (95.0% of 25276063744B limit)
@@ -14,10 +22,93 @@ set the environment variable `RAY_memory_usage_threshold` when starting Ray."""
 
 def test_an_actor_killed_for_memory_is_said_to_be_without_a_page_of_advice() -> None:
     said = describe_error(RayActorError("", KILLED_FOR_MEMORY))
-    assert said.startswith("Ray killed it because its node ran out of memory: Memory usage 24029642752B exceeded")
+    assert said.startswith("Ray killed the actor because its node ran out of memory: Memory usage 24029642752B")
     assert "Refer to" not in said
 
 
 def test_of_a_traceback_the_exception_is_said() -> None:
     error = RayTaskError("generate", "Traceback (most recent call last):\n  ...\nValueError: too long", ValueError("x"))
     assert describe_error(error) == "ValueError: too long"
+
+
+def test_an_actors_own_error_is_told_from_the_end_of_its_process() -> None:
+    task = RayTaskError("generate", "ValueError: x", ValueError("x"))
+    assert is_own_failure(task)
+    assert not is_own_failure(ActorDiedError()), "its node may have been taken away"
+    assert is_own_failure(RayActorError("a", "ValueError: x", actor_init_failed=True)), "its __init__ raised"
+    assert not is_own_failure(RayError("the network"))
+
+
+class World:
+    """References and their results or errors; `wait` returns as Ray's does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: dict[str, Any] = {}
+        self.waited: list[tuple[int, float]] = []
+        self.slept: list[float] = []
+        monkeypatch.setattr(ray, "wait", self.wait)
+        monkeypatch.setattr(ray, "get", self.get)
+        monkeypatch.setattr(pending_calls.time, "sleep", self.slept.append)
+
+    def wait(self, references: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        assert 1 <= num_returns <= len(references), "Ray refuses more"
+        self.waited.append((num_returns, timeout))
+        ready = [reference for reference in references if reference in self.done][:num_returns]
+        return ready, [reference for reference in references if reference not in ready]
+
+    def get(self, reference: str) -> Any:
+        answer = self.done[reference]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_a_poll_answers_all_that_is_ready_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, calls, heard = World(monkeypatch), PendingCalls(), list[tuple[str, Any]]()
+
+    def hear(what: str) -> Callable[[Any], None]:
+        return lambda answer: heard.append((what, answer))
+
+    calls.poll(0.25)
+    assert (world.slept, world.waited) == ([0.25], []), "nothing to wait for: the driver does not spin"
+    failure = RayError("gone")
+    for name in ("a", "b", "c"):
+        calls.add(name, hear(f"{name} answered"), hear(f"{name} failed"))
+    calls.poll(0.25)
+    assert heard == []
+    assert world.waited == [(1, 0.25)], "it waits for the first, no longer than it may"
+    world.done |= {"a": 1, "c": failure}
+    calls.poll(0.25)
+    assert heard == [("a answered", 1), ("c failed", failure)]
+    assert world.waited[1:] == [(1, 0.25), (3, 0)], "the others that are ready are not waited for"
+    calls.poll(0.25)
+    world.done["b"] = None
+    calls.poll(0.25)
+    assert heard[2:] == [("b answered", None)], "those that were answered are not again"
+
+
+def test_an_error_of_a_callback_is_no_failure_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, calls = World(monkeypatch), PendingCalls()
+
+    def then(answer: Any) -> None:
+        raise RayError("of the callback itself")
+
+    calls.add("a", then, lambda error: pytest.fail("the call succeeded"))
+    world.done["a"] = 1
+    with pytest.raises(RayError, match="of the callback itself"):
+        calls.poll(0)
+
+
+def test_a_method_is_called_by_the_name_that_it_has_in_its_class() -> None:
+    class Actor:
+        def generate(self, prompt: str, *, seed: int) -> str:
+            return f"{prompt} {seed}"
+
+    class Method:
+        def remote(self, *args: Any, **kwargs: Any) -> Any:
+            return args, kwargs
+
+    class Handle:
+        generate = Method()
+
+    assert remote(Handle(), Actor.generate, "p", seed=3) == (("p",), {"seed": 3})

@@ -1,4 +1,4 @@
-"""Whether nodes can hold a run, judged before anything waits for a place."""
+"""Checks that a run fits the nodes, before anything waits for a placement group."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ def test_what_fits_may_be_possible() -> None:
             "5 x (1 CPU, 1 GPU) for its rollout actors, but the 2 nodes have room for 4",
         ),
         (
-            [Demand("rollout actor", 3, 1, 1, {}), Demand("learner rank", 2, 1, 1, {})],
+            [
+                Demand("rollout actor", 3, 1, 1, {}),
+                Demand("learner rank", 2, 1, 1, {}),
+                Demand("reward actor", 1, 0.1, 0, {}),
+            ],
             "the run needs 5 GPUs (3 rollout actors: 3, 2 learner ranks: 2), but the 2 nodes have 4",
         ),
         (
@@ -67,17 +71,15 @@ def test_what_cannot_fit_is_refused_with_the_numbers(wanted: list[Demand], messa
 
 @pytest.mark.parametrize(
     ("selector", "fits"),
-    [("spot", True), ("!spot", False), ("in(spot, on-demand)", True), ("!in(a,b)", True), ("on-demand", False)],
+    [
+        ("spot", True),
+        ("!spot", False),
+        ("in(spot, on-demand)", True),
+        ("in(on-demand, spot)", True),
+        ("!in(a,b)", True),
+        ("on-demand", False),
+    ],
 )
 def test_label_selectors_mean_what_they_mean_to_ray(selector: str, fits: bool) -> None:
     assert labels_match({"ray.io/market-type": selector}, SPOT) is fits
     assert labels_match({"no such label": selector}, SPOT) is selector.startswith("!")
-
-
-def test_the_number_of_actors_lies_between_the_fewest_and_the_most() -> None:
-    rollout = a_config(rollout={"actors": 2}).rollout
-    assert (rollout.actor_range, rollout.is_elastic) == ((2, 2), False)
-    rollout = a_config(rollout={"actors": 2, "min_actors": 1, "max_actors": 4}).rollout
-    assert (rollout.actor_range, rollout.is_elastic) == ((1, 4), True)
-    with pytest.raises(ValueError, match=r"actors=2 must lie between rollout.min_actors=3 and rollout.max_actors=2"):
-        a_config(rollout={"actors": 2, "min_actors": 3})

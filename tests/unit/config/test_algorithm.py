@@ -1,4 +1,4 @@
-"""The published algorithms as settings: each base sets what its paper says, over any config."""
+"""The bases of published algorithms: each sets what its paper says, on top of any config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which transports and placements are refused, and with which words."""
+"""Combinations of settings that are refused, and the error messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def config(*changes: dict[str, Any]) -> Config:
     }
     for change in changes:
         for section, values in change.items():
-            settings[section] = {**settings.get(section, {}), **values}
+            given = isinstance(values, dict)
+            settings[section] = {**settings.get(section, {}), **values} if given else values
     return Config.model_validate(settings)
 
 
@@ -41,8 +42,9 @@ def test_what_goes_together_is_accepted() -> None:
         ([{"cluster": {"weight_transport": "nccl"}}], "moves weights between GPUs, but learner.gpus_per_rank=0"),
         ([{"cluster": {"weight_transport": "ipc"}}], "moves weights between GPUs"),
         ([APART, {"rollout": {"gpus_per_actor": 0}}, {"cluster": {"weight_transport": "nccl"}}], "gpus_per_actor=0;"),
+        ([APART, {"learner": {"gpus_per_rank": 0}}, {"cluster": {"weight_transport": "nccl"}}], "gpus_per_rank=0,"),
         ([APART, {"cluster": {"weight_transport": "ipc"}}], "set cluster.colocated=true"),
-        ([{"cluster": {"colocated": True}}], "share GPUs, which there must be"),
+        ([{"cluster": {"colocated": True}}], "share GPUs, so both need a fraction of one"),
         ([SHARED, {"cluster": {"weight_transport": "nccl"}}], "refuses two ranks on one GPU"),
         ([SHARED, {"learner": {"gpus_per_rank": 1}}], "must add up to 1"),
         ([SHARED, {"learner": {"gpus_per_rank": 0.25}}], "must add up to 1"),
@@ -57,3 +59,49 @@ def test_what_goes_together_is_accepted() -> None:
 def test_what_does_not_go_together_is_refused(changes: list[dict[str, Any]], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         config(*changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ([{"train": {"updates_per_rollout": 2}}], r"train\.steps=1 is not a multiple of train\.updates_per_rollout=2"),
+        (
+            [{"train": {"prompts_per_step": 2}}, {"learner": {"world_size": 3}}],
+            r"train\.prompts_per_step=2 is less than learner\.world_size=3: every rank needs a group; use at least 3",
+        ),
+        ([{"rollout": {"top_p": 0.9}}], r"rollout\.top_p=0\.9, rollout\.top_k=0: .* importance ratios"),
+        ([{"rollout": {"top_k": 1}}], r"rollout\.top_p=1\.0, rollout\.top_k=1: .* importance ratios"),
+        ([{"loss": {"importance_cap": None}}, {"train": {"max_staleness": 1}}], "needs loss.importance_cap"),
+        (
+            [{"reward": {"overlong_buffer_tokens": 9}}, {"rollout": {"max_tokens": 8}}],
+            r"overlong_buffer_tokens=9 is larger than rollout\.max_tokens=8",
+        ),
+        ([{"data": {"format": "medr1", "train_file": "a"}}], r"data\.eval_file=None: data\.format=medr1 needs both"),
+        ([{"data": {"format": "medr1", "eval_file": "a"}}], r"data\.train_file=None"),
+        ([{"rollout": {"temperature": 0.7}}, {"objective": "sft"}], r"rollout\.temperature=0\.7: SFT"),
+        (
+            [{"train": {"steps": 2, "updates_per_rollout": 2}}, {"objective": "sft"}],
+            r"train\.updates_per_rollout=2: SFT",
+        ),
+    ],
+)
+def test_what_would_be_silently_wrong_is_refused(changes: list[dict[str, Any]], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        config(*changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [{"train": {"steps": 4, "updates_per_rollout": 2}}],
+        [{"train": {"prompts_per_step": 3}}, {"learner": {"world_size": 3}}],
+        [{"rollout": {"top_p": 0.9, "top_k": 5}}, {"loss": {"importance_cap": None}}],
+        [{"train": {"max_staleness": 1}}],
+        [{"reward": {"overlong_buffer_tokens": 8}}, {"rollout": {"max_tokens": 8}}],
+        [{"data": {"format": "medr1", "train_file": "a", "eval_file": "b"}}],
+        [{"rollout": {"temperature": 0.7}}],
+        [{"objective": "sft"}],
+    ],
+)
+def test_what_lies_beside_a_refused_combination_is_accepted(changes: list[dict[str, Any]]) -> None:
+    config(*changes)

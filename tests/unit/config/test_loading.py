@@ -1,3 +1,5 @@
+"""Files and overrides become one validated configuration, which is written back and compared."""
+
 from __future__ import annotations
 
 import pickle
@@ -5,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from medr1_ray.config import Config
-from medr1_ray.config.loading import config_digest, load_config, write_config
+from medr1_ray.config import Config, LoraSettings
+from medr1_ray.config.loading import (
+    Difference,
+    changeable_settings,
+    config_digest,
+    config_yaml,
+    first_difference,
+    load_config,
+    write_config,
+)
 
 MINIMAL = "run: {dir: runs/a}\ndata: {format: phantoms, root: runs/data}\ntrain: {steps: 4}\n"
 
@@ -40,12 +50,13 @@ def test_a_base_is_read_relative_to_its_file_and_can_have_bases(minimal: Path, t
     (tmp_path / "sub").mkdir()
     middle = "base: ../minimal.yaml\nrollout: {engine: {max_num_seqs: 8, max_model_len: 512}}\n"
     yaml_file(tmp_path / "sub/middle.yaml", middle)
-    other = yaml_file(tmp_path / "other.yaml", "train: {seed: 9}\n")
+    other = yaml_file(tmp_path / "other.yaml", "train: {seed: 9}\nrollout: {engine: {max_model_len: 256}}\n")
     top = "base: [sub/middle.yaml, other.yaml]\nrollout: {engine: {max_num_seqs: 16}}\n"
     config = load_config([yaml_file(tmp_path / "top.yaml", top)])
     assert other.exists()
     assert (config.train.steps, config.train.seed) == (4, 9)
-    assert config.rollout.engine == {"max_num_seqs": 16, "max_model_len": 512}
+    # The second base wins over the first, and the file over both.
+    assert config.rollout.engine == {"max_num_seqs": 16, "max_model_len": 256}
 
 
 def test_a_base_that_leads_back_is_refused(tmp_path: Path) -> None:
@@ -60,6 +71,16 @@ def test_every_spelling_of_a_float_is_a_number(minimal: Path, tmp_path: Path, te
     assert load_config([minimal, later]).learner.learning_rate == pytest.approx(1e-6, rel=1e-12)
     overridden = load_config([minimal], [f"learner.learning_rate={text}"])
     assert overridden.learner.learning_rate == pytest.approx(1e-6, rel=1e-12)
+
+
+def test_a_file_may_say_nothing(minimal: Path, tmp_path: Path) -> None:
+    assert load_config([minimal, yaml_file(tmp_path / "empty.yaml", "# later\n")]) == load_config([minimal])
+
+
+def test_defaults_change_only_on_purpose(minimal: Path) -> None:
+    """A run that does not name a setting depends on its default: who changes one changes this record with it."""
+    recorded = (Path(__file__).parent / "defaults.yaml").read_text()
+    assert config_yaml(load_config([minimal])) == recorded.partition("\n\n")[2]
 
 
 def test_off_is_a_text_and_null_is_none(minimal: Path) -> None:
@@ -100,13 +121,6 @@ def test_errors_name_key_value_and_what_is_allowed(minimal: Path, override: str,
     pickle.loads(pickle.dumps(caught.value))
 
 
-@pytest.mark.parametrize("override", ["rollout.temperature=0.7", "train.updates_per_rollout=2"])
-def test_what_supervised_training_cannot_do_is_refused(minimal: Path, override: str) -> None:
-    load_config([minimal], [override, "train.steps=2"])
-    with pytest.raises(ValueError, match=rf"{override}: SFT"):
-        load_config([minimal], [override, "train.steps=2", "objective=sft"])
-
-
 def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
     path = yaml_file(tmp_path / "bad.yaml", "data: {format: phantom, root: a}\ntrain: {steps: -1, sed: 2}\n")
     with pytest.raises(ValueError, match="not valid") as caught:
@@ -133,8 +147,11 @@ def test_files_that_are_no_settings_are_refused(tmp_path: Path, text: str, told:
 
 
 def test_a_missing_file_and_a_shapeless_override_are_refused(minimal: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"absent\.yaml does not exist"):
+    with pytest.raises(ValueError, match=r"absent\.yaml does not exist$"):
         load_config([tmp_path / "absent.yaml"])
+    based = yaml_file(tmp_path / "based.yaml", "base: absent.yaml\n")
+    with pytest.raises(ValueError, match=rf"absent\.yaml does not exist \(named as a base by {based}\)"):
+        load_config([based])
     for override in ("train.steps", "=3", "train..steps=3"):
         with pytest.raises(ValueError, match=r"not of the form key\.sub=value"):
             load_config([minimal], [override])
@@ -153,3 +170,30 @@ def test_what_is_written_reads_back_equal(minimal: Path, tmp_path: Path) -> None
 def test_digest_tells_configurations_apart(minimal: Path) -> None:
     assert config_digest(load_config([minimal])) == config_digest(load_config([minimal], ["train.seed=0"]))
     assert config_digest(load_config([minimal])) != config_digest(load_config([minimal], ["train.seed=1"]))
+
+
+def test_the_first_difference_is_told_by_its_key(minimal: Path) -> None:
+    def difference(*overrides: str, changeable: bool = True) -> Difference | None:
+        return first_difference(load_config([minimal]), load_config([minimal], overrides), changeable=changeable)
+
+    assert difference() is None
+    # In the order of the settings: `run` comes before `train`, and `train` before `learner`.
+    assert difference("learner.betas=[0.5, 0.9]", "train.seed=3") == Difference("train.seed", 0, 3)
+    assert difference("learner.betas=[0.5, 0.9]") == Difference("learner.betas", (0.9, 0.999), (0.5, 0.9))
+    assert difference("train.seed=3", "run.dir=b") == Difference("run.dir", Path("runs/a"), Path("b"))
+    assert difference("train.seed=3", "run.dir=b", changeable=False) == Difference("train.seed", 0, 3)
+    may_change = ("run.dir=b", "train.steps=8", "rollout.actors=3", "rollout.engine.seed_=1", "cluster.colocated=false")
+    assert difference(*may_change, changeable=False) is None
+    # A section that is left out on one side is different as a whole, and inside where both have it.
+    lora = difference("model.lora.rank=8")
+    assert lora == Difference("model.lora", None, LoraSettings(rank=8))
+    ranks = [load_config([minimal], [f"model.lora.rank={rank}"]) for rank in (4, 8)]
+    assert first_difference(*ranks) == Difference("model.lora.rank", 4, 8)
+
+
+def test_what_a_resumed_run_may_change_is_known_by_key() -> None:
+    keys = changeable_settings()
+    assert {"run", "train.steps", "rollout.actors", "rollout.engine", "cluster", "hardware", "sizing"} <= set(keys)
+    # What the learned weights depend on must stay.
+    fixed = ("model", "data", "loss", "reward", "train.seed", "train.group_size", "learner.world_size", "rollout.top_p")
+    assert not any(key == other or key.startswith(f"{other}.") for key in keys for other in fixed)

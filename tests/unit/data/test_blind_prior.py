@@ -54,7 +54,7 @@ def test_accuracy_is_the_mean_credit_whatever_the_order_of_the_options() -> None
     ],
 )
 def test_released_splits(shared_data: Path, name: str, percent: float) -> None:
-    """An independent count of the same prior gave these."""
+    """Compare with the accuracies that an independent count of the same prior gave."""
     train, test = (
         read_medr1_rows(
             shared_data / "medr1_splits", f"modality/{part}/{name}_{part}.json", images_needed=False

@@ -1,4 +1,6 @@
-"""Opening a dataset: the split by image, the filters, the evaluation sample."""
+"""Opening a dataset: the filters, the evaluation sample, what is said about it."""
+
+from __future__ import annotations
 
 import json
 from collections import Counter
@@ -9,7 +11,6 @@ import pytest
 
 from medr1_ray.config import DataSettings
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
-from medr1_ray.data.splits import split_by_image
 from medr1_ray.types import Question
 
 
@@ -23,35 +24,6 @@ def images(questions: tuple[Question, ...]) -> set[str]:
     return {question.image_path for question in questions}
 
 
-def test_split_keeps_images_whole_and_every_modality_on_both_sides() -> None:
-    # 20 images of CT, 2 of MRI, 1 of OCT, three questions about each.
-    counts = {"CT": 20, "MRI": 2, "OCT": 1}
-    questions = tuple(
-        question(f"{modality}{i}:{row}", modality, image=f"{modality}{i}")
-        for modality, count in counts.items()
-        for i in range(count)
-        for row in range(3)
-    )
-    train, held_out = split_by_image(questions, Path("/data"), eval_fraction=0.2, seed=0)
-    assert len(train) + len(held_out) == len(questions)
-    assert not images(train) & images(held_out)
-    # A fifth of 20 is 4; of two images one is held out; a single one is trained on.
-    assert Counter(q.modality for q in held_out) == {"CT": 4 * 3, "MRI": 1 * 3}
-    assert split_by_image(questions, Path("/data"), 0.2, seed=0) == (train, held_out)
-    assert split_by_image(questions, Path("/data"), 0.2, seed=1)[1] != held_out
-
-
-def test_split_does_not_depend_on_the_order_or_on_where_the_data_lies() -> None:
-    here = tuple(question(str(i), image=f"{i}") for i in range(30))
-    moved = tuple(
-        Question(q.id, q.image_path.replace("/data", "/mnt/x"), *list(vars(q).values())[2:])
-        for q in reversed(here)
-    )
-    held_out = {q.id for q in split_by_image(here, Path("/data"), 0.3, 0)[1]}
-    assert len(held_out) == 9
-    assert {q.id for q in split_by_image(moved, Path("/mnt/x"), 0.3, 0)[1]} == held_out
-
-
 def test_stratified_sample_takes_strata_in_turn() -> None:
     questions = tuple(
         [question(f"ct{i}") for i in range(50)]
@@ -59,7 +31,7 @@ def test_stratified_sample_takes_strata_in_turn() -> None:
         + [question(f"dd{i}", question_type="Disease Diagnosis") for i in range(3)]
     )
     sample = stratified_sample(questions, wanted=8, seed=0)
-    # In turn: one of each of the three, one of each, then MRI is exhausted: 3 + 3 + 2.
+    # Two rounds of one question per stratum exhaust MRI; the other two strata fill the rest: 3 + 3 + 2.
     assert Counter((q.modality, q.question_type) for q in sample) == {
         ("CT", "Disease Diagnosis"): 3,
         ("CT", "Lesion Grading"): 3,
@@ -125,7 +97,7 @@ def test_wrong_settings(phantoms: DataSettings, change: dict[str, Any], message:
 
 
 def test_missing_or_empty_root(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.root=.*nowhere is no folder"):
+    with pytest.raises(ValueError, match=r"data\.root=.*nowhere is not a folder"):
         open_dataset(DataSettings(format="omnimedvqa", root=tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="no annotation files"):
         open_dataset(DataSettings(format="omnimedvqa", root=tmp_path))
@@ -144,7 +116,7 @@ def test_medr1_files_that_share_images_are_reported(tmp_path: Path) -> None:
         DataSettings(format="medr1", root=tmp_path, train_file="CT_train.json", eval_file="CT_test.json")
     )
     assert (len(dataset.train), len(dataset.evaluation), dataset.shared_images) == (2, 2, 1)
-    assert "2 questions on 2 images, 1 of which are trained on too" in dataset.description
+    assert "2 questions on 2 images, 1 of them also in training" in dataset.description
     assert "dropped: 1 rows: image file not found 1" in dataset.description
 
 

@@ -1,4 +1,4 @@
-"""What supervised training imitates."""
+"""Demonstrations: the correct completions as token ids."""
 
 from __future__ import annotations
 
@@ -8,25 +8,10 @@ import pytest
 from medr1_ray.config import tiny_model_path
 from medr1_ray.data.demonstrations import Teacher
 from medr1_ray.data.prompt_templates import target_text
-from medr1_ray.rewards.functions import medr1_format, parse_answer
 from medr1_ray.types import Mode, Prompt, Question
 
 QUESTION = Question("q", "/q.png", "Which?", ("x", "y", "z"), 1, "CT", "Disease Diagnosis", "none")
 MODES: tuple[Mode, ...] = ("think", "no_think", "think_after")
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_every_target_has_the_gold_letter_and_invents_no_reasoning(mode: Mode) -> None:
-    text = target_text(QUESTION, mode)
-    assert text.replace("<think></think>", "") == "<answer>B</answer>"
-    parsed = parse_answer(text, QUESTION, mode)
-    assert parsed.letter == "B"
-    assert parsed.well_formed == (mode == "no_think"), "an empty thinking part is not the format"
-
-
-def test_the_references_format_takes_an_empty_thinking_part() -> None:
-    for mode in ("think", "no_think"):
-        assert medr1_format(target_text(QUESTION, mode), QUESTION, mode) == 1.0
 
 
 @pytest.mark.parametrize("mode", MODES)

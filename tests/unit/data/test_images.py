@@ -112,4 +112,4 @@ def test_every_real_image(shared_data: Path) -> None:
     for path in paths:
         image = load_image(path, 84, "squash")
         assert image.shape == (84, 84, 3)
-        assert image.std() > 5, path  # something is to be seen
+        assert image.std() > 5, path  # not blank

@@ -1,9 +1,10 @@
-"""Names and text formats of the annotation files."""
+"""Canonical names of modalities and question types."""
+
+from __future__ import annotations
 
 import pytest
 
-from medr1_ray.data.questions import RowError, canonical_modality, canonical_question_type
-from medr1_ray.data.readers.medr1_text import parse_solution, split_problem
+from medr1_ray.data.questions import canonical_modality, canonical_question_type
 
 
 @pytest.mark.parametrize(
@@ -29,62 +30,3 @@ def test_question_type_names_ignore_case_and_spaces() -> None:
     assert canonical_question_type("Other Biological Attributes") == "Other Biological Attributes"
     assert canonical_question_type("lesion  grading") == "Lesion Grading"
     assert canonical_question_type("X-Ray") == "Unknown"
-
-
-@pytest.mark.parametrize(
-    ("problem", "stem", "options"),
-    [
-        ("What is it? A)No., B)Yes", "What is it?", ("No.", "Yes")),
-        # The stem ends in letters that look like a marker.
-        ("Rate it (IQA) A)good, B)bad, C)outlier", "Rate it (IQA)", ("good", "bad", "outlier")),
-        ("Is this the part (A) or B? A)x, B)y", "Is this the part (A) or B?", ("x", "y")),
-        ("See (grade A) here? A)x, B)y", "See (grade A) here?", ("x", "y")),
-        # Letters with brackets, and commas, inside the options.
-        (
-            "What? A)Branch occlusion (BRVO), B)AMD (wet, dry), C)OA (ACJ OA)., D)RD (RD)",
-            "What?",
-            ("Branch occlusion (BRVO)", "AMD (wet, dry)", "OA (ACJ OA).", "RD (RD)"),
-        ),
-        ("Which? A)Hepatitis (type A), B)none", "Which?", ("Hepatitis (type A)", "none")),
-        # An option that lacks its closing bracket, as OmniMedVQA's name of OCT does.
-        (
-            "How? A)OCT (Optical Coherence Tomography, B)MRI, C)CT",
-            "How?",
-            ("OCT (Optical Coherence Tomography", "MRI", "CT"),
-        ),
-        ("What? A) left , B) right ", "What?", ("left", "right")),
-    ],
-)
-def test_split_problem(problem: str, stem: str, options: tuple[str, ...]) -> None:
-    assert split_problem(problem) == (stem, options)
-
-
-@pytest.mark.parametrize(
-    ("problem", "reason"),
-    [
-        ("What is it?", "no options"),
-        ("What? A)alone", "no options"),
-        ("What? A)x, C)y", "no options"),
-        ("What? B)x, A)y", "no options"),
-        # Option B may be "y (a, C) z" or end before an option C.
-        ("What? A)x, B)y (a, C)z", "ambiguous"),
-        ("What? A), B)y", "empty"),
-        (" A)x, B)y", "empty"),
-    ],
-)
-def test_split_problem_refuses(problem: str, reason: str) -> None:
-    with pytest.raises(RowError, match=reason):
-        split_problem(problem)
-
-
-@pytest.mark.parametrize(("solution", "answer"), [("<answer> C </answer>", 2), ("<answer>A</answer>\n", 0)])
-def test_parse_solution(solution: str, answer: int) -> None:
-    assert parse_solution(solution, options=3) == answer
-
-
-@pytest.mark.parametrize(
-    "solution", ["<answer> D </answer>", "C", "<answer> CT </answer>", "<answer></answer>"]
-)
-def test_parse_solution_refuses(solution: str) -> None:
-    with pytest.raises(RowError):
-        parse_solution(solution, options=3)

@@ -1,45 +1,25 @@
-"""Prompts: their tokens and images, and the resumable stream of them."""
+"""The resumable stream of prompts."""
+
+from __future__ import annotations
 
 import dataclasses
 import json
 from collections import Counter
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from medr1_ray.data import encoding
-from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.data.images import load_image
-from medr1_ray.data.prompt_templates import chat_messages
 from medr1_ray.data.stream import RESTING, PromptStream, StreamState
 from medr1_ray.types import Prompt, Question
-
-IMAGE_PAD_ID = 7
+from tests.unit.data.few_prompts import encoder, ten_questions
 
 
 @pytest.fixture
 def questions(tmp_path: Path) -> tuple[Question, ...]:
-    """Ten questions about five images; every question differs."""
-    for i in range(5):
-        Image.new("RGB", (20, 20), (50 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    return tuple(
-        Question(
-            f"q:{i}", str(tmp_path / f"{i % 5}.png"), f"What {i}?", ("x", "y"), i % 2, "CT", "Unknown", "d"
-        )
-        for i in range(10)
-    )
-
-
-def tokenize(messages: list[dict[str, object]]) -> list[int]:
-    """One image pad, then a token per word."""
-    return [IMAGE_PAD_ID] + [100 for _ in str(messages[0]["content"]).split()]
-
-
-def encoder(max_prompt_tokens: int = 1000) -> PromptEncoder:
-    return PromptEncoder(tokenize, IMAGE_PAD_ID, 4, "no_think", 28, "squash", max_prompt_tokens)
+    return ten_questions(tmp_path)
 
 
 def ids(prompts: list[Prompt]) -> list[str]:
@@ -70,7 +50,7 @@ def test_resume_goes_on_at_the_exact_question(questions: tuple[Question, ...], t
 
 def test_resume_with_other_questions_or_seed_is_refused(questions: tuple[Question, ...]) -> None:
     state = PromptStream(questions, encoder(), seed=3).state()
-    with pytest.raises(ValueError, match=r"train\.seed 3, now 4"):
+    with pytest.raises(ValueError, match=r"train\.seed=3 \(now 4\)"):
         PromptStream(questions, encoder(), seed=4, state=state)
     with pytest.raises(ValueError, match="other training questions"):
         PromptStream(questions[:9], encoder(), seed=3, state=state)
@@ -82,7 +62,7 @@ def test_reissue_gives_the_same_prompt(questions: tuple[Question, ...]) -> None:
     assert (again.id, again.question) == (prompt.id, prompt.question)
     assert (again.token_ids == prompt.token_ids).all()
     for wrong in ("13", "0.10:q:1", prompt.id + "0"):
-        with pytest.raises(ValueError, match="none of this stream's"):
+        with pytest.raises(ValueError, match="does not belong to this stream"):
             PromptStream(questions, encoder(), seed=3).reissue(wrong)
     Path(prompt.question.image_path).unlink()
     with pytest.raises(ValueError, match="cannot be issued again"):
@@ -116,7 +96,7 @@ def test_unusable_questions_are_counted_and_opened_once(
     assert {"broken", "long", "special"}.isdisjoint(ids(prompts))
     dropped = stream.state().dropped
     assert set(dropped) == {"prompt too long", "image unreadable", "special token in the text"}
-    # Every position passed is a prompt or counted; up to three drops of the third epoch may still lie ahead.
+    # Every position passed is a prompt or a counted drop; up to three drops of the third epoch may still follow.
     state = stream.state()
     assert state.epoch * 13 + state.position == 30 + sum(dropped.values())
     assert 6 <= sum(dropped.values()) <= 9
@@ -140,59 +120,9 @@ def test_nothing_usable_is_an_error(questions: tuple[Question, ...]) -> None:
         PromptStream((), encoder(), seed=0)
 
 
-def test_prompt_length_counts_visual_tokens(questions: tuple[Question, ...]) -> None:
-    tokens = len(tokenize([{"content": chat_messages(questions[0], "no_think")[0]["content"]}]))
-    exact = tokens - 1 + 4  # the pad stands for four visual tokens
-    assert isinstance(encoder(exact).encode(questions[0], "p"), Prompt)
-    refused = encoder(exact - 1).encode(questions[0], "p")
-    assert isinstance(refused, Refused)
-    assert refused.reason == "prompt too long"
-
-
-def test_chat_template_without_image_is_an_error(questions: tuple[Question, ...]) -> None:
-    text_only = PromptEncoder(lambda messages: [100], IMAGE_PAD_ID, 4, "no_think", 28, "squash", 1000)
-    with pytest.raises(ValueError, match=r"chat template writes 0 <\|image_pad\|>"):
-        text_only.encode(questions[0], "p")
-
-
-def test_tiny_models_prompt(questions: tuple[Question, ...]) -> None:
-    path = str(files("medr1_ray") / "tiny" / "model")
-    tiny = PromptEncoder.from_checkpoint(path, "no_think", 84, "squash", 1024)
-    # 84 / 14 patches a side, merged two by two: (6 / 2) ** 2.
-    assert tiny.visual_tokens == 9
-    prompt = tiny.encode(questions[0], "p")
-    assert isinstance(prompt, Prompt)
-    assert prompt.token_ids.dtype == np.int32
-    from transformers import AutoTokenizer
-
-    text = AutoTokenizer.from_pretrained(path).decode(prompt.token_ids)
-    assert text == (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-        "<|vision_start|><|image_pad|><|vision_end|>What 0? A)x, B)y Your task: 1. Provide the correct "
-        "single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags. 2. No extra information or "
-        "text outside of this tag.<|im_end|>\n<|im_start|>assistant\n"
-    )
-    # 384 pixels become 392 in the processor: 28 patches a side, 14 * 14 visual tokens.
-    assert PromptEncoder.from_checkpoint(path, "think", 384, "pad", 1024).visual_tokens == 196
-    shared = tiny.encode(questions[5], "p5")
-    assert isinstance(shared, Prompt)
-    assert shared.image is prompt.image
-    with pytest.raises(ValueError, match="read-only"):
-        prompt.image[0] = 1
-
-
-def test_checkpoint_without_image_pad_is_refused(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}))).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"model\.path=.* has no chat template"):
-        PromptEncoder.from_checkpoint(str(tmp_path), "think", 84, "squash", 1024)
-
-
 @pytest.fixture
 def two_kinds(questions: tuple[Question, ...]) -> tuple[Question, ...]:
-    """Eight of one question type and two of another."""
+    """Return eight questions of one type and two of another."""
     return tuple(
         dataclasses.replace(question, question_type="Rare" if i >= 8 else "Common")
         for i, question in enumerate(questions)
@@ -229,10 +159,10 @@ def test_a_weighted_stream_resumes_and_issues_again(two_kinds: tuple[Question, .
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"Ultra": 1.0}, "'Ultra' is no modality or question type"),
+        ({"Ultra": 1.0}, "'Ultra' is not a modality or question type"),
         ({"Rare": -1.0}, "'Rare' has weight -1.0"),
         ({"Rare": float("nan")}, "has weight nan"),
-        ({"CT": 0.0}, "leave no training question"),
+        ({"CT": 0.0}, "all training questions have weight 0"),
     ],
 )
 def test_weights_that_mean_nothing_are_refused(
@@ -289,7 +219,7 @@ def test_a_question_outside_the_pass_rate_limits_rests_for_an_epoch(questions: t
     within = {f"q:{i}" for i in range(2, 8)}  # 2/9 = 0.22 and 7/9 = 0.78
     assert epoch(10) == set(rates)
     assert epoch(6) == within
-    stream.take(1)  # the rest of the second epoch may still lie ahead: four questions in all were passed over
+    stream.take(1)  # skips what may be left of the second epoch, in which four questions rest
     assert stream.state().epoch == 2
     assert stream.state().dropped == {RESTING: 4}
     # Asked again in the third epoch, where they pass; so none rests in the fourth.
@@ -347,7 +277,7 @@ def test_images_of_the_next_prompts_are_decoded_ahead_and_once(
     monkeypatch.setattr(encoding, "load_image", load)
     stream = PromptStream(questions, encoder(), seed=3)
     stream.take(2)
-    stream._encoder._threads.shutdown(wait=True)  # all that has begun ends; nothing more can
+    stream._encoder._threads.shutdown(wait=True)  # finishes what has begun; nothing new can start
     monkeypatch.setattr(encoding.ThreadPoolExecutor, "submit", lambda *_: pytest.fail("decoded again"))
     stream._encoder.begin = lambda question: None  # type: ignore[method-assign]
     assert len(stream.take(2)) == 2

@@ -1,4 +1,4 @@
-"""Questions from the command line and from a file, and what is made of the answers."""
+"""Reading questions from the command line and from a file, and explaining answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from medr1_ray.evaluation.answering import (
     Explained,
     _explain,
     _with_each_letter,
-    main,
     make_question,
     read_questions,
     write_answers,
@@ -67,8 +66,3 @@ def test_an_answer_is_explained(question: Question) -> None:
     each = _explain(question, "<think>bone is white</think><answer>B</answer>", found, "think")
     assert (each.letter, each.reasoning) == ("B", "bone is white")
     assert each.probabilities == pytest.approx((0.2, 0.6, 0.2))
-
-
-def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model", "tiny", "--image", "i.png", "--question", "Which?"]) == 1
-    assert "give --question and --options, or --csv" in capsys.readouterr().err

@@ -1,56 +1,37 @@
-"""Evaluation: what is done to the images, and what is kept of the answers."""
+"""Evaluations during a training, and their files."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from medr1_ray.evaluation.blinding import with_blank_images, with_shuffled_images
-from medr1_ray.evaluation.in_training import Evaluation, EvaluationLog
-from medr1_ray.types import Prompt, Question
+from medr1_ray.evaluation.in_training import Evaluation, EvaluationLog, evaluate
+from medr1_ray.types import Prompt, Question, Sampling
+from tests.unit.evaluation.engines import Engines
 
-
-def _prompts(files: list[str]) -> list[Prompt]:
-    """One prompt for each entry; the image holds the file's number in every pixel."""
-    names = sorted(set(files))
-    return [
-        Prompt(
-            id=str(i),
-            question=Question(str(i), file, "stem", ("x", "y"), 0, "CT", "Anatomy Identification", "d"),
-            token_ids=np.array([1, 2], np.int32),
-            image=np.full((2, 2, 3), names.index(file), np.uint8),
-        )
-        for i, file in enumerate(files)
-    ]
+# The engines answer A: right for the first and the last.
+QUESTIONS = [
+    Question(id_, "/i.png", "Which?", ("CT", "MRI"), answer, modality, kind, "d")
+    for id_, answer, modality, kind in (
+        ("q0", 0, "CT", "Modality Recognition"),
+        ("q1", 1, "CT", "Lesion Grading"),
+        ("q2", 1, "MRI", "Lesion Grading"),
+        ("q3", 0, "CT", "Lesion Grading"),
+    )
+]
+PROMPTS = [Prompt(each.id, each, np.zeros(1, np.int32), np.zeros((1, 1, 3), np.uint8)) for each in QUESTIONS]
 
 
-def test_blank_images_keep_the_size() -> None:
-    (prompt,) = with_blank_images(_prompts(["a"]))
-    assert prompt.image.shape == (2, 2, 3)
-    assert not prompt.image.any()
-
-
-@pytest.mark.parametrize("files", [["a", "b"], ["a", "a", "a", "b", "c", "d"], [f"f{i // 4}" for i in range(40)]])
-def test_shuffled_images_are_all_used_and_none_is_the_own(files: list[str]) -> None:
-    prompts = _prompts(files)
-    shuffled = with_shuffled_images(prompts, seed=0)
-    assert [prompt.id for prompt in shuffled] == [prompt.id for prompt in prompts]
-    assert sorted(p.image[0, 0, 0] for p in shuffled) == sorted(p.image[0, 0, 0] for p in prompts)
-    assert all(new.image[0, 0, 0] != old.image[0, 0, 0] for new, old in zip(shuffled, prompts, strict=True))
-
-
-def test_shuffled_images_do_not_come_from_neighbours_only() -> None:
-    prompts = _prompts([f"f{i:03d}" for i in range(100)])
-    shuffled = with_shuffled_images(prompts, seed=0)
-    distance = [abs(int(new.image[0, 0, 0]) - i) for i, new in enumerate(shuffled)]
-    assert np.mean(distance) > 20  # a random assignment of 100 has a mean distance of 33
-
-
-def test_images_cannot_be_shuffled_when_most_questions_share_one() -> None:
-    with pytest.raises(ValueError, match="3 of 5"):
-        with_shuffled_images(_prompts(["a", "a", "a", "b", "c"]), seed=0)
+def test_one_greedy_answer_to_each_question_is_counted_by_modality_and_type() -> None:
+    engines = Engines("A")
+    evaluation, groups = evaluate(engines, PROMPTS, max_tokens=8)  # type: ignore[arg-type]
+    assert engines.sampling == Sampling(group_size=1, max_tokens=8, temperature=0.0)
+    assert [group.prompt.id for group in groups] == ["q0", "q1", "q2", "q3"]
+    assert (evaluation.n, evaluation.accuracy) == (4, 0.5)
+    assert evaluation.by_modality == {"CT": 2 / 3, "MRI": 0.0}
+    assert evaluation.by_question_type == {"Lesion Grading": 1 / 3, "Modality Recognition": 1.0}
 
 
 def test_the_log_finds_what_was_added_before(tmp_path: Path) -> None:
@@ -58,3 +39,16 @@ def test_the_log_finds_what_was_added_before(tmp_path: Path) -> None:
     EvaluationLog(tmp_path / "evaluations").add("before", 0, evaluation, [])
     assert EvaluationLog(tmp_path / "evaluations").find("before") == evaluation
     assert EvaluationLog(tmp_path / "evaluations").find("after") is None
+
+
+def test_the_log_has_the_step_and_every_answer(tmp_path: Path) -> None:
+    evaluation, groups = evaluate(Engines("A"), PROMPTS, max_tokens=8)  # type: ignore[arg-type]
+    log = EvaluationLog(tmp_path)
+    log.add("step-5", 5, evaluation, groups[:1])
+    log.add("step-5", 6, evaluation, groups)  # a run that was resumed before it
+    assert json.loads((tmp_path / "step-5.json").read_text())["step"] == 6
+    answers = [json.loads(line) for line in (tmp_path / "step-5.jsonl").read_text().splitlines()]
+    assert [each["question"]["id"] for each in answers] == ["q0", "q1", "q2", "q3"]
+    assert [each["gold"] for each in answers] == ["A", "B", "B", "A"]
+    assert [each["correct"] for each in answers] == [True, False, False, True]
+    assert {each["completion"] for each in answers} == {"A"}

@@ -1,17 +1,14 @@
-"""How a question is put, and how what comes back is graded, with engines that say what they are told."""
+"""Prompts and grading of the passes, with fake engines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.data.prompt_templates import user_text
-from medr1_ray.evaluation.omnimedvqa_scores import most_similar
 from medr1_ray.evaluation.passes import (
     Sampled,
     grade_letter,
@@ -20,52 +17,8 @@ from medr1_ray.evaluation.passes import (
     likelihood_pass,
     text_pass,
 )
-from medr1_ray.types import (
-    Completions,
-    Continuations,
-    Group,
-    Likelihoods,
-    Prompt,
-    Question,
-    Rewards,
-    Sampling,
-    Span,
-)
-
-SPAN = Span("rollout-0", "rollout", 0.0, 1.0)
-
-
-class Engines:
-    """Answers every prompt with the same completions; of continuations, the first is the likeliest as a whole."""
-
-    def __init__(self, *texts: str) -> None:
-        self.texts = texts
-        self.prompts: list[Prompt] = []
-        self.sampling: Sampling | None = None
-
-    def run(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
-        self.prompts += prompts
-        self.sampling = sampling
-        return [Group(prompt, self._completions(prompt), self._rewards(prompt)) for prompt in prompts]
-
-    def likelihoods(
-        self, prompts: Sequence[Prompt], continuations: Sequence[Continuations]
-    ) -> list[Likelihoods]:
-        self.prompts += prompts
-        return [
-            Likelihoods(prompt.id, -1.0 - np.arange(len(each.lengths), dtype=np.float32), each.lengths)
-            for prompt, each in zip(prompts, continuations, strict=True)
-        ]
-
-    def _completions(self, prompt: Prompt) -> Completions:
-        zero = np.zeros(len(self.texts), np.int32)
-        cut = np.array([text.endswith("...") for text in self.texts])
-        return Completions(prompt.id, "a", zero, zero.astype(np.float32), zero, zero + 1, cut, self.texts, 1, SPAN)
-
-    def _rewards(self, prompt: Prompt) -> Rewards:
-        correct = np.array([prompt.question.gold_letter in text for text in self.texts])
-        values = correct[:, None].astype(np.float32)
-        return Rewards(prompt.id, ("accuracy",), values, values[:, 0], correct, correct, (None,) * len(correct), SPAN)
+from medr1_ray.types import Prompt, Question, Sampling
+from tests.unit.evaluation.engines import Engines
 
 
 @pytest.fixture
@@ -162,8 +115,6 @@ def test_option_text_is_the_most_similar(encoder: PromptEncoder, questions: list
     assert "A)" not in asked
     assert grade_text("It is the liver.", questions[1])["correct"] is True
     assert grade_text("", questions[0])["answer"] is None
-    # ratio = 2 * matches / lengths: "ab" with "abc" 4/5, with "abcd" 4/6; of equals the first.
-    assert most_similar(("abcd", "abc", "abc"), "ab") == 1
 
 
 def test_likelihood_is_per_token_and_without_the_options(encoder: PromptEncoder, questions: list[Question]) -> None:

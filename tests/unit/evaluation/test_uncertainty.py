@@ -1,4 +1,4 @@
-"""Intervals and tests against values by hand."""
+"""Intervals and tests against values derived by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_interval_of_many_independent_questions_is_that_of_the_normal_approx
 def test_few_images_that_agree_leave_room() -> None:
     same = np.ones((20, 1))
     means = bootstrap_means(same, [str(i // 2) for i in range(20)])
-    # Ten images, all right: at 0.6915, ten of ten are as likely as 0.025.
+    # Ten images, all right: with p = 0.6915, ten of ten have the probability 0.025.
     assert accuracy_interval(same[:, 0], means[:, 0], 10) == pytest.approx((0.6915, 1.0), abs=1e-4)
     assert accuracy_interval(1 - same[:, 0], 1 - means[:, 0], 10) == pytest.approx((0.0, 0.3085), abs=1e-4)
 
@@ -68,5 +68,5 @@ def test_mcnemar_counts_coin_tosses(first: int, second: int, p: float) -> None:
 
 def test_mcnemar_of_many_questions() -> None:
     assert 0 <= mcnemar(0, 5000) < 1e-300
-    # Of 20,000 tosses, 141 from the middle are two standard deviations.
+    # In 20,000 tosses, a deviation of 141 is two standard deviations.
     assert mcnemar(10_141, 9_859) == pytest.approx(0.0466, abs=0.001)

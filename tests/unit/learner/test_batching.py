@@ -1,13 +1,133 @@
-from medr1_ray.learner.batching import groups_that_teach
+"""What each rank is asked for: rows dealt out by hand, and whatever the rows, each of them once."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from medr1_ray.config import LearnerSettings
+from medr1_ray.learner.batching import (
+    all_spans,
+    batch_size,
+    deal_out,
+    groups_that_teach,
+    imitation_request,
+    in_order,
+    merged_steps,
+    plan,
+    share,
+    update_request,
+)
+from medr1_ray.learner.messages import BatchSize, MicroBatch, OptimizerStep, RankReport, TokenSums
+from medr1_ray.types import Span
+from tests.unit.learner.small_groups import group
 
 
-def test_groups_with_equal_rewards_are_left_out():
-    assert groups_that_teach(["a", "b", "c", "d"], [True, False, True, False], world_size=1) == ["b", "d"]
+def rows(plans: list[list[MicroBatch]]) -> list[list[tuple[int, ...]]]:
+    return [[micro_batch.groups for micro_batch in of_rank] for of_rank in plans]
 
 
-def test_some_stay_where_a_rank_would_have_no_group():
-    assert groups_that_teach(["a", "b", "c", "d"], [True, False, True, True], world_size=3) == ["b", "a", "c"]
+def padding(plans: list[list[MicroBatch]]) -> list[list[bool]]:
+    return [[micro_batch.padding for micro_batch in of_rank] for of_rank in plans]
 
 
-def test_one_stays_where_all_are_equal():
-    assert groups_that_teach(["a", "b"], [True, True], world_size=1) == ["a"]
+def test_the_longest_row_goes_to_the_rank_that_has_least() -> None:
+    # 9 to rank 0, 7 to rank 1, 5 to rank 1 (7 < 9), 3 to rank 0 (9 < 12). Two rows of 9 are 18 tokens, of 7 are 14.
+    plans = deal_out([5, 9, 3, 7], world_size=2, micro_batch_tokens=16)
+    assert rows(plans) == [[(1,), (2,)], [(3, 0), (0,)]]
+    assert padding(plans) == [[False, False], [False, True]], "rank 1 repeats its smallest row to keep in step"
+    assert rows(deal_out([5, 9, 3, 7], world_size=2, micro_batch_tokens=18)) == [[(1, 2)], [(3, 0)]]
+
+
+def test_rows_of_one_length_keep_their_order() -> None:
+    assert rows(deal_out([4, 4, 4, 4], world_size=1, micro_batch_tokens=8)) == [[(0, 1), (2, 3)]]
+
+
+def test_a_row_that_is_longer_than_a_micro_batch_goes_alone() -> None:
+    assert rows(deal_out([50, 3, 3], world_size=1, micro_batch_tokens=10)) == [[(0,), (1, 2)]]
+
+
+def test_a_rank_without_a_row_repeats_the_smallest_of_the_batch() -> None:
+    plans = deal_out([6, 4], world_size=3, micro_batch_tokens=10)
+    assert rows(plans) == [[(0,)], [(1,)], [(1,)]]
+    assert padding(plans) == [[False], [False], [True]]
+
+
+def test_without_rows_there_is_no_plan() -> None:
+    with pytest.raises(ValueError, match="no group to plan for"):
+        deal_out([], world_size=1, micro_batch_tokens=10)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_row_has_its_place_once_and_ranks_keep_in_step(seed: int) -> None:
+    rng = random.Random(seed)
+    lengths = [rng.randint(1, 60) for _ in range(rng.randint(1, 40))]
+    world_size, limit = rng.randint(1, 5), rng.randint(1, 150)
+    plans = deal_out(lengths, world_size, limit)
+    assert len(plans) == world_size
+    assert len({len(of_rank) for of_rank in plans}) == 1
+    assert sorted(i for of_rank in plans for i in in_order(of_rank)) == list(range(len(lengths)))
+    for of_rank in plans:
+        for each in of_rank:
+            assert len(each.groups) == 1 or len(each.groups) * max(lengths[i] for i in each.groups) <= limit
+    loads = [sum(lengths[i] for i in in_order(of_rank)) for of_rank in plans]
+    assert max(loads) - min(loads) <= max(lengths), "no rank is ahead of another by more than a row"
+
+
+def test_a_plan_counts_the_tokens_that_go_through_the_model() -> None:
+    pairs = [(each.prompt, each.completions) for each in (group("a", 10), group("b", 8), group("c", 7))]
+    # Rows of 10 and 8, padded to 10, and one of 7: with one rank 2 * 10 + 7. With two ranks the first has row 0 (10)
+    # and the other rows 1 and 2 (2 * 8).
+    assert plan(pairs, LearnerSettings(micro_batch_tokens=20))[1] == 27
+    plans, tokens = plan(pairs, LearnerSettings(world_size=2, micro_batch_tokens=20))
+    assert (rows(plans), tokens) == ([[(0,)], [(1, 2)]], 26)
+    # Without room for two rows the first rank repeats its row: 10, 10, 8 and 7.
+    assert plan(pairs, LearnerSettings(world_size=2, micro_batch_tokens=9))[1] == 35
+
+
+PLAN = [MicroBatch((4, 2)), MicroBatch((7,)), MicroBatch((2,), padding=True)]
+
+
+def test_a_rank_is_sent_the_groups_of_its_plan_once_each() -> None:
+    assert in_order(PLAN) == [4, 2, 7]
+    indices, micro_batches = share(PLAN)
+    assert indices == [2, 4, 7]
+    assert micro_batches == (MicroBatch((1, 0)), MicroBatch((2,)), MicroBatch((0,), padding=True))
+    groups: Any = [f"group {i}" for i in range(8)]
+    size = BatchSize(1, 2, 3)
+    update, imitation = update_request(groups, PLAN, size, 5), imitation_request(groups, PLAN, size, 5)
+    assert update.groups == imitation.demonstrations == ("group 2", "group 4", "group 7")
+    assert update.micro_batches == imitation.micro_batches == micro_batches
+    assert (update.version, update.batch, imitation.version, imitation.batch) == (5, size, 5, size)
+
+
+def test_the_size_of_a_batch_is_that_of_all_its_completions() -> None:
+    pairs = [(each.prompt, each.completions) for each in (group("a", 10, (1, 0, 0)), group("b", 8, (1, 0)))]
+    assert batch_size(pairs, max_tokens=64) == BatchSize(completions=5, tokens=4 + 2, max_tokens=64)
+
+
+def test_the_shares_of_a_loss_add_up_and_the_norm_is_that_of_all() -> None:
+    def report(rank: int, *losses: float) -> RankReport:
+        steps = tuple(OptimizerStep(loss, grad_norm=2.0 + i, learning_rate=0.5 + i) for i, loss in enumerate(losses))
+        return RankReport(steps, TokenSums(), (Span(f"learner-{rank}", "pack", 0.0, 1.0),))
+
+    reports = [report(0, 0.25, 1.0), report(1, 0.5, 3.0)]
+    assert merged_steps(reports) == (OptimizerStep(0.75, 2.0, 0.5), OptimizerStep(4.0, 3.0, 1.5))
+    assert [span.actor for span in all_spans(reports)] == ["learner-0", "learner-1"]
+
+
+def test_groups_with_equal_rewards_are_left_out() -> None:
+    groups: Any = ["a", "b", "c", "d"]
+    assert groups_that_teach(groups, [True, False, True, False], world_size=1) == ["b", "d"]
+
+
+def test_some_stay_where_a_rank_would_have_no_group() -> None:
+    groups: Any = ["a", "b", "c", "d"]
+    assert groups_that_teach(groups, [True, False, True, True], world_size=3) == ["b", "a", "c"]
+
+
+def test_one_stays_where_all_are_equal() -> None:
+    groups: Any = ["a", "b"]
+    assert groups_that_teach(groups, [True, True], world_size=1) == ["a"]

@@ -28,33 +28,6 @@ def tokens_of(advantages, weights=None, rollout=None, versions=None, reference=N
 NO_IMPORTANCE = LossSettings(importance_cap=None)
 
 
-class TestAdvantages:
-    def test_with_std(self):
-        # mean 1/2; squares 4 * 1/4 = 1; unbiased variance 1/3; std 0.577350; 0.5 / 0.577450 = 0.865875.
-        advantages = grpo.group_advantages(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), std=True)
-        expected = torch.tensor([[-0.865875, -0.865875, 0.865875, 0.865875]])
-        torch.testing.assert_close(advantages, expected, atol=1e-6, rtol=0)
-
-    def test_without_std(self):
-        advantages = grpo.group_advantages(torch.tensor([[0.0, 0.0, 1.0], [2.0, 0.0, 1.0]]), std=False)
-        expected = torch.tensor([[-1 / 3, -1 / 3, 2 / 3], [1.0, -1.0, 0.0]])
-        torch.testing.assert_close(advantages, expected)
-
-    def test_each_group_by_itself(self):
-        rewards = torch.tensor([[0.0, 2.0], [5.0, 7.0]])
-        advantages = grpo.group_advantages(rewards, std=True)
-        # mean 1, deviations 1, unbiased std sqrt(2): 1 / 1.414314 = 0.707057, in both groups.
-        torch.testing.assert_close(advantages, torch.tensor([[-0.707057, 0.707057]] * 2), atol=1e-6, rtol=0)
-
-    def test_equal_rewards_give_exactly_zero_where_their_float_mean_differs(self):
-        size = next(n for n in range(2, 100) if torch.full((n,), 0.1).mean() != torch.tensor(0.1))
-        rewards = torch.full((1, size), 0.1)
-        assert (rewards - rewards.mean()).abs().max() > 0
-        assert (grpo.group_advantages(rewards, std=True) == 0).all()
-        assert grpo.zero_variance(rewards).tolist() == [True]
-        assert grpo.zero_variance(torch.tensor([[0.0, 1e-6]])).tolist() == [False]
-
-
 class TestAggregation:
     # Completions of 1 and 3 tokens with advantages 2 and -1, ratio 1: the tokens' objectives are 2, -1, -1, -1.
     @pytest.mark.parametrize(

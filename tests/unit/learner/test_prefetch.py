@@ -3,23 +3,8 @@
 import numpy as np
 import pytest
 
-from medr1_ray.learner.prefetch import EarlyWork
-from medr1_ray.types import Completions, Group, Prompt, Question, Rewards, Span
-
-SPAN = Span("", "", 0.0, 0.0)
-
-
-def group(name, tokens=10):
-    """A row of `tokens` tokens: 4 of text, 2 of the image, the rest of one completion."""
-    count = tokens - 6
-    numbers = np.zeros(count, np.float32)
-    question = Question(name, "", "", ("x", "y"), 0, "CT", "", "")
-    prompt = Prompt(name, question, np.zeros(5, np.int32), np.zeros((2, 2, 3), np.uint8))
-    one = np.ones(1)
-    completions = Completions(
-        name, "", numbers.astype(np.int32), numbers, numbers, np.array([count]), one, ("",), 2, SPAN
-    )
-    return Group(prompt, completions, Rewards(name, (), one, one, one, one, (None,), SPAN))
+from medr1_ray.learner.prefetch import Prefetch
+from tests.unit.learner.small_groups import group
 
 
 def _nothing():
@@ -48,16 +33,16 @@ def ranks():
 
 
 def early_work(ranks, required=True, max_staleness=0):
-    return EarlyWork(ranks.start, ranks.finish, 25, max_staleness, required)
+    return Prefetch(ranks.start, ranks.finish, 25, max_staleness, required)
 
 
 def test_groups_are_begun_once_when_they_fill_a_micro_batch(ranks):
     early = early_work(ranks)
     a, b, c, d = map(group, "abcd")
-    early.offer([a, b])  # 20 tokens of 25
+    early.begin([a, b])  # 20 tokens of 25
     assert ranks.begun == []
-    early.offer([a, b, c])
-    early.offer([a, b, c, d])  # d alone is not enough
+    early.begin([a, b, c])
+    early.begin([a, b, c, d])  # d alone is not enough
     assert ranks.begun == [["a", "b", "c"]]
     assert ranks.finished == 0  # offering never waits
     taken = early.take([d, a, b, c], version=0, meanwhile=_nothing)
@@ -73,7 +58,7 @@ def test_groups_are_begun_once_when_they_fill_a_micro_batch(ranks):
 def test_what_was_begun_for_a_later_update_is_kept_for_it(ranks):
     early = early_work(ranks, max_staleness=1)
     a, b = group("a", 30), group("b", 30)
-    early.offer([a, b])
+    early.begin([a, b])
     early.take([a], version=0, meanwhile=_nothing)
     (taken,) = early.take([b], version=1, meanwhile=_nothing)
     assert ranks.begun == [["a", "b"]]
@@ -82,7 +67,7 @@ def test_what_was_begun_for_a_later_update_is_kept_for_it(ranks):
 
 def test_what_was_begun_of_a_dropped_group_is_forgotten(ranks):
     early = early_work(ranks, max_staleness=1)
-    early.offer([group("dropped", 30)])  # at version 0: taken or dropped by version 1
+    early.begin([group("dropped", 30)])  # at version 0: taken or dropped by version 1
     early.take([group("a", 30)], version=2, meanwhile=_nothing)
     early.take([group("dropped", 30)], version=3, meanwhile=_nothing)
     assert ranks.begun == [["dropped"], ["a"], ["dropped"]]

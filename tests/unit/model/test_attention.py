@@ -1,4 +1,4 @@
-"""FlexAttention's form of the shared prompt's mask against the whole one; `test_policy.py` has models under both."""
+"""FlexAttention's block mask of shared prompts against the full mask; `test_policy.py` runs models with both."""
 
 import torch
 

@@ -1,10 +1,13 @@
-"""Patches once per image, ahead of need; a frozen tower's features once per image."""
+"""Patches and frozen features are computed once per image; patches also ahead of use."""
+
+from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoProcessor
 
-from medr1_ray.base.bounded_cache import BoundedCache
 from medr1_ray.config import tiny_model_path
 from medr1_ray.model.image_patches import FrozenFeatures, ImagePatcher
 
@@ -13,61 +16,60 @@ def images(*seeds, size=(56, 84)):
     return [np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8) for seed in seeds]
 
 
-class TestBoundedCache:
-    def test_what_was_used_last_stays(self):
-        cache = BoundedCache(limit_bytes=10)
-        made = []
-        for key in ["a", "b", "a", "c", "b", "a"]:
-            assert cache.get(key, lambda key=key: made.append(key) or key, size_bytes=5) == key
-        # Two fit: c pushes b out (a was used after it), b then a, and a c.
-        assert made == ["a", "b", "c", "b", "a"]
+def counted(**settings):
+    """Return a patcher, and the list of the images that its processor receives."""
+    patch, met = ImagePatcher(tiny_model_path(), **settings), []
+    processor = patch._processor
 
-    def test_a_value_above_the_limit_is_kept_alone(self):
-        cache = BoundedCache(limit_bytes=10)
-        cache.get("a", lambda: "a", 5)
-        cache.get("large", lambda: "large", 50)
-        assert len(cache) == 1
-        assert cache.get("large", lambda: pytest.fail("made again"), 50) == "large"
+    def count(images, **settings):
+        met.extend(images)
+        return processor(images=images, **settings)
+
+    count.merge_size = processor.merge_size
+    patch._processor = count
+    return patch, met
 
 
-class TestImagePatcher:
-    @pytest.fixture
-    def counted(self):
-        """A patcher, and the images that its processor has met."""
-        patch, met = ImagePatcher(tiny_model_path(), threads=2), []
-        processor = patch._processor
+def test_an_image_is_patched_once_even_when_begun_ahead():
+    patch, met = counted(threads=2)
+    begun = patch.begin(images(1, 2))
+    first = patch(images(1, 2, 1))
+    again = patch(images(2, 1))
+    assert len(met) == 2
+    assert first.grid_thw.tolist() == [[1, 4, 6]] * 3
+    one, two, repeated = first.pixel_values.split(24)
+    assert torch.equal(one, repeated)
+    assert torch.equal(again.pixel_values, torch.cat([two, one]))
+    assert first.digests == (*begun, begun[0])
+    assert again.digests == begun[::-1]
 
-        def count(images, **settings):
-            met.extend(images)
-            return processor(images=images, **settings)
 
-        count.merge_size = processor.merge_size
-        patch._processor = count
-        return patch, met
+def test_the_same_bytes_in_another_shape_are_another_image():
+    patch, met = counted()
+    (image,) = images(1)
+    patch([image, image.reshape(84, 56, 3)])
+    assert len(met) == 2
 
-    def test_an_image_is_patched_once_even_when_begun_ahead(self, counted):
-        patch, met = counted
-        patch.begin(images(1, 2))
-        first = patch(images(1, 2, 1))
-        again = patch(images(2, 1))
-        assert len(met) == 2
-        assert first.grid_thw.tolist() == [[1, 4, 6]] * 3
-        one, two, repeated = first.pixel_values.split(24)
-        assert torch.equal(one, repeated)
-        assert torch.equal(again.pixel_values, torch.cat([two, one]))
-        assert first.digests == (again.digests[1], again.digests[0], again.digests[1])
 
-    def test_the_same_bytes_in_another_shape_are_another_image(self, counted):
-        patch, met = counted
-        (image,) = images(1)
-        patch([image, image.reshape(84, 56, 3)])
-        assert len(met) == 2
+def test_a_failure_reaches_whoever_asks():
+    patch, _ = counted()
+    patch.begin([np.zeros((1, 500, 3), np.uint8)])  # too long for the processor
+    with pytest.raises(ValueError, match="aspect ratio"):
+        patch([np.zeros((1, 500, 3), np.uint8)])
 
-    def test_a_failure_reaches_whoever_asks(self, counted):
-        patch, _ = counted
-        patch.begin([np.zeros((1, 500, 3), np.uint8)])  # too long for the processor
-        with pytest.raises(ValueError, match="aspect ratio"):
-            patch([np.zeros((1, 500, 3), np.uint8)])
+
+# An image of 56 x 84 pixels has 4 x 6 patches of 3 colours x 2 frames x 14 x 14 pixels in float32.
+PATCH_BYTES = 24 * 3 * 2 * 14 * 14 * 4
+
+
+@pytest.mark.parametrize(("cache_bytes", "patched"), [(2 * PATCH_BYTES, 4), (2 * PATCH_BYTES - 1, 5)])
+def test_patches_take_no_more_memory_than_they_may(cache_bytes, patched):
+    patch, met = counted(cache_bytes=cache_bytes)
+    assert patch(images(1)).pixel_values.nbytes == PATCH_BYTES
+    for seed in (2, 1, 3, 2):
+        patch(images(seed))
+    # Of two that fit: 1 is still there, 3 drives out 2, which is patched again. Of one that fits: every time anew.
+    assert len(met) == patched
 
 
 def test_a_frozen_tower_runs_once_per_image():
@@ -83,3 +85,28 @@ def test_a_frozen_tower_runs_once_per_image():
     again = features(patch([*images(2, size=(56, 56)), *images(1)]), tower)
     assert runs == [[[1, 4, 6]], [[1, 4, 4]]]
     assert torch.equal(torch.cat([found[6:], found[:6]]), again)
+
+
+@pytest.mark.parametrize(("cache_bytes", "run"), [(2 * PATCH_BYTES, 4), (2 * PATCH_BYTES - 1, 5)])
+def test_features_count_as_much_as_their_patches(cache_bytes, run):
+    patch, features, runs = ImagePatcher(tiny_model_path()), FrozenFeatures(cache_bytes), []
+
+    def tower(patches, grid):
+        runs.append(grid)
+        return patches[::4]
+
+    for seed in (1, 2, 1, 3, 2):
+        features(patch(images(seed)), tower)
+    assert len(runs) == run  # as for patches
+
+
+def test_patches_are_those_of_the_checkpoints_processor():
+    random = np.random.default_rng(1)
+    # The second size is not a multiple of 28 and is resized.
+    pictures = [random.integers(0, 256, size, dtype=np.uint8) for size in [(84, 84, 3), (101, 75, 3), (84, 84, 3)]]
+    found = ImagePatcher(tiny_model_path())(pictures)
+    processor = AutoProcessor.from_pretrained(tiny_model_path())
+    expected = processor.image_processor([Image.fromarray(image) for image in pictures], return_tensors="pt")
+    assert found.grid_thw.tolist() == expected["image_grid_thw"].tolist()
+    assert found.visual_tokens == (9, 12, 9)  # 101 x 75 becomes 112 x 84
+    torch.testing.assert_close(found.pixel_values, expected["pixel_values"])

@@ -1,4 +1,4 @@
-"""Adapters: where they are, what the model is without them, and what merging makes of them."""
+"""Adapters: which layers have them, disabling them, and merging them."""
 
 from __future__ import annotations
 
@@ -78,10 +78,6 @@ def test_merged_weights_compute_what_the_adapters_compute() -> None:
             if "lora_B" in name:
                 model.get_parameter(name).normal_(std=0.02)
     found = merged(adapters)
-    a, b = factors(model, LAYER)
-    # W + alpha / rank * B A, with 8 / 4 = 2.
-    expected = plain.get_parameter(f"{LAYER}.weight") + 2 * b @ a
-    torch.testing.assert_close(found[f"{LAYER}.weight"], expected)
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
             parameter.copy_(found[name])
@@ -93,15 +89,51 @@ def test_merged_weights_compute_what_the_adapters_compute() -> None:
     assert len(trained_names(model)) == 2 * 42, "they learn again"
 
 
+def test_merging_by_hand() -> None:
+    model, adapters = with_adapters()
+    start = model.get_parameter(f"{LAYER}.base_layer.weight").detach().clone()
+    a, b = factors(model, LAYER)
+    assert (a.shape, b.shape) == ((4, 128), (384, 4))
+    # Column 1 of B says how much of row 1 of A each output gets: only output 3, and a half. Times alpha / rank = 8 / 4
+    # it is the row itself.
+    with torch.no_grad():
+        b[3, 1] = 0.5
+        a[1] = torch.arange(128.0)
+    found = merged(adapters)[f"{LAYER}.weight"] - start
+    torch.testing.assert_close(found[3], torch.arange(128.0))
+    assert found[:3].count_nonzero() == found[4:].count_nonzero() == 0
+
+
 def test_merging_rounds_once_in_bfloat16() -> None:
     model, adapters = with_adapters(torch.bfloat16)
     a, b = factors(model, LAYER)
     assert a.dtype == torch.bfloat16
+    # The change is 2 * (2**-9 + 2**-18), a little more than half the distance from 1 to its neighbour 1 + 2**-7.
+    # Rounded to bfloat16 on its own it would be exactly half, and the sum would be rounded down to 1.
     with torch.no_grad():
-        b.normal_(std=0.02)
-    start = model.get_parameter(f"{LAYER}.base_layer.weight")
-    expected = (start.float() + 2 * b.float() @ a.float()).bfloat16()
-    assert torch.equal(merged(adapters)[f"{LAYER}.weight"], expected)
+        model.get_parameter(f"{LAYER}.base_layer.weight")[0, 0] = 1.0
+        a[:, 0] = 1.0
+        b[0] = torch.tensor([2.0**-9, 2.0**-18, 0.0, 0.0])
+    found = merged(adapters)[f"{LAYER}.weight"]
+    assert found.dtype == torch.bfloat16
+    assert found[0, 0].item() == 1.0078125
+
+
+def test_only_the_wanted_parameters_are_gathered() -> None:
+    """With ZeRO-3 gathering is a collective that moves the weights: factors are gathered for wanted weights alone."""
+    _, adapters = with_adapters()
+    gathered: list[str] = []
+
+    def recorded(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in named:
+            gathered.append(name)
+            yield name, parameter.detach()
+
+    wanted = {name: p for name, p in adapters.named_parameters() if name in (f"{LAYER}.weight", "lm_head.weight")}
+    embedding = "model.language_model.embed_tokens.weight"
+    wanted[embedding] = dict(adapters.named_parameters())[embedding]
+    assert set(dict(adapters.merged(wanted.items(), recorded))) == {f"{LAYER}.weight", embedding}
+    assert gathered == [*(f"{LAYER}.lora_{side}.default.weight" for side in "AB"), f"{LAYER}.weight", embedding]
 
 
 def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,11 @@
-"""Expected values are derived by hand, in the comments."""
+"""Packing of groups into rows; comments derive the expected values by hand."""
+
+from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
 
-from medr1_ray.learner.batching import deal_out
-from medr1_ray.learner.messages import MicroBatch
 from medr1_ray.model.packing import Images, pack_groups, pack_plain, tree_mask
 from medr1_ray.types import Completions, Prompt, Question, Span
 
@@ -35,7 +35,7 @@ def group(name, prompt_ids, completions, visual_tokens):
 
 
 def images_of(*grids):
-    """Patches numbered through all images, so that one can see which image a row got; 4 patches a visual token."""
+    """Images with consecutively numbered patches, to see which image a row gets; 4 patches per visual token."""
     grid = torch.tensor(grids)
     patches = grid.prod(dim=1)
     digests = tuple(f"image {i}" for i in range(len(grids)))
@@ -43,7 +43,7 @@ def images_of(*grids):
 
 
 def numbered_positions(image_at, grid, length):
-    """Not M-RoPE, but easy to follow: row r of the table counts up from 100 r."""
+    """Simple positions in place of M-RoPE: row r of the table counts up from 100 r."""
     return torch.arange(length) + 100 * torch.arange(3)[:, None]
 
 
@@ -76,7 +76,7 @@ def test_rows_are_padded_on_the_right_and_indexed_flat():
 
 
 def test_a_batch_moves_as_a_whole():
-    # The vision tower multiplies positions that it makes of the grid by parameters: both must be on one device.
+    # The vision tower multiplies positions derived from the grid by parameters: both must be on one device.
     groups = [group("a", [IMAGE_PAD, 5], [[7]], 1)]
     packed = pack_groups(groups, images_of([1, 2, 2]), IMAGE_PAD, PAD, numbered_positions)
     moved = packed.to(torch.device("meta"))
@@ -94,7 +94,7 @@ def test_tokens_see_the_prompt_and_their_own_completion():
         [1, 1, 1, 0, 0, 0],
         [1, 1, 1, 1, 0, 0],
         [1, 1, 0, 0, 1, 0],  # completion 2 does not see completion 1
-        [1, 1, 0, 0, 0, 1],  # padding sees itself, and nothing that counts sees it
+        [1, 1, 0, 0, 0, 1],  # padding sees itself, and no other token sees it
     ]
 
 
@@ -103,7 +103,7 @@ def test_plain_rows_repeat_the_prompt_and_its_image_in_order():
     plain = pack_plain(groups, images_of([1, 2, 2], [1, 2, 4]), IMAGE_PAD, PAD, numbered_positions)
     assert plain.input_ids.tolist() == [[99, 5, 7, 0], [99, 5, 8, 0], [99, 99, 6, 9], [99, 99, 6, 4]]
     assert plain.images.grid_thw.tolist() == [[1, 2, 2], [1, 2, 2], [1, 2, 4], [1, 2, 4]]
-    # Image a is patches 0-3, image b patches 4-11: a a b b, neither tiled nor mixed.
+    # Image a is patches 0-3, image b patches 4-11: the order is a a b b, not tiled as a b a b.
     expected = [*range(4), *range(4), *range(4, 12), *range(4, 12)]
     assert plain.images.pixel_values[:, 0].tolist() == expected
     assert plain.targets.tolist() == [7, 8, 9, 4]
@@ -113,46 +113,3 @@ def test_plain_rows_repeat_the_prompt_and_its_image_in_order():
 def test_a_prompt_without_exactly_one_image_is_refused(ids):
     with pytest.raises(ValueError, match=r"prompt 'a' has \d image-pad tokens"):
         pack_groups([group("a", ids, [[7]], 1)], images_of([1, 2, 2]), IMAGE_PAD, PAD, numbered_positions)
-
-
-class TestPlan:
-    def test_one_rank(self):
-        # Descending 10 9 4 2; 2 rows * 10 = 20 fit, 3 * 10 do not; then 2 * 4.
-        assert deal_out([4, 10, 2, 9], world_size=1, micro_batch_tokens=20) == [
-            [MicroBatch((1, 3)), MicroBatch((0, 2))]
-        ]
-
-    def test_a_row_above_the_limit_goes_alone(self):
-        assert deal_out([3, 50, 3], 1, micro_batch_tokens=20) == [[MicroBatch((1,)), MicroBatch((0, 2))]]
-
-    def test_ranks_are_balanced_and_in_step(self):
-        # 10 to rank 0, 6 to rank 1, 5 to rank 1 (6 < 10), 4 to rank 0 (10 < 11): 14 and 11 tokens.
-        assert deal_out([10, 6, 5, 4], 2, micro_batch_tokens=10) == [
-            [MicroBatch((0,)), MicroBatch((3,))],
-            [MicroBatch((1,)), MicroBatch((2,))],
-        ]
-
-    def test_a_rank_with_fewer_repeats_its_smallest_row_as_padding(self):
-        # Rank 0: 10. Rank 1: 3, 3, 3 (9 tokens), which two by two are two micro-batches.
-        assert deal_out([10, 3, 3, 3], 2, micro_batch_tokens=6) == [
-            [MicroBatch((0,)), MicroBatch((0,), padding=True)],
-            [MicroBatch((1, 2)), MicroBatch((3,))],
-        ]
-
-    def test_a_rank_with_nothing_gets_the_smallest_row_as_padding(self):
-        assert deal_out([7], 2, micro_batch_tokens=100) == [[MicroBatch((0,))], [MicroBatch((0,), padding=True)]]
-
-    def test_nothing_to_plan_is_an_error(self):
-        with pytest.raises(ValueError, match="no group"):
-            deal_out([], 1, 100)
-
-    @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-    def test_every_row_once_within_the_limit(self, world_size):
-        lengths = np.random.default_rng(0).integers(1, 200, 40).tolist()
-        ranks = deal_out(lengths, world_size, micro_batch_tokens=256)
-        assert len({len(micro_batches) for micro_batches in ranks}) == 1
-        real = [m for micro_batches in ranks for m in micro_batches if not m.padding]
-        assert sorted(i for m in real for i in m.groups) == list(range(40))
-        assert all(len(m.groups) * max(lengths[i] for i in m.groups) <= 256 for m in real)
-        loads = [sum(lengths[i] for m in rank if not m.padding for i in m.groups) for rank in ranks]
-        assert max(loads) - min(loads) <= max(lengths)

@@ -1,13 +1,14 @@
-"""The fleet without Ray: actors answer when the test's world lets them, and the clock moves when somebody waits."""
+"""The actors without Ray: actors answer when the test's world lets them, and the clock moves when somebody waits."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from ray.exceptions import GetTimeoutError
 
-from medr1_ray.pool.actor_states import Leave, Stage
-from medr1_ray.pool.actors import RolloutFleet
+from medr1_ray.pool.actor_states import ActorStage, Leave
+from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
 from tests.unit.pool.world import Method, World, a_config, install, update
 
@@ -19,181 +20,181 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def a_fleet(world: World, **rollout: Any) -> RolloutFleet:
-    return RolloutFleet(a_config(**rollout), world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
+def some_actors(world: World, **rollout: Any) -> RolloutActors:
+    return RolloutActors(a_config(**rollout), world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
 
 
-def serving_fleet(world: World, **rollout: Any) -> RolloutFleet:
-    fleet = a_fleet(world, **rollout)
-    fleet.wait_until_up()
-    fleet.load_weights(update(0))
-    fleet.tick()
-    return fleet
+def serving_actors(world: World, **rollout: Any) -> RolloutActors:
+    actors = some_actors(world, **rollout)
+    actors.wait_until_up()
+    actors.load_weights(update(0))
+    actors.tick()
+    return actors
 
 
-def pass_time(world: World, fleet: RolloutFleet, seconds: float) -> None:
+def pass_time(world: World, actors: RolloutActors, seconds: float) -> None:
     end = world.now + seconds
     while world.now < end:
         world.poll(0.5)
-        fleet.tick()
+        actors.tick()
 
 
 def test_a_run_begins_with_the_fewest_and_the_others_join_in_the_background(world: World) -> None:
     world.silent.add("rollout-1")
-    fleet = a_fleet(world, actors=2, min_actors=1)
-    fleet.wait_until_up()
-    assert fleet.serving.keys() == set(), "nobody serves before the first weights"
-    fleet.load_weights(update(0))
-    assert fleet.serving.keys() == {"rollout-0"}
+    actors = some_actors(world, actors=2, min_actors=1)
+    actors.wait_until_up()
+    assert actors.serving.keys() == set(), "nobody serves before the first weights"
+    actors.load_weights(update(0))
+    assert actors.serving.keys() == {"rollout-0"}
     world.silent.clear()
-    pass_time(world, fleet, 5)
-    assert fleet.serving.keys() == {"rollout-0", "rollout-1"}
+    pass_time(world, actors, 5)
+    assert actors.serving.keys() == {"rollout-0", "rollout-1"}
     assert any("rollout-1 has joined with version 0" in text for text in world.said)
 
 
 def test_the_first_weights_come_one_after_the_other_and_nobody_is_said_to_join_late(world: World) -> None:
-    fleet = a_fleet(world, actors=2)
-    fleet.wait_until_up()
+    actors = some_actors(world, actors=2)
+    actors.wait_until_up()
     world.load_seconds_of["rollout-1"] = 5.0
-    fleet.load_weights(update(0))
-    assert fleet.serving.keys() == {"rollout-0", "rollout-1"}
+    actors.load_weights(update(0))
+    assert actors.serving.keys() == {"rollout-0", "rollout-1"}
     assert not any("has joined" in text for text in world.said)
 
 
 def test_all_lost_at_the_first_weights_and_no_place_for_others_is_an_error(world: World) -> None:
-    fleet = a_fleet(world, actors=2)
-    fleet.wait_until_up()
+    actors = some_actors(world, actors=2)
+    actors.wait_until_up()
     world.now += 100  # a long start: it does not count as time in which nobody served
     world.places = -3  # what the two leave is gone as well
     world.dead |= {"rollout-0", "rollout-1"}
     begun = world.now
-    assert fleet.load_weights(update(0)) == []
+    assert actors.load_weights(update(0)) == []
     with pytest.raises(RuntimeError, match=r"no rollout actor has been serving for 3.*Waiting for rollout-2"):
-        pass_time(world, fleet, 100)
+        pass_time(world, actors, 100)
     assert 30 < world.now - begun < 36
 
 
 def test_a_dead_actor_is_replaced_by_one_that_holds_the_current_weights(world: World) -> None:
-    fleet = serving_fleet(world, actors=2)
+    actors = serving_actors(world, actors=2)
     world.dead.add("rollout-0")
     start = world.now
-    reports = fleet.load_weights(update(1))
+    reports = actors.load_weights(update(1))
     assert world.now - start <= 2, "a sync does not wait for the dead"
     assert [report.version for report in reports] == [1]
-    assert fleet.take_gone() == ["rollout-0"]
-    assert fleet.take_gone() == []
-    pass_time(world, fleet, 5)
-    assert fleet.serving.keys() == {"rollout-1", "rollout-2"}
-    assert fleet.counts().gone[Leave.LOST] == 1
+    assert actors.take_gone() == ["rollout-0"]
+    assert actors.take_gone() == []
+    pass_time(world, actors, 5)
+    assert actors.serving.keys() == {"rollout-1", "rollout-2"}
+    assert actors.counts().gone[Leave.LOST] == 1
 
 
 def test_a_sync_waits_for_a_silent_actor_up_to_its_deadline_only(world: World) -> None:
-    fleet = serving_fleet(world, actors=2)
+    actors = serving_actors(world, actors=2)
     world.silent.add("rollout-1")
     start = world.now
-    assert len(fleet.load_weights(update(1))) == 1
+    assert len(actors.load_weights(update(1))) == 1
     assert 10 < world.now - start < 12
-    assert fleet.take_gone() == ["rollout-1"]
+    assert actors.take_gone() == ["rollout-1"]
     assert "rollout-1" in world.killed
 
 
 def test_no_sync_waits_for_an_actor_that_loads_its_first_weights(world: World) -> None:
-    fleet = serving_fleet(world, actors=1, max_actors=2)
-    fleet.scale(2, "of the test")
-    pass_time(world, fleet, 1)
+    actors = serving_actors(world, actors=1, max_actors=2)
+    actors.scale(2, "of the test")
+    pass_time(world, actors, 1)
     world.load_seconds = 5.0
-    pass_time(world, fleet, 2)  # rollout-1 is up and loads version 0, slowly
+    pass_time(world, actors, 2)  # rollout-1 is up and loads version 0, slowly
     world.load_seconds = 1.0
     start = world.now
-    fleet.load_weights(update(1))
+    actors.load_weights(update(1))
     assert world.now - start <= 2
-    assert fleet.serving.keys() == {"rollout-0"}, "version 0 is not current any more"
-    pass_time(world, fleet, 6)
-    assert {name: actor.version for name, actor in fleet.serving.items()} == {"rollout-0": 1, "rollout-1": 1}
+    assert actors.serving.keys() == {"rollout-0"}, "version 0 is not current any more"
+    pass_time(world, actors, 6)
+    assert {name: actor.version for name, actor in actors.serving.items()} == {"rollout-0": 1, "rollout-1": 1}
 
 
 def test_other_bytes_than_were_sent_are_never_served(world: World) -> None:
-    fleet = serving_fleet(world, actors=2)
-    broken = fleet.serving["rollout-0"]
+    actors = serving_actors(world, actors=2)
+    broken = actors.serving["rollout-0"]
     broken.load_weights = Method(lambda sent: ("rollout-0", 1.0, LoadReport(sent.version, "other", 1.0, 1.0)))
-    assert len(fleet.load_weights(update(1))) == 1
-    assert fleet.take_gone() == ["rollout-0"]
-    assert fleet.counts().gone[Leave.FAILED] == 1
+    assert len(actors.load_weights(update(1))) == 1
+    assert actors.take_gone() == ["rollout-0"]
+    assert actors.counts().gone[Leave.FAILED] == 1
 
 
 def test_a_preemption_notice_drains_and_a_replacement_is_asked_for_at_once(world: World) -> None:
-    fleet = serving_fleet(world, actors=2)
+    actors = serving_actors(world, actors=2)
     world.draining["node of rollout-0"] = 60.0
-    pass_time(world, fleet, 6)
-    assert fleet.draining == ["rollout-0"]
-    assert fleet.serving.keys() == {"rollout-1", "rollout-2"}
-    assert len(fleet.load_weights(update(1))) == 3, "it keeps up with the weights as long as it works"
-    fleet.has_drained("rollout-0")
-    assert fleet.take_gone() == ["rollout-0"]
-    assert fleet.counts().gone == {Leave.DRAINED: 1, Leave.CANCELLED: 0, Leave.LOST: 0, Leave.FAILED: 0}
+    pass_time(world, actors, 6)
+    assert actors.draining == ["rollout-0"]
+    assert actors.serving.keys() == {"rollout-1", "rollout-2"}
+    assert len(actors.load_weights(update(1))) == 3, "it keeps up with the weights as long as it works"
+    actors.has_drained("rollout-0")
+    assert actors.take_gone() == ["rollout-0"]
+    assert actors.counts().gone == {Leave.DRAINED: 1, Leave.CANCELLED: 0, Leave.LOST: 0, Leave.FAILED: 0}
 
 
 def test_what_is_not_drained_in_time_is_issued_again(world: World) -> None:
-    fleet = serving_fleet(world, actors=1)
+    actors = serving_actors(world, actors=1)
     world.draining["node of rollout-0"] = 3.0
-    pass_time(world, fleet, 5)
-    assert fleet.take_gone() == ["rollout-0"]
+    pass_time(world, actors, 5)
+    assert actors.take_gone() == ["rollout-0"]
 
 
 def test_scaling_down_cancels_who_waits_and_drains_who_serves(world: World) -> None:
     world.places = 2
-    fleet = serving_fleet(world, actors=2, min_actors=1, max_actors=4)
-    fleet.scale(3, "of the test")
-    pass_time(world, fleet, 2)
-    assert fleet.counts().at[Stage.WANTED] == 1
-    fleet.scale(1, "of the test")
-    pass_time(world, fleet, 1)
-    assert fleet.draining == ["rollout-1"]
-    assert fleet.counts().gone[Leave.CANCELLED] == 1
+    actors = serving_actors(world, actors=2, min_actors=1, max_actors=4)
+    actors.scale(3, "of the test")
+    pass_time(world, actors, 2)
+    assert actors.counts().at[ActorStage.WANTED] == 1
+    actors.scale(1, "of the test")
+    pass_time(world, actors, 1)
+    assert actors.draining == ["rollout-1"]
+    assert actors.counts().gone[Leave.CANCELLED] == 1
     assert [text for text in world.said if text.startswith("request")] == ["request 3", "request nothing"]
 
 
 def test_a_failure_before_the_first_weights_ends_the_run(world: World) -> None:
-    fleet = a_fleet(world, actors=1)
-    fleet.wait_until_up()
+    actors = some_actors(world, actors=1)
+    actors.wait_until_up()
     with pytest.raises(RuntimeError, match="rollout-0 did not start: wrong model"):
-        fleet.lose("rollout-0", "wrong model", own_failure=True)
+        actors.lose("rollout-0", "wrong model", own_failure=True)
 
 
 def test_a_start_that_takes_too_long_ends_a_run_that_has_not_begun(world: World) -> None:
     world.silent.add("rollout-0")
-    fleet = a_fleet(world, actors=1)
+    actors = some_actors(world, actors=1)
     with pytest.raises(RuntimeError, match=r"did not start: it did not start within cluster.start_timeout_seconds=20"):
-        fleet.wait_until_up()
+        actors.wait_until_up()
 
 
 def test_no_place_is_an_error_after_its_deadline(world: World) -> None:
     world.places = 1
-    fleet = a_fleet(world, actors=2)
+    actors = some_actors(world, actors=2)
     with pytest.raises(RuntimeError, match=r"no place for rollout-1 after .*=30: 1 missing"):
-        fleet.wait_until_up()
+        actors.wait_until_up()
     assert 30 < world.now < 32
 
 
 def test_nobody_left_is_an_error_after_a_deadline_that_says_why(world: World) -> None:
-    fleet = serving_fleet(world, actors=1)
+    actors = serving_actors(world, actors=1)
     world.places = -1
-    fleet.lose("rollout-0", "its node died")
-    with pytest.raises(RuntimeError, match=r"Lost last: rollout-0: its node died.*1 missing"):
-        pass_time(world, fleet, 100)
+    actors.lose("rollout-0", "its node died")
+    with pytest.raises(RuntimeError, match=r"Most recent failure: rollout-0: its node died.*1 missing"):
+        pass_time(world, actors, 100)
     assert 33 < world.now < 36
     assert any("waiting for rollout-1" in text for text in world.said)
 
 
 def test_three_failures_in_a_row_with_nobody_left_are_hopeless(world: World) -> None:
-    fleet = serving_fleet(world, actors=1)
-    fleet.lose("rollout-0", "bad", own_failure=True)
+    actors = serving_actors(world, actors=1)
+    actors.lose("rollout-0", "bad", own_failure=True)
     for name, pause in (("rollout-1", 1), ("rollout-2", 2)):
-        pass_time(world, fleet, pause + 1)
-        assert fleet.counts().at[Stage.STARTING] == 1
-        fleet.lose(name, "bad", own_failure=True)
-    with pytest.raises(RuntimeError, match="3 in a row failed by themselves"):
-        pass_time(world, fleet, 1)
+        pass_time(world, actors, pause + 1)
+        assert actors.counts().at[ActorStage.STARTING] == 1
+        actors.lose(name, "bad", own_failure=True)
+    with pytest.raises(RuntimeError, match="the last 3 failed on their own"):
+        pass_time(world, actors, 1)
 
 
 def passing_update(version: int) -> WeightUpdate:
@@ -201,24 +202,36 @@ def passing_update(version: int) -> WeightUpdate:
 
 
 def test_a_newcomer_waits_for_the_next_sync_where_updates_do_not_last(world: World) -> None:
-    fleet = serving_fleet(world, actors=1, max_actors=2)
-    fleet.load_weights(passing_update(1))
-    fleet.scale(2, "the test says so")
-    pass_time(world, fleet, 5)
-    assert fleet.up.keys() == {"rollout-0", "rollout-1"}
-    assert fleet.serving.keys() == {"rollout-0"}
-    assert len(fleet.load_weights(passing_update(2))) == 2
-    fleet.tick()
-    assert fleet.serving.keys() == {"rollout-0", "rollout-1"}
+    actors = serving_actors(world, actors=1, max_actors=2)
+    actors.load_weights(passing_update(1))
+    actors.scale(2, "the test says so")
+    pass_time(world, actors, 5)
+    assert actors.up.keys() == {"rollout-0", "rollout-1"}
+    assert actors.serving.keys() == {"rollout-0"}
+    assert len(actors.load_weights(passing_update(2))) == 2
+    actors.tick()
+    assert actors.serving.keys() == {"rollout-0", "rollout-1"}
 
 
 def test_a_broken_broadcast_costs_only_the_dead_actor(world: World) -> None:
-    fleet = serving_fleet(world, actors=2)
+    actors = serving_actors(world, actors=2)
     world.dead.add("rollout-0")
     world.failing.add("rollout-1")
-    assert fleet.load_weights(passing_update(1)) == []
-    assert fleet.take_gone() == ["rollout-0"]
-    assert fleet.up.keys() == {"rollout-1"}
+    assert actors.load_weights(passing_update(1)) == []
+    assert actors.take_gone() == ["rollout-0"]
+    assert actors.up.keys() == {"rollout-1"}
     world.failing.clear()
-    assert len(fleet.load_weights(passing_update(1))) == 1
-    assert fleet.counts().gone[Leave.FAILED] == 0
+    assert len(actors.load_weights(passing_update(1))) == 1
+    assert actors.counts().gone[Leave.FAILED] == 0
+
+
+def test_an_actor_that_cannot_forget_a_run_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    actors = serving_actors(world, actors=2)
+
+    def get(answer: Any, timeout: float) -> None:
+        assert timeout == 10, "cluster.sync_timeout_seconds"
+        raise GetTimeoutError("Get timed out")
+
+    monkeypatch.setattr("medr1_ray.pool.actors.ray.get", get)
+    with pytest.raises(RuntimeError, match=r"^rollout-0: `forget_run\(\)` failed: Get timed out"):
+        actors.forget_run()

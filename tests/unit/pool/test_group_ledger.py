@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from medr1_ray.pool.group_ledger import Ledger, Stage, room
+from medr1_ray.pool.group_ledger import GroupStage, Ledger, room
 
 
 class Clock:
@@ -27,7 +27,7 @@ def _ready(ledger: Ledger, prompt_id: str, version: int = 0, actor: str = "a") -
 def test_a_group_walks_from_issue_to_use() -> None:
     ledger = Ledger(Clock())
     _ready(ledger, "p")
-    assert ledger.at(Stage.READY) == ["p"]
+    assert ledger.at(GroupStage.READY) == ["p"]
     ledger.use("p", zero_variance=True)
     counts = ledger.counts()
     assert (counts.issued, counts.used, counts.zero_variance, counts.in_flight) == (1, 1, 1, 0)
@@ -46,7 +46,7 @@ def test_groups_of_a_lost_actor_wait_again_and_its_late_answer_is_refused() -> N
         ledger.issue(prompt_id)
         ledger.assign(prompt_id, actor)
     assert ledger.lose_actor("a") == ["p", "r"]
-    assert ledger.at(Stage.WAITING) == ["p", "r"]
+    assert ledger.at(GroupStage.WAITING) == ["p", "r"]
     ledger.assign("p", "b")
     assert not ledger.generated("p", "a", 0)
     assert ledger.generated("p", "b", 0)
@@ -62,7 +62,7 @@ def test_staleness_is_measured_at_use() -> None:
     _ready(ledger, "new", version=4)
     assert ledger.drop_stale(version=6, max_staleness=2) == ["old"]
     assert ledger.counts().dropped == {"stale": 1}
-    assert ledger.at(Stage.READY) == ["new"]
+    assert ledger.at(GroupStage.READY) == ["new"]
 
 
 def test_overdue_names_the_actor() -> None:
@@ -71,10 +71,10 @@ def test_overdue_names_the_actor() -> None:
     ledger.issue("p")
     ledger.assign("p", "rollout-0")
     clock.now = 10.0
-    assert ledger.overdue(Stage.GENERATING, 10.0) == {}
+    assert ledger.overdue(GroupStage.GENERATING, 10.0) == {}
     clock.now = 10.1
-    assert ledger.overdue(Stage.GENERATING, 10.0) == {"p": "rollout-0"}
-    assert ledger.overdue(Stage.SCORING, 10.0) == {}
+    assert ledger.overdue(GroupStage.GENERATING, 10.0) == {"p": "rollout-0"}
+    assert ledger.overdue(GroupStage.SCORING, 10.0) == {}
 
 
 def test_load_counts_what_generates() -> None:
@@ -93,17 +93,17 @@ def test_the_sums_hold_over_random_histories() -> None:
         event = rng.randrange(7)
         if event == 0:
             ledger.issue(f"p{i}")
-        elif event == 1 and (waiting := ledger.at(Stage.WAITING)):
+        elif event == 1 and (waiting := ledger.at(GroupStage.WAITING)):
             ledger.assign(rng.choice(waiting), rng.choice("ab"))
         elif event == 2 and i % 40 == 0:
             ledger.lose_actor(rng.choice("ab"))
-        elif event == 3 and (generating := ledger.at(Stage.GENERATING)):
+        elif event == 3 and (generating := ledger.at(GroupStage.GENERATING)):
             ledger.generated(rng.choice(generating), rng.choice("ab"), i // 100 - rng.randrange(3))
-        elif event == 4 and (scoring := ledger.at(Stage.SCORING)):
+        elif event == 4 and (scoring := ledger.at(GroupStage.SCORING)):
             ledger.scored(rng.choice(scoring))
         elif event == 5:
             ledger.drop_stale(i // 100, max_staleness=1)
-        elif ready := ledger.at(Stage.READY):
+        elif ready := ledger.at(GroupStage.READY):
             ledger.use(ready[0], zero_variance=False)
         ledger.counts()
     assert ledger.counts().used > 3

@@ -1,19 +1,35 @@
-"""The pool and its fleet without Ray: whatever happens to actors, every step gets its groups and the books add up."""
+"""The pool and its actors without Ray: whatever happens to actors, every step gets its groups and the books add up."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
 
+from medr1_ray.config import LossSettings
+from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool.actor_states import Leave
-from medr1_ray.pool.actors import RolloutFleet
+from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
-from medr1_ray.types import Sampling
-from tests.unit.pool.world import QUESTION, Encoder, RewardActor, World, a_config, a_stream, install, update
+from medr1_ray.types import Continuations, Likelihoods, Sampling
+from tests.unit.pool.world import (
+    QUESTION,
+    Actor,
+    Encoder,
+    Method,
+    RewardActor,
+    World,
+    a_config,
+    a_stream,
+    install,
+    update,
+)
 
 
 @pytest.fixture
@@ -24,15 +40,21 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def a_pool(world: World, max_staleness: int = 0, **rollout: Any) -> tuple[RolloutFleet, RolloutPool]:
-    train = {"steps": 100, "prompts_per_step": 6, "group_size": 4, "max_staleness": max_staleness}
-    config = a_config(train, engine={"max_num_seqs": 8}, **rollout)
-    fleet = RolloutFleet(config, world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
+def a_pool(
+    world: World,
+    max_staleness: int = 0,
+    rewards: Sequence[RewardActor] = (),
+    train: Mapping[str, Any] | None = None,
+    **rollout: Any,
+) -> tuple[RolloutActors, RolloutPool]:
+    steps = {"steps": 100, "prompts_per_step": 6, "group_size": 4, "max_staleness": max_staleness, **(train or {})}
+    config = a_config(steps, engine={"max_num_seqs": 8}, **rollout)
+    actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
     ledger = Ledger(lambda: world.now)
-    pool = RolloutPool(config, fleet, [RewardActor(world)], world, a_stream(), ledger)  # type: ignore[arg-type]
-    fleet.wait_until_up()
+    pool = RolloutPool(config, actors, rewards or [RewardActor(world)], world, a_stream(), ledger)  # type: ignore[arg-type]
+    actors.wait_until_up()
     pool.load_weights(update(0))
-    return fleet, pool
+    return actors, pool
 
 
 def actors_of(groups: Any) -> Counter[str]:
@@ -74,17 +96,17 @@ def test_what_an_engine_samples_at_once_counts_in_sequences(world: World) -> Non
 
 
 def test_another_run_begins_at_version_0_on_actors_that_nobody_uses(world: World) -> None:
-    fleet, pool = a_pool(world, actors=2)
+    actors, pool = a_pool(world, actors=2)
     for version in range(3):
         assert len(pool.take(version)) == 6
         pool.load_weights(update(version + 1))
     pool.fill(versions_ahead=0)
     pool.finish()
     assert not world.pending
-    fleet.forget_run()
-    assert {actor.version for actor in fleet.up.values()} == {-1}
+    actors.forget_run()
+    assert {actor.version for actor in actors.up.values()} == {-1}
     config = a_config({"steps": 100, "prompts_per_step": 6, "group_size": 4}, actors=2)
-    again = RolloutPool(config, fleet, [RewardActor(world)], world, a_stream(), Ledger(lambda: world.now))  # type: ignore[arg-type]
+    again = RolloutPool(config, actors, [RewardActor(world)], world, a_stream(), Ledger(lambda: world.now))  # type: ignore[arg-type]
     again.load_weights(update(0))
     assert {int(v) for group in again.take(0) for v in group.completions.versions} == {0}
     assert pool.ledger.counts().used == 18
@@ -124,13 +146,13 @@ def test_an_answer_of_an_actor_that_was_given_up_is_dropped_and_counted(world: W
 
 
 def test_a_draining_actor_finishes_what_it_has_and_gets_nothing_new(world: World) -> None:
-    fleet, pool = a_pool(world, actors=2)
+    actors, pool = a_pool(world, actors=2)
     pool.fill(versions_ahead=0)
     world.draining["node of rollout-0"] = 60.0
     groups = pool.take(0)
     assert actors_of(groups)["rollout-0"] == 2
     assert pool.ledger.counts().reissued == 0
-    assert fleet.counts().gone[Leave.DRAINED] == 1
+    assert actors.counts().gone[Leave.DRAINED] == 1
 
 
 def test_an_evaluation_outlives_its_actors_too(world: World) -> None:
@@ -145,15 +167,196 @@ def test_a_group_that_ten_actors_were_lost_with_is_taken_for_the_cause(world: Wo
     _, pool = a_pool(world, actors=1)
     world.dead.update(f"rollout-{i}" for i in range(20))
     world.dead_from = "generate"
-    with pytest.raises(RuntimeError, match="10 rollout actors in turn were lost while they generated"):
+    with pytest.raises(RuntimeError, match="10 rollout actors were lost one after another while generating"):
         pool.take(0)
+
+
+def every_other(prompt_id: str) -> bool:
+    """Prompts are `epoch.position:question`; the stream has one question, so that epochs count them."""
+    return int(prompt_id.partition(".")[0]) % 2 == 0
+
+
+DYNAMIC = {"dynamic_sampling": True, "max_refills": 2}
+
+
+def test_groups_of_equal_rewards_are_replaced_and_counted(world: World) -> None:
+    _, pool = a_pool(world, rewards=[RewardActor(world, every_other)], train=DYNAMIC, actors=2)
+    for _ in range(2):
+        groups = pool.take(0)
+        assert len(groups) == 6
+        assert not any(group.rewards.all_equal for group in groups)
+    counts = pool.ledger.counts()
+    assert (counts.used, counts.zero_variance) == (12, 0)
+    # Every other prompt is dropped: the 12 that were used are among the first 23 or 24.
+    assert counts.dropped.keys() == {"zero_variance"}
+    assert counts.dropped["zero_variance"] in (11, 12)
+
+
+def test_where_all_rewards_are_equal_a_step_refills_up_to_its_limit_and_then_goes_on(world: World) -> None:
+    _, pool = a_pool(world, rewards=[RewardActor(world, lambda prompt_id: True)], train=DYNAMIC, actors=2)
+    for step in (1, 2):
+        assert len(pool.take(0)) == 6
+        counts = pool.ledger.counts()
+        assert counts.dropped == {"zero_variance": step * 2 * 6}, "each step may refill anew"
+        assert (counts.used, counts.zero_variance) == (step * 6, step * 6)
+
+
+def test_without_dynamic_sampling_groups_of_equal_rewards_are_used(world: World) -> None:
+    _, pool = a_pool(world, rewards=[RewardActor(world, every_other)], actors=2)
+    assert sum(group.rewards.all_equal for group in pool.take(0)) == 3
+    counts = pool.ledger.counts()
+    assert (counts.used, counts.zero_variance, counts.dropped) == (6, 3, {})
+
+
+def test_the_learner_is_shown_what_is_ready_while_it_waits(world: World) -> None:
+    _, pool = a_pool(world, actors=1)
+    shown: list[int] = []
+    pool.take(0, lambda groups: shown.append(len(groups)))
+    # One actor has two of the six groups at a time.
+    assert sorted(set(shown)) == [0, 2, 4]
+    assert shown == sorted(shown)
+
+
+def test_advantages_are_relative_to_the_group_and_divided_as_the_settings_say(world: World) -> None:
+    _, pool = a_pool(world, actors=1)
+    # Rewards 0, 1, 0, 1: deviations of 1/2, unbiased standard deviation 0.577350.
+    assert pool.take(0)[0].advantages.tolist() == pytest.approx([-0.865875, 0.865875] * 2, abs=1e-6)
+    pool._config = pool._config.model_copy(update={"loss": LossSettings(advantage_std=False)})
+    pool.take(0)  # of which some were scored before
+    assert pool.take(0)[0].advantages.tolist() == [-0.5, 0.5] * 2
+
+
+def test_the_stream_hears_how_many_answers_were_right(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: dict[str, float] = {}
+    monkeypatch.setattr(PromptStream, "observe", lambda stream, prompt_id, rate: heard.update({prompt_id: rate}))
+    _, pool = a_pool(world, rewards=[RewardActor(world, every_other)], actors=1)
+    pool.run([Encoder().encode(QUESTION, "9.0:evaluation")], Sampling(1, 4, 0.0))
+    assert heard == {}, "an evaluation is not training"
+    groups = pool.take(0)
+    assert {group.prompt.id: heard[group.prompt.id] for group in groups} == {
+        group.prompt.id: 1.0 if every_other(group.prompt.id) else 0.5 for group in groups
+    }
+
+
+def test_reward_actors_take_turns(world: World) -> None:
+    rewards = [RewardActor(world, name=f"reward-{i}") for i in range(3)]
+    _, pool = a_pool(world, rewards=rewards, actors=2)
+    pool.take(0)
+    assert [len(each.scored) for each in rewards] == [2, 2, 2]
+
+
+def test_an_error_of_a_reward_function_ends_the_run_with_its_message(world: World) -> None:
+    _, pool = a_pool(world, actors=1)
+    pool.fill(versions_ahead=0)
+
+    class Broken(RayTaskError, ValueError):
+        pass
+
+    with pytest.raises(ValueError, match="reward function 'mine' raised"):
+        pool._on_not_scored(Broken("score", "reward function 'mine' raised", ValueError()))
+    with pytest.raises(RuntimeError, match="a reward actor failed: "):
+        pool._on_not_scored(ActorDiedError())
+
+
+def test_a_group_that_is_not_scored_in_time_ends_the_run(world: World) -> None:
+    _, pool = a_pool(world, actors=1)
+    world.silent.add("reward-0")
+    with pytest.raises(RuntimeError, match=r"was not scored within cluster\.rollout_timeout_seconds=15"):
+        pool.take(0)
+    assert 2 + 15 < world.now < 2 + 15 + 6
+
+
+def test_a_prompt_that_the_engine_refuses_ends_the_run_and_not_the_actor(world: World) -> None:
+    actors, pool = a_pool(world, actors=1)
+
+    class Refusal(RayTaskError, ValueError):
+        pass
+
+    with pytest.raises(ValueError, match="the engine refused prompt"):
+        pool._on_lost("rollout-0", Refusal("generate", "the engine refused prompt", ValueError()))
+    assert actors.serving.keys() == {"rollout-0"}
+
+
+def test_spans_are_given_out_once(world: World) -> None:
+    _, pool = a_pool(world, actors=2)
+    pool.take(0)
+    spans = pool.drain_spans()
+    assert Counter(span.phase for span in spans) == {"rollout": 6, "reward": 6}
+    assert pool.drain_spans() == []
+
+
+@pytest.fixture
+def direct(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Calls that are waited for at once: `ray.get` of what a dead actor was asked raises."""
+
+    def get(reference: Any, timeout: float) -> Any:
+        if isinstance(reference, list):
+            return [get(each, timeout) for each in reference]
+        name, _, answer = reference
+        if name in world.dead:
+            raise ActorDiedError()
+        return answer
+
+    monkeypatch.setattr("medr1_ray.pool.groups.ray.get", get)
+    monkeypatch.setattr("medr1_ray.pool.groups.ray.wait", lambda references, **limits: None)
+    return world
+
+
+def test_a_probe_asks_every_serving_actor_everything_and_leaves_out_who_is_lost(direct: World) -> None:
+    actors, pool = a_pool(direct, actors=3)
+    prompts = [Encoder().encode(QUESTION, f"probe:{i}") for i in range(2)]
+    found = pool.probe(prompts, Sampling(2, 4, 1.0), version=0)
+    assert found.keys() == {"rollout-0", "rollout-1", "rollout-2"}
+    for name, completions in found.items():
+        assert [each.prompt_id for each in completions] == ["probe:0", "probe:1"]
+        assert {each.actor for each in completions} == {name}
+    direct.dead.add("rollout-1")
+    assert pool.probe(prompts, Sampling(2, 4, 1.0), version=0).keys() == {"rollout-0", "rollout-2"}
+    assert actors.take_gone() == ["rollout-1"]
+    assert pool.ledger.counts().issued == 0, "a probe is no training"
+
+
+def continuation() -> Continuations:
+    return Continuations(np.array([7], np.int32), np.array([1], np.int32))
+
+
+def test_likelihoods_come_in_order_and_those_of_a_lost_actor_from_others(direct: World) -> None:
+    actors, pool = a_pool(direct, actors=2)
+    direct.dead.add("rollout-1")
+    asked: list[tuple[str, str]] = []
+    for name, handle in actors.serving.items():
+
+        def answer(request_id: str, prompt: Any, texts: Any, name: str = name) -> Any:
+            asked.append((name, prompt.id))
+            return name, 0.0, Likelihoods(prompt.id, np.zeros(1, np.float32), texts.lengths)
+
+        handle.likelihoods = Method(answer)
+    prompts = [Encoder().encode(QUESTION, f"p{i}") for i in range(5)]
+    found = pool.likelihoods(prompts, [continuation()] * 5)
+    assert [each.prompt_id for each in found] == ["p0", "p1", "p2", "p3", "p4"]
+    assert [prompt for name, prompt in asked if name == "rollout-1"] == ["p1", "p3"], "they take turns"
+    assert [prompt for name, prompt in asked if name == "rollout-0"] == ["p0", "p2", "p4", "p1", "p3"]
+
+
+def test_likelihoods_with_which_ten_actors_are_lost_are_given_up(
+    direct: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def likelihoods(actor: Any) -> Method:
+        return Method(lambda *asked: (actor.name, 0.0, None))
+
+    monkeypatch.setattr(Actor, "likelihoods", property(likelihoods), raising=False)
+    _, pool = a_pool(direct, actors=1)
+    direct.dead.update(f"rollout-{i}" for i in range(20))
+    direct.dead_from = "generate"
+    with pytest.raises(RuntimeError, match="lost 10 times while computing the likelihoods of 1 prompts"):
+        pool.likelihoods([Encoder().encode(QUESTION, "p")], [continuation()])
 
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
 @pytest.mark.parametrize("seed", range(8))
 def test_every_step_gets_its_groups_through_random_faults(world: World, seed: int, max_staleness: int) -> None:
     rng = random.Random(seed)
-    fleet, pool = a_pool(world, max_staleness, actors=3, min_actors=1, max_actors=5)
+    actors, pool = a_pool(world, max_staleness, actors=3, min_actors=1, max_actors=5)
     used: list[str] = []
 
     def happens() -> None:
@@ -173,7 +376,7 @@ def test_every_step_gets_its_groups_through_random_faults(world: World, seed: in
         start = world.now
         pool.load_weights(update(version))
         assert world.now - start < 10 + 2, "no sync waits beyond its deadline"
-        assert {actor.version for actor in fleet.serving.values()} <= {version}
+        assert {actor.version for actor in actors.serving.values()} <= {version}
         groups = pool.take(version)
         assert len(groups) == 6
         for group in groups:
@@ -182,10 +385,10 @@ def test_every_step_gets_its_groups_through_random_faults(world: World, seed: in
         pool.fill(versions_ahead=1)
         for _ in range(rng.randint(0, 3)):
             pool.poll(0.5)
-        counts, members = pool.ledger.counts(), pool.membership()
+        counts, members = pool.ledger.counts(), pool.actor_counts()
         assert counts.used == 6 * (version + 1)
         assert counts.in_flight == len(pool.unused_prompt_ids())
         assert members.asked == members.present + sum(members.gone.values())
     assert len(set(used)) == len(used), "no group was used twice"
-    assert pool.membership().asked > 10
+    assert pool.actor_counts().asked > 10
     assert pool.ledger.counts().reissued > 0

@@ -13,13 +13,13 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from medr1_ray.config import Config
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.pool import actors as fleet_module
+from medr1_ray.pool import actors as actors_module
 from medr1_ray.types import Completions, Prompt, Question, Rewards, Sampling, Span
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
 
 
 class World:
-    """What is outside the fleet: places, actors, nodes and time. It stands in for `Calls` as well."""
+    """What is outside the actors: places, actors, nodes and time. It stands in for `Calls` as well."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -124,28 +124,35 @@ class Place:
 
 
 class RewardActor:
-    """Scores at once; half of the completions are right."""
+    """Scores at once; half of the completions are right, or all of them where `equal` says so of the prompt's id."""
 
-    def __init__(self, world: World) -> None:
-        self.score = Method(lambda prompt_id, texts, question: ("reward-0", 0.0, self._rewards(prompt_id, len(texts))))
+    def __init__(
+        self, world: World, equal: Callable[[str], bool] = lambda prompt_id: False, name: str = "reward-0"
+    ) -> None:
+        self._equal = equal
+        self.scored: list[str] = []
+        self.score = Method(
+            lambda prompt_id, texts, lengths, question: (name, 0.0, self._rewards(prompt_id, len(texts)))
+        )
 
     def _rewards(self, prompt_id: str, size: int) -> Rewards:
-        total = np.arange(size, dtype=np.float32) % 2
-        none = np.zeros(size, np.bool_)
+        self.scored.append(prompt_id)
+        total = np.ones(size, np.float32) if self._equal(prompt_id) else np.arange(size, dtype=np.float32) % 2
+        right = total > 0
         return Rewards(
-            prompt_id, ("r",), total[:, None], total, none, none, (None,) * size, Span("reward-0", "reward", 0, 0)
+            prompt_id, ("r",), total[:, None], total, right, right, (None,) * size, Span("reward-0", "reward", 0, 0)
         )
 
 
 def install(world: World, patch: pytest.MonkeyPatch) -> None:
-    """Let fleets deal with this world in the place of Ray."""
-    patch.setattr(fleet_module, "ask_for_place", lambda name, demand, strategy: Place(world, name))
-    patch.setattr(fleet_module, "draining_nodes", lambda: world.draining)
-    patch.setattr(fleet_module, "describe_missing", lambda demand: f"{demand.count} missing")
-    patch.setattr(fleet_module, "request_nodes", lambda config, actors: world.said.append(f"request {actors}"))
-    patch.setattr(fleet_module, "release_nodes", lambda: world.said.append("request nothing"))
-    patch.setattr(fleet_module.ray, "get", lambda answer, timeout: answer)
-    patch.setattr(fleet_module.ray, "kill", lambda handle: world.killed.append(handle.name))
+    """Let actors deal with this world in the place of Ray."""
+    patch.setattr(actors_module, "ask_for_place", lambda name, demand, strategy: Place(world, name))
+    patch.setattr(actors_module, "draining_nodes", lambda: world.draining)
+    patch.setattr(actors_module, "describe_missing", lambda demand: f"{demand.count} missing")
+    patch.setattr(actors_module, "request_nodes", lambda config, actors: world.said.append(f"request {actors}"))
+    patch.setattr(actors_module, "release_nodes", lambda: world.said.append("request nothing"))
+    patch.setattr(actors_module.ray, "get", lambda answer, timeout: answer)
+    patch.setattr(actors_module.ray, "kill", lambda handle: world.killed.append(handle.name))
 
 
 class Encoder(PromptEncoder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,23 +43,65 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (5, 10, 100):
         checkpoints.publish(_state(step), _write)
+        assert checkpoints.latest().name == f"checkpoint-{step}"
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-100"]
 
 
-def test_an_interrupted_write_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
+def _fail(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"half")
+    (folder / "left_over").touch()
+    raise OSError("disk full")
+
+
+def test_a_write_that_fails_leaves_the_older_checkpoint_and_none_of_its_own(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.publish(_state(1), _write)
-
-    def fail(folder: Path) -> None:
-        _write(folder)
-        raise OSError("disk full")
-
     with pytest.raises(OSError, match="disk full"):
-        checkpoints.publish(_state(2), fail)
-    assert checkpoints.latest().name == "checkpoint-1"
-    assert not (tmp_path / "checkpoint-2").exists()
-    checkpoints.publish(_state(2), _write)
-    assert checkpoints.latest().name == "checkpoint-2"
+        checkpoints.publish(_state(2), _fail)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert checkpoints.latest() == tmp_path / "checkpoint-1"
+    assert read_state(checkpoints.latest()) == _state(1)
+    assert (checkpoints.latest() / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_after_a_write_that_failed_the_same_step_is_published_without_what_it_left(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.publish(_state(2), _fail)
+    published = checkpoints.publish(_state(2), _write)
+    assert checkpoints.latest() == published
+    assert sorted(path.name for path in published.iterdir()) == ["model.safetensors", "state.json"]
+    assert (published / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_step_that_is_published_again_has_the_new_content_alone(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+
+    def write_more(folder: Path) -> None:
+        _write(folder)
+        (folder / "extra").touch()
+
+    checkpoints.publish(_state(5), write_more)
+
+    def write_other(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"other weights")
+
+    again = replace(_state(5), groups_used=40)
+    published = checkpoints.publish(again, write_other)
+    assert checkpoints.latest() == published == tmp_path / "checkpoint-5"
+    assert read_state(published) == again
+    assert (published / "model.safetensors").read_bytes() == b"other weights"
+    assert not (published / "extra").exists()
+
+
+def test_a_step_stays_as_it_was_where_publishing_it_again_fails(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.publish(_state(5), _write)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.publish(replace(_state(5), groups_used=40), _fail)
+    assert checkpoints.latest().name == "checkpoint-5"
+    assert read_state(checkpoints.latest()) == _state(5)
+    assert (checkpoints.latest() / "model.safetensors").read_bytes() == b"weights"
 
 
 def test_no_checkpoint_is_a_clear_error(tmp_path: Path) -> None:

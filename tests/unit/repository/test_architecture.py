@@ -1,4 +1,4 @@
-"""The rooms of the package, and which way imports may point. README has the same picture for readers."""
+"""The rooms of the package, and the imports allowed between them. README has the same as a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.repository import REPOSITORY
 
 PACKAGE = REPOSITORY / "medr1_ray"
 COMMANDS = {"train", "sft", "evaluate", "answer", "timeline"}
-# Run before anything is installed, and inside every `import torch`: they can rely on nothing of ours.
+# One runs before anything is installed, the other inside every `import torch`: they must not import our modules.
 ALONE = {"preflight", "torchvision_shim"}
 
 MAY_IMPORT = {
@@ -56,7 +56,7 @@ MOST_LINES = 370
 
 @dataclass(frozen=True)
 class Import:
-    """`module` imports `target`, both without `medr1_ray.`, in this line of this file."""
+    """`module` imports `target` (both without `medr1_ray.`) at `line` of `path`."""
 
     path: Path
     line: int
@@ -88,14 +88,14 @@ def modules() -> set[str]:
 
 
 def imports_of(path: Path, source: str | None = None) -> Iterator[Import]:
-    """All imports of our own, those inside functions and under TYPE_CHECKING too."""
+    """Yield all imports of our own modules, including those inside functions and under TYPE_CHECKING."""
     known = modules()
     for node in ast.walk(ast.parse(source if source is not None else path.read_text())):
         found: list[str] = []
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: write imports with the package's name"
+            assert node.level == 0, f"{path}:{node.lineno}: use absolute imports"
             base = node.module or ""
             found = [f"{base}.{alias.name}" for alias in node.names]
         for name in found:
@@ -107,12 +107,12 @@ def imports_of(path: Path, source: str | None = None) -> Iterator[Import]:
 
 
 def wrong_arrow(found: Import) -> str | None:
-    """What is wrong with an import; None where it may be."""
+    """Return what is wrong with an import, or None."""
     ours, theirs = room_of(found.module), room_of(found.target)
     if ours == theirs:
         return None
     if theirs not in MAY_IMPORT[ours]:
-        allowed = ", ".join(sorted(MAY_IMPORT[ours])) or "nothing of ours"
+        allowed = ", ".join(sorted(MAY_IMPORT[ours])) or "no room"
         return f"{found.place}: {ours} must not import {theirs} ({found.target}); it may import {allowed}"
     doors = DOORS.get(theirs)
     door = found.target.removeprefix(f"{theirs}.")
@@ -137,7 +137,7 @@ def test_arrows_point_the_allowed_way_and_end_at_doors() -> None:
         (
             "base/deadline.py",
             "if TYPE_CHECKING:\n    from medr1_ray.types import Span",
-            "base must not import types (types); it may import nothing of ours",
+            "base must not import types (types); it may import no room",
         ),
         ("run/session.py", "from medr1_ray.learner import grpo", "inside learner; its doors are handle, messages"),
         ("run/session.py", "from medr1_ray.config.sections import RunSettings", "inside config; its doors are"),
@@ -163,11 +163,11 @@ def test_every_room_is_in_the_table_and_every_door_exists() -> None:
     assert {room for rooms in MAY_IMPORT.values() for room in rooms} <= set(MAY_IMPORT)
     for room, doors in DOORS.items():
         for door in doors - {room}:
-            assert f"{room}.{door}" in modules(), f"{room}'s door {door} is no module"
+            assert f"{room}.{door}" in modules(), f"{room}'s door {door} is not a module"
 
 
 def test_rooms_say_what_they_are_and_import_nothing() -> None:
-    """`config` re-exports, the transports are a table of records, and phantoms are one thing from outside."""
+    """Exceptions with code: `config` and `data.phantoms` re-export, `weights.transports` has a table of transports."""
     with_content = {"config", "weights.transports", "data.phantoms"}
     for path in sorted(PACKAGE.glob("*/**/__init__.py")):
         tree = ast.parse(path.read_text())
@@ -183,14 +183,14 @@ def test_rooms_say_what_they_are_and_import_nothing() -> None:
 def test_no_folder_holds_too_many_files_and_no_file_too_many_lines() -> None:
     for folder in {path.parent for path in files()} | {PACKAGE}:
         held = sorted(path.name for path in folder.glob("*.py"))
-        assert len(held) <= MOST_FILES, f"{folder.relative_to(REPOSITORY)} holds {len(held)} files: make a room"
+        assert len(held) <= MOST_FILES, f"{folder.relative_to(REPOSITORY)} holds {len(held)} files: split it"
     for path in files():
         lines = len(path.read_text().splitlines())
-        assert lines <= MOST_LINES, f"{path.relative_to(REPOSITORY)} has {lines} lines: which two things does it hold?"
+        assert lines <= MOST_LINES, f"{path.relative_to(REPOSITORY)} has {lines} lines: split it"
 
 
 def test_what_vllm_loads_by_its_path_is_there() -> None:
-    """vLLM imports these in its own process, so that a wrong one shows only when an engine starts."""
+    """vLLM imports these by name in its own process, so a wrong name shows only when an engine starts."""
     from medr1_ray.weights.transports import TRANSPORTS
 
     extension = source_of("medr1_ray.weights.engine.extension")
@@ -204,11 +204,11 @@ def test_what_vllm_loads_by_its_path_is_there() -> None:
     for name in named:
         module, _, class_name = name.rpartition(".")
         classes = {node.name for node in ast.parse(source_of(module)).body if isinstance(node, ast.ClassDef)}
-        assert class_name in classes, f"{name} is no class"
+        assert class_name in classes, f"{name} is not a class"
 
 
 def source_of(module: str) -> str:
     spec = importlib.util.find_spec(module)
-    assert spec is not None, f"{module} is no module"
+    assert spec is not None, f"{module} is not a module"
     assert spec.origin is not None
     return Path(spec.origin).read_text()

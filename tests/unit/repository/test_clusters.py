@@ -1,4 +1,4 @@
-"""The files in clusters/: by Ray's own validation, by KubeRay's resource definitions, and as shell."""
+"""The files in clusters/, checked with Ray's own validation, KubeRay's resource definitions, and a shell."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def load(path: Path) -> Manifest:
 
 
 def validate(value: Any, schema: Schema) -> None:
-    """Without the check of the schema itself, which takes seconds for Kubernetes' schemas."""
+    """Validate without checking the schema itself, which takes seconds for Kubernetes' schemas."""
     jsonschema.Draft202012Validator(schema).validate(value)
 
 
 def validate_launch(config: Manifest) -> Manifest:
-    """What `ray up` does before it talks to a cloud."""
+    """Run the checks of `ray up` that need no cloud."""
     validate_config(prepared := prepare_config(copy.deepcopy(config)))
     for node_type in prepared["available_node_types"].values():
         parse_node_labels_json(json.dumps(node_type.get("labels", {})))
@@ -85,14 +85,14 @@ def test_learners_are_on_demand_and_rollouts_are_spot_from_zero(name: str) -> No
 
 
 def aws_schema() -> Callable[[Manifest], None]:
-    """RunInstances by botocore's own validator: wrong names and types raise."""
+    """Return a check of RunInstances arguments by botocore's validator, which refuses wrong names and types."""
     session = needs("botocore.session")
     validation = needs("botocore.validate")
     shape = session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
     validator = validation.ParamValidator()
 
     def check(node_config: Manifest) -> None:
-        # Ray adds the numbers of instances itself.
+        # Ray adds the instance counts itself.
         report = validator.validate(node_config | {"MinCount": 1, "MaxCount": 1}, shape)
         if report.has_errors():
             raise ValueError(report.generate_report())
@@ -101,7 +101,7 @@ def aws_schema() -> Callable[[Manifest], None]:
 
 
 def gcp_schema() -> Callable[[Manifest], None]:
-    """An Instance by the compute API's description that Google's client brings along."""
+    """Return a check of an Instance by the description of the compute API that Google's client contains."""
     client = needs("googleapiclient")
     description = Path(client.__file__).parent / "discovery_cache" / "documents" / "compute.v1.json"
     schemas = json.loads(description.read_text())["schemas"]
@@ -115,8 +115,11 @@ def gcp_schema() -> Callable[[Manifest], None]:
 
 
 def needs(module: str) -> Any:
-    """A cloud's client, needed for `ray up` and for nothing else here. It is in no extra: boto3 does not go with the
-    python-dateutil of constraints.txt."""
+    """Return a cloud's client module, or skip the test.
+
+    Only `ray up` needs the clients. They are in no extra, because boto3 conflicts with the python-dateutil of
+    constraints.txt.
+    """
     return pytest.importorskip(module, reason=f"{module} is not installed: node_config is not checked")
 
 
@@ -132,7 +135,7 @@ def test_machines_are_as_the_clouds_describe_them(
 
 
 def closed(schema: Any) -> Any:
-    """The schema with unknown fields refused: as they stand, Kubernetes drops them without a word."""
+    """Return the schema with unknown fields refused, which Kubernetes would silently drop."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):
@@ -145,13 +148,13 @@ def closed(schema: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def definitions(shared_data: Path) -> dict[str, Schema]:
-    """KubeRay's schemas of version v1, by the name of our file."""
+    """KubeRay's v1 schemas, by the name of our file."""
     found = {}
     for name, file in KUBERNETES.items():
         definition = yaml.load((shared_data / "kuberay_crds" / file).read_text(), Loader=yaml.CSafeLoader)
         (version,) = (v for v in definition["spec"]["versions"] if v["name"] == "v1")
         schema = closed(version["schema"]["openAPIV3Schema"])
-        schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own, which the definition leaves open
+        schema["properties"]["metadata"] = {"type": "object"}  # defined by Kubernetes, left open here
         found[name] = schema
     return found
 
@@ -187,7 +190,7 @@ def test_a_wrong_field_of_a_manifest_is_found(
 
 
 def test_pods_and_claims_beside_ray_have_kubernetes_fields(definitions: dict[str, Schema]) -> None:
-    """By the pod template and the volume claim inside KubeRay's definition."""
+    """Uses the schemas of pod template and volume claim inside KubeRay's definition."""
     template = definitions["raycluster"]["properties"]["spec"]["properties"]["headGroupSpec"]["properties"]["template"]
     prepull = load(CLUSTERS / "kubernetes" / "prepull.yaml")
     validate(prepull["spec"]["template"], template)
@@ -250,7 +253,7 @@ def test_versions_are_those_that_were_tested() -> None:
 
 
 def test_slurm_starts_ray_on_all_nodes_and_ends_in_a_submission(tmp_path: Path) -> None:
-    """Against commands that write down how they were called."""
+    """Runs the script with fake commands that record how they were called."""
     calls, commands = tmp_path / "calls", tmp_path / ".venv" / "bin"
     commands.mkdir(parents=True)
     for name, action in {

@@ -1,10 +1,14 @@
-"""What stands above the actors stays light, and what is imported where."""
+"""Which modules import Ray, vLLM or DeepSpeed; all others must stay cheap to import, and so must the settings."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import medr1_ray
 
@@ -16,6 +20,7 @@ NEEDS_RAY = {
     "evaluation.inference",
     "learner.handle",
     "pool.actors",
+    "pool.engine_calls",
     "pool.groups",
     "pool.shared_actors",
     "records.prometheus",
@@ -27,24 +32,25 @@ NEEDS_VLLM = {f"weights.engine.{name}" for name in ("checked_loading", "extensio
 }
 NEEDS_DEEPSPEED = {"learner.deepspeed_engine"}
 
-# Each module is imported by a child of its own, forked after the libraries that light modules may use.
-IMPORT_EACH = """
-import importlib, os, sys
-import datasets, numpy, PIL.Image, pydantic, torch, yaml
-from transformers import AutoImageProcessor, AutoModelForImageTextToText
-heavy = ("ray", "vllm", "deepspeed")
-assert not set(heavy) & set(sys.modules)
-for name in sys.argv[1:]:
-    child = os.fork()
-    if not child:
-        try:
-            importlib.import_module(name)
-            found = [library for library in heavy if library in sys.modules]
-        except BaseException as error:
-            found = [repr(error)]
-        print(name, *found, flush=True) if found else None
-        os._exit(0)
-    os.waitpid(child, 0)
+# All in one interpreter, since starting torch and transformers takes seconds. In this order: what must not even load
+# those, then every module that must not load an engine, then a dry run, which must not load one either.
+SCRIPT = """
+import importlib, sys
+before = set(sys.modules)
+import medr1_ray
+print("package:", *(set(sys.modules) - before))
+import medr1_ray.config.loading, medr1_ray.tiny
+print("settings:", *{"torch", "transformers", "datasets"} & set(sys.modules))
+settings, *names = sys.argv[1:]
+engines = {"ray", "vllm", "deepspeed"}
+for name in names:
+    importlib.import_module(name)
+    found = engines & set(sys.modules)
+    if found:
+        sys.exit(f"{name} imports {found}")
+from medr1_ray.train import main
+status = main(["--config", settings, "train.steps=7", "--dry-run"])
+print("dry run:", status, *engines & set(sys.modules))
 """
 
 
@@ -53,42 +59,80 @@ def modules() -> list[str]:
     return sorted(".".join(path.parts).removesuffix(".__init__") for path in relative)
 
 
-def output_of(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=300, cwd="/"
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_modules_above_the_actors_import_neither_ray_nor_vllm_nor_deepspeed() -> None:
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the script prints; it fails if a module that should be light is not."""
+    folder = tmp_path_factory.mktemp("light")
+    settings = f"""
+run: {{dir: {folder / "run"}}}
+data: {{format: phantoms, root: {folder / "data"}}}
+train: {{steps: 2}}
+"""
+    (folder / "run.yaml").write_text(settings)
     exempt = {f"medr1_ray.{name}" for name in NEEDS_RAY | NEEDS_VLLM | NEEDS_DEEPSPEED}
     assert exempt <= set(modules())
     light = [name for name in modules() if name not in exempt]
     assert {f"medr1_ray.{name}" for name in ("learner.grpo", "rewards.functions", "data.stream", "sizing.report")} <= {
         *light
     }
-    assert output_of("-c", IMPORT_EACH, *light) == ""
-
-
-def test_the_package_itself_imports_nothing() -> None:
-    script = "import sys; before = set(sys.modules); import medr1_ray; print(*(set(sys.modules) - before))"
-    assert set(output_of("-c", script).split()) == {"medr1_ray"}
-
-
-def test_the_command_answers_a_dry_run_without_an_engine(tmp_path: Path) -> None:
-    settings = f"""
-run: {{dir: {tmp_path / "run"}}}
-data: {{format: phantoms, root: {tmp_path / "data"}}}
-train: {{steps: 2}}
-"""
-    (tmp_path / "run.yaml").write_text(settings)
-    script = (
-        "import sys; from medr1_ray.train import main; status = main(sys.argv[1:]); "
-        "assert not {'ray', 'vllm', 'deepspeed'} & set(sys.modules); sys.exit(status)"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder / "run.yaml"), *light],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd="/",
     )
-    text = output_of("-c", script, "--config", str(tmp_path / "run.yaml"), "train.steps=7", "--dry-run")
-    assert "steps: 7" in text
-    assert "Memory of each learner rank" in text
-    assert not (tmp_path / "run").exists()
-    assert not (tmp_path / "data").exists()
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["run.yaml"], "a dry run leaves nothing"
+    return done.stdout
+
+
+def test_modules_above_the_actors_import_neither_ray_nor_vllm_nor_deepspeed(told: str) -> None:
+    assert told
+
+
+def test_the_package_itself_imports_nothing(told: str) -> None:
+    assert "package: medr1_ray\n" in told
+
+
+def test_the_settings_load_neither_torch_nor_transformers(told: str) -> None:
+    assert "settings:\n" in told
+
+
+def test_the_command_answers_a_dry_run_without_an_engine(told: str) -> None:
+    assert "steps: 7" in told
+    assert "Memory of each learner rank" in told
+    assert "dry run: 0\n" in told
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """So each can be imported first: in a circle it depends on who is, whether a name is there already."""
+    known = set(modules())
+    needs = {name: set(needed_by(name, known)) & known for name in known}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in sorted(needs[name]):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in sorted(known):
+        visit(name, ())
+    assert "medr1_ray.config" in needs["medr1_ray.data.dataset"]
+    assert "medr1_ray.config.schema" in needs["medr1_ray.config.loading"]
+
+
+def needed_by(name: str, known: set[str]) -> Iterator[str]:
+    """Yield the modules that a module imports when it is imported, not later or for type checkers alone."""
+    path = PACKAGE.parent / Path(*name.split("."))
+    source = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
+    for node in ast.parse(source.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in known else str(node.module)

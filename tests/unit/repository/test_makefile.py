@@ -1,4 +1,4 @@
-"""`make` says what a machine lacks before it installs anything."""
+"""`make` reports missing prerequisites before it installs anything."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def make(clone: Path, path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run make in `clone` where PATH has nothing but a few tools and what lies in `path`."""
+    """Run make in `clone` with a PATH of only `path`, to which a few tools are linked."""
     for tool in TOOLS:
         found = shutil.which(tool)
         if found and not (path / tool).exists():
@@ -67,7 +67,7 @@ def test_a_wrong_python_is_told_before_installing(clone: Path, tools: Path) -> N
 
 
 def test_the_check_runs_under_a_python_that_has_imported_nothing_yet() -> None:
-    """As Debian's does; others import the standard library's `types` before medr1_ray's could stand in for it."""
+    """Debian's Python is like that; others import the standard library's `types` before ours could shadow it."""
     command = [sys.executable, "-S", "-m", "medr1_ray.preflight"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

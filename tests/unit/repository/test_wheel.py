@@ -1,4 +1,4 @@
-"""A built wheel works where the repository is not."""
+"""A built wheel works without the repository."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.repository import REPOSITORY
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Built from a copy, so that setuptools leaves nothing behind in the repository and takes nothing stale from it.
+    # Built from a copy, so that setuptools neither writes to the repository nor picks up stale files from it.
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()

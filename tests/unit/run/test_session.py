@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from medr1_ray.config import HardwareSettings
+from medr1_ray.config.loading import config_digest
 from medr1_ray.evaluation.in_training import EvaluationLog
-from medr1_ray.learner.messages import Gap, OptimizerStep, PolicyStatistics, UpdateReport
-from medr1_ray.pool.actors import RolloutFleet
+from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, PolicyStatistics, UpdateReport
+from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
-from medr1_ray.records.checkpoints import Checkpoints
+from medr1_ray.records.checkpoints import Checkpoints, read_state
 from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
+from medr1_ray.run.parity import ParityError
 from medr1_ray.run.session import Session
-from medr1_ray.run.weight_sync import WeightChannel
-from medr1_ray.types import Group, Prompt
+from medr1_ray.run.weight_sync import WeightSync
+from medr1_ray.types import CompletedPrompt, Group, Prompt, Sampling
 from medr1_ray.weights.messages import WeightUpdate
 from tests.unit.pool.world import Encoder, RewardActor, World, a_config, a_stream, install, update
 
@@ -29,24 +35,35 @@ STATISTICS = PolicyStatistics(1.0, 0.0, 0.0, 1.0, 0.0, None, 4, 1e-6, 1e-5, None
 
 
 class Learner:
-    """Takes as long as it is told to, in the world's time."""
+    """Takes as long as it is told to, in the world's time; `statistics` are what it reports."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.seconds = 1.0
+        self.steps = 1
+        self.statistics = STATISTICS
 
-    def offer(self, groups: Sequence[Group]) -> None:
+    def prefetch(self, groups: Sequence[Group]) -> None:
         """Nothing is begun early."""
 
     def update(self, groups: Sequence[Group], version: int, meanwhile: Callable[[], None]) -> UpdateReport:
+        self._work(meanwhile)
+        steps = (OptimizerStep(0.0, 1.0, 1e-4),) * self.steps
+        return UpdateReport(version + self.steps, steps, self.statistics, len(groups), 0, 0, 4, 20, 1e9, None, ())
+
+    def imitate(
+        self, demonstrations: Sequence[CompletedPrompt], version: int, meanwhile: Callable[[], None]
+    ) -> ImitationReport:
+        self._work(meanwhile)
+        return ImitationReport(version + 1, OptimizerStep(0.5, 1.0, 1e-4), 4, 20, 1e9, None, ())
+
+    def _work(self, meanwhile: Callable[[], None]) -> None:
         end = self._world.now + self.seconds
         while self._world.now < end:
             self._world.now += 0.2
             meanwhile()
-        step = OptimizerStep(0.0, 1.0, 1e-4)
-        return UpdateReport(version + 1, (step,), STATISTICS, len(groups), 0, 0, 4, 20, 1e9, None, ())
 
-    def export_weights(self, version: int) -> WeightUpdate:
+    def publish_weights(self, version: int) -> WeightUpdate:
         return update(version)
 
     def save(self, folder: Path) -> None:
@@ -54,27 +71,36 @@ class Learner:
 
 
 class Gate:
+    """Notes the versions that it was asked to check."""
+
+    def __init__(self) -> None:
+        self.checked: list[int] = []
+
     def check(self, version: int) -> Gap:
-        return Gap()
+        self.checked.append(version)
+        return Gap(1e-6, 2e-6, 10)
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     install(world, monkeypatch)
-    for module in ("session", "pool"):
+    for module in ("run.session", "pool.groups"):
         monkeypatch.setattr(f"medr1_ray.{module}.time.monotonic", lambda: world.now)
         monkeypatch.setattr(f"medr1_ray.{module}.time.time", lambda: world.now)
     return world
 
 
-def a_session(world: World, folder: Path, train: dict[str, Any], **rollout: Any) -> Session:
+def a_session(
+    world: World, folder: Path, train: dict[str, Any], run: dict[str, Any] | None = None, **rollout: Any
+) -> Session:
     train = {"steps": 100, "prompts_per_step": 8, "group_size": 4, **train}
     config = a_config(train, engine={"max_num_seqs": 8}, **rollout)
-    fleet = RolloutFleet(config, world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
+    config = config.model_copy(update={"run": config.run.model_copy(update=run or {})})
+    actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
     stream = a_stream()
-    pool = RolloutPool(config, fleet, [RewardActor(world)], world, stream, Ledger(lambda: world.now))  # type: ignore[arg-type]
-    fleet.wait_until_up()
+    pool = RolloutPool(config, actors, [RewardActor(world)], world, stream, Ledger(lambda: world.now))  # type: ignore[arg-type]
+    actors.wait_until_up()
     prompts: list[Prompt] = stream.take(5)
     learner: Any = Learner(world)
     return Session(
@@ -82,7 +108,7 @@ def a_session(world: World, folder: Path, train: dict[str, Any], **rollout: Any)
         step=0,
         learner=learner,
         pool=pool,
-        weights=WeightChannel(learner, pool),
+        weights=WeightSync(learner, pool),
         encoder=Encoder(),
         stream=stream,
         gate=Gate(),  # type: ignore[arg-type]
@@ -110,13 +136,13 @@ def test_the_number_of_actors_follows_from_what_the_steps_took(world: World, tmp
     for _ in range(12):
         one_step(session)
     # 8 groups, 2 at once, 2 seconds each: 8 actor-seconds beside 1 second of update and about 1 of weight sync.
-    grown = session.pool.membership().target
+    grown = session.pool.actor_counts().target
     assert 2 < grown <= 6
-    assert session.pool.membership().serving == grown
+    assert session.pool.actor_counts().serving == grown
     session.learner.seconds = 30.0  # type: ignore[attr-defined]
     for _ in range(6):
         one_step(session)
-    assert session.pool.membership().target == 1
+    assert session.pool.actor_counts().target == 1
 
 
 def test_a_lost_actor_is_replaced_while_the_learner_updates(world: World, tmp_path: Path) -> None:
@@ -144,3 +170,201 @@ def test_metrics_and_checkpoints_count_actors_and_groups_that_were_issued_again(
     state = json.loads((tmp_path / "checkpoints" / "checkpoint-2" / "state.json").read_text())
     assert (state["groups_reissued"], state["answers_late"]) == (2, 0)
 
+
+def gate_of(session: Session) -> Gate:
+    gate: Any = session.gate
+    return gate
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("max_staleness", "checked"), [(0, [0, 1]), (1, [0, 1, 2, 3])])
+def test_parity_is_checked_at_the_start_and_wherever_no_update_shows_the_gap(
+    world: World, tmp_path: Path, max_staleness: int, checked: list[int]
+) -> None:
+    session = a_session(world, tmp_path, {"max_staleness": max_staleness}, actors=1)
+    session.sync_weights()
+    for _ in range(3):
+        one_step(session)
+    assert gate_of(session).checked == checked
+    session.sync_for_evaluation()
+    assert gate_of(session).checked == [*checked, 3], "before an evaluation of a supervised model always"
+
+
+def test_a_gap_beyond_the_limit_ends_the_run_after_it_was_recorded(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {}, actors=1)
+    session.sync_weights()
+    one_step(session)
+    # 10 tokens of the gate at 1e-6 at the start and after the update each, and 4 of the update at 1e-6.
+    assert session.totals.gap == Gap(pytest.approx(1e-6), 1e-5, 24)
+    learner: Any = session.learner
+    learner.statistics = replace(STATISTICS, logprob_gap_mean=2e-3)
+    with pytest.raises(ParityError, match=r"^step 2: .* differ from the learner's by 2\.00e-03 nats .*over 4 tokens"):
+        one_step(session)
+    assert [line["policy/logprob_gap_mean"] for line in lines_of(tmp_path)] == [1e-6, 2e-3]
+
+
+@pytest.mark.parametrize(("max_staleness", "in_flight"), [(0, 0), (1, 8)])
+def test_engines_have_work_during_an_update_only_where_rollouts_may_be_older(
+    world: World, tmp_path: Path, max_staleness: int, in_flight: int
+) -> None:
+    session = a_session(world, tmp_path, {"max_staleness": max_staleness}, actors=1)
+    session.sync_weights()
+    seen: list[int] = []
+    update = session.learner.update
+
+    def watched(*arguments: Any, **named: Any) -> UpdateReport:
+        seen.append(session.pool.ledger.counts().in_flight)
+        return update(*arguments, **named)
+
+    session.learner.update = watched  # type: ignore[method-assign]
+    session.update(session.take_groups())
+    assert seen == [in_flight]
+
+
+def test_room_is_made_before_the_learner_works(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {}, actors=1)
+    session.sync_weights()
+    order: list[str] = []
+    session.weights.make_room = lambda: order.append("room")  # type: ignore[method-assign]
+    for name in ("update", "imitate"):
+        call = getattr(session.learner, name)
+        setattr(session.learner, name, lambda *a, call=call, name=name, **k: order.append(name) or call(*a, **k))
+    session.update(session.take_groups())
+    session.imitate([])
+    assert order == ["room", "update", "room", "imitate"]
+
+
+def test_several_optimizer_steps_a_rollout_are_several_steps_of_the_run(world: World, tmp_path: Path) -> None:
+    run = {"save_every": 3, "rollouts_every": 4, "evaluate_every": 5}
+    train = {"steps": 10, "updates_per_rollout": 2, "max_staleness": 1}
+    session = a_session(world, tmp_path, train, run, actors=1)
+    session.learner.steps = 2  # type: ignore[attr-defined]
+    session.sync_weights()
+    while session.step < 10:
+        one_step(session)
+        session.evaluate_if_due()
+        session.save_if_due()
+    # After steps 2, 4, 6, 8, 10: saved where a multiple of 3 was passed, the newest two kept; rollouts at multiples of
+    # 4; evaluated past 5, and not at the end.
+    checkpoints = sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*"))
+    assert checkpoints == ["checkpoint-10", "checkpoint-6"]
+    rollouts = sorted(path.name for path in (tmp_path / "rollouts").iterdir())
+    assert rollouts == ["step-000004.jsonl", "step-000008.jsonl"]
+    assert [path.stem for path in tmp_path.glob("step-*.json")] == ["step-6"]
+
+
+def test_the_start_model_is_evaluated_once_and_the_trained_one_without_its_images_too(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images: list[float] = []
+    run = RolloutPool.run
+
+    def watched(pool: RolloutPool, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
+        assert (sampling.group_size, sampling.temperature) == (1, 0.0)
+        images.append(float(np.mean([prompt.image.mean() for prompt in prompts])))
+        return run(pool, prompts, sampling)
+
+    monkeypatch.setattr(RolloutPool, "run", watched)
+    session = a_session(world, tmp_path, {"steps": 1}, actors=1)
+    # Every prompt has a file and an image of its own, so that images can be shuffled.
+    session.evaluation_prompts = [
+        replace(
+            prompt,
+            question=replace(prompt.question, image_path=f"/{i}.png"),
+            image=np.full((2, 2, 3), 10 * (i + 1), np.uint8),
+        )
+        for i, prompt in enumerate(session.evaluation_prompts)
+    ]
+    session.sync_weights()
+    session.evaluate_before()
+    session.evaluate_before()
+    session.evaluate_after()
+    assert images == [30.0, 30.0, 0.0, 30.0]
+    assert {path.stem for path in tmp_path.glob("*.json")} == {"before", "after", "blank_image", "shuffled_image"}
+    assert len([line for line in lines_of(tmp_path) if "eval/accuracy" in line]) == 2, "only those with the images"
+    assert session.totals.seconds["evaluation"] > 0
+
+
+def test_a_supervised_step_is_recorded_without_rollouts(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 2}, {"save_every": 1}, actors=1)
+    prompts = session.take_prompts()
+    assert len(prompts) == 8
+    completions = session.pool.ledger.counts()
+    session.sync_for_evaluation()
+    (group,) = session.pool.run(prompts[:1], Sampling(1, 4, 0.0))
+    session.pool.drain_spans()
+    demonstrations = [(prompt, group.completions) for prompt in prompts]
+    report = session.imitate(demonstrations)
+    session.log_imitation(demonstrations, report)
+    assert session.step == 1
+    assert session.totals.completions == 8
+    assert session.pool.ledger.counts() == completions, "nothing is generated for training"
+    (line,) = lines_of(tmp_path)
+    assert (line["step"], line["loss/total"], line["completion/length_tokens_mean"]) == (1, 0.5, 1.0)
+    spans = [json.loads(each) for each in (tmp_path / "spans.jsonl").read_text().splitlines()]
+    assert [each["phase"] for each in spans] == ["data", "weight_sync", "parity", "update"]
+    assert session.save().name == "checkpoint-1"
+
+
+def test_a_checkpoint_says_where_the_run_stands(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 4}, actors=1)
+    session.sync_weights()
+    one_step(session)
+    state = read_state(session.save())
+    assert (state.step, state.groups_used, state.completions) == (1, 8, 32)
+    assert state.unused_prompts == tuple(session.pool.unused_prompt_ids())
+    assert len(state.unused_prompts) == 8, "of the next step, which the engines have begun"
+    assert state.stream == session.stream.state()
+    assert state.config_digest == config_digest(session.config)
+    # In the world's time, which moves in steps of up to half a second: 1 second of update, and 1 of each of two syncs.
+    assert 1.0 <= state.seconds["update"] < 1.5
+    assert 2.0 <= state.seconds["weight_sync"] < 3.0
+    assert state.seconds["rollout"] >= 8.0, "four rounds of two groups, 2 seconds each"
+
+
+def test_a_step_costs_what_its_devices_cost(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {}, actors=2)
+    prices = {"learner": {"price_per_hour": 3.0}, "rollout": {"price_per_hour": 1.0}}
+    hardware = HardwareSettings.model_validate(prices)
+    session.config = session.config.model_copy(update={"hardware": hardware})
+    session.sync_weights()
+    one_step(session)
+    (line,) = lines_of(tmp_path)
+    # Without GPUs a process counts as one device: one learner rank and two actors, 5 an hour, over 8 groups.
+    assert line["perf/cost_per_1000_groups"] == pytest.approx(5 / 3600 * line["time/step_seconds"] * 1000 / 8)
+
+
+def test_a_person_is_told_of_steps_and_evaluations_and_of_the_results(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 1}, actors=1)
+    stream = StringIO()
+    session.progress = Progress(1, stream, every_seconds=0)
+    session.sync_weights()
+    session.evaluate_before()
+    one_step(session)
+    for name in ("after", "blank_image", "shuffled_image"):
+        session._evaluate(name, session.evaluation_prompts)
+    path = session.summarise()
+    summary = json.loads(path.read_text())
+    assert (path, summary["steps"], summary["completions"]) == (tmp_path / "summary.json", 1, 32)
+    said = stream.getvalue()
+    # One answer to each of five questions: the first of a group, which is wrong.
+    assert "evaluation before: accuracy 0.000, format 0.000, n 5" in said
+    assert "step 1/1  reward 0.50  accuracy 0.50" in said
+    assert said.rstrip().splitlines()[-3].startswith("accuracy 0.000 before, 0.000 after 1 steps")
+
+
+def test_every_phase_of_a_step_is_a_span_of_it(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 2}, actors=1)
+    session.sync_weights()
+    for _ in range(2):
+        one_step(session)
+    spans = [json.loads(line) for line in (tmp_path / "spans.jsonl").read_text().splitlines()]
+    of_driver = [(span["step"], span["phase"]) for span in spans if span["actor"] == "driver"]
+    assert of_driver == [
+        *((1, phase) for phase in ("weight_sync", "parity", "rollout", "update", "weight_sync", "parity")),
+        *((2, phase) for phase in ("rollout", "update", "weight_sync")),
+    ]
+    assert {span["actor"] for span in spans} == {"driver", "rollout-0", "reward-0"}

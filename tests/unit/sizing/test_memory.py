@@ -1,4 +1,4 @@
-"""Numbers derived by hand for Qwen2-VL-2B (2,208,985,600 parameters) under Med-R1's recipe."""
+"""Memory estimates against numbers derived by hand, for Qwen2-VL-2B (2,208,985,600 parameters) in Med-R1's recipe."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from medr1_ray.config import Config
-from medr1_ray.config.loading import load_config
-from medr1_ray.model.shape import ModelShape, TowerShape, read_shape
+from medr1_ray.model.shape import ModelShape, read_shape
 from medr1_ray.sizing.memory import (
     Part,
     largest_micro_batch,
@@ -22,10 +20,9 @@ from medr1_ray.sizing.memory import (
     weight_sync_bytes,
 )
 from tests.repository import REPOSITORY
+from tests.unit.sizing.recipes import LANGUAGE_2B, PARAMETERS_2B, VISION_2B, VISION_TOWER_2B, recipe
 
 CONFIGS = REPOSITORY / "configs"
-PARAMETERS_2B = 2_208_985_600
-VISION_2B = 665_271_296
 
 
 @pytest.fixture(scope="module")
@@ -33,41 +30,8 @@ def shape() -> ModelShape:
     return read_shape(CONFIGS / "models/qwen2_vl_2b")
 
 
-def recipe(*overrides: str) -> Config:
-    return load_config([CONFIGS / "medr1_qwen2vl_2b_think.yaml"], overrides)
-
-
 def by_name(parts: tuple[Part, ...]) -> dict[str, Part]:
     return {part.name: part for part in parts}
-
-
-def test_shape_of_qwen2_vl_2b(shape: ModelShape) -> None:
-    assert (shape.parameters, shape.vision_parameters) == (PARAMETERS_2B, VISION_2B)
-    assert (shape.language, shape.vision) == (LANGUAGE_2B, VISION_TOWER_2B)
-    assert (shape.key_value_width, shape.vocabulary) == (2 * 128, 151_936)
-
-
-def test_shape_of_qwen2_5_vl_3b() -> None:
-    shape = read_shape(CONFIGS / "models/qwen2_5_vl_3b")
-    assert shape.parameters == 3_754_622_976
-    assert shape.language == TowerShape(layers=36, hidden=2048, intermediate=11_008, gated=True, fused=False)
-    assert shape.vision == TowerShape(layers=32, hidden=1280, intermediate=3420, gated=True, fused=True)
-
-
-def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no config\.json: give the checkpoint's folder as model\.path"):
-        read_shape(tmp_path)
-
-
-def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
-    with pytest.raises(ValueError, match="'qwen2'; allowed: qwen2_vl, qwen2_5_vl"):
-        read_shape(tmp_path)
-
-
-@pytest.mark.parametrize(("size", "patches"), [(384, 28**2), (392, 28**2), (84, 6**2), (28, 2**2)])
-def test_images_are_rounded_to_whole_visual_tokens(shape: ModelShape, size: int, patches: int) -> None:
-    assert shape.patches(size) == patches
 
 
 def test_the_largest_micro_batch_fills_the_token_budget_or_holds_one_group() -> None:
@@ -78,20 +42,16 @@ def test_the_largest_micro_batch_fills_the_token_budget_or_holds_one_group() -> 
     batch = largest_micro_batch(recipe(), 196)
     assert (batch.rows, batch.row_tokens, batch.tokens, batch.completion_tokens) == (4, 2048, 8192, 4096)
     assert rows("learner.micro_batch_tokens=1000") == 1
-    assert rows("learner.micro_batch_tokens=100000") == 4  # all there are
+    assert rows("learner.micro_batch_tokens=100000") == 4  # all groups of the step
     assert rows("learner.world_size=2", "learner.micro_batch_tokens=100000") == 2
 
 
 def test_short_prompts_put_more_images_into_a_micro_batch() -> None:
-    # 5,000 // 2,048 rows of the longest prompts, 5,000 // (196 + 1,024) of those that are an image alone.
+    # 5,000 // 2,048 rows with the longest prompts, 5,000 // (196 + 1,024) with prompts that have no text.
     batch = largest_micro_batch(recipe("learner.micro_batch_tokens=5000"), 196)
     assert (batch.rows, batch.images, batch.tokens, batch.completion_tokens) == (2, 4, 5000, 4 * 1024)
     alone = largest_micro_batch(recipe("learner.micro_batch_tokens=1000"), 196)
     assert (alone.rows, alone.images, alone.tokens) == (1, 1, 2048)
-
-
-LANGUAGE_2B = TowerShape(layers=28, hidden=1536, intermediate=8960, gated=True, fused=False)
-VISION_TOWER_2B = TowerShape(layers=32, hidden=1280, intermediate=5120, gated=False, fused=True)
 
 
 def test_activations_of_one_layer() -> None:
@@ -102,7 +62,7 @@ def test_activations_of_one_layer() -> None:
 
 
 def saved_bytes(forward: Callable[[], object], parameters: Iterable[torch.Tensor]) -> int:
-    """Bytes of all storages that autograd keeps of `forward`, those of the parameters left out."""
+    """Return the bytes of all storages that autograd keeps after `forward`, excluding those of the parameters."""
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -152,7 +112,7 @@ def test_the_formula_agrees_with_what_autograd_keeps(name: str, tmp_path: Path) 
         patches = torch.randn(16 * 16, 3 * 2 * 14 * 14, dtype=torch.bfloat16)
         return saved_bytes(lambda: tower(patches, grid_thw=torch.tensor([[1, 16, 16]])), parameters)
 
-    # The second of two layers, so that what comes before and after the stack cancels out.
+    # The difference between two layers and one, so that everything outside the layers cancels.
     of_language = (language_bytes(2, 128) - language_bytes(1, 128)) / 128
     bias_of_the_mask = 2 * 128
     assert of_language - bias_of_the_mask == pytest.approx(layer_activation_bytes(shape.language, 2), rel=0.01)
@@ -176,7 +136,7 @@ def test_one_rank_holds_everything(shape: ModelShape) -> None:
     assert parts["logits chunk"].bytes == 441 * 151_936 * (2 + 4 + 4)  # 2^26 // 151,936 = 441 tokens
     assert parts["attention mask"].bytes == 4 * 2048**2 * (1 + 2)
     assert "reduce bucket" not in parts
-    assert parts["gradients, copied"].bytes == 2 * 4 * PARAMETERS_2B
+    assert parts["gradient copies"].bytes == 2 * 4 * PARAMETERS_2B
 
 
 @pytest.mark.parametrize(
@@ -192,7 +152,7 @@ def test_zero_divides_by_four_ranks(
     assert held == [parameters, gradients, optimizer]
     assert parts["reduce bucket"].bytes == 2 * 200_000_000
     assert ("all-gather" in parts) == (stage == 3)
-    copied = [part.bytes / PARAMETERS_2B for name, part in parts.items() if name == "gradients, copied"]
+    copied = [part.bytes / PARAMETERS_2B for name, part in parts.items() if name == "gradient copies"]
     assert copied == ([] if stage == 3 else [2.0])
 
 
@@ -235,7 +195,7 @@ def test_offloading_moves_parts_to_main_memory(shape: ModelShape) -> None:
     parts = by_name(learner_parts(recipe("learner.zero_stage=2", offload), shape))
     assert (parts["optimizer"].place, parts["gradients"].place) == ("main", "main")
     assert parts["parameters"].place == "device"
-    assert "gradients, copied" not in parts
+    assert "gradient copies" not in parts
 
 
 def test_the_reference_is_sharded_placed_or_absent(shape: ModelShape) -> None:
@@ -244,7 +204,7 @@ def test_the_reference_is_sharded_placed_or_absent(shape: ModelShape) -> None:
     assert by_name(learner_parts(sharded, shape))["reference model"].bytes == PARAMETERS_2B
     waiting = by_name(learner_parts(recipe("reference.placement=cpu"), shape))
     assert waiting["reference model"].place == "main"
-    assert waiting["reference, visiting"].bytes == 2 * PARAMETERS_2B
+    assert waiting["reference on GPU"].bytes == 2 * PARAMETERS_2B
 
 
 def test_a_rollout_actor(shape: ModelShape) -> None:

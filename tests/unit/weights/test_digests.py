@@ -1,14 +1,10 @@
-"""Fingerprints find what goes wrong in transport; deadlines end what would wait for ever."""
+"""Fingerprints find what goes wrong in transport."""
 
 from __future__ import annotations
-
-import threading
-import time
 
 import pytest
 import torch
 
-from medr1_ray.base.deadline import ended_by, within
 from medr1_ray.weights import digests as module
 from medr1_ray.weights.digests import digest_of, fingerprint
 
@@ -22,9 +18,18 @@ def test_a_fingerprint_is_the_sum_of_products_of_keyed_words_modulo_2_to_the_64(
     assert found % 2**64 == expected
 
 
+def test_every_process_has_the_same_key_whatever_it_drew_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        monkeypatch.setattr(module, "_keys", {})  # as in a new process
+        found.append(digest_of([("w", torch.arange(6.0))]))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8])
 def test_any_single_bit_and_any_exchange_is_found(dtype: torch.dtype) -> None:
-    tensor = torch.arange(1, 41).to(dtype)
+    tensor = torch.arange(1, 21).to(dtype)
     raw = tensor.view(torch.uint8)
     seen = {digest_of([("w", tensor)])}
     for i in range(raw.numel()):
@@ -32,10 +37,10 @@ def test_any_single_bit_and_any_exchange_is_found(dtype: torch.dtype) -> None:
             raw[i] ^= 1 << bit
             seen.add(digest_of([("w", tensor)]))
             raw[i] ^= 1 << bit
-    for i in range(39):
-        order = [*range(i), i + 1, i, *range(i + 2, 40)]
+    for i in range(19):
+        order = [*range(i), i + 1, i, *range(i + 2, 20)]
         seen.add(digest_of([("w", tensor[order])]))
-    assert len(seen) == 1 + 8 * raw.numel() + 39
+    assert len(seen) == 1 + 8 * raw.numel() + 19
 
 
 def test_names_order_and_shape_count() -> None:
@@ -59,41 +64,3 @@ def test_pieces_count_in_their_order_and_layout_does_not(monkeypatch: pytest.Mon
     square = torch.arange(16.0).reshape(4, 4)
     assert fingerprint(square.T).tolist() == fingerprint(square.T.contiguous()).tolist()
     assert fingerprint(torch.zeros(0, 4)).tolist() == [0]
-
-
-def test_a_body_that_waits_is_ended_and_told_from_one_that_failed() -> None:
-    release = threading.Event()
-    late = pytest.raises(TimeoutError, match=r"waiting did not end within 0\.05 seconds")
-    with late, ended_by(0.05, "waiting", release.set):
-        assert release.wait(20)
-
-    def fail_when_ended() -> None:
-        release.clear()
-        release.wait(20)
-        raise RuntimeError("aborted")
-
-    with pytest.raises(TimeoutError) as caught, ended_by(0.05, "waiting", release.set):
-        fail_when_ended()
-    assert str(caught.value.__cause__) == "aborted"
-    ended: list[str] = []
-    with pytest.raises(RuntimeError, match="of its own"), ended_by(20, "failing", lambda: ended.append("x")):
-        raise RuntimeError("of its own")
-    with ended_by(20, "being quick", lambda: ended.append("x")):
-        pass
-    time.sleep(0.01)
-    assert ended == []
-
-
-def test_a_call_that_cannot_be_ended_is_left_behind() -> None:
-    release = threading.Event()
-    with pytest.raises(TimeoutError, match="joining did not end"):
-        within(0.05, "joining", lambda: release.wait(20))
-    release.set()
-    assert within(20, "answering", lambda: 7) == 7
-    assert within(20, "answering", lambda: None) is None
-
-    def fail() -> None:
-        raise ValueError("wrong address")
-
-    with pytest.raises(ValueError, match="wrong address"):
-        within(20, "failing", fail)

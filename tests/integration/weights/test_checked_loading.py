@@ -28,8 +28,8 @@ def sender() -> ObjectStoreSender:
     return ObjectStoreSender(lambda array: array.copy(), rank=0, bucket_bytes=1024)
 
 
-def offered(end: ObjectStoreSender, seed: int, version: int, frozen: str = "visual.") -> WeightUpdate:
-    update = end.offer(small.Source(small.weights_of(seed), frozen), version, to_newcomers=False)
+def published(end: ObjectStoreSender, seed: int, version: int, frozen: str = "visual.") -> WeightUpdate:
+    update = end.publish(small.Source(small.weights_of(seed), frozen), version, to_newcomers=False)
     assert update is not None
     return update
 
@@ -48,10 +48,10 @@ def frozen_digests(update: WeightUpdate) -> frozenset[str]:
 
 def test_layers_that_are_not_sent_keep_what_they_have(engine: Any) -> None:
     end = sender()
-    first = offered(end, 1, 1)
+    first = published(end, 1, 1)
     load(engine, first)
     engine.model.loads.clear()
-    load(engine, offered(end, 2, 2), frozen_digests(first))
+    load(engine, published(end, 2, 2), frozen_digests(first))
     assert engine.model.loads == [["first.weight", "first.bias", "second.weight"]]
     old, new = small.weights_of(1), small.weights_of(2)
     assert small.equal(small.held(engine), {name: (old if "visual" in name else new)[name] for name in old})
@@ -59,7 +59,7 @@ def test_layers_that_are_not_sent_keep_what_they_have(engine: Any) -> None:
 
 def test_who_was_told_to_hold_what_it_does_not_refuses_and_changes_nothing(engine: Any) -> None:
     before = {name: tensor.clone() for name, tensor in small.held(engine).items()}
-    update = offered(sender(), 1, 1)
+    update = published(sender(), 1, 1)
     with pytest.raises(ValueError, match="was not sent and is not held"):
         load(engine, update, frozen_digests(update))
     assert small.equal(small.held(engine), before)
@@ -68,15 +68,15 @@ def test_who_was_told_to_hold_what_it_does_not_refuses_and_changes_nothing(engin
 @pytest.mark.parametrize("forgetting", ["a load that broke off", "sleep"])
 def test_what_was_held_is_no_longer_after(forgetting: str, engine: Any) -> None:
     end = sender()
-    first = offered(end, 1, 1)
+    first = published(end, 1, 1)
     load(engine, first)
     if forgetting == "sleep":
         engine.forget()
     else:
-        broken = offered(end, 2, 2)
+        broken = published(end, 2, 2)
         engine.open_for(broken)
         engine.model.load_weights([("first.weight", small.weights_of(2)["first.weight"])])
-    update = offered(end, 3, 3)
+    update = published(end, 3, 3)
     with pytest.raises(ValueError, match="was not sent and is not held"):
         load(engine, update, frozen_digests(first))
     load(engine, update)
@@ -86,17 +86,17 @@ def test_what_was_held_is_no_longer_after(forgetting: str, engine: Any) -> None:
 
 def test_a_layer_of_which_only_a_part_is_frozen_is_refused_and_the_next_whole_update_heals(engine: Any) -> None:
     end = sender()
-    first = offered(end, 1, 1, frozen="first.weight")
+    first = published(end, 1, 1, frozen="first.weight")
     load(engine, first)
-    with pytest.raises(ValueError, match=r"layer 'first' \(Linear\) joins frozen and trained parameters"):
-        load(engine, offered(end, 2, 2, frozen="first.weight"), frozen_digests(first))
-    load(engine, offered(sender(), 3, 3))
+    with pytest.raises(ValueError, match=r"layer 'first' \(Linear\) fuses frozen and trained parameters"):
+        load(engine, published(end, 2, 2, frozen="first.weight"), frozen_digests(first))
+    load(engine, published(sender(), 3, 3))
     assert small.equal(small.held(engine), small.weights_of(3))
 
 
 def test_a_bucket_that_changed_in_the_store_is_found_before_the_model_is_touched(engine: Any) -> None:
     before = {name: tensor.clone() for name, tensor in small.held(engine).items()}
-    update = offered(sender(), 1, 1)
+    update = published(sender(), 1, 1)
     data = update.buckets[1].data.copy()
     data[5] ^= 1
     wrong = replace(update, buckets=(update.buckets[0], replace(update.buckets[1], data=data)))

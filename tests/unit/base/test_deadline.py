@@ -1,0 +1,64 @@
+"""Deadlines end what would wait for ever."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from medr1_ray.base.deadline import ended_by, within
+
+
+def test_a_body_that_waits_is_ended_and_told_from_one_that_failed() -> None:
+    release = threading.Event()
+    late = pytest.raises(TimeoutError, match=r"waiting timed out after 0\.05 s")
+    with late, ended_by(0.05, "waiting", release.set):
+        assert release.wait(20)
+
+    def fail_when_ended() -> None:
+        release.clear()
+        release.wait(20)
+        raise RuntimeError("aborted")
+
+    with pytest.raises(TimeoutError) as caught, ended_by(0.05, "waiting", release.set):
+        fail_when_ended()
+    assert str(caught.value.__cause__) == "aborted"
+    ended: list[str] = []
+    with pytest.raises(RuntimeError, match="of its own"), ended_by(20, "failing", lambda: ended.append("x")):
+        raise RuntimeError("of its own")
+
+
+def test_what_was_in_time_is_not_ended_later() -> None:
+    """An abort that comes late would end the next call."""
+    ended: list[str] = []
+    with ended_by(0.05, "being quick", lambda: ended.append("x")):
+        pass
+    with pytest.raises(RuntimeError, match="of its own"), ended_by(0.05, "failing", lambda: ended.append("x")):
+        raise RuntimeError("of its own")
+    time.sleep(0.1)
+    assert ended == []
+
+
+def test_a_call_that_cannot_be_ended_is_left_behind() -> None:
+    release, before = threading.Event(), set(threading.enumerate())
+    with pytest.raises(TimeoutError, match="joining timed out"):
+        within(0.05, "joining", lambda: release.wait(20))
+    (left,) = set(threading.enumerate()) - before
+    assert left.daemon, "it does not keep the process alive"
+    release.set()
+
+
+def test_a_call_in_time_returns_or_raises_what_it_does() -> None:
+    def slowly() -> int:
+        time.sleep(0.05)
+        return 7
+
+    assert within(20, "answering", slowly) == 7
+    assert within(20, "answering", lambda: None) is None
+
+    def fail() -> None:
+        raise ValueError("wrong address")
+
+    with pytest.raises(ValueError, match="wrong address"):
+        within(20, "failing", fail)

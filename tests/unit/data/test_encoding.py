@@ -1,0 +1,119 @@
+"""Questions become prompts, or are refused for a reason."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoTokenizer
+
+from medr1_ray.config import Config, tiny_model_path
+from medr1_ray.data import encoding
+from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.data.prompt_templates import chat_messages
+from medr1_ray.types import Prompt, Question
+from tests.unit.data.few_prompts import IMAGE_PAD_ID, encoder, ten_questions, tokenize
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> tuple[Question, ...]:
+    return ten_questions(tmp_path)
+
+
+def test_prompt_length_counts_visual_tokens(questions: tuple[Question, ...]) -> None:
+    tokens = len(tokenize([{"content": chat_messages(questions[0], "no_think")[0]["content"]}]))
+    exact = tokens - 1 + 4  # the pad stands for four visual tokens
+    assert isinstance(encoder(exact).encode(questions[0], "p"), Prompt)
+    refused = encoder(exact - 1).encode(questions[0], "p")
+    assert isinstance(refused, Refused)
+    assert refused.reason == "prompt too long"
+
+
+def test_chat_template_without_image_is_an_error(questions: tuple[Question, ...]) -> None:
+    text_only = PromptEncoder(lambda messages: [100], IMAGE_PAD_ID, 4, "no_think", 28, "squash", 1000)
+    with pytest.raises(ValueError, match=r"chat template writes 0 <\|image_pad\|>"):
+        text_only.encode(questions[0], "p")
+
+
+def test_tiny_models_prompt(questions: tuple[Question, ...]) -> None:
+    path = str(files("medr1_ray") / "tiny" / "model")
+    tiny = PromptEncoder.from_checkpoint(path, "no_think", 84, "squash", 1024)
+    # 84 / 14 patches a side, merged two by two: (6 / 2) ** 2.
+    assert tiny.visual_tokens == 9
+    prompt = tiny.encode(questions[0], "p")
+    assert isinstance(prompt, Prompt)
+    assert prompt.token_ids.dtype == np.int32
+    text = AutoTokenizer.from_pretrained(path).decode(prompt.token_ids)
+    assert text == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "<|vision_start|><|image_pad|><|vision_end|>What 0? A)x, B)y Your task: 1. Provide the correct "
+        "single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags. 2. No extra information or "
+        "text outside of this tag.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    # 384 pixels become 392 in the processor: 28 patches a side, 14 * 14 visual tokens.
+    assert PromptEncoder.from_checkpoint(path, "think", 384, "pad", 1024).visual_tokens == 196
+    shared = tiny.encode(questions[5], "p5")
+    assert isinstance(shared, Prompt)
+    assert shared.image is prompt.image
+    with pytest.raises(ValueError, match="read-only"):
+        prompt.image[0] = 1
+
+
+def test_checkpoint_without_image_pad_is_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}))).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.path=.* has no chat template"):
+        PromptEncoder.from_checkpoint(str(tmp_path), "think", 84, "squash", 1024)
+
+
+@pytest.mark.parametrize(("images", "read"), [(2, "0121"), (1, "01021")])
+def test_decoded_images_take_no_more_memory_than_they_may(
+    questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch, images: int, read: str
+) -> None:
+    # 28 x 28 pixels of 3 bytes each.
+    monkeypatch.setattr(encoding, "IMAGE_CACHE_BYTES", images * 28 * 28 * 3)
+    opened: list[str] = []
+    load = encoding.load_image
+    monkeypatch.setattr(encoding, "load_image", lambda path, *rest: opened.append(Path(path).stem) or load(path, *rest))
+    encode = encoder()
+    for number in (0, 1, 0, 2, 1):
+        assert isinstance(encode.encode(questions[number], "p"), Prompt)
+    # Of two that fit, 0 is found again, 2 drives out 1, and 1 is read again; with one, every one anew.
+    assert "".join(opened) == read
+
+
+def test_texts_are_laid_end_to_end_and_cut_by_their_lengths() -> None:
+    found = encoding.continuations(lambda text: [ord(letter) for letter in text], ["ab", "", "c"])
+    assert found.token_ids.tolist() == [97, 98, 99]
+    assert found.lengths.tolist() == [2, 0, 1]
+    assert (found.token_ids.dtype, found.lengths.dtype) == (np.int32, np.int32)
+
+
+@pytest.mark.parametrize(("longest", "fits"), [(62, True), (61, False)])
+def test_the_settings_of_a_run_make_its_encoder(tmp_path: Path, longest: int, fits: bool) -> None:
+    Image.new("RGB", (40, 20), (255, 255, 255)).save(tmp_path / "wide.png")
+    question = Question("q", str(tmp_path / "wide.png"), "What 1?", ("x", "y"), 0, "CT", "Unknown", "d")
+    config = Config.model_validate(
+        {
+            "mode": "think",
+            "run": {"dir": "x"},
+            "data": {"format": "phantoms", "root": "x", "image_size": 112, "image_fit": "pad"},
+            "train": {"steps": 1},
+            "rollout": {"max_prompt_tokens": longest},
+        }
+    )
+    ours = PromptEncoder.of(config)
+    assert ours.visual_tokens == 16  # 8 patches a side, merged two by two
+    prompt = ours.encode(question, "p")
+    assert isinstance(prompt, Prompt if fits else Refused)
+    if isinstance(prompt, Prompt):
+        text = AutoTokenizer.from_pretrained(tiny_model_path()).decode(prompt.token_ids)
+        assert "Think through the question step by step" in text
+        assert (prompt.image[28:84].min(), prompt.image[:28].max(), prompt.image[84:].max()) == (255, 0, 0)
+    else:
+        assert prompt.detail == "q: 62 tokens; rollout.max_prompt_tokens=61"

@@ -1,0 +1,63 @@
+"""Splits keep images and groups of images whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from medr1_ray.data.splits import hold_out, split_by_image
+from medr1_ray.types import Question
+
+
+def question(
+    id_: str, modality: str = "CT", question_type: str = "Lesion Grading", image: str = "a"
+) -> Question:
+    return Question(id_, f"/data/{image}.png", "What?", ("x", "y"), 0, modality, question_type, "Chest")
+
+
+def images(questions: tuple[Question, ...]) -> set[str]:
+    return {question.image_path for question in questions}
+
+
+def test_split_keeps_images_whole_and_every_modality_on_both_sides() -> None:
+    # 20 images of CT, 2 of MRI, 1 of OCT, three questions about each.
+    counts = {"CT": 20, "MRI": 2, "OCT": 1}
+    questions = tuple(
+        question(f"{modality}{i}:{row}", modality, image=f"{modality}{i}")
+        for modality, count in counts.items()
+        for i in range(count)
+        for row in range(3)
+    )
+    train, held_out = split_by_image(questions, Path("/data"), eval_fraction=0.2, seed=0)
+    assert len(train) + len(held_out) == len(questions)
+    assert not images(train) & images(held_out)
+    # A fifth of 20 is 4; of two images one is held out; a single one is trained on.
+    assert Counter(q.modality for q in held_out) == {"CT": 4 * 3, "MRI": 1 * 3}
+    assert split_by_image(questions, Path("/data"), 0.2, seed=0) == (train, held_out)
+    assert split_by_image(questions, Path("/data"), 0.2, seed=1)[1] != held_out
+
+
+def test_split_does_not_depend_on_the_order_or_on_where_the_data_lies() -> None:
+    here = tuple(question(str(i), image=f"{i}") for i in range(30))
+    moved = tuple(
+        Question(q.id, q.image_path.replace("/data", "/mnt/x"), *list(vars(q).values())[2:])
+        for q in reversed(here)
+    )
+    held_out = {q.id for q in split_by_image(here, Path("/data"), 0.3, 0)[1]}
+    assert len(held_out) == 9
+    assert {q.id for q in split_by_image(moved, Path("/mnt/x"), 0.3, 0)[1]} == held_out
+
+
+def test_hold_out_by_hand() -> None:
+    fractions = {"test": 0.2, "validation": 0.1}
+    singles = hold_out({str(i): 1 for i in range(100)}, fractions, seed=0)
+    assert Counter(singles.values()) == {"test": 20, "validation": 10}
+    assert hold_out({str(i): 1 for i in range(100)}, fractions, seed=1) != singles
+    # Nothing fits: the smallest goes to the test, the next smallest to validation; one is left for training.
+    assert hold_out({"a": 50, "b": 20, "c": 30}, fractions, 0) == {"b": "test", "c": "validation"}
+    assert hold_out({"a": 50, "b": 20}, fractions, 0) == {"b": "test"}
+    assert hold_out({"a": 50}, fractions, 0) == {}
+    # A group that is too large is skipped in favour of those that fit.
+    parts = hold_out({"large": 90, **{str(i): 1 for i in range(10)}}, {"test": 0.05}, 0)
+    assert len(parts) == 5
+    assert "large" not in parts

@@ -1,0 +1,293 @@
+"""One rank around a fake DeepSpeed engine: shares of the loss, padding, several steps on a batch, and what is refused.
+
+The same with DeepSpeed, against plain torch, is in tests/integration/learner/test_actor.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medr1_ray.config import Config
+from medr1_ray.learner.actor import LearnerActor
+from medr1_ray.learner.messages import (
+    BatchSize,
+    ImitationRequest,
+    LogprobsRequest,
+    MicroBatch,
+    RankSettings,
+    UpdateRequest,
+)
+from medr1_ray.types import Group
+from tests.unit.learner.small_groups import group
+
+
+class Batch:
+    """A packed micro-batch: the names of its groups, and its tokens."""
+
+    def __init__(self, pairs: Any, plain: bool) -> None:
+        self.names = [prompt.id for prompt, _ in pairs]
+        self.size = sum(completions.token_ids.size for _, completions in pairs)
+        self.plain = plain
+
+    def to(self, device: torch.device) -> Batch:
+        return self
+
+
+class Engine:
+    """Gives every token of a pass the same log-probability, the pass's own in `passes`; the last one goes on."""
+
+    def __init__(self) -> None:
+        self.passes = [-1.0]
+        self.weight = torch.zeros((), requires_grad=True)
+        self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": 0.0}])
+        self.norm = 0.5
+        self.boundaries: list[bool] = []
+        self.backwards: list[float] = []
+        self.seen: list[list[str]] = []
+        self.rates: list[list[float]] = []
+        self.mode = "train"
+        self.saved: list[str] = []
+        self.finds: str | None = "zero"
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        self.seen.append(batch.names)
+        value = self.passes[min(len(self.rates), len(self.passes) - 1)]
+        return (self.weight + value).expand(batch.size)
+
+    def set_gradient_accumulation_boundary(self, is_last: bool) -> None:
+        self.boundaries.append(is_last)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.backwards.append(loss.item())
+
+    def step(self) -> None:
+        self.rates.append([each["lr"] for each in self.optimizer.param_groups])
+
+    def get_global_grad_norm(self) -> float:
+        return self.norm
+
+    def eval(self) -> None:
+        self.mode = "eval"
+
+    def train(self) -> None:
+        self.mode = "train"
+
+    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
+        self.saved.append(folder)
+
+    def load_checkpoint(self, folder: str, tag: str) -> Any:
+        return self.finds, {}
+
+
+def a_rank(rank: int = 0, *, updates: int = 1, **sections: Any) -> tuple[Any, Engine]:
+    """A rank of two, with its engine. A micro-batch has no image and is no tensor here."""
+    settings = {
+        "run": {"dir": Path("run")},
+        "data": {"format": "phantoms", "root": Path("data")},
+        "train": {"steps": 4, "updates_per_rollout": updates},
+        "loss": {"importance_cap": None, "aggregation": "token", "clip_low": 0.5, "clip_high": 0.5, "kl_beta": 0.0},
+        "learner": {"world_size": 2, "learning_rate": 1.0, "schedule": "linear"},
+    }
+    for name, values in sections.items():
+        settings[name] = {**settings.get(name, {}), **values}
+    actor: Any = LearnerActor(RankSettings.of(Config.model_validate(settings)), rank, f"learner-{rank}")
+    engine = Engine()
+    actor._device, actor._engine, actor._reference = torch.device("cpu"), engine, None
+    actor._patch = SimpleNamespace(begin=lambda images: None)
+    actor._patched = lambda pairs: None
+    actor._pack = lambda pairs, images, plain: Batch(pairs, plain)
+    return actor, engine
+
+
+def with_advantages(name: str, tokens: int, advantage: float) -> Group:
+    """One completion of `tokens` tokens."""
+    return replace(group(name, tokens + 6), advantages=np.array([advantage], np.float32))
+
+
+# Of a batch of 10 tokens this rank has 3 with advantage 2 and 1 with advantage -1; `a` is repeated as padding.
+GROUPS = (with_advantages("a", 3, 2.0), with_advantages("b", 1, -1.0))
+BATCHES = (MicroBatch((0,)), MicroBatch((1,)), MicroBatch((0,), padding=True))
+SIZE = BatchSize(completions=4, tokens=10, max_tokens=64)
+
+
+def test_an_update_is_this_ranks_share_of_the_whole_batch() -> None:
+    actor, engine = a_rank()
+    report = actor.update(UpdateRequest(0, GROUPS, BATCHES, SIZE))
+    # Ratio 1: -(3 * 2) / 10 and -(-1) / 10. DeepSpeed takes the mean over two ranks, so it is given twice that.
+    assert engine.backwards == pytest.approx([-1.2, 0.2, 0.0])
+    (step,) = report.steps
+    assert (step.loss, step.grad_norm, step.learning_rate) == (pytest.approx(-0.5), 0.5, 1.0)
+    assert engine.boundaries == [False, False, True], "gradients are reduced with the last micro-batch"
+    assert engine.seen == [["a"], ["b"], ["a"]]
+    assert engine.rates == [[1.0, 1.0]], "of both parameter groups"
+    assert report.sums.tokens == 4, "padding counts in no statistic"
+    assert [span.phase for span in report.spans] == ["pack", "forward_backward", "optimizer_step"]
+    assert {span.actor for span in report.spans} == {"learner-0"}
+    assert actor.update(UpdateRequest(1, GROUPS, BATCHES, SIZE)).spans[0].phase == "pack", "spans are given once"
+
+
+def test_several_steps_on_a_batch_keep_the_policy_before_the_first_as_the_old_one() -> None:
+    actor, engine = a_rank(updates=2)
+    engine.passes = [-1.0, -1.0 + math.log(1.25)]
+    report = actor.update(UpdateRequest(2, GROUPS, BATCHES, SIZE))
+    # The second step's ratio is 1.25, within the clip range: 1.25 times the loss.
+    assert [step.loss for step in report.steps] == pytest.approx([-0.5, -0.625])
+    # Steps 2 and 3 of four, falling linearly from 1.
+    assert [step.learning_rate for step in report.steps] == [0.5, 0.25]
+    assert report.sums.tokens == 8
+    assert report.sums.ratio_max == pytest.approx(1.25)
+
+
+def test_demonstrations_are_imitated_by_the_mean_over_all_tokens_of_the_batch() -> None:
+    actor, engine = a_rank()
+    engine.passes = [-0.5]
+    pairs = tuple((each.prompt, each.completions) for each in GROUPS)
+    report = actor.imitate(ImitationRequest(1, pairs, BATCHES, SIZE))
+    # 3 and 1 of 10 tokens at 0.5 nats each, and padding at weight 0; twice that for two ranks.
+    assert engine.backwards == pytest.approx([0.3, 0.1, 0.0])
+    (step,) = report.steps
+    assert (step.loss, step.learning_rate) == (pytest.approx(0.2), 0.75)
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_an_error(norm: float) -> None:
+    actor, engine = a_rank()
+    engine.norm = norm
+    with pytest.raises(RuntimeError, match=rf"norm is {norm} at optimizer step 3 \(learner-0, loss share -0\.5"):
+        actor.update(UpdateRequest(2, GROUPS, BATCHES, SIZE))
+
+
+def test_without_a_kl_nothing_is_prepared_but_images() -> None:
+    actor, _ = a_rank()
+    begun: list[int] = []
+    actor._patch.begin = lambda images: begun.append(len(images))
+    pairs = tuple((each.prompt, each.completions) for each in GROUPS)
+    assert actor.prepare(LogprobsRequest(pairs, BATCHES, plain=False)) == []
+    assert begun == [2]
+
+
+class Images:
+    """As `ImagePatcher`: a number of visual tokens for each image."""
+
+    def __init__(self, *visual_tokens: int) -> None:
+        self.visual_tokens = visual_tokens
+
+    def begin(self, images: Any) -> None:
+        pass
+
+    def __call__(self, images: Any) -> Images:
+        return Images(*self.visual_tokens[: len(images)])
+
+
+def test_the_reference_scores_every_group_once_and_padding_in_vain() -> None:
+    actor, _ = a_rank(loss={"kl_beta": 0.1})
+    actor._patch = Images(2, 2)
+    numbers = iter([1.0, 2.0, 3.0])
+    actor._reference = SimpleNamespace(
+        logprobs=lambda batches: [torch.full((batch.size,), next(numbers)) for batch in batches]
+    )
+    pairs = tuple((each.prompt, each.completions) for each in GROUPS)
+    together = (MicroBatch((1, 0)), MicroBatch((0,), padding=True))
+    found = actor.prepare(LogprobsRequest(pairs, together, plain=False))
+    assert [each.tolist() for each in found] == [[1.0], [1.0] * 3]
+    scored = tuple(
+        replace(each, reference_logprobs=np.zeros(each.completions.token_ids.size, np.float32)) for each in GROUPS
+    )
+    report = actor.update(UpdateRequest(0, scored, BATCHES, SIZE))
+    # k3 with d = 0 - (-1) = 1: e - 2 for each of four tokens.
+    assert report.sums.kl == pytest.approx(4 * (math.e - 2), rel=1e-5)
+    assert report.spans[0].phase == "reference", "with the update that takes it"
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_log_probabilities_of_groups_come_in_the_order_of_the_micro_batches(plain: bool) -> None:
+    actor, engine = a_rank()
+    actor._patch = Images(9, 4)
+    pairs = tuple((each.prompt, each.completions) for each in GROUPS)
+    modes: list[str] = []
+    call = engine.__class__.__call__
+
+    class Watched(Engine):
+        def __call__(self, batch: Batch) -> torch.Tensor:
+            modes.append(f"{self.mode} {batch.plain}")
+            return call(self, batch)
+
+    actor._engine = engine = Watched()
+    found = actor.logprobs(LogprobsRequest(pairs, (MicroBatch((1, 0)), MicroBatch((1,), padding=True)), plain))
+    assert [each.policy_logprobs.tolist() for each in found] == [[-1.0], [-1.0] * 3]
+    assert [each.visual_tokens for each in found] == [9, 4]
+    assert modes == [f"eval {plain}"] * 2
+    assert engine.mode == "train"
+
+
+def test_another_number_of_visual_tokens_than_the_engines_is_refused() -> None:
+    actor, _ = a_rank()
+    del actor._patched
+    actor._patch = Images(5)
+    pair = (GROUPS[0].prompt, replace(GROUPS[0].completions, actor="rollout-0"))
+    with pytest.raises(ValueError, match=r"'a' became 2 visual tokens in rollout-0 and 5 in learner-0"):
+        actor._patched([pair])
+    actor._patch = Images(2)
+    assert actor._patched([pair]).visual_tokens == (2,)
+
+
+@pytest.mark.parametrize(("changed", "key"), [({"world_size": 1}, "world_size=2"), ({"zero_stage": 3}, "zero_stage=1")])
+def test_a_checkpoint_of_another_layout_is_refused(tmp_path: Path, changed: dict[str, int], key: str) -> None:
+    actor, _ = a_rank(learner={"zero_stage": 1})
+    (tmp_path / "learner_state").mkdir()
+    layout = tmp_path / "learner_state" / "layout.json"
+    layout.write_text(json.dumps({"world_size": 2, "zero_stage": 1} | changed))
+    with pytest.raises(ValueError, match=rf"learner\.{key}, but .* was saved with {next(iter(changed.values()))}"):
+        actor.load(tmp_path)
+    layout.write_text(json.dumps({"world_size": 2, "zero_stage": 1}))
+    actor.load(tmp_path)
+
+
+def test_a_checkpoint_without_the_optimizers_shards_is_refused(tmp_path: Path) -> None:
+    actor, engine = a_rank(learner={"zero_stage": 1})
+    (tmp_path / "learner_state").mkdir()
+    (tmp_path / "learner_state" / "layout.json").write_text(json.dumps({"world_size": 2, "zero_stage": 1}))
+    engine.finds = None
+    with pytest.raises(ValueError, match="is not complete: DeepSpeed found nothing to load there"):
+        actor.load(tmp_path)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_writes_the_weights_and_all_gather_them(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, engine = a_rank(rank)
+    gathered: list[str] = []
+
+    def tensors(*, frozen: bool) -> Any:
+        shared = torch.empty(2)
+        for name in ("frozen",) if frozen else ("a", "b"):
+            gathered.append(name)
+            yield name, shared.fill_(len(gathered))
+
+    written: list[dict[str, list[float]]] = []
+    actor._source, actor._model = SimpleNamespace(tensors=tensors), None
+
+    def save_model(model: Any, whole: dict[str, torch.Tensor], source: Path, folder: Path) -> None:
+        written.append({name: tensor.tolist() for name, tensor in whole.items()})
+
+    monkeypatch.setattr("medr1_ray.learner.actor.save_model", save_model)
+    actor.save(tmp_path)
+    assert gathered == ["frozen", "a", "b"]
+    assert engine.saved == [str(tmp_path / "learner_state")], "each rank its own shard"
+    if rank == 0:
+        assert written == [{"frozen": [1.0, 1.0], "a": [2.0, 2.0], "b": [3.0, 3.0]}], "although each came in one memory"
+        layout = json.loads((tmp_path / "learner_state" / "layout.json").read_text())
+        assert layout["world_size"] == 2
+    else:
+        assert written == []
+        assert not (tmp_path / "learner_state" / "layout.json").exists()

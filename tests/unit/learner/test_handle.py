@@ -1,0 +1,295 @@
+"""The learner as one object around ranks without Ray: who is sent what, and whose failure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from medr1_ray.config import Config
+from medr1_ray.learner import handle as module
+from medr1_ray.learner.batching import in_order
+from medr1_ray.learner.handle import Learner
+from medr1_ray.learner.messages import (
+    BatchSize,
+    GroupLogprobs,
+    LogprobsRequest,
+    OptimizerStep,
+    RankReport,
+    TokenSums,
+    UpdateRequest,
+)
+from medr1_ray.types import Span
+from medr1_ray.weights.messages import WeightBucket, WeightGroup, WeightUpdate
+from tests.unit.learner.small_groups import group
+
+
+class Ranks:
+    """All ranks, in the place of Ray. A call's reference is (rank, method, arguments)."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.asked: list[tuple[int, str, tuple[Any, ...]]] = []
+        self.answers: dict[str, Callable[..., Any]] = {}
+        self.raises: dict[int, Exception] = {}
+        self.silent: set[int] = set()
+        self.killed: list[int] = []
+        self.given_back = 0
+
+    def arguments_of(self, method: str) -> list[tuple[Any, ...]]:
+        return [arguments for _, asked, arguments in self.asked if asked == method]
+
+    def wait(self, references: list[Any], num_returns: int = 1, timeout: float | None = None) -> Any:
+        ready = [reference for reference in references if reference.rank not in self.silent][:num_returns]
+        if not ready:
+            assert timeout is not None
+            self.now += timeout
+        return ready, [reference for reference in references if reference not in ready]
+
+    def get(self, references: list[Any]) -> list[Any]:
+        for reference in references:
+            if reference.rank in self.raises:
+                raise self.raises[reference.rank]
+        return [self.answers[each.method](each.rank, *each.arguments) for each in references]
+
+
+class Reference:
+    def __init__(self, rank: int, method: str, arguments: tuple[Any, ...]) -> None:
+        self.rank, self.method, self.arguments = rank, method, arguments
+
+
+class Rank:
+    def __init__(self, ranks: Ranks, number: int) -> None:
+        self._ranks, self.number = ranks, number
+
+    def __getattr__(self, method: str) -> Any:
+        return _Method(self._ranks, self.number, method)
+
+
+class _Method:
+    def __init__(self, ranks: Ranks, rank: int, method: str) -> None:
+        self._ranks, self._rank, self._method = ranks, rank, method
+
+    def remote(self, *arguments: Any) -> Reference:
+        self._ranks.asked.append((self._rank, self._method, arguments))
+        return Reference(self._rank, self._method, arguments)
+
+
+class Place:
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self.group: Any = None
+
+    def give_back(self) -> None:
+        self._ranks.given_back += 1
+
+
+@pytest.fixture
+def ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
+    ranks = Ranks()
+    monkeypatch.setattr(module, "ask_for_place", lambda name, demand, strategy: Place(ranks))
+    monkeypatch.setattr(module, "wait_for_place", lambda place, limit, say, meanwhile: None)
+    monkeypatch.setattr(Learner, "_create", lambda self, rank: Rank(ranks, rank))
+    monkeypatch.setattr(module.ray, "wait", ranks.wait)
+    monkeypatch.setattr(module.ray, "get", ranks.get)
+    monkeypatch.setattr(module.ray, "kill", lambda rank: ranks.killed.append(rank.number))
+    monkeypatch.setattr(module.time, "monotonic", lambda: ranks.now)
+    ranks.answers["rendezvous_address"] = lambda rank: "host:1"
+    ranks.answers["start"] = lambda rank, address: "cpu"
+    ranks.answers["update"] = update_report
+    ranks.answers["prepare"] = prepared
+    return ranks
+
+
+def update_report(rank: int, request: UpdateRequest) -> RankReport:
+    """A loss of 1 a rank, and as many tokens as its groups have."""
+    tokens = sum(request.groups[i].completions.token_ids.size for each in request.micro_batches for i in each.groups)
+    span = Span(f"learner-{rank}", "forward_backward", 0.0, 1.0)
+    return RankReport((OptimizerStep(1.0, 0.5, 1e-3),), TokenSums(tokens=tokens, kl=2.0 * tokens), (span,))
+
+
+def prepared(rank: int, request: LogprobsRequest) -> list[Any]:
+    """Of each group its own number of prompt tokens."""
+    order = in_order(list(request.micro_batches))
+    return [np.full(1, request.groups[i][1].token_ids.size, np.float32) for i in order]
+
+
+def a_learner(ranks: Ranks, *, kl_beta: float = 0.0, updates: int = 1, **settings: Any) -> Learner:
+    config = Config.model_validate(
+        {
+            "run": {"dir": Path("run")},
+            "data": {"format": "phantoms", "root": Path("data")},
+            "train": {"steps": 6, "updates_per_rollout": updates},
+            "rollout": {"max_tokens": 64},
+            "loss": {"kl_beta": kl_beta},
+            "learner": {"world_size": 2, "micro_batch_tokens": 30, **settings},
+            "cluster": {"update_timeout_seconds": 20, "sync_timeout_seconds": 10, "start_timeout_seconds": 40},
+        }
+    )
+    return Learner(config)
+
+
+GROUPS = [group(name, tokens, (1.0, 0.0)) for name, tokens in zip("abcde", (10, 24, 9, 16, 12), strict=True)]
+EQUAL = [group(name, 20, (1.0, 1.0)) for name in "xy"]
+
+
+def test_all_ranks_start_at_the_address_of_the_first(ranks: Ranks) -> None:
+    a_learner(ranks, peak_flops=1e12).start()
+    assert ranks.asked == [(0, "rendezvous_address", ()), (0, "start", ("host:1",)), (1, "start", ("host:1",))]
+
+
+def test_groups_of_equal_rewards_skip_the_model_and_count_in_the_normalisers(ranks: Ranks) -> None:
+    learner = a_learner(ranks, peak_flops=1e12)
+    learner.start()
+    report = learner.update([*GROUPS, *EQUAL], 3)
+    requests = [request for (request,) in ranks.arguments_of("update")]
+    assert sorted(each.prompt.id for request in requests for each in request.groups) == list("abcde")
+    # Seven groups of two completions: 4 + 18 + 3 + 10 + 6 tokens, and twice 14 in those that are skipped.
+    assert {request.batch for request in requests} == {BatchSize(14, 41 + 28, 64)}
+    assert {request.version for request in requests} == {3}
+    assert (report.version, report.groups, report.groups_zero_variance, report.groups_skipped) == (4, 7, 2, 2)
+    assert (report.tokens, report.peak_flops) == (69, 2e12)
+    assert report.steps == (OptimizerStep(2.0, 0.5, 1e-3),), "the shares of two ranks"
+    assert report.statistics.kl == 2.0
+    assert [span.actor for span in report.spans] == ["learner-0", "learner-1"]
+
+
+def test_with_a_kl_all_groups_go_through_the_model_with_the_references_logprobs(ranks: Ranks) -> None:
+    learner = a_learner(ranks, kl_beta=0.1)
+    report = learner.update([*GROUPS, *EQUAL], 0)
+    assert (report.groups_zero_variance, report.groups_skipped) == (2, 0)
+    seen = {each.prompt.id: each for (request,) in ranks.arguments_of("update") for each in request.groups}
+    assert sorted(seen) == list("abcdexy")
+    for each in seen.values():
+        assert each.reference_logprobs is not None
+        assert each.reference_logprobs.tolist() == [each.completions.token_ids.size], each.prompt.id
+
+
+def test_several_optimizer_steps_are_several_versions(ranks: Ranks) -> None:
+    assert a_learner(ranks, updates=3).update(GROUPS, 6).version == 9
+
+
+def test_a_supervised_step_takes_all_demonstrations(ranks: Ranks) -> None:
+    ranks.answers["imitate"] = lambda rank, request: RankReport(
+        (OptimizerStep(0.5, 0.25, 1e-3),), TokenSums(), (Span(f"learner-{rank}", "pack", 0.0, 1.0),)
+    )
+    demonstrations = [(each.prompt, each.completions) for each in [*GROUPS, *EQUAL]]
+    report = a_learner(ranks).imitate(demonstrations, 5)
+    assert (report.version, report.step, report.tokens) == (6, OptimizerStep(1.0, 0.25, 1e-3), 69)
+    requests = [request for (request,) in ranks.arguments_of("imitate")]
+    assert sorted(prompt.id for request in requests for prompt, _ in request.demonstrations) == list("abcdexy")
+    assert {request.version for request in requests} == {5}
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_logprobs_come_in_the_order_of_the_groups(ranks: Ranks, plain: bool) -> None:
+    ranks.answers["logprobs"] = lambda rank, request: [
+        GroupLogprobs(array, rank) for array in prepared(rank, request)
+    ]
+    pairs = [(each.prompt, each.completions) for each in GROUPS]
+    found = a_learner(ranks).logprobs(pairs, plain=plain)
+    assert [each.policy_logprobs.tolist() for each in found] == [[4], [18], [3], [10], [6]]
+    assert {each.visual_tokens for each in found} == {0, 1}, "both ranks had a part"
+    assert {request.plain for (request,) in ranks.arguments_of("logprobs")} == {plain}
+
+
+def test_work_before_an_update_is_begun_early_and_not_twice(ranks: Ranks) -> None:
+    learner = a_learner(ranks, kl_beta=0.1)
+    learner.prefetch(GROUPS)  # 71 tokens fill a micro-batch of 30 on both ranks
+    assert len(ranks.arguments_of("prepare")) == 2
+    learner.update(GROUPS, 0)
+    assert len(ranks.arguments_of("prepare")) == 2
+
+
+def test_with_an_engine_awake_on_its_gpu_the_learner_begins_nothing_early(ranks: Ranks) -> None:
+    learner = a_learner(ranks, kl_beta=0.1)
+    learner._config = learner._config.model_copy(
+        update={"cluster": learner._config.cluster.model_copy(update={"colocated": True})}
+    )
+    learner.prefetch(GROUPS)
+    assert ranks.asked == []
+
+
+def test_the_caller_goes_on_with_its_work_while_the_ranks_do_theirs(ranks: Ranks) -> None:
+    ranks.silent = {0, 1}
+    times: list[float] = []
+
+    def meanwhile() -> None:
+        times.append(ranks.now)
+        if ranks.now > 5:
+            ranks.silent.clear()
+
+    a_learner(ranks).update(GROUPS, 0, meanwhile)
+    assert 5 < ranks.now < 6
+    assert len(times) > 20, "about every fifth of a second"
+
+
+def test_who_is_late_is_named_with_what_it_was_doing_and_the_setting(ranks: Ranks) -> None:
+    ranks.silent = {1}
+    with pytest.raises(
+        RuntimeError,
+        match=r"^learner-1: still updating from policy version 3 after 20 s \(cluster\.update_timeout_seconds\)$",
+    ):
+        a_learner(ranks).update(GROUPS, 3)
+    assert ranks.now == pytest.approx(20)
+
+
+def test_a_rank_that_died_is_named(ranks: Ranks) -> None:
+    ranks.silent = {0}
+    ranks.raises[1] = ActorDiedError()
+    with pytest.raises(RuntimeError, match=r"^learner-1 died while publishing policy version 7"):
+        a_learner(ranks).publish_weights(7)
+    assert ranks.now == 0, "the other one is not waited for"
+
+
+def test_a_mistake_of_the_settings_is_told_as_the_rank_tells_it(ranks: Ranks) -> None:
+    ranks.raises[1] = RayTaskError("update", "Traceback", ValueError("another number of visual tokens"))
+    with pytest.raises(ValueError, match=r"^another number of visual tokens$"):
+        a_learner(ranks).update(GROUPS, 0)
+    traceback = "Traceback (most recent call last):\n  ...\nRuntimeError: the gradient's norm is nan"
+    ranks.raises[1] = RayTaskError("update", traceback, RuntimeError())
+    with pytest.raises(RuntimeError, match=r"(?s)^learner-1 failed while updating .*RuntimeError: the gradient's norm"):
+        a_learner(ranks).update(GROUPS, 0)
+
+
+def test_what_the_ranks_publish_is_one_update(ranks: Ranks) -> None:
+    def published(rank: int, version: int, to_newcomers: bool) -> WeightUpdate:
+        return WeightUpdate(version, (WeightBucket((), 8, "d", {f"GPU-{rank}": rank}),), "digest", to_newcomers)
+
+    ranks.answers["publish_weights"] = published
+    update = a_learner(ranks).publish_weights(4, to_newcomers=False)
+    assert update.buckets[0].data == {"GPU-0": 0, "GPU-1": 1}
+    assert (update.version, update.lasting) == (4, False)
+    assert a_learner(ranks).publish_weights(4).lasting, "unless told otherwise an engine may lack everything"
+
+
+def test_calls_of_a_broadcast_are_started_and_finished_apart(ranks: Ranks) -> None:
+    learner = a_learner(ranks)
+    ranks.answers["join_weight_group"] = lambda rank, group: None
+    ranks.silent = {0, 1}
+    joining = learner.join_weight_group("host:9", 5)
+    assert ranks.asked == [(rank, "join_weight_group", (WeightGroup("host:9", 5, 0),)) for rank in (0, 1)]
+    assert ranks.now == 0, "it is not waited for"
+    with pytest.raises(RuntimeError, match=r"learner-0, learner-1: still joining the weight group after 10 s"):
+        learner.finish(joining)
+
+
+def test_closing_ends_the_ranks_and_gives_back_their_place(ranks: Ranks) -> None:
+    learner = a_learner(ranks)
+    learner.close()
+    assert (ranks.killed, ranks.given_back) == ([0, 1], 1)
+    learner.close()
+    assert ranks.killed == [0, 1], "safe to call twice"
+
+
+def test_engines_beside_the_ranks_each_have_their_own_bundle(ranks: Ranks) -> None:
+    place_of = a_learner(ranks).places_beside()
+    places: list[Any] = [place_of(f"rollout-{i}") for i in range(2)]
+    assert [place.bundle for place in places] == [0, 1]
+    places[0].give_back()
+    again: Any = place_of("rollout-2")
+    assert again.bundle == 0

@@ -1,0 +1,377 @@
+"""The rollout actor around a fake engine: what is served when, what comes twice, and what a failure leaves.
+
+The same with vLLM is in tests/integration/rollout/test_actor.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medr1_ray.config import ClusterSettings, ModelSettings, RolloutSettings
+from medr1_ray.rollout import actor as module
+from medr1_ray.rollout.actor import NotServingError, RolloutActor, WeightLoadError
+from medr1_ray.rollout.defaults import EngineSettings
+from medr1_ray.types import Continuations, Prompt, Question, Sampling
+from medr1_ray.weights.messages import WeightGroup, WeightMember, WeightUpdate
+from tests.unit.rollout import fake_vllm
+from tests.unit.rollout.fake_vllm import answer
+
+QUESTION = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "d")
+PROMPT = Prompt("p", QUESTION, np.array([1, 2], np.int32), np.zeros((2, 2, 3), np.uint8))
+SAMPLING = Sampling(1, 8, 1.0)
+CODE = "the driver's code"
+
+
+class Engine:
+    """Answers when `go` is set; `asked` are the request ids."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.go = asyncio.Event()
+        self.errored = False
+        self.error: Exception | None = None
+        self.code = [CODE, CODE]
+        self.stopped = False
+
+    async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[Any]:
+        self.asked.append(request_id)
+        await self.go.wait()
+        if self.error:
+            raise self.error
+        ids = prompt["prompt_token_ids"]
+        scores = [None, *({token: SimpleNamespace(logprob=-float(token))} for token in ids[1:])]
+        completion = answer([11, 12], [(0, 2, 4)])
+        yield SimpleNamespace(outputs=[completion], prompt_token_ids=ids, prompt_logprobs=scores)
+
+    async def collective_rpc(self, method: str) -> list[str]:
+        assert method == "medr1_code_digest"
+        return self.code
+
+    def shutdown(self, timeout: float) -> None:
+        self.stopped = True
+
+
+class Loader:
+    """Stands in for `EngineWeights`; `wait` delays a load, `error` ends it."""
+
+    def __init__(self) -> None:
+        self.loaded: list[int] = []
+        self.calls: list[str] = []
+        self.error: Exception | None = None
+        self.hangs = False
+
+    async def load(self, update: WeightUpdate) -> float:
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.error:
+            raise self.error
+        self.loaded.append(update.version)
+        return 0.25
+
+    async def join(self, group: WeightGroup, seconds: float) -> None:
+        self.calls.append(f"join {group.rank_offset} within {seconds:g}")
+        if self.error:
+            raise self.error
+
+
+class Case:
+    """An actor with its engine and loader, made on the event loop that its calls run on."""
+
+    def __init__(self, folder: Path, **cluster: Any) -> None:
+        given = {"sync_timeout_seconds": 20, "rollout_timeout_seconds": 20, **cluster}
+        self.engine = Engine()
+        self.loader = Loader()
+        settings = EngineSettings(
+            ModelSettings(), RolloutSettings(), ClusterSettings(weight_transport="nccl", **given), 0, folder
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("medr1_ray.rollout.engine.set_environment", lambda threads: None)
+            patch.setattr("medr1_ray.rollout.engine.start_engine", lambda settings, model, index: self.engine)
+            self.actor = RolloutActor(settings, 3, CODE)
+        self.actor._loader = self.loader  # type: ignore[assignment]
+
+    async def load(self, version: int, *, lasting: bool = True, digest: str = "") -> Any:
+        update = WeightUpdate(version, (), digest or f"digest {version}", lasting)
+        return await self.actor.load_weights(update)
+
+    def start(self, request_id: str) -> asyncio.Task[Any]:
+        return asyncio.create_task(self.actor.generate(request_id, PROMPT, SAMPLING))
+
+    async def serving(self) -> None:
+        await self.load(4)
+
+
+Run = Callable[[Callable[[Case], Awaitable[None]]], None]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a test's coroutine with a new case."""
+    fake_vllm.install(monkeypatch)
+    monkeypatch.setattr(module, "code_digest", lambda: CODE)
+    monkeypatch.setattr(module, "_write_output_to", lambda path: None)
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.02)
+
+    def runs(test: Callable[[Case], Awaitable[None]], **cluster: Any) -> None:
+        async def inside() -> None:
+            await asyncio.wait_for(test(Case(tmp_path, **cluster)), timeout=15)
+
+        asyncio.run(inside())
+
+    return runs
+
+
+def test_it_serves_nothing_before_its_first_weights(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        assert await case.actor.ping() == "rollout-3"
+        status = await case.actor.status()
+        assert (status.actor, status.version, status.failure) == ("rollout-3", None, "no weights have been loaded yet")
+        with pytest.raises(NotServingError, match="rollout-3 serves nothing: no weights"):
+            await case.actor.generate("a", PROMPT, SAMPLING)
+        with pytest.raises(NotServingError):
+            await case.actor.likelihoods("a", PROMPT, Continuations(np.int32([7]), np.int32([1])))
+        assert case.engine.asked == []
+        report = await case.load(4)
+        assert (report.version, report.digest, report.paused_seconds) == (4, "digest 4", 0.25)
+        case.engine.go.set()
+        found = await case.actor.generate("a", PROMPT, SAMPLING)
+        assert (found.prompt_id, found.actor, found.token_ids.tolist()) == ("p", "rollout-3", [11, 12])
+        assert (await case.actor.status()).version == 4
+
+    run(test)
+
+
+def test_a_request_that_comes_twice_is_done_once_until_there_are_other_weights(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        await case.serving()
+        first, second = case.start("a"), case.start("a")
+        await asyncio.sleep(0)
+        assert (await case.actor.status()).running_requests == 1
+        case.engine.go.set()
+        assert await first is await second
+        assert await case.actor.generate("a", PROMPT, SAMPLING) is await first
+        assert case.engine.asked == ["a"]
+        await case.load(5)
+        assert await case.actor.generate("a", PROMPT, SAMPLING) is not await first
+        assert case.engine.asked == ["a", "a"]
+
+    run(test)
+
+
+def test_a_caller_that_goes_away_does_not_end_the_request_for_the_other(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        await case.serving()
+        first, second = case.start("a"), case.start("a")
+        await asyncio.sleep(0.01)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        case.engine.go.set()
+        assert (await second).prompt_id == "p"
+        assert case.engine.asked == ["a"]
+
+    run(test)
+
+
+def test_requests_in_flight_go_on_over_a_weight_update(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        await case.serving()
+        running = case.start("a")
+        await asyncio.sleep(0.01)
+        await case.load(5)
+        case.engine.go.set()
+        assert (await running).prompt_id == "p"
+        assert case.engine.asked == ["a"]
+
+    run(test)
+
+
+def test_only_the_newest_answers_are_remembered(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED_REQUESTS", 2)
+
+    async def test(case: Case) -> None:
+        await case.serving()
+        case.engine.go.set()
+        for name in "abcdabcd":
+            await case.actor.generate(name, PROMPT, SAMPLING)
+        # Two that are done besides the one that comes: `a` has been forgotten when it comes again, and so on.
+        assert case.engine.asked == [*"abcdabcd"]
+        await case.actor.generate("c", PROMPT, SAMPLING)
+        assert len(case.engine.asked) == 8
+
+    run(test)
+
+
+def test_a_request_that_failed_can_be_repeated(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        await case.serving()
+        case.engine.go.set()
+        case.engine.error = fake_vllm.VLLMClientError("the prompt is too long")
+        with pytest.raises(ValueError, match="rollout-3: the engine refused prompt 'p': the prompt is too long"):
+            await case.actor.generate("a", PROMPT, SAMPLING)
+        case.engine.error = fake_vllm.EngineDeadError()
+        with pytest.raises(RuntimeError, match=r"rollout-3: the engine process died; see logs/rollout-3\.log"):
+            await case.actor.generate("a", PROMPT, SAMPLING)
+        case.engine.error = None
+        assert (await case.actor.generate("a", PROMPT, SAMPLING)).prompt_id == "p"
+        assert case.engine.asked == ["a"] * 3
+
+    run(test)
+
+
+def test_a_request_ends_at_its_deadline(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        await case.serving()
+        with pytest.raises(TimeoutError):
+            await case.actor.generate("a", PROMPT, SAMPLING)
+        assert (await case.actor.status()).running_requests == 0
+
+    run(test, rollout_timeout_seconds=0.05)
+
+
+def test_likelihoods_are_asked_one_by_one_and_answered_together(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        await case.serving()
+        case.engine.go.set()
+        texts = Continuations(np.array([7, 8, 9], np.int32), np.array([1, 2], np.int32))
+        found = await case.actor.likelihoods("a", PROMPT, texts)
+        assert sorted(case.engine.asked) == ["a/0", "a/1"]
+        assert found.logprobs.tolist() == [-7.0, -17.0]
+
+    run(test)
+
+
+def test_the_same_update_is_loaded_once_unless_it_is_a_broadcast_in_which_all_must_take_part(
+    run: Callable[..., None],
+) -> None:
+    async def test(case: Case) -> None:
+        first, second = await asyncio.gather(case.load(4), case.load(4))
+        assert first == second
+        assert case.loader.loaded == [4]
+        await case.load(4, digest="other parameters")
+        await case.load(5, lasting=False)
+        await case.load(5, lasting=False)
+        assert case.loader.loaded == [4, 4, 5, 5]
+
+    run(test)
+
+
+def test_an_older_update_is_refused_and_changes_nothing(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        await case.load(5)
+        with pytest.raises(ValueError, match="rollout-3 holds policy version 5; version 4 came too late"):
+            await case.load(4)
+        assert (await case.actor.status()).version == 5
+        assert case.loader.loaded == [5]
+
+    run(test)
+
+
+def test_after_a_load_that_failed_nothing_is_served_until_one_succeeds(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        await case.serving()
+        running = case.start("a")
+        await asyncio.sleep(0.01)
+        case.loader.error = RuntimeError("wrong bytes")
+        with pytest.raises(WeightLoadError, match="rollout-3: policy version 5 could not be loaded: RuntimeError"):
+            await case.load(5)
+        with pytest.raises(NotServingError, match="policy version 5 could not be loaded"):
+            await running
+        with pytest.raises(NotServingError, match="policy version 5 could not be loaded"):
+            await case.actor.generate("b", PROMPT, SAMPLING)
+        status = await case.actor.status()
+        assert (status.version, status.running_requests) == (None, 0)
+        case.loader.error = None
+        await case.load(4)  # the same as was held before: its weights may be half overwritten
+        assert case.loader.loaded == [4, 4]
+        case.engine.go.set()
+        assert (await case.actor.generate("b", PROMPT, SAMPLING)).prompt_id == "p"
+
+    run(test)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_load_that_does_not_end_is_ended(run: Callable[..., None], dead: bool) -> None:
+    """By its deadline, or at once where the engine is dead."""
+
+    async def test(case: Case) -> None:
+        case.loader.hangs = True
+        case.engine.errored = dead
+        with pytest.raises(WeightLoadError, match="the engine process died" if dead else "TimeoutError"):
+            await case.load(4)
+        assert (await case.actor.status()).version is None
+        if dead:
+            with pytest.raises(RuntimeError, match="the engine process died"):
+                await case.actor.ping()
+
+    run(test, sync_timeout_seconds=10 if dead else 0.1)
+
+
+def test_an_engine_process_with_other_code_serves_nothing(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        case.engine.code = [CODE, "other"]
+        with pytest.raises(WeightLoadError, match=r"its engine process runs other code .*digest other"):
+            await case.load(4)
+        assert case.loader.loaded == []
+
+    run(test)
+
+
+def test_an_actor_with_other_code_does_not_start(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "code_digest", lambda: "other")
+
+    async def test(case: Case) -> None:
+        raise AssertionError("it has started")
+
+    with pytest.raises(ValueError, match="rollout-3: the actor runs other code of medr1_ray"):
+        run(test)
+
+
+def test_another_run_may_begin_at_any_version(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        await case.load(9)
+        running = case.start("a")
+        await asyncio.sleep(0.01)
+        await case.actor.forget_run()
+        with pytest.raises(NotServingError, match="no weights have been loaded yet"):
+            await running
+        assert (await case.actor.status()).version is None
+        await case.load(0)
+        assert (await case.actor.status()).version == 0
+
+    run(test)
+
+
+def test_its_part_in_a_broadcast_has_a_rank_for_each_worker(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        member = await case.actor.weight_member()
+        assert (member.actor, member.ranks) == ("rollout-3", 2)
+        assert await case.actor.weight_member() == member
+        assert member != WeightMember("rollout-3", Case(Path()).actor._incarnation, 2), "a restarted actor is another"
+        await case.actor.join_weight_group(WeightGroup("host:1", 4, 2))
+        assert case.loader.calls == ["join 2 within 20"]
+        case.loader.error = TimeoutError("joining timed out")
+        with pytest.raises(WeightLoadError, match="rollout-3 could not join the weight group: joining timed out"):
+            await case.actor.join_weight_group(WeightGroup("host:1", 4, 2))
+
+    run(test)
+
+
+def test_a_shutdown_ends_what_runs(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        await case.serving()
+        running = case.start("a")
+        await asyncio.sleep(0.01)
+        await case.actor.shutdown()
+        assert case.engine.stopped
+        with pytest.raises(NotServingError, match="the actor was shut down"):
+            await running
+
+    run(test)

@@ -1,0 +1,189 @@
+"""What vLLM is asked, and its answers as flat arrays; vLLM itself is not imported here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medr1_ray.config import ClusterSettings, ModelSettings, RolloutSettings, tiny_model_path
+from medr1_ray.data.encoding import continuations
+from medr1_ray.model.vocabulary import load_vocabulary
+from medr1_ray.rollout.defaults import EngineSettings
+from medr1_ray.rollout.engine import (
+    continued_prompts,
+    engine_arguments,
+    engine_prompt,
+    likelihood_params,
+    sampling_params,
+    set_environment,
+    to_completions,
+    to_likelihoods,
+)
+from medr1_ray.types import Continuations, Prompt, Question, Sampling, Span
+from tests.unit.rollout import fake_vllm
+from tests.unit.rollout.fake_vllm import answer
+
+QUESTION = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "d")
+PROMPT = Prompt("p", QUESTION, np.array([1, 2, 3], np.int32), np.full((2, 4, 3), 9, np.uint8))
+VOCABULARY = load_vocabulary(tiny_model_path())
+SPAN = Span("rollout-0", "rollout", 0.0, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def _vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_vllm.install(monkeypatch)
+
+
+def settings(cluster: dict[str, Any] | None = None, **rollout: Any) -> EngineSettings:
+    return EngineSettings(
+        ModelSettings(dtype="bfloat16"),
+        RolloutSettings(max_prompt_tokens=100, max_tokens=20, **rollout),
+        ClusterSettings(**(cluster or {})),
+        seed=40,
+        logs=Path("logs"),
+    )
+
+
+def test_every_engine_has_room_for_a_prompt_with_its_completion_and_a_seed_of_its_own() -> None:
+    first, second = (engine_arguments(settings(), "/model", index) for index in range(2))
+    assert (first["model"], first["dtype"], first["max_model_len"]) == ("/model", "bfloat16", 120)
+    assert (first["seed"], second["seed"]) == (40, 41)
+    assert first["worker_extension_cls"] == "the extension"
+
+
+def test_log_probabilities_are_those_of_what_is_sampled_and_nothing_comes_from_the_checkpoint() -> None:
+    arguments = engine_arguments(settings(), "/model", 0)
+    assert (arguments["logprobs_mode"], arguments["generation_config"]) == ("processed_logprobs", "vllm")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "backend", "sleeps"),
+    [
+        ({}, "medr1_ray_object_store", False),
+        ({"weight_transport": "nccl"}, "medr1_ray_nccl", False),
+        ({"weight_transport": "ipc", "colocated": True}, "medr1_ray_ipc", True),
+    ],
+)
+def test_the_transport_decides_how_weights_arrive_and_colocation_who_sleeps(
+    cluster: dict[str, Any], backend: str, sleeps: bool
+) -> None:
+    arguments = engine_arguments(settings(cluster, gpus_per_actor=1), "/model", 0)
+    assert arguments["weight_transfer_config"] == {"backend": backend}
+    assert arguments["enable_sleep_mode"] is sleeps
+
+
+def test_on_a_cpu_an_engine_is_one_process_and_eager_and_on_gpus_it_is_neither() -> None:
+    on_cpu = engine_arguments(settings(), "/model", 0)
+    on_gpu = engine_arguments(settings(gpus_per_actor=1), "/model", 0)
+    on_two = engine_arguments(settings(gpus_per_actor=2, tensor_parallel_size=2), "/model", 0)
+    assert on_cpu["enforce_eager"]
+    assert on_cpu["distributed_executor_backend"].endswith("UniProcExecutor")
+    assert not {"enforce_eager", "kv_cache_memory_bytes", "block_size"} & (on_gpu.keys() | on_two.keys())
+    assert "distributed_executor_backend" not in on_gpu
+    assert (on_two["tensor_parallel_size"], on_two["distributed_executor_backend"]) == (2, "mp")
+    assert [each["scheduler_cls"] for each in (on_cpu, on_gpu)] == ["asynchronous False", "asynchronous True"]
+
+
+def test_what_the_user_sets_wins() -> None:
+    given = {"max_num_seqs": 8, "block_size": 16, "async_scheduling": True, "enable_prefix_caching": False}
+    arguments = engine_arguments(settings(engine=given), "/model", 0)
+    assert arguments.items() >= given.items()
+    assert arguments["scheduler_cls"] == "asynchronous True"
+
+
+def test_threads_are_set_and_not_bound_to_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_LOGGING_COLOR", "VLLM_NO_USAGE_STATS"):
+        monkeypatch.setenv(name, "before")
+    set_environment(3)
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["VLLM_CPU_OMP_THREADS_BIND"]) == ("3", "nobind")
+    assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_a_group_is_sampled_as_the_settings_say_and_in_no_other_way() -> None:
+    params = sampling_params(Sampling(4, 20, 0.7, top_p=0.9, top_k=5), VOCABULARY, "a")
+    sampled = (params.n, params.max_tokens, params.temperature, params.top_p, params.top_k)
+    assert sampled == (4, 20, 0.7, 0.9, 5)
+    assert (params.min_p, params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0, 0, 0, 1)
+    assert (params.logprobs, params.flat_logprobs, params.seed) == (0, True, None)
+    assert params.stop_token_ids == list(VOCABULARY.stop)
+    assert params.logit_bias == VOCABULARY.logit_bias
+    assert set(params.logit_bias) == set(VOCABULARY.banned)
+
+
+def test_a_seed_repeats_a_request_and_gives_every_other_one_its_own() -> None:
+    def seed(of: int, request_id: str) -> int:
+        found = sampling_params(Sampling(1, 20, 1.0, seed=of), VOCABULARY, request_id).seed
+        assert isinstance(found, int)
+        assert 0 <= found < 2**63, "what vLLM takes"
+        return found
+
+    assert seed(1, "a") == seed(1, "a")
+    assert len({seed(1, "a"), seed(1, "b"), seed(2, "a"), seed(2, "b")}) == 4
+
+
+def test_likelihoods_are_of_the_plain_distribution() -> None:
+    params = likelihood_params()
+    assert (params.prompt_logprobs, params.max_tokens) == (0, 1)
+    assert not hasattr(params, "logit_bias")
+
+
+def test_a_prompt_goes_with_its_image() -> None:
+    made = engine_prompt(PROMPT)
+    assert made["prompt_token_ids"] == [1, 2, 3]
+    image = made["multi_modal_data"]["image"]
+    assert (image.size, np.asarray(image).tolist()) == ((4, 2), PROMPT.image.tolist())
+
+
+def test_completions_are_laid_end_to_end() -> None:
+    output: Any = SimpleNamespace(
+        outputs=[
+            answer([11, 12, 13], [(0, 2, 4), (2, 3, 5)]),  # the weights changed after two tokens
+            answer([14], [(0, 1, 5)], "length"),
+        ],
+        prompt_token_ids=[1, VOCABULARY.image_pad, VOCABULARY.image_pad, 3],
+    )
+    tokenizer = SimpleNamespace(
+        batch_decode=lambda ids, skip_special_tokens: [f"{each} {skip_special_tokens}" for each in ids]
+    )
+    found = to_completions(output, PROMPT, "rollout-0", VOCABULARY, tokenizer, SPAN)
+    assert found.token_ids.tolist() == [11, 12, 13, 14]
+    assert found.rollout_logprobs.tolist() == [-5.5, -6.0, -6.5, -7.0]
+    assert found.versions.tolist() == [4, 4, 5, 5]
+    assert (found.lengths.tolist(), found.truncated.tolist()) == ([3, 1], [False, True])
+    assert found.texts == ("[11, 12, 13] True", "[14] True")
+    assert (found.prompt_id, found.actor, found.visual_tokens, found.span) == ("p", "rollout-0", 2, SPAN)
+    arrays = (found.token_ids, found.rollout_logprobs, found.versions, found.lengths, found.truncated)
+    assert [str(array.dtype) for array in arrays] == ["int32", "float32", "int32", "int32", "bool"]
+
+
+def test_a_group_that_the_engine_gave_up_is_an_error() -> None:
+    output: Any = SimpleNamespace(outputs=[answer([1], [(0, 1, 4)]), answer([2], [(0, 1, 4)], "abort")])
+    with pytest.raises(RuntimeError, match=r"rollout-0: the engine aborted prompt 'p' .*\['abort', 'stop'\]"):
+        to_completions(output, PROMPT, "rollout-0", VOCABULARY, None, SPAN)
+
+
+def test_likelihoods_are_sums_over_the_continuation_alone() -> None:
+    texts = continuations(lambda text: [ord(each) for each in text], ["A", "BC"])
+    asked = [prompt.token_ids.tolist() for prompt in continued_prompts(PROMPT, texts)]
+    assert asked == [[1, 2, 3, 65], [1, 2, 3, 66, 67]]
+
+    def scored(token_ids: list[int]) -> Any:
+        """Each token has minus its number; vLLM also names the likeliest token of each place."""
+        logprobs = [None, *({token: SimpleNamespace(logprob=-float(token)), 999: None} for token in token_ids[1:])]
+        return SimpleNamespace(prompt_token_ids=token_ids, prompt_logprobs=logprobs)
+
+    found = to_likelihoods([scored(ids) for ids in asked], PROMPT, texts.lengths)
+    assert found.logprobs.tolist() == [-65.0, -66.0 - 67.0]
+    assert (found.prompt_id, found.lengths.tolist(), str(found.logprobs.dtype)) == ("p", [1, 2], "float32")
+
+
+def test_a_single_continuation_is_one_prompt() -> None:
+    one = Continuations(np.array([7, 8], np.int32), np.array([2], np.int32))
+    (prompt,) = continued_prompts(PROMPT, one)
+    assert prompt.token_ids.tolist() == [1, 2, 3, 7, 8]
+    assert (prompt.id, prompt.image is PROMPT.image) == ("p", True)

@@ -1,0 +1,94 @@
+"""The command line of a training: what runs, what is only printed, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medr1_ray.config import Config, Objective
+from medr1_ray.run import command as module
+from medr1_ray.run.command import run_command
+
+
+class Runs:
+    """Stands in for a training: what it was given; raises `error` if there is one."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Config, bool]] = []
+        self.error: Exception | None = None
+
+    def __call__(self, config: Config, *, resume: bool) -> Path:
+        self.given.append((config, resume))
+        if self.error:
+            raise self.error
+        return Path("summary.json")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        f"run: {{dir: {tmp_path}}}\ndata: {{format: phantoms, root: x}}\n"
+        "train: {steps: 4}\nlearner: {learning_rate: 1e-3}\n"
+    )
+    return str(path)
+
+
+def run(objective: Objective, runs: Runs, *arguments: str) -> int:
+    return run_command(objective, "", runs, list(arguments))
+
+
+def test_settings_come_from_the_files_in_their_order_and_then_from_the_overrides(file: str, tmp_path: Path) -> None:
+    later = tmp_path / "b.yaml"
+    later.write_text("train: {steps: 5, seed: 7}")
+    runs = Runs()
+    assert run("grpo", runs, "--config", file, "train.seed=8", "--config", str(later), "--resume") == 0
+    ((config, resume),) = runs.given
+    assert (config.train.steps, config.train.seed, config.learner.learning_rate, resume) == (5, 8, 1e-3, True)
+    run("grpo", runs, "--config", file)
+    assert runs.given[1][1] is False
+
+
+def test_a_dry_run_prints_and_starts_nothing(
+    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "dry_run", lambda config: f"would take {config.train.steps} steps")
+    runs = Runs()
+    assert run("grpo", runs, "--config", file, "--dry-run") == 0
+    assert capsys.readouterr().out == "would take 4 steps\n"
+    assert runs.given == []
+
+
+def test_settings_of_grpo_serve_the_supervised_baseline_and_not_the_other_way_round(
+    file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Runs()
+    assert run("sft", runs, "--config", file) == 0
+    assert runs.given[0][0].objective == "sft"
+    assert run("grpo", runs, "--config", file, "objective=sft") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: objective=sft: these settings are for python -m medr1_ray.sft; run that")
+    assert len(runs.given) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("no such folder"), RuntimeError("an actor died")])
+def test_a_failure_is_one_line_and_an_exit_status(
+    file: str, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    runs = Runs()
+    runs.error = error
+    assert run("grpo", runs, "--config", file) == 1
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_bug_is_not_hidden(file: str) -> None:
+    runs = Runs()
+    runs.error = TypeError("a bug")
+    with pytest.raises(TypeError, match="a bug"):
+        run("grpo", runs, "--config", file)
+
+
+def test_a_wrong_setting_is_an_error_and_not_a_traceback(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("grpo", Runs(), "--config", file, "train.stps=3") == 1
+    assert "train.stps is not a setting" in capsys.readouterr().err

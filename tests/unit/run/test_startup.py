@@ -1,0 +1,84 @@
+"""What a session starts from: the accounts of a resumed run, evaluation prompts, and what is said of the actors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.data.stream import StreamState
+from medr1_ray.records.checkpoints import RunState
+from medr1_ray.run import startup as module
+from medr1_ray.run.startup import _actors, _encode_all, _leave_cluster, _ledger
+from medr1_ray.types import Prompt, Question
+from tests.unit.pool.world import a_config
+
+QUESTIONS = tuple(
+    Question(f"q{i}", f"/{i}.png", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "d") for i in range(4)
+)
+
+
+class Encoder(PromptEncoder):
+    """Refuses the questions of these ids, each for its reason."""
+
+    def __init__(self, refused: dict[str, str]) -> None:
+        self._refused = refused
+
+    def encode(self, question: Question, prompt_id: str) -> Prompt | Refused:
+        if question.id in self._refused:
+            return Refused(self._refused[question.id], "")
+        return Prompt(prompt_id, question, np.zeros(1, np.int32), np.zeros((1, 1, 3), np.uint8))
+
+
+def test_a_resumed_run_goes_on_with_its_totals_and_nothing_in_flight() -> None:
+    state = RunState(
+        step=3,
+        stream=StreamState(seed=1, digest="d"),
+        unused_prompts=("1.1:q",),  # to be issued again, and counted then
+        groups_used=24,
+        groups_zero_variance=5,
+        groups_dropped={"stale": 2, "zero_variance": 1},
+        groups_reissued=6,
+        answers_late=7,
+        completions=96,
+        seconds={},
+        config_digest="c",
+    )
+    counts = _ledger(state).counts()
+    assert (counts.issued, counts.used, counts.zero_variance, counts.in_flight) == (27, 24, 5, 0)
+    assert (counts.dropped, counts.reissued, counts.late) == ({"stale": 2, "zero_variance": 1}, 6, 7)
+    assert _ledger(None).counts().issued == 0
+
+
+def test_evaluation_questions_that_cannot_be_asked_are_counted_by_reason() -> None:
+    encoder = Encoder({"q0": "prompt too long", "q2": "prompt too long", "q3": "image unreadable"})
+    prompts, refused = _encode_all(QUESTIONS, encoder)
+    assert [prompt.id for prompt in prompts] == ["evaluation:q1"]
+    assert refused == {"prompt too long": 2, "image unreadable": 1}
+
+
+def test_no_evaluation_question_at_all_is_an_error() -> None:
+    encoder = Encoder(dict.fromkeys(("q0", "q1", "q2", "q3"), "prompt too long"))
+    with pytest.raises(ValueError, match=r"none of the 4 evaluation questions can be a prompt \(prompt too long: 4\)"):
+        _encode_all(QUESTIONS, encoder)
+
+
+def test_actors_are_said_in_words() -> None:
+    assert _actors(a_config(actors=3)) == "1 learner rank, 3 rollout actors, 1 reward actor"
+
+
+@pytest.mark.parametrize(("most", "released"), [(2, 0), (3, 1)])
+def test_nodes_that_were_asked_for_are_released_by_a_run_that_could_ask(
+    most: int, released: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(module, "release_nodes", lambda: calls.append("release"))
+    monkeypatch.setattr(module.ray, "shutdown", lambda: calls.append("shutdown"))
+    monkeypatch.setattr(module.ray, "is_initialized", lambda: True)
+    config = a_config(actors=2, max_actors=most)
+    _leave_cluster(config)
+    assert calls == ["release"] * released + ["shutdown"]
+    calls.clear()
+    monkeypatch.setattr(module.ray, "is_initialized", lambda: False)
+    _leave_cluster(config)
+    assert calls == ["shutdown"], "before Ray was there, there is nobody to tell"
