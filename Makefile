@@ -1,5 +1,6 @@
 # make train   train the tiny model on phantoms (CPU, no downloads beyond the packages)
-# make test    lint, then unit tests, then integration tests
+# make test    lint, then integration and unit tests, two at a time
+# make test-quick   lint and unit tests: two minutes, for people at work
 # make lint    ruff and mypy
 # make clean   remove the environment, builds and caches (never runs/)
 #
@@ -19,13 +20,18 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export CXX
 export PATH := $(VENV)/bin:$(PATH)
 
-.PHONY: train test lint install clean
+.PHONY: train test test-quick lint install clean
 
 train: $(INSTALLED)
 	$(VENV)/bin/python -m medr1_ray.train --config $(CONFIG) $(ARGS)
 
+# Most integration tests wait for processes: two side by side keep two cores busy. They come first (no reordering), for
+# the longest of them take minutes and a unit test seconds.
 test: lint
-	$(VENV)/bin/python -m pytest tests/unit tests/integration $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/unit $(ARGS)
+
+test-quick: lint
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
