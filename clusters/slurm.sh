@@ -4,7 +4,7 @@
 #   sbatch clusters/slurm.sh --config configs/medr1_qwen2vl_2b_think.yaml learner.world_size=4 rollout.actors=4
 #
 # Arguments go to medr1_ray.train. The repository with its .venv, and run.dir, are on a file system that all nodes share.
-# Has not met a Slurm; docs/cluster.md says what was checked. Edit the lines of #SBATCH.
+# Untested on a Slurm cluster; docs/cluster.md says what was checked. Edit the lines of #SBATCH.
 #SBATCH --job-name=medr1
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
