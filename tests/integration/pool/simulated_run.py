@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from medr1_ray.pool.scaling import Scaling
 from medr1_ray.pool.shared_actors import start_reward_actors
 from medr1_ray.records.busy_time import BusyTime, seconds_of
 from medr1_ray.rollout.fake_actor import FakeBehaviour, fake_launcher
-from medr1_ray.types import Prompt, Question
+from medr1_ray.types import Prompt, Question, Span
 from medr1_ray.weights.messages import WeightUpdate
 
 
@@ -50,6 +51,12 @@ class Encoder(PromptEncoder):
 
 def tell(event: str, **values: Any) -> None:
     print(json.dumps({"event": event, "at": time.monotonic(), **values}), flush=True)
+
+
+def most_at_once(spans: list[Span]) -> int:
+    """The largest number of spans that have a moment in common."""
+    changes = sorted([(span.start_seconds, 1) for span in spans] + [(span.end_seconds, -1) for span in spans])
+    return max(accumulate(change for _, change in changes))
 
 
 def run(
@@ -113,6 +120,7 @@ def run(
             sync_seconds=synced - start,
             rollout_seconds=taken - synced,
             actors=sorted({group.completions.actor for group in groups}),
+            at_once=most_at_once([group.completions.span for group in groups]),
             ledger=asdict(counts),
             serving=pool.actor_counts().serving,
             target=pool.actor_counts().target,

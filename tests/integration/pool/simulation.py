@@ -44,7 +44,7 @@ class SimulatedRun:
             self._queue.put(line)
         self._queue.put("")
 
-    def until(self, event: str, timeout: float = 60.0, **values: Any) -> dict[str, Any]:
+    def until(self, event: str, timeout: float = 300.0, **values: Any) -> dict[str, Any]:
         """The next line of this event with these values; fails when the run ends before."""
         end = time.monotonic() + timeout
         while True:

@@ -88,12 +88,10 @@ def test_throughput_follows_the_number_of_actors(cluster: Cluster, nodes: Any, s
         targets={"3": 2, "6": 4},
     )
     run.finish()
-    # 16 groups, 4 at once on each actor, 1 second each: 4, 2 and 1 waves. One wave too many would take another second;
-    # what the driver itself takes is measured by benchmarks/scale.py.
-    for waves, steps in ((4, (0, 1, 2)), (2, (3, 4, 5)), (1, (6, 7, 8))):
-        fastest = min(run.steps()[step]["rollout_seconds"] for step in steps)
-        assert waves <= fastest < waves + 1
-        assert all(len(run.steps()[step]["actors"]) == 4 / waves for step in steps[1:])
+    # 16 groups, 4 at once on each actor. How long that takes is the machine's affair (benchmarks/scale.py measures it).
+    for actors, steps in ((1, (0, 1, 2)), (2, (3, 4, 5)), (4, (6, 7, 8))):
+        assert max(run.steps()[step]["at_once"] for step in steps) == 4 * actors
+        assert all(len(run.steps()[step]["actors"]) == actors for step in steps[1:])
 
 
 def test_a_run_outlives_the_loss_of_actors_and_nodes(
@@ -111,17 +109,17 @@ def test_a_run_outlives_the_loss_of_actors_and_nodes(
         special={"0": {"dies_loading": 2}, "1": {"hangs_loading": 3}, "2": {"wrong_digest": 4}},
     )
     run.until("step", step=4)
-    run.until("step", timeout=120, serving=3)
+    run.until("step", timeout=300, serving=3)
     run.until("sync")
     cluster.remove_node(first.pop(), allow_graceful=False)
     nodes(3)
-    run.until("step", timeout=120, serving=2)
-    run.until("step", timeout=120, serving=3)
+    run.until("step", timeout=300, serving=2)
+    run.until("step", timeout=300, serving=3)
     command = [str(Path(sys.executable).with_name("ray")), "drain-node", f"--address={cluster.address}"]
     command += [f"--node-id={first.pop().node_id}", "--reason-message=spot", "--deadline-remaining-seconds=30"]
     command += ["--reason=DRAIN_NODE_REASON_PREEMPTION"]
     subprocess.run(command, check=True, capture_output=True)
-    run.until("step", timeout=30, serving=2)
+    run.until("step", timeout=300, serving=2)
     run.tell("stop")
     end = run.finish()
 
@@ -275,11 +273,11 @@ def test_the_autoscaler_follows_the_request_up_and_down(tmp_path: Path, simulate
             behaviour={"group_seconds": 0.2},
             update_seconds=0.4,
         )
-        run.until("step", timeout=120, serving=1)
-        run.until("step", timeout=120, nodes=5, serving=4)
+        run.until("step", timeout=300, serving=1)
+        run.until("step", timeout=300, nodes=5, serving=4)
         run.tell("slower")
-        run.until("step", timeout=120, target=1)
-        run.until("step", timeout=120, nodes=2, serving=1)
+        run.until("step", timeout=300, target=1)
+        run.until("step", timeout=300, nodes=2, serving=1)
         run.tell("stop")
         run.finish()
         assert run.books_add_up()
@@ -359,7 +357,7 @@ def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline(simulate
                 settings={"train": {"steps": 8, **STEP}, "rollout": {"actors": 2, **SLOTS}},
                 behaviour={"group_seconds": 0.1, "load_seconds": 2.0},
             )
-            run.until("step", timeout=120, step=1)
+            run.until("step", timeout=300, step=1)
             run.until("sync", version=2)
             subprocess.run(["ip", "-n", head_name, "link", "set", names[0], "down"], check=True)
             end = run.finish()
