@@ -91,9 +91,9 @@ def test_reward_actors_that_are_up_are_waited_for_together(monkeypatch: pytest.M
 def test_a_reward_actor_that_fails_or_is_late_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     traceback = "Traceback (most recent call last):\n  ...\nValueError: unknown reward function"
     failed = RayActorError("reward-1", traceback, actor_init_failed=True)
-    with pytest.raises(RuntimeError, match="^reward-1 did not start: ValueError: unknown reward function$"):
+    with pytest.raises(RuntimeError, match=r"^reward-1 did not start: ValueError: unknown reward function$"):
         wait_for(monkeypatch, Ping("reward-0"), Ping("reward-1", error=failed))
-    late = "^not up after cluster.start_timeout_seconds=20: reward-0, reward-2; 1 of them need CPUs$"
+    late = r"^not up after cluster\.start_timeout_seconds=20: reward-0, reward-2; 1 of them need CPUs$"
     with pytest.raises(RuntimeError, match=late):
         wait_for(monkeypatch, Ping("reward-0", late=True), Ping("reward-1"), Ping("reward-2", late=True))
 

@@ -50,6 +50,27 @@ DOORS = {
     "sizing": {"report"},
     "run": {"startup", "command"},
 }
+# Modules without `tests/<unit or integration>/<room>/test_<module>.py`, and what tests them instead.
+TESTED_ELSEWHERE = {
+    "config/field_types.py": "types of fields, which every test of settings uses",
+    "data/phantoms/__main__.py": "test_main.py",
+    "data/phantoms/canvas.py": "test_drawing.py, by what is drawn on it",
+    "data/phantoms/echo.py": "test_drawing.py draws all modalities",
+    "data/phantoms/lesion.py": "test_drawing.py, by the lesions that are seen",
+    "data/phantoms/optical.py": "test_drawing.py draws all modalities",
+    "data/phantoms/projection.py": "test_drawing.py draws all modalities",
+    "data/phantoms/tomography.py": "test_drawing.py draws all modalities",
+    "data/prepare/__main__.py": "test_main.py",
+    "pool/workload.py": "test_groups.py, whose pool keeps them",
+    "rollout/image_scheduler.py": "a real engine, in tests/integration/weights/test_object_store.py",
+    "tiny/__main__.py": "half an hour of building; its parts are tested",
+    "weights/engine/checked_loading.py": "tests/integration/weights/test_checked_loading.py",
+    "weights/engine/extension.py": "every real engine loads it",
+    "weights/engine/ipc.py": "tests/integration/weights/test_ipc.py, with the other end",
+    "weights/engine/nccl.py": "tests/integration/weights/test_nccl.py, with the other end",
+    "weights/engine/object_store.py": "tests/integration/weights/test_object_store.py, with the other end",
+    "weights/protocol.py": "protocols without code",
+}
 MOST_FILES = 14
 MOST_LINES = 370
 
@@ -187,6 +208,23 @@ def test_no_folder_holds_too_many_files_and_no_file_too_many_lines() -> None:
     for path in files():
         lines = len(path.read_text().splitlines())
         assert lines <= MOST_LINES, f"{path.relative_to(REPOSITORY)} has {lines} lines: split it"
+
+
+def test_every_module_has_a_test_file_or_a_reason() -> None:
+    without = set()
+    for path in files():
+        inner = path.relative_to(PACKAGE)
+        places = [REPOSITORY / "tests" / kind / inner.parent / f"test_{inner.name}" for kind in ("unit", "integration")]
+        if path.name != "__init__.py" and not any(place.exists() for place in places):
+            without.add(inner.as_posix())
+    missing = sorted(without - TESTED_ELSEWHERE.keys())
+    assert not missing, f"without a test file tests/unit/<room>/test_<module>.py: {', '.join(missing)}"
+    assert TESTED_ELSEWHERE.keys() == without, "these have a test file by now, or are gone"
+    for reason in TESTED_ELSEWHERE.values():
+        for word in reason.split():
+            if word.strip(",").endswith(".py"):
+                name = Path(word.strip(",")).name
+                assert list((REPOSITORY / "tests").rglob(name)), f"{name} is no test"
 
 
 def test_what_vllm_loads_by_its_path_is_there() -> None:
