@@ -1,4 +1,4 @@
-"""Canonical names of modalities and question types, and the text format of Med-R1's rows."""
+"""Canonical names of modalities and question types, and the shuffling of options."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class Learner:
         peak = self._config.learner.peak_flops or peak_flops(device)
         self._peak_flops = peak and peak * self._config.learner.world_size
 
-    def places_beside(self) -> Callable[[str], Place]:
+    def places_on_same_gpus(self) -> Callable[[str], Place]:
         """Places for engines on the ranks' GPUs, one per rank, when they are colocated."""
         free = list(range(self._config.learner.world_size))
         demand = demands(self._config)[1]
@@ -228,7 +228,7 @@ class Learner:
         self._call_all(LearnerActor.release_weights, "releasing published weights", self._sync_deadline)
 
     def weight_group_address(self) -> str:
-        """host:port at which a weight group can meet."""
+        """host:port at which a weight group connects."""
         return self._address(self._sync_deadline)
 
     def join_weight_group(self, address: str, world_size: int) -> Call:

@@ -1,4 +1,4 @@
-"""Where a run writes: refuses what is not its own.
+"""Where a run writes: refuses a directory that belongs to another run.
 
     runs/<name>/ config.yaml  metrics.jsonl  spans.jsonl  timeline.json  summary.json
                  rollouts/  evaluations/  checkpoints/  logs/
@@ -36,8 +36,8 @@ class RunDirectory:
         return self.path / "logs"
 
 
-def open_run_directory(config: Config, *, resume: bool) -> RunDirectory:
-    """Create the directory of a new run, or check that of a run to resume.
+def check_run_directory(config: Config, *, resume: bool) -> RunDirectory:
+    """Check that a new run may use its directory, or that it holds the run to resume; creates nothing.
 
     Raises:
         ValueError: a new run's directory holds a run already, a run to resume is not there, or settings that make
@@ -51,10 +51,24 @@ def open_run_directory(config: Config, *, resume: bool) -> RunDirectory:
             f"run.dir={str(config.run.dir)!r} holds a run already; continue it with --resume, choose another run.dir, "
             "or delete it"
         )
-    directory.logs.mkdir(parents=True, exist_ok=True)
-    directory.checkpoints.mkdir(exist_ok=True)
-    # Also on resume: from here on the changed settings are those of the run.
-    write_config(config, directory.config)
+    return directory
+
+
+def open_run_directory(config: Config, *, resume: bool) -> RunDirectory:
+    """Create the directory of a new run, or open that of a run to resume.
+
+    Raises:
+        ValueError: as `check_run_directory`, or the directory cannot be written.
+    """
+    directory = check_run_directory(config, resume=resume)
+    try:
+        directory.logs.mkdir(parents=True, exist_ok=True)
+        directory.checkpoints.mkdir(exist_ok=True)
+        write_config(config, directory.config)
+    except OSError as error:
+        raise ValueError(
+            f"run.dir={str(config.run.dir)!r} cannot be written ({error.strerror}); choose a folder that can"
+        ) from error
     return directory
 
 

@@ -87,7 +87,7 @@ class EngineWeights:
             await self._wake_up("kv_cache")
 
     async def join(self, group: WeightGroup, deadline_seconds: float) -> None:
-        """Let the engine's workers meet the learner."""
+        """Connect the engine's workers with the learner."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         host, port = group.address.rsplit(":", 1)

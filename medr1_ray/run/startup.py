@@ -23,7 +23,7 @@ from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.pool.shared_actors import SharedActors
 from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
-from medr1_ray.records.directory import open_run_directory
+from medr1_ray.records.directory import check_run_directory, open_run_directory
 from medr1_ray.records.prometheus import LiveMetrics
 from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
@@ -58,6 +58,8 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     progress = Progress(config.train.steps)
     drawing = "; phantoms that are not there yet are drawn first" if config.data.format == "phantoms" else ""
     progress.message(f"reading {config.data.format} data below {config.data.root}{drawing}")
+    # Before the data, which may take minutes to read.
+    check_run_directory(config, resume=resume)
     encoder = PromptEncoder.of(config)
     dataset = open_dataset(config.data)
     # After the checks of settings and data: once its files exist, the same command is refused as a second run.
@@ -100,7 +102,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
             engines.forget_run()
         elif config.cluster.colocated:
             learner.start(progress.message)  # first, because an engine takes all the memory that its GPU has left
-            engines = SharedActors(config, progress.message, ask=learner.places_beside())
+            engines = SharedActors(config, progress.message, ask=learner.places_on_same_gpus())
         else:
             engines = SharedActors(config, progress.message)
         if not config.cluster.colocated:

@@ -4,7 +4,7 @@ Fingerprints of tensors are computed on the tensor's device, with the same resul
 copy to main memory. They are NH of Black et al. (UMAC, CRYPTO 1999, section 4): with k random words, the sum of
 (x_i + k_i)(x_j + k_j) modulo 2^64 over pairs of words. Integer arithmetic wraps identically everywhere and sums in any
 order, so it does not matter how a device splits the work. Accidental differences collide with a probability of about
-2^-32 per piece; this is no defence against forgery.
+2^-32 per piece; it does not protect against forgery.
 """
 
 from __future__ import annotations

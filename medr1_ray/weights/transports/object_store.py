@@ -129,7 +129,7 @@ def open_staged(staged_update: StagedUpdate) -> list[tuple[WeightBucket, NDArray
     sent = [bucket for bucket in update.buckets if bucket.sent]
     if not sent:
         return []
-    # Copy-on-write: torch wants writable memory, and a write must not reach the file that other engines read.
+    # Copy-on-write: torch needs writable memory, and a write must not reach the file that other engines read.
     file = np.memmap(staged_update.path, np.uint8, mode="c")
     buffers = [file[bucket.data : bucket.data + bucket.size_bytes] for bucket in sent]
     for number, (bucket, buffer) in enumerate(zip(sent, buffers, strict=True)):

@@ -30,7 +30,7 @@ class Engine:
 
 learner = Learner(config)
 ranks = [rank.__ray_call__.remote(lambda self: ray.get_gpu_ids()) for rank in learner._ranks]
-place_of = learner.places_beside()
+place_of = learner.places_on_same_gpus()
 engines = [Engine.options(**place_of(f"rollout-{i}").options()).remote() for i in range(2)]
 print(json.dumps([ray.get(ranks, timeout=100), ray.get([engine.gpus.remote() for engine in engines], timeout=100)]))
 """

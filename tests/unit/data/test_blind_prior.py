@@ -23,6 +23,7 @@ TRAIN = [question("lung|liver|heart", 0), question("Lung.|liver|spleen", 0), que
         ("liver|LUNG", 1, 1.0),
         ("liver|LUNG", 0, 0.0),
         ("liver |kidney", 0, 1.0),
+        ("liver| Lung . ", 1, 1.0),
         ("heart|kidney", 1, 1.0),
         ("kidney|aorta|spleen", 0, 0.5),
         ("kidney|aorta|spleen", 2, 0.0),

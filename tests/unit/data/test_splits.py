@@ -61,3 +61,27 @@ def test_hold_out_by_hand() -> None:
     parts = hold_out({"large": 90, **{str(i): 1 for i in range(10)}}, {"test": 0.05}, 0)
     assert len(parts) == 5
     assert "large" not in parts
+
+
+def test_a_part_gets_one_group_at_least_and_training_keeps_one() -> None:
+    ten, three = {str(i): 1 for i in range(10)}, dict.fromkeys("abc", 1)
+    assert list(hold_out(ten, {"test": 0.01}, 0).values()) == ["test"]  # a tenth of an image is rounded up
+    assert len(hold_out(three, {"test": 0.9}, 0)) == 2  # 2.7 images are rounded to all three, but one is kept
+    assert hold_out(three, {"test": 0.9, "validation": 0.9}, 0).keys() == hold_out(three, {"test": 0.9}, 0).keys()
+
+
+def test_the_smallest_group_fills_in_only_where_none_fits() -> None:
+    # The share is 30 of 100 images: either `large` takes it, or `small` comes first and leaves too little for `large`.
+    sizes = {"large": 30, "small": 10, "rest": 60}
+    taken = [tuple(hold_out(sizes, {"test": 0.3}, seed)) for seed in range(10)]
+    assert set(taken) == {("large",), ("small",)}
+
+
+def test_an_image_of_two_modalities_counts_for_the_first() -> None:
+    questions = [question("1", "CT", image="a"), question("2", "MRI", image="a"), question("3", "CT", image="b")]
+    questions.append(question("4", "MRI", image="c"))
+    for seed in range(8):
+        train, held_out = split_by_image(tuple(questions), Path("/data"), 0.5, seed)
+        # One of CT's two images; MRI has only one of its own, which is trained on.
+        assert images(held_out) in ({"/data/a.png"}, {"/data/b.png"})
+        assert "/data/c.png" in images(train)

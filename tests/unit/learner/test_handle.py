@@ -287,7 +287,7 @@ def test_closing_ends_the_ranks_and_gives_back_their_place(ranks: Ranks) -> None
 
 
 def test_engines_beside_the_ranks_each_have_their_own_bundle(ranks: Ranks) -> None:
-    place_of = a_learner(ranks).places_beside()
+    place_of = a_learner(ranks).places_on_same_gpus()
     places: list[Any] = [place_of(f"rollout-{i}") for i in range(2)]
     assert [place.bundle for place in places] == [0, 1]
     places[0].give_back()
