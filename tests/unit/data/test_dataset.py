@@ -43,6 +43,14 @@ def test_stratified_sample_takes_strata_in_turn() -> None:
     assert len(stratified_sample(questions, 1000, seed=0)) == 55
 
 
+def test_strata_and_their_questions_come_in_random_order() -> None:
+    one_stratum = tuple(question(f"q{i}") for i in range(50))
+    samples = [{q.id for q in stratified_sample(one_stratum, 5, seed)} for seed in range(3)]
+    assert samples[0] != samples[1] != samples[2]
+    two_strata = (question("a"), question("b", "MRI"))
+    assert {q.id for seed in range(10) for q in stratified_sample(two_strata, 1, seed)} == {"a", "b"}
+
+
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
     root = tmp_path_factory.mktemp("data") / "phantoms"
@@ -59,6 +67,14 @@ def test_phantoms_are_written_and_split(phantoms: DataSettings) -> None:
     assert len({q.modality for q in dataset.evaluation}) == 8
     assert len({q.question_type for q in dataset.evaluation}) == 5
     assert open_dataset(phantoms) == dataset
+    assert "dropped" not in dataset.description
+
+
+def test_a_folder_of_phantoms_that_holds_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "seed-0-images-8").mkdir()
+    (tmp_path / "seed-0-images-8" / "notes.txt").touch()
+    with pytest.raises(ValueError, match=rf"data\.root={tmp_path}: out is .*not an empty directory"):
+        open_dataset(DataSettings(format="phantoms", root=tmp_path, phantom_images=8))
 
 
 def test_filters(phantoms: DataSettings) -> None:

@@ -26,7 +26,11 @@ def test_a_demonstration_is_the_target_and_the_end_of_the_turn(mode: Mode) -> No
     assert tokenizer.decode(completions.token_ids) == target_text(QUESTION, mode) + "<|im_end|>"
     assert completions.lengths.tolist() == [completions.token_ids.size]
     assert completions.visual_tokens == 9
+    # No policy sampled them: no importance ratio can be computed from these by mistake.
     assert np.isnan(completions.rollout_logprobs).all()
+    assert completions.versions.tolist() == [-1] * completions.token_ids.size
+    assert completions.rollout_logprobs.size == completions.token_ids.size
+    assert completions.truncated.tolist() == [False]
 
 
 def test_a_target_that_could_not_be_given_is_refused() -> None:
@@ -34,3 +38,5 @@ def test_a_target_that_could_not_be_given_is_refused() -> None:
     teacher = Teacher(lambda text: [5] * 7, 2, "no_think", max_tokens=7)
     with pytest.raises(ValueError, match=r"rollout\.max_tokens=7.*has 8 tokens"):
         teacher.demonstrate([prompt], visual_tokens=9)
+    [(_, completions)] = Teacher(lambda text: [5] * 7, 2, "no_think", max_tokens=8).demonstrate([prompt], 9)
+    assert completions.token_ids.tolist() == [5] * 7 + [2]

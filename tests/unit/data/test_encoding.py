@@ -62,12 +62,24 @@ def test_tiny_models_prompt(questions: tuple[Question, ...]) -> None:
         prompt.image[0] = 1
 
 
-def test_checkpoint_without_image_pad_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "template", "lacks"),
+    [
+        ({"a": 0}, None, "chat template"),
+        ({"a": 0, "<|image_pad|>": 1}, None, "chat template"),
+        ({"a": 0}, "{{ messages }}", r"token <\|image_pad\|>"),
+    ],
+)
+def test_a_checkpoint_without_a_template_or_an_image_token_is_refused(
+    tmp_path: Path, words: dict[str, int], template: str | None, lacks: str
+) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}))).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"model\.path=.* has no chat template"):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words)))
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"model\.path=.* has no {lacks}"):
         PromptEncoder.from_checkpoint(str(tmp_path), "think", 84, "squash", 1024)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,28 +63,32 @@ def test_missing_file(tmp_path: Path) -> None:
         read_pass_rates(tmp_path / "gone.jsonl")
 
 
-def test_training_questions_are_filtered_and_evaluation_ones_are_not(tmp_path: Path) -> None:
+@pytest.fixture
+def four_questions(tmp_path: Path) -> dict[str, Any]:
+    """Settings of a dataset of four training questions, three with a pass rate, and four evaluation questions."""
     (tmp_path / "I").mkdir()
     (tmp_path / "I" / "a.png").touch()
     row = {"image": "I/a.png", "problem": "What? A)x, B)y", "solution": "<answer> A </answer>"}
     for part in ("train", "test"):
         (tmp_path / f"CT_{part}.json").write_text(json.dumps([row] * 4))
-    write_rates(
-        tmp_path / "rates.jsonl", {"CT_train:0": 0.0, "CT_train:1": 0.5, "CT_train:2": 1.0, "CT_test:0": 0.0}
-    )
-    dataset = open_dataset(
-        DataSettings(
-            format="medr1",
-            root=tmp_path,
-            train_file="CT_train.json",
-            eval_file="CT_test.json",
-            pass_rates=tmp_path / "rates.jsonl",
-            min_pass_rate=0.1,
-            max_pass_rate=0.9,
-        )
-    )
+    rates = {"CT_train:0": 0.0, "CT_train:1": 0.5, "CT_train:2": 1.0, "CT_test:0": 0.0}
+    write_rates(tmp_path / "rates.jsonl", rates)
+    files = {"train_file": "CT_train.json", "eval_file": "CT_test.json", "pass_rates": tmp_path / "rates.jsonl"}
+    return {"format": "medr1", "root": tmp_path, **files}
+
+
+def test_training_questions_are_filtered_and_evaluation_ones_are_not(four_questions: dict[str, Any]) -> None:
+    dataset = open_dataset(DataSettings(**four_questions, min_pass_rate=0.1, max_pass_rate=0.9))
     assert [question.id for question in dataset.train] == ["CT_train:1", "CT_train:3"]
     assert len(dataset.evaluation) == 4
     assert (
         "left out of training by pass rate: 1 below 0.1, 1 above 0.9; 1 without a pass rate kept" in dataset.description
     )
+
+
+def test_limits_that_leave_no_question_are_refused(four_questions: dict[str, Any], tmp_path: Path) -> None:
+    write_rates(tmp_path / "rates.jsonl", {f"CT_train:{row}": 1.0 for row in range(4)})
+    settings = DataSettings(**four_questions, max_pass_rate=0.9)
+    says = r"data\.pass_rates=.*no training question is left \(.*0 below 0, 4 above 0\.9"
+    with pytest.raises(ValueError, match=says):
+        open_dataset(settings)

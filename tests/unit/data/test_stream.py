@@ -69,15 +69,19 @@ def test_reissue_gives_the_same_prompt(questions: tuple[Question, ...]) -> None:
         PromptStream(questions, encoder(), seed=3).reissue(prompt.id)
 
 
-def test_image_belongs_to_its_question(questions: tuple[Question, ...]) -> None:
+def test_a_prompt_asks_its_question_with_its_image(questions: tuple[Question, ...]) -> None:
     for prompt in PromptStream(questions, encoder(), seed=0).take(20):
+        assert prompt.question in questions, "options as given, where they are not shuffled"
         red = 50 * (int(prompt.question.id[2:]) % 5)
         assert prompt.image.shape == (28, 28, 3)
         assert (prompt.image == [red, 0, 0]).all()
 
 
-def test_unusable_questions_are_counted_and_opened_once(
-    questions: tuple[Question, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_unusable_questions_are_counted_named_and_opened_once(
+    questions: tuple[Question, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "broken.png").write_text("no image")
     broken = dataclasses.replace(questions[0], id="broken", image_path=str(tmp_path / "broken.png"))
@@ -100,6 +104,8 @@ def test_unusable_questions_are_counted_and_opened_once(
     state = stream.state()
     assert state.epoch * 13 + state.position == 30 + sum(dropped.values())
     assert 6 <= sum(dropped.values()) <= 9
+    named = [message.partition("): ")[2].partition(":")[0] for message in caplog.messages]
+    assert sorted(named) == ["broken", "long", "special"], "once each, not in every epoch"
     assert sorted(Path(path).name for path in opened) == [
         "0.png",
         "1.png",
@@ -135,6 +141,11 @@ def test_weights_change_how_often_a_kind_comes(two_kinds: tuple[Question, ...]) 
     assert kinds.count("Rare") / 4000 == pytest.approx(0.5, abs=0.02)  # 2 x 4 of 8 x 1 + 2 x 4
     halves = PromptStream(two_kinds, encoder(), seed=3, weights={"Rare": 4.0, "CT": 0.5})
     assert [prompt.question.question_type for prompt in halves.take(4000)] == kinds, "only ratios count"
+
+
+def test_weights_may_be_named_in_another_order_on_resuming(two_kinds: tuple[Question, ...]) -> None:
+    state = PromptStream(two_kinds, encoder(), seed=3, weights={"Rare": 2.0, "CT": 0.5}).state()
+    PromptStream(two_kinds, encoder(), seed=3, weights={"CT": 0.5, "Rare": 2.0}, state=state)
 
 
 def test_a_weight_of_zero_leaves_a_kind_out(two_kinds: tuple[Question, ...]) -> None:
@@ -231,6 +242,15 @@ def test_a_question_outside_the_pass_rate_limits_rests_for_an_epoch(questions: t
     assert epoch(10) == set(rates)
 
 
+def test_a_question_at_a_limit_or_within_at_last_does_not_rest(questions: tuple[Question, ...]) -> None:
+    stream = PromptStream(questions, encoder(), seed=3, pass_rate_limits=(0.25, 0.75))
+    for number, prompt in enumerate(stream.take(10)):
+        if number == 0:  # asked twice, as with weights: the last group counts
+            stream.observe(prompt.id, 0.0)
+        stream.observe(prompt.id, 0.25 if number % 2 else 0.75)
+    assert stream.state().resting == {}
+
+
 def test_when_all_questions_rest_the_next_epoch_goes_on(questions: tuple[Question, ...]) -> None:
     stream = PromptStream(questions, encoder(), seed=3, pass_rate_limits=(0.2, 0.8))
     for prompt in stream.take(10):
@@ -250,6 +270,8 @@ def test_a_stream_with_resting_questions_resumes(questions: tuple[Question, ...]
         return ids
 
     whole = take(PromptStream(questions, encoder(), seed=3, pass_rate_limits=(0, 0.9)), 40)
+    # Two of ten rest in every other epoch: 10, 8, 10, 8 and the first 4 of the next 10.
+    assert Counter(id_.partition(".")[0] for id_ in whole) == {"0": 10, "1": 8, "2": 10, "3": 8, "4": 4}
     stream = PromptStream(questions, encoder(), seed=3, pass_rate_limits=(0, 0.9))
     take(stream, taken)
     saved = StreamState(**json.loads(json.dumps(dataclasses.asdict(stream.state()))))

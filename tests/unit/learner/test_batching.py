@@ -87,18 +87,18 @@ def test_a_plan_counts_the_tokens_that_go_through_the_model() -> None:
     assert plan(pairs, LearnerSettings(world_size=2, micro_batch_tokens=9))[1] == 35
 
 
-PLAN = [MicroBatch((4, 2)), MicroBatch((7,)), MicroBatch((2,), padding=True)]
+PLAN = [MicroBatch((40, 2)), MicroBatch((7,)), MicroBatch((2,), padding=True)]
 
 
 def test_a_rank_is_sent_the_groups_of_its_plan_once_each() -> None:
-    assert in_order(PLAN) == [4, 2, 7]
+    assert in_order(PLAN) == [40, 2, 7]
     indices, micro_batches = share(PLAN)
-    assert indices == [2, 4, 7]
-    assert micro_batches == (MicroBatch((1, 0)), MicroBatch((2,)), MicroBatch((0,), padding=True))
-    groups: Any = [f"group {i}" for i in range(8)]
+    assert indices == [2, 7, 40]
+    assert micro_batches == (MicroBatch((2, 0)), MicroBatch((1,)), MicroBatch((0,), padding=True))
+    groups: Any = [f"group {i}" for i in range(41)]
     size = BatchSize(1, 2, 3)
     update, imitation = update_request(groups, PLAN, size, 5), imitation_request(groups, PLAN, size, 5)
-    assert update.groups == imitation.demonstrations == ("group 2", "group 4", "group 7")
+    assert update.groups == imitation.demonstrations == ("group 2", "group 7", "group 40")
     assert update.micro_batches == imitation.micro_batches == micro_batches
     assert (update.version, update.batch, imitation.version, imitation.batch) == (5, size, 5, size)
 

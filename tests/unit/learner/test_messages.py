@@ -47,7 +47,7 @@ def test_gaps_are_joined_by_their_tokens() -> None:
     # (3 * 1 + 1 * 5) / 4 tokens.
     assert Gap(1.0, 4.0, 3) + Gap(5.0, 5.0, 1) == Gap(2.0, 5.0, 4)
     assert Gap(1.0, 4.0, 3) + Gap() == Gap() + Gap(1.0, 4.0, 3) == Gap(1.0, 4.0, 3)
-    assert Gap() + Gap() == Gap(0.0, 0.0, 0)
+    assert Gap() + Gap() == Gap() == Gap(0.0, 0.0, 0)
 
 
 def test_the_gap_of_an_update_is_that_of_its_own_version() -> None:

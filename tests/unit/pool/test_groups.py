@@ -69,6 +69,24 @@ def test_an_actor_gets_no_more_than_its_engine_samples_at_once(world: World) -> 
     assert len(pool.take(0)) == 6
 
 
+def test_prompts_of_an_interrupted_run_come_before_new_ones(world: World) -> None:
+    _, pool = a_pool(world, actors=2)
+    interrupted = [Encoder().encode(QUESTION, f"0.0:before-{i}") for i in range(2)]
+    pool.issue_again(interrupted)
+    assert pool.unused_prompt_ids() == ["0.0:before-0", "0.0:before-1"]
+    ids = [group.prompt.id for group in pool.take(0)]
+    assert len(ids) == 6
+    assert ids[:2] == ["0.0:before-0", "0.0:before-1"]
+    assert pool.ledger.counts().issued == 6
+
+
+def test_the_parts_of_a_pool_share_its_actors_and_limits(world: World) -> None:
+    actors, pool = a_pool(world, actors=2)
+    assert (pool.engines._actors, pool.engines._limit_seconds) == (actors, 10)
+    pool.scale(1, "of the test")
+    assert pool.actor_counts().target == actors.counts().target == 1
+
+
 def test_engines_begin_while_prompts_are_made(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     _, pool = a_pool(world, actors=2)
     generating: list[int] = []
@@ -161,6 +179,7 @@ def test_an_evaluation_outlives_its_actors_too(world: World) -> None:
     prompts = [Encoder().encode(QUESTION, f"evaluation:{i}") for i in range(9)]
     groups = pool.run(prompts, Sampling(1, 4, 0.0))
     assert [group.prompt.id for group in groups] == [prompt.id for prompt in prompts]
+    assert pool._workloads == [pool._training], "nothing of it is kept"
 
 
 def test_a_group_that_ten_actors_were_lost_with_is_taken_for_the_cause(world: World) -> None:

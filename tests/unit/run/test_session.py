@@ -21,6 +21,7 @@ from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.records.checkpoints import Checkpoints, read_state
+from medr1_ray.records.metrics import Resources
 from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
@@ -279,12 +280,11 @@ def test_the_start_model_is_evaluated_once_and_the_trained_one_without_its_image
         for i, prompt in enumerate(session.evaluation_prompts)
     ]
     session.sync_weights()
-    session.evaluate_before()
-    session.evaluate_before()
-    session.evaluate_after()
+    for evaluate, logged in ((session.evaluate_before, 1), (session.evaluate_before, 1), (session.evaluate_after, 2)):
+        evaluate()
+        assert len([line for line in lines_of(tmp_path) if "eval/accuracy" in line]) == logged, "those with the images"
     assert images == [30.0, 30.0, 0.0, 30.0]
     assert {path.stem for path in tmp_path.glob("*.json")} == {"before", "after", "blank_image", "shuffled_image"}
-    assert len([line for line in lines_of(tmp_path) if "eval/accuracy" in line]) == 2, "only those with the images"
     assert session.totals.seconds["evaluation"] > 0
 
 
@@ -335,6 +335,11 @@ def test_a_step_costs_what_its_devices_cost(world: World, tmp_path: Path) -> Non
     (line,) = lines_of(tmp_path)
     # Without GPUs a process counts as one device: one learner rank and two actors, 5 an hour, over 8 groups.
     assert line["perf/cost_per_1000_groups"] == pytest.approx(5 / 3600 * line["time/step_seconds"] * 1000 / 8)
+    # Four ranks on half a GPU each and two actors on four each: 3 * 2 + 1 * 8.
+    learner = session.config.learner.model_copy(update={"world_size": 4, "gpus_per_rank": 0.5})
+    rollout = session.config.rollout.model_copy(update={"gpus_per_actor": 4})
+    session.config = session.config.model_copy(update={"learner": learner, "rollout": rollout})
+    assert session._resources() == Resources(4, 2, 1, 14.0)
 
 
 def test_a_person_is_told_of_steps_and_evaluations_and_of_the_results(world: World, tmp_path: Path) -> None:

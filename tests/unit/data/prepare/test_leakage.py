@@ -35,10 +35,35 @@ def test_leakage_by_hand() -> None:
         blind_prior=0.5,
         chance=(0.5 + 0.5 + 0.25 + 0.5) / 4,
     )
-    assert leakage(train, []) is None
+    assert leakage(train, []) is leakage([], held_out) is None
     unread = leakage(train, [dataclasses.replace(held_out[0], perceptual_hash=None)])
     assert unread is not None
     assert unread.near_duplicate is None
+
+
+@pytest.mark.parametrize(("bits", "near"), [(8, 1.0), (9, 0.0)])
+def test_images_that_differ_in_more_than_eight_bits_are_not_near(
+    bits: int, near: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = [row(name, perceptual_hash=f"{number:016x}") for number, name in enumerate("abc", 2**40)]
+    held_out = [row(name, perceptual_hash=f"{2**40 ^ (2**bits - 1) << 8:016x}") for name in "de"]
+    found = leakage(train[:1], held_out)
+    assert found is not None
+    assert found.near_duplicate == near
+    # Compared in pieces of one hash at a time, which bound the memory, as in one.
+    monkeypatch.setattr("medr1_ray.data.prepare.leakage._BLOCK", 1)
+    pieces = leakage(train[:1], [*held_out, row("f", perceptual_hash=f"{2**40:016x}")])
+    assert pieces is not None
+    assert pieces.near_duplicate == pytest.approx((2 * near + 1) / 3)
+
+
+def test_leakage_is_said_in_a_line() -> None:
+    leak = Leakage(200, 0.326, 0.5, 0.25, 0.033, 0.946, 0.25)
+    assert leak.description == (
+        "200 questions: image in training 32.6%, near-duplicate 50.0%, patient or volume 25.0%, prompt 3.3%; "
+        "blind prior 94.6%, chance 25.0%"
+    )
+    assert "near-duplicate unknown" in dataclasses.replace(leak, near_duplicate=None).description
 
 
 # Percent of the test questions whose image, and whose exact prompt, is in Med-R1's training file.

@@ -66,11 +66,34 @@ def test_paths_of_one_scan(together: list[str]) -> None:
         ["Yangxi/test_1003.png", "Yangxi/train_1003.png"],
         ["Diabetic Retinopathy/0/10035_right.jpeg", "Knee/0/10035_right.jpeg"],
         ["Lung CT/lung1_034.png", "Lung CT/lung2_034.png"],
+        ["CoronaHack/test/person121_bacteria_576.jpeg", "CoronaHack/test/person12_bacteria_576.jpeg"],
+        [
+            "Mura/MURA-v1.1/valid/XR_ELBOW/patient11186/study1_positive/image2.png",
+            "Mura/MURA-v1.1/valid/XR_ELBOW/patient11187/study1_positive/image2.png",
+        ],
     ],
     ids=lambda paths: paths[0],
 )
 def test_paths_of_different_scans(apart: list[str]) -> None:
     assert len({scan_of(f"Images/{path}") for path in apart}) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "scan"),
+    [
+        # A patient within its source; Kermany's images are in three sources, so that theirs is left out.
+        ("Images/PAD-UFES-20/imgs/PAT_101_1041_651.png", "PAD-UFES-20/PAT_101"),
+        ("Images/CoronaHack/test/person121_bacteria_576.jpeg", "person121"),
+        ("Images/MIAS/mdb004.png", "MIAS/pair-2"),
+        ("Images/Torso CT/slice_002.tif", "Images/Torso CT"),
+        ("Images/Lung CT/lung1_034.png", "Images/Lung CT/lung1"),
+        ("Images/ISIC/a.b.jpg", "Images/ISIC/a.b"),
+        ("mdb004.png", "mdb004.png/pair-2"),
+        ("Mammograms/mdb004.png", "Mammograms/pair-2"),
+    ],
+)
+def test_a_scan_has_the_name_of_its_patient_volume_or_picture(path: str, scan: str) -> None:
+    assert scan_of(path) == scan
 
 
 def test_groups_are_linked_over_pixels_and_scans() -> None:

@@ -92,3 +92,28 @@ def test_a_pattern_reads_all_files_that_match(tmp_path: Path) -> None:
     assert one.questions == result.questions[:1]
     with pytest.raises(ValueError, match=r"no annotation file has this name or matches .*; check data\.train_file"):
         read_medr1_files(tmp_path, "Splits/train/MRI*.json")
+
+
+def test_files_are_read_by_name_whatever_the_order_in_which_they_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"image": "Images/a/1.png", "problem": "Which? A)x, B)y", "solution": "<answer> B </answer>"}
+    for name in ("CT_train", "MRI_train", "OCT [1]_train"):
+        (tmp_path / f"{name}.json").write_text(json.dumps([row]))
+    listed = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: sorted(listed(self, pattern), reverse=True))
+    result = read_medr1_files(tmp_path, "*_train.json", images_needed=False)
+    assert [question.id for question in result.questions] == ["CT_train:0", "MRI_train:0", "OCT [1]_train:0"]
+    # Brackets are part of a name where a file has it, not a pattern.
+    (question,) = read_medr1_files(tmp_path, "OCT [1]_train.json", images_needed=False).questions
+    assert question.id == "OCT [1]_train:0"
+
+
+@pytest.mark.parametrize(
+    ("image", "dataset"), [("Images/Chest/sub/a.png", "Chest"), ("Chest/a.png", "Chest"), ("a.png", "a.png")]
+)
+def test_the_dataset_is_the_folder_below_images(tmp_path: Path, image: str, dataset: str) -> None:
+    row = {"image": image, "problem": "Which? A)x, B)y", "solution": "<answer> B </answer>"}
+    (tmp_path / "CT_train.json").write_text(json.dumps([row]))
+    (question,) = read_medr1_rows(tmp_path, "CT_train.json", images_needed=False).questions
+    assert question.dataset == dataset

@@ -29,7 +29,7 @@ from medr1_ray.data.readers.medr1_text import parse_solution, split_problem
             "How?",
             ("OCT (Optical Coherence Tomography", "MRI", "CT"),
         ),
-        ("What? A) left , B) right ", "What?", ("left", "right")),
+        (" What?  A) left , B) right ", "What?", ("left", "right")),
     ],
 )
 def test_split_problem(problem: str, stem: str, options: tuple[str, ...]) -> None:

@@ -91,3 +91,13 @@ def test_broken_files_name_themselves(tmp_path: Path) -> None:
     assert dropped_by_reason(read_omnimedvqa(tmp_path).dropped) == {"row is not an object": 1}
     with pytest.raises(ValueError, match=r"none\.json: cannot be read"):
         read_medr1_rows(tmp_path, "none.json")
+
+
+def test_files_are_read_by_name_whatever_the_order_in_which_they_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b", "a", "c"):
+        write_omnimedvqa(tmp_path, [ROW], name)
+    listed = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: sorted(listed(self, pattern), reverse=True))
+    assert [question.id for question in read_omnimedvqa(tmp_path).questions] == ["a:0", "b:0", "c:0"]

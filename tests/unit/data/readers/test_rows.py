@@ -42,6 +42,14 @@ def test_a_text_is_stripped_and_may_have_any_letters() -> None:
     assert text_of({"question": "a\tb\nc 😀"}, "question") == "a\tb\nc 😀"
 
 
+def test_half_a_surrogate_pair_is_no_text() -> None:
+    for code in (0xD7FF, 0xE000):  # beside the surrogates
+        assert text_of({"question": chr(code)}, "question") == chr(code)
+    for code in (0xD800, 0xDFFF):
+        with pytest.raises(RowError, match="question holds characters that no text has"):
+            text_of({"question": chr(code)}, "question")
+
+
 def test_an_image_path_is_absolute_and_stays_in_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert image_path(Path("data"), "Images/../Images/a.png", False) == str(tmp_path / "data/Images/a.png")
@@ -65,3 +73,7 @@ def test_the_folder_of_the_images_may_be_a_link_to_another_disk_but_no_image_may
     (root / "linked.png").symlink_to(disk / "Chest" / "a.png")
     with pytest.raises(RowError, match="link that leads out"):
         refuse_missing_image(root, str(root / "linked.png"))
+    (root / "Own" / "Knee").mkdir(parents=True)
+    (root / "Own" / "Linked").symlink_to(disk / "Chest")
+    with pytest.raises(RowError, match="link that leads out"):
+        refuse_missing_image(root, str(root / "Own/Linked/a.png"))

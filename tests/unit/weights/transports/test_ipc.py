@@ -47,9 +47,10 @@ def published(memory: Memory, tensors: dict[str, torch.Tensor] = TENSORS) -> tup
 
 def test_buckets_are_cut_in_order_and_a_large_tensor_is_alone() -> None:
     specs = [
-        TensorSpec(name, "bfloat16", (size,), 0) for name, size in (("a", 20), ("b", 30), ("c", 51), ("d", 1))
+        TensorSpec(name, "bfloat16", (size,), 0)
+        for name, size in (("empty", 0), ("a", 20), ("b", 30), ("c", 51), ("d", 1))
     ]
-    assert [[spec.name for spec in bucket] for bucket in cut(specs, 100)] == [["a", "b"], ["c"], ["d"]]
+    assert [[spec.name for spec in bucket] for bucket in cut(specs, 100)] == [["empty", "a", "b"], ["c"], ["d"]]
     assert cut([], 100) == []
 
 
