@@ -1,6 +1,6 @@
 """Training step with shared prompts on one GPU, at Qwen2-VL-2B's full shape, with torch and transformers alone.
 
-    python benchmarks/device.py [--quick] [--json] [--model qwen2vl_2b] [--device cuda]
+    python benchmarks/device.py [--quick] [--json] [--model qwen2vl_2b] [--device cuda] [--profile]
 
 `ours` packs each group into one row under the block-sparse mask (FlexAttention); `theirs` has one row per completion,
 each with the prompt and its image. Both run forward, backward and fused AdamW in bfloat16 on random weights, in turns.
@@ -84,7 +84,19 @@ def training_step(
     return run
 
 
-def measure(shape: Shape, device: torch.device, micro_batch_tokens: int, rounds: int) -> Result:
+def profile(step: Callable[[], float]) -> str:
+    """Return a table of the operations of one step, those first that have the most of the device's time."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities, record_shapes=True) as seen:
+        step()
+    order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    return seen.key_averages(group_by_input_shape=True).table(sort_by=order, row_limit=25, max_name_column_width=60)
+
+
+def measure(shape: Shape, device: torch.device, micro_batch_tokens: int, rounds: int, profiled: bool) -> Result:
     policy = build_policy(shape, device)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
     batches = {side: batches_of(policy, shape, side == "plain", micro_batch_tokens) for side in ("shared", "plain")}
@@ -93,6 +105,8 @@ def measure(shape: Shape, device: torch.device, micro_batch_tokens: int, rounds:
     sides = {side: training_step(policy, optimizer, batches[side], peaks, side) for side in batches}
     times = interleaved(sides, rounds, warm_up=2)
     progress(f"{shape}: {times}")
+    if profiled:
+        progress(profile(sides["shared"]))
     seconds = {side: median_seconds(values) for side, values in times.items()}
     config = run_config(shape, "device", ["loss.kl_beta=0"])
     groups = [(group.prompt, group.completions) for group in random_groups(config, shape)]
@@ -127,7 +141,13 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
     prompts, tokens = (2, (12,)) if device.type == "cpu" else (8, (64, 256))
     rounds = 1 if arguments.quick else 5
     return [
-        measure(Shape(arguments.model, prompts, 8, count), device, arguments.micro_batch_tokens, rounds)
+        measure(
+            Shape(arguments.model, prompts, 8, count),
+            device,
+            arguments.micro_batch_tokens,
+            rounds,
+            arguments.profile,
+        )
         for count in (tokens[:1] if arguments.quick else tokens)
     ]
 
@@ -141,6 +161,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         choices=["tiny", "bench30m", "qwen2vl_2b"],
         help="shape of the model, whose weights are random",
     )
+    parser.add_argument("--profile", action="store_true", help="print what one step with shared prompts spends")
     parser.add_argument("--micro-batch-tokens", type=int, default=8192, help="tokens per micro-batch, padding included")
 
 

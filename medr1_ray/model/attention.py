@@ -21,6 +21,10 @@ from medr1_ray.model.packing import tree_mask
 SHARED_PROMPT_ATTENTION = "medr1_ray_shared_prompt"
 """Value of `attn_implementation` for the language model."""
 
+# For rows of under 128 tokens torch takes its decoding kernel, whose blocks hold at most 128 queries of all heads that
+# share a key. Qwen2-VL-2B has 6 heads for a key, so that its rows of 22 to 127 tokens find no kernel (torch 2.11).
+KERNEL_OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
+
 
 def shared_prompt_mask(segment: Tensor) -> Tensor | BlockMask:
     """Return `packing.tree_mask` of `segment` int [B, L], in the form that is fastest on its device."""
@@ -58,7 +62,9 @@ def attend(
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others
         )
-    attended = _flex(query.is_cuda)(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
+    attended = _flex(query.is_cuda)(
+        query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True, kernel_options=KERNEL_OPTIONS
+    )
     return attended.transpose(1, 2).contiguous(), None
 
 

@@ -48,6 +48,29 @@ def test_a_fingerprint_is_the_same_on_cpu_and_gpu(dtype: torch.dtype) -> None:
     assert digest_of([("w", tensor)]) == digest_of([("w", tensor.cuda())])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads_of_one_key", [2, 6])
+@pytest.mark.parametrize("length", [20, 100, 127, 128, 193, 700])
+def test_rows_of_any_length_attend_as_under_the_full_mask(length: int, heads_of_one_key: int) -> None:
+    """Short rows too: torch has another kernel for them, which found no configuration on an H100."""
+    from medr1_ray.model.attention import attend, block_mask
+    from medr1_ray.model.packing import tree_mask
+
+    torch.manual_seed(0)
+    segment = torch.arange(length, device="cuda").mul(5).div(length, rounding_mode="floor").expand(3, length)
+    sizes = ((3, 2 * heads_of_one_key, length, 32), (3, 2, length, 32), (3, 2, length, 32))
+    inputs = [torch.randn(size, device="cuda", requires_grad=True) for size in sizes]
+    module = torch.nn.Module()
+    module.num_key_value_groups = heads_of_one_key
+    found = []
+    for mask in (block_mask(segment), tree_mask(segment)):
+        output, _ = attend(module, *inputs, mask, scaling=32**-0.5)  # type: ignore[misc]
+        found.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
+    for ours, theirs in zip(*found, strict=True):
+        # TF32 in Triton's products: 10 bits of mantissa.
+        torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=2e-2)
+
+
 @pytest.mark.gpu(3)
 def test_nccl_with_a_dead_member_is_aborted_at_the_deadline() -> None:
     with socket.socket() as free:
