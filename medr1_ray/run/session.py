@@ -208,6 +208,7 @@ class Session:
         )
         path = self.tracker.write_summary(summary)
         self.progress.close(summary)
+        self.progress.message(f"metrics, evaluations and checkpoints are in {path.parent}")
         return path
 
     def _sync(self, *, check: bool) -> None:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 import ray
 
 from medr1_ray.cluster.connect import connect
+from medr1_ray.cluster.driver_files import driver_files
 from medr1_ray.cluster.placement import release_nodes
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
@@ -64,6 +65,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     dataset = open_dataset(config.data)
     # After the checks of settings and data: once its files exist, the same command is refused as a second run.
     directory = open_run_directory(config, resume=resume)
+    progress.message(f"writing to {directory.path}")
     # Absolute, because actors have other working directories.
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": directory.path})})
     checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
@@ -96,15 +98,16 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
         at_end.callback(tracker.close)
         at_end.callback(progress.close)
         # First, so that its ranks ask for their place before rollout actors can take the room.
-        learner = Learner(config)
+        files = driver_files(config)
+        learner = Learner(config, files)
         if engines is not None:
             at_end.callback(learner.close)
             engines.forget_run()
         elif config.cluster.colocated:
             learner.start(progress.message)  # first, because an engine takes all the memory that its GPU has left
-            engines = SharedActors(config, progress.message, ask=learner.places_on_same_gpus())
+            engines = SharedActors(config, files, progress.message, ask=learner.places_on_same_gpus())
         else:
-            engines = SharedActors(config, progress.message)
+            engines = SharedActors(config, files, progress.message)
         if not config.cluster.colocated:
             learner.start(progress.message, meanwhile=engines.rollout_actors.poll)  # the engines start at the same time
         if checkpoint:
