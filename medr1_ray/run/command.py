@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from medr1_ray.config import Config, Objective
+from medr1_ray.config import Config, Objective, require_copied, require_lasting
 from medr1_ray.config.loading import load_config
 from medr1_ray.rewards.functions import resolve
 from medr1_ray.sizing.report import dry_run
@@ -41,6 +41,7 @@ def run_command(objective: Objective, description: str, run: Run, arguments: lis
                 f"objective={config.objective}: these settings are for python -m {COMMANDS[config.objective]}; "
                 f"run that, or give objective={objective}"
             )
+        _require_paths_of_a_job(config)
         # A wrong name of a reward function is a wrong setting, also for --dry-run.
         resolve(config.reward.functions, config.mode)
         if options.dry_run:
@@ -51,3 +52,14 @@ def run_command(objective: Objective, description: str, run: Run, arguments: lis
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _require_paths_of_a_job(config: Config) -> None:
+    require_lasting("run.dir", config.run.dir)
+    if config.model.path != "tiny":
+        require_copied("model.path", config.model.folder)
+    # Phantoms are drawn where they are missing.
+    if config.data.format != "phantoms":
+        require_copied("data.root", config.data.root)
+    if isinstance(config.data.pass_rates, Path):
+        require_copied("data.pass_rates", config.data.pass_rates)
