@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import ray
 
-from medr1_ray.cluster.connect import connect
+from medr1_ray.cluster.connect import connect, require_reachable
 from medr1_ray.cluster.driver_files import driver_files
 from medr1_ray.cluster.placement import release_nodes
 from medr1_ray.cluster.resources import demands
@@ -56,6 +56,8 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     resolve(config.reward.functions, config.mode)  # a wrong name is an error before anything has been started
     if engines is not None:
         engines.require_fit(config)
+    else:
+        require_reachable(config)
     progress = Progress(config.train.steps)
     drawing = "; phantoms that are not there yet are drawn first" if config.data.format == "phantoms" else ""
     progress.message(f"reading {config.data.format} data below {config.data.root}{drawing}")
