@@ -17,6 +17,7 @@ from medr1_ray.config.algorithm import (
 from medr1_ray.config.cluster import ClusterSettings
 from medr1_ray.config.data import DataSettings
 from medr1_ray.config.hardware import Device, HardwareSettings
+from medr1_ray.config.prompt import PromptSettings
 from medr1_ray.config.schema import Config
 from medr1_ray.config.sections import (
     LearnerSettings,
@@ -38,6 +39,7 @@ __all__ = [
     "LossSettings",
     "ModelSettings",
     "Objective",
+    "PromptSettings",
     "ReferenceSettings",
     "RewardSettings",
     "RolloutSettings",
