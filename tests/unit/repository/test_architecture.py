@@ -52,7 +52,6 @@ DOORS = {
 }
 # Modules without `tests/<unit or integration>/<room>/test_<module>.py`, and what tests them instead.
 TESTED_ELSEWHERE = {
-    "config/field_types.py": "types of fields, which every test of settings uses",
     "data/phantoms/__main__.py": "test_main.py",
     "data/phantoms/canvas.py": "test_drawing.py, by what is drawn on it",
     "data/phantoms/echo.py": "test_drawing.py draws all modalities",
