@@ -64,6 +64,11 @@ def _check_batches(config: Config) -> None:
             f"train.steps={train.steps} is not a multiple of train.updates_per_rollout="
             f"{train.updates_per_rollout}; choose a multiple"
         )
+    if config.learner.warmup_steps > train.steps:
+        raise ValueError(
+            f"learner.warmup_steps={config.learner.warmup_steps:g} is more than train.steps={train.steps}: the full "
+            f"learning rate would never be reached; use at most {train.steps}, or a fraction of the steps below 1"
+        )
     if train.prompts_per_step < config.learner.world_size:
         raise ValueError(
             f"train.prompts_per_step={train.prompts_per_step} is less than learner.world_size="
