@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medr1_ray.model.folder_check import stay_offline
 from medr1_ray.model.vocabulary import Vocabulary
 from medr1_ray.rollout.defaults import KV_CACHE_BYTES_ON_CPU, MAX_NUM_SEQS, EngineSettings
 from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span
@@ -31,6 +32,7 @@ def set_environment(threads: int) -> None:
 
     Threads are not bound to cores: vLLM's own binding would give every engine of a node the same cores.
     """
+    stay_offline()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     os.environ["VLLM_LOGGING_COLOR"] = "0"
@@ -206,8 +208,8 @@ def to_completions(
 def sampled_text(token_ids: Sequence[int], vocabulary: Vocabulary, tokenizer: Any) -> str:
     """The text of a completion as it was sampled, without the stop token that ends it.
 
-    Special tokens stay, because tags may be special tokens, and because others cost the format where they do not belong.
-    An id that the tokenizer lacks (Qwen2-VL has more logits than tokens) is shown as U+FFFD for the same reason.
+    Special tokens stay, because tags may be special tokens, and others cost the format where they do not belong. An id
+    that the tokenizer lacks (Qwen2-VL has more logits than tokens) is shown as U+FFFD for the same reason.
     """
     if token_ids and token_ids[-1] in vocabulary.stop:
         token_ids = token_ids[:-1]

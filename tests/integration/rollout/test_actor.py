@@ -26,7 +26,8 @@ from transformers import (
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.data.encoding import continuations
-from medr1_ray.model.checkpoint_files import checkpoint_name, checkpoint_tensors
+from medr1_ray.model.checkpoint_files import checkpoint_tensors
+from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.image_patches import ImagePatcher
 from medr1_ray.model.packing import pack_groups
 from medr1_ray.model.policy import Policy
