@@ -13,6 +13,7 @@ from pathlib import Path
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
+from medr1_ray.model.folder_check import check_model
 
 # The filters of the training data do not apply to the evaluation.
 _ALL_QUESTIONS = (
@@ -108,7 +109,9 @@ def _load(
     checkpoint: Path, mode: str | None, files: Sequence[Path], given: Sequence[str], overrides: Sequence[str]
 ) -> Config:
     model = [f"model.path={json.dumps(str(checkpoint))}", *([f"mode={mode}"] if mode else [])]
-    return load_config(files, [*model, *given, *_REQUIRED, *_NOT_OF_THE_RUN, *overrides])
+    config = load_config(files, [*model, *given, *_REQUIRED, *_NOT_OF_THE_RUN, *overrides])
+    check_model(config)
+    return config
 
 
 def _of_its_run(checkpoint: Path) -> list[Path]:

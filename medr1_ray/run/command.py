@@ -9,6 +9,7 @@ from typing import Protocol
 from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.config import Config, Objective
 from medr1_ray.config.loading import load_config
+from medr1_ray.model.folder_check import check_model
 from medr1_ray.rewards.functions import resolve
 from medr1_ray.sizing.report import dry_run
 
@@ -47,6 +48,9 @@ def _run(objective: Objective, run: Run, options: argparse.Namespace, ending: En
     ending.logs = config.run.dir / "logs"
     # A wrong name of a reward function is a wrong setting, also for --dry-run.
     resolve(config.reward.functions, config.mode)
+    # A dry run of a model that is not here yet needs its shape alone.
+    if not options.dry_run or config.model.shape is None or config.model.folder.exists():
+        check_model(config)
     if options.dry_run:
         print(dry_run(config))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,8 @@ def run(tmp_path: Path) -> Path:
     """The directory of a run in Think mode at 140 pixels, with one checkpoint."""
     run = tmp_path / "my_run"
     checkpoint = run / "checkpoints" / "checkpoint-5"
-    checkpoint.mkdir(parents=True)
+    shutil.copytree(tiny_model_path(), checkpoint)
     (run / "checkpoints" / "latest").write_text("checkpoint-5\n")
-    for name in ("config.json", "model.safetensors"):
-        (checkpoint / name).write_bytes((tiny_model_path() / name).read_bytes())
     given = ["mode=think", f"run.dir={run}", "data.format=phantoms", "data.root=x", "data.image_size=140"]
     given += ["data.modalities=[CT]"]
     given += ["train.steps=8", "learner.world_size=2", "learner.gpus_per_rank=1", "rollout.max_tokens=99"]
