@@ -14,6 +14,7 @@ from medr1_ray.config.algorithm import (
     ReferenceSettings,
     RewardSettings,
 )
+from medr1_ray.config.checks import automatic_transport
 from medr1_ray.config.cluster import ClusterSettings
 from medr1_ray.config.data import DataSettings
 from medr1_ray.config.hardware import Device, HardwareSettings
@@ -45,5 +46,6 @@ __all__ = [
     "RolloutSettings",
     "RunSettings",
     "TrainSettings",
+    "automatic_transport",
     "tiny_model_path",
 ]

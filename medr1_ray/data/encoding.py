@@ -14,9 +14,9 @@ from medr1_ray.base.bounded_cache import BoundedCache
 from medr1_ray.config import Config, PromptSettings
 from medr1_ray.data.images import ImageFit, load_image
 from medr1_ray.data.prompt_templates import MEDR1_WORDING, chat_of, user_text
+from medr1_ray.model.vocabulary import IMAGE_PAD, chat_template
 from medr1_ray.types import Continuations, Mode, Prompt, Question
 
-IMAGE_PAD = "<|image_pad|>"
 IMAGE_CACHE_BYTES = 256 * 2**20
 DECODING_THREADS = 4
 
@@ -88,14 +88,20 @@ class PromptEncoder:
 
         tokenizer = AutoTokenizer.from_pretrained(path)
         image_pad_id = tokenizer.get_vocab().get(IMAGE_PAD)
-        if image_pad_id is None or tokenizer.chat_template is None:
-            missing = "chat template" if tokenizer.chat_template is None else f"token {IMAGE_PAD}"
+        template = chat_template(path, tokenizer)
+        if image_pad_id is None or template is None:
+            missing = "chat template" if template is None else f"token {IMAGE_PAD}"
             raise ValueError(f"model.path={path} has no {missing}; give a Qwen2-VL or Qwen2.5-VL checkpoint")
         # All backends count patches alike; the PIL backend does not need torchvision.
         processor = AutoImageProcessor.from_pretrained(path, backend="pil")
         patches = processor.get_number_of_image_patches(image_size, image_size)
         return cls(
-            partial(tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=False),
+            partial(
+                tokenizer.apply_chat_template,
+                chat_template=template,
+                add_generation_prompt=True,
+                return_dict=False,
+            ),
             image_pad_id,
             patches // processor.merge_size**2,
             mode,

@@ -14,7 +14,8 @@ from pathlib import Path
 import ray
 
 from medr1_ray.config import Config
-from medr1_ray.model.checkpoint_files import checkpoint_tensors, require_checkpoint
+from medr1_ray.model.checkpoint_files import checkpoint_tensors
+from medr1_ray.model.folder_check import require_checkpoint
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.shared_actors import open_engines

@@ -13,6 +13,7 @@ from pathlib import Path
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
+from medr1_ray.model.folder_check import check_model
 
 # The filters of the training data do not apply to the evaluation.
 _ALL_QUESTIONS = (
@@ -24,6 +25,8 @@ _ALL_QUESTIONS = (
 )
 # Settings that the schema requires and an evaluation does not use.
 _REQUIRED = ("train.steps=1", "train.updates_per_rollout=1")
+# A run's way of moving weights need not be possible on the machine that evaluates it.
+_NOT_OF_THE_RUN = ("cluster.weight_transport=auto", "cluster.colocated=false")
 
 
 def evaluation_config(
@@ -97,14 +100,18 @@ def without_learner(config: Config, folder: Path) -> Config:
     learner = config.learner.model_copy(update={"world_size": 1, "gpus_per_rank": 0.0})
     reward = config.reward.model_copy(update={"functions": {"accuracy": 1.0}})
     run = config.run.model_copy(update={"dir": folder.absolute()})
-    return config.model_copy(update={"learner": learner, "reward": reward, "run": run})
+    # The driver puts the weights into the object store, whatever way a learner would have sent them.
+    cluster = config.cluster.model_copy(update={"weight_transport": "object_store", "colocated": False})
+    return config.model_copy(update={"learner": learner, "reward": reward, "run": run, "cluster": cluster})
 
 
 def _load(
     checkpoint: Path, mode: str | None, files: Sequence[Path], given: Sequence[str], overrides: Sequence[str]
 ) -> Config:
     model = [f"model.path={json.dumps(str(checkpoint))}", *([f"mode={mode}"] if mode else [])]
-    return load_config(files, [*model, *given, *_REQUIRED, *overrides])
+    config = load_config(files, [*model, *given, *_REQUIRED, *_NOT_OF_THE_RUN, *overrides])
+    check_model(config)
+    return config
 
 
 def _of_its_run(checkpoint: Path) -> list[Path]:

@@ -1,14 +1,18 @@
-"""Token ids that engine and learner must treat alike: banned tokens and stop tokens."""
+"""What engine, learner and servers must read alike from a tokenizer: banned and stop tokens, the chat template."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medr1_ray.model.family import family_of
 
 BANNED_LOGIT_BIAS = -100.0
 """Added to the logits of banned tokens before the temperature, in the engine and in the learner."""
+
+IMAGE_PAD = "<|image_pad|>"
+"""The token that stands for an image in a prompt."""
 
 # The order matters: the first ends a demonstration, the second is also the pad token.
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -44,16 +48,16 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(path)
-    names = family_of(config, f"model.path={str(path)!r}").special_tokens
+    names = family_of(config, path).special_tokens
     missing = [name for name in names if getattr(config, name, None) is None]
     if missing:
-        raise ValueError(f"model.path={str(path)!r}: its config.json lacks {missing[0]}; give a complete checkpoint")
+        raise ValueError(f"{path}: its config.json lacks {missing[0]}; give a complete checkpoint")
     image, video, start, end = (int(getattr(config, name)) for name in names)
     known = AutoTokenizer.from_pretrained(path).get_vocab()
     for token in STOP_TOKENS:
         if token not in known:
             raise ValueError(
-                f"model.path={str(path)!r}: its tokenizer lacks {token!r}, which ends a completion; use the "
+                f"{path}: its tokenizer lacks {token!r}, which ends a completion; use the "
                 "tokenizer of a Qwen2-VL or Qwen2.5-VL checkpoint"
             )
     stop = tuple(int(known[token]) for token in STOP_TOKENS)
@@ -65,3 +69,15 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
         stop=stop,
         pad=stop[1],
     )
+
+
+def chat_template(path: str | Path, tokenizer: Any) -> str | None:
+    """Return the template that writes a chat: the processor's, else the tokenizer's, as servers choose it.
+
+    Several Qwen2.5-VL folders have the one with images in `chat_template.json` alone, which only the processor reads.
+    """
+    from transformers import ProcessorMixin
+
+    # Reads the files without making the processor, whose video part needs torchvision.
+    template = ProcessorMixin.get_processor_dict(path)[0].get("chat_template") or tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template

@@ -16,6 +16,7 @@ from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.data.prompt_templates import chat_messages
 from medr1_ray.types import Prompt, Question
 from tests.unit.data.few_prompts import IMAGE_PAD_ID, encoder, ten_questions, tokenize
+from tests.unit.model.model_folders import template_in_json_only, tiny_in
 
 
 @pytest.fixture
@@ -81,6 +82,18 @@ def test_a_checkpoint_without_a_template_or_an_image_token_is_refused(
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=rf"model\.path=.* has no {lacks}"):
         PromptEncoder.from_checkpoint(str(tmp_path), "think", 84, "squash", 1024)
+
+
+def test_the_template_is_the_processors_where_it_has_one(questions: tuple[Question, ...], tmp_path: Path) -> None:
+    folder = tiny_in(tmp_path / "brought")
+    template_in_json_only(folder)
+    prompts = [
+        PromptEncoder.from_checkpoint(str(path), "think", 84, "squash", 1024).encode(questions[0], "p")
+        for path in (folder, tiny_model_path())
+    ]
+    assert isinstance(prompts[0], Prompt)
+    assert isinstance(prompts[1], Prompt)
+    assert prompts[0].token_ids.tolist() == prompts[1].token_ids.tolist()
 
 
 @pytest.mark.parametrize(("images", "read"), [(2, "0121"), (1, "01021")])

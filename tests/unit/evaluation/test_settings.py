@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,8 @@ def run(tmp_path: Path) -> Path:
     """The directory of a run in Think mode at 140 pixels, with one checkpoint."""
     run = tmp_path / "my_run"
     checkpoint = run / "checkpoints" / "checkpoint-5"
-    checkpoint.mkdir(parents=True)
+    shutil.copytree(tiny_model_path(), checkpoint)
     (run / "checkpoints" / "latest").write_text("checkpoint-5\n")
-    for name in ("config.json", "model.safetensors"):
-        (checkpoint / name).write_bytes((tiny_model_path() / name).read_bytes())
     given = ["mode=think", f"run.dir={run}", "data.format=phantoms", "data.root=x", "data.image_size=140"]
     given += ["data.modalities=[CT]"]
     given += ["train.steps=8", "learner.world_size=2", "learner.gpus_per_rank=1", "rollout.max_tokens=99"]
@@ -54,6 +53,22 @@ def test_a_run_is_evaluated_with_its_own_settings(run: Path, tmp_path: Path) -> 
     assert _config(checkpoint=checkpoint, data=tmp_path / "data", mode="no_think").mode == "no_think"
     answering = answering_config(checkpoint, mode=None, files=[], overrides=["rollout.max_tokens=7"])
     assert (answering.mode, answering.rollout.max_tokens) == ("think", 7)
+
+
+def test_a_run_on_gpus_is_evaluated_on_a_cpu_with_weights_from_the_driver(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "QA_information").mkdir(parents=True)
+    checkpoint = resolve_checkpoint(str(run))
+    on_gpus = load_config([run / "config.yaml"], ["rollout.gpus_per_actor=1", "cluster.weight_transport=auto"])
+    assert on_gpus.cluster.weight_transport == "nccl"
+    write_config(on_gpus, run / "config.yaml")
+    config = _config(checkpoint=checkpoint, data=tmp_path / "data")
+    assert (config.rollout.gpus_per_actor, config.cluster.weight_transport) == (1, "object_store")
+    config = _config(checkpoint=checkpoint, data=tmp_path / "data", overrides=["rollout.gpus_per_actor=0"])
+    assert (config.rollout.gpus_per_actor, config.cluster.weight_transport) == (0, "object_store")
+    shared = ["learner.gpus_per_rank=0.5", "rollout.gpus_per_actor=0.5", "cluster.colocated=true", "rollout.actors=2"]
+    write_config(load_config([run / "config.yaml"], ["cluster.weight_transport=auto", *shared]), run / "config.yaml")
+    config = _config(checkpoint=checkpoint, data=tmp_path / "data")
+    assert (config.cluster.colocated, config.cluster.weight_transport) == (False, "object_store")
 
 
 def test_prepared_data_names_a_split_and_a_part(tmp_path: Path) -> None:
