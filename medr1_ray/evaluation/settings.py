@@ -1,18 +1,20 @@
 """Settings for evaluating a checkpoint: by default those that it was trained with.
 
 Prompt template, image size and length limits are thus the same in training and evaluation, without repeating them on
-the command line. A checkpoint that no run of this package wrote gets the defaults of `medr1_ray.config`.
+the command line. A checkpoint that no run of this package wrote gets the defaults of `medr1_ray.config`, and the GPUs
+of this machine (`evaluation/devices.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
+from medr1_ray.evaluation.devices import place_engines, visible_gpus
 from medr1_ray.model.folder_check import check_model
 
 # The filters of the training data do not apply to the evaluation.
@@ -38,10 +40,12 @@ def evaluation_config(
     out: Path | None,
     files: Sequence[Path],
     overrides: Sequence[str],
+    count_gpus: Callable[[], int] = visible_gpus,
 ) -> Config:
     """Return the settings for evaluating a checkpoint on the data in `data`.
 
-    Overrides take precedence over the other arguments, and these over files.
+    Overrides take precedence over the other arguments, and these over files. `count_gpus` is asked where nothing says
+    whether the engines run on GPUs.
 
     Raises:
         ValueError: a setting is not valid, or the format of the data is unknown.
@@ -61,14 +65,19 @@ def evaluation_config(
             f"--data {data} has neither a manifest nor QA_information, so its format is unknown; give a folder written "
             "by data.prepare or one in OmniMedVQA's layout, or the data settings with --config"
         )
-    config = _load(checkpoint, mode, files, given, overrides)
+    config = _load(checkpoint, mode, files, given, overrides, count_gpus)
     part_of(config, split)
     named = f"{data.name}-{split}-{config.mode}".replace("/", "-")
     return without_learner(config, out or config.run.dir / model_name(checkpoint) / named)
 
 
 def answering_config(
-    checkpoint: Path, *, mode: str | None, files: Sequence[Path], overrides: Sequence[str]
+    checkpoint: Path,
+    *,
+    mode: str | None,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    count_gpus: Callable[[], int] = visible_gpus,
 ) -> Config:
     """Return the settings for answering questions that belong to no dataset.
 
@@ -76,7 +85,7 @@ def answering_config(
         ValueError: a setting is not valid.
     """
     given = ["data.format=omnimedvqa", "data.root=unused", "run.dir=runs/answers"]
-    config = _load(checkpoint, mode, files or _of_its_run(checkpoint), given, overrides)
+    config = _load(checkpoint, mode, files or _of_its_run(checkpoint), given, overrides, count_gpus)
     return without_learner(config, config.run.dir)
 
 
@@ -106,12 +115,17 @@ def without_learner(config: Config, folder: Path) -> Config:
 
 
 def _load(
-    checkpoint: Path, mode: str | None, files: Sequence[Path], given: Sequence[str], overrides: Sequence[str]
+    checkpoint: Path,
+    mode: str | None,
+    files: Sequence[Path],
+    given: Sequence[str],
+    overrides: Sequence[str],
+    count_gpus: Callable[[], int],
 ) -> Config:
     model = [f"model.path={json.dumps(str(checkpoint))}", *([f"mode={mode}"] if mode else [])]
     config = load_config(files, [*model, *given, *_REQUIRED, *_NOT_OF_THE_RUN, *overrides])
     check_model(config)
-    return config
+    return place_engines(config, count_gpus)
 
 
 def _of_its_run(checkpoint: Path) -> list[Path]:

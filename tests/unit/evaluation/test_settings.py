@@ -87,3 +87,30 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "QA_information").mkdir()
     with pytest.raises(ValueError, match=r"--split 'grouped': the data has no part 'grouped'; it has train, test"):
         _config(data=tmp_path, split="grouped")
+
+
+def test_a_base_model_is_asked_on_gpus_with_its_own_wording(tmp_path: Path) -> None:
+    (tmp_path / "QA_information").mkdir()
+    wording = tmp_path / "mine.yaml"
+    wording.write_text('prompt: {system: Be brief., think: "{question} Think, then <answer>...</answer>."}\n')
+    given: dict[str, Any] = {"data": tmp_path, "mode": "think", "files": [wording], "count_gpus": lambda: 2}
+    config = _config(**given)
+    assert (config.prompt.system, config.prompt.templates["think"][:17]) == ("Be brief.", "{question} Think,")
+    assert (config.rollout.actors, config.rollout.gpus_per_actor, config.model.dtype) == (2, 1, "bfloat16")
+    on_cpu = _config(**given, overrides=["rollout.gpus_per_actor=0", 'prompt.think="{question}"'])
+    assert (on_cpu.rollout.gpus_per_actor, on_cpu.model.dtype, on_cpu.prompt.think) == (0, "float32", "{question}")
+    answering = answering_config(
+        tiny_model_path(), mode=None, files=[], overrides=["prompt.system=Short."], count_gpus=lambda: 1
+    )
+    assert (answering.prompt.system, answering.rollout.gpus_per_actor) == ("Short.", 1)
+
+
+def test_a_runs_checkpoint_is_asked_where_the_run_was_and_in_its_words(run: Path, tmp_path: Path) -> None:
+    def count_gpus() -> int:
+        raise AssertionError("a run's settings say where its engines run")
+
+    (tmp_path / "data" / "QA_information").mkdir(parents=True)
+    changed = load_config([run / "config.yaml"], ["prompt.system=Be brief."])
+    write_config(changed, run / "config.yaml")
+    config = _config(checkpoint=resolve_checkpoint(str(run)), data=tmp_path / "data", count_gpus=count_gpus)
+    assert (config.prompt.system, config.rollout.gpus_per_actor, config.model.dtype) == ("Be brief.", 0, "float32")
