@@ -27,6 +27,7 @@ from medr1_ray.config.sections import (
     TrainSettings,
     tiny_model_path,
 )
+from medr1_ray.config.table import TableAnswers, TableColumns, TableSettings
 
 __all__ = [
     "ClusterSettings",
@@ -43,6 +44,9 @@ __all__ = [
     "RewardSettings",
     "RolloutSettings",
     "RunSettings",
+    "TableAnswers",
+    "TableColumns",
+    "TableSettings",
     "TrainSettings",
     "automatic_transport",
     "tiny_model_path",
