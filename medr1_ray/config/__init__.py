@@ -28,6 +28,7 @@ from medr1_ray.config.sections import (
     TrainSettings,
     tiny_model_path,
 )
+from medr1_ray.config.table import TableAnswers, TableColumns, TableSettings
 
 __all__ = [
     "ClusterSettings",
@@ -45,6 +46,9 @@ __all__ = [
     "RewardSettings",
     "RolloutSettings",
     "RunSettings",
+    "TableAnswers",
+    "TableColumns",
+    "TableSettings",
     "TrainSettings",
     "automatic_transport",
     "tiny_model_path",

@@ -111,5 +111,7 @@ def test_the_changeable_settings_are_whole_sections_and_single_keys() -> None:
     assert len(found) == len(set(found))
     fixed = ("run.", "cluster.", "loss", "reward", "model", "reference", "prompt")
     assert not any(key.startswith(fixed) for key in found)
-    assert [key for key in found if key.startswith("data")] == ["data.root"], "its questions are known by digest"
+    assert [key for key in found if key.startswith("data")] == ["data.root", "data.image_root"], (
+        "its questions are known by digest"
+    )
     assert not {"train", "rollout", "learner", "train.seed", "learner.world_size", "mode", "objective"} & set(found)
