@@ -19,7 +19,7 @@ from medr1_ray.evaluation.answering import (
     read_questions,
     write_answers,
 )
-from medr1_ray.evaluation.settings import answering_config
+from medr1_ray.evaluation.settings import answering_config, describe_asking
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode
 
@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = answering_config(
             checkpoint, mode=options.mode, files=options.config or [], overrides=options.overrides
         )
+        print(describe_asking(config), file=sys.stderr)
         from medr1_ray.evaluation.inference import open_inference
 
         with open_inference(config) as inference:

@@ -9,7 +9,7 @@ from typing import get_args
 
 from medr1_ray.evaluation.evaluate import Plan, evaluate
 from medr1_ray.evaluation.passes import SCORINGS
-from medr1_ray.evaluation.settings import evaluation_config
+from medr1_ray.evaluation.settings import describe_asking, evaluation_config
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode
 
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             files=options.config or [],
             overrides=options.overrides,
         )
+        print(describe_asking(config), file=sys.stderr)
         plan = Plan(options.split, tuple(options.scoring), options.samples, options.questions, options.against)
         report = evaluate(config, plan)
     except (ValueError, RuntimeError) as error:
