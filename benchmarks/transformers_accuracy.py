@@ -1,6 +1,6 @@
 """Final accuracy of a run, computed again with transformers' own `generate`: no vLLM, no Ray, no packing.
 
-    python benchmarks/transformers_accuracy.py runs/phantom_cpu
+    python -m benchmarks.transformers_accuracy runs/phantom_cpu
 
 Reads the newest checkpoint and the questions of `evaluations/after.jsonl`, answers them greedily, and prints both
 accuracies; exits with 1 if they differ by more than one percentage point.
@@ -18,9 +18,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from medr1_ray.base.command_line import run_to_status
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.images import load_image
 from medr1_ray.data.prompt_templates import chat_messages
+from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.model.vocabulary import STOP_TOKENS
 from medr1_ray.rewards.parsing import parse_answer
 from medr1_ray.types import Question
@@ -33,9 +35,21 @@ _END_OF_TURN = re.compile("|".join(map(re.escape, STOP_TOKENS)))
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="directory of a finished run")
-    run: Path = parser.parse_args().run
+    options = parser.parse_args()
+    return run_to_status(lambda ending: compare(options.run))
+
+
+def compare(run: Path) -> int:
+    """Print both accuracies; return 1 if they differ.
+
+    Raises:
+        ValueError: `run` is not the directory of a finished run.
+    """
+    for needed in ("config.yaml", "checkpoints/latest", "evaluations/after.jsonl"):
+        if not (run / needed).exists():
+            raise ValueError(f"{run} is not the directory of a finished run: it has no {needed}")
     config = load_config([run / "config.yaml"])
-    checkpoint = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    checkpoint = resolve_checkpoint(str(run))
     processor = AutoProcessor.from_pretrained(checkpoint)
     processor.tokenizer.padding_side = "left"  # `generate` appends to the end of each row
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()

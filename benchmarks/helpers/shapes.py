@@ -147,7 +147,7 @@ def run_config(shape: Shape, name: str, overrides: Sequence[str] = ()) -> Config
             f"train.prompts_per_step={shape.prompts}",
             f"train.group_size={shape.group_size}",
             f"rollout.max_tokens={shape.tokens}",
-            "reward.functions={helpers.rewards:parity: 1.0}",
+            "reward.functions={benchmarks.helpers.rewards:parity: 1.0}",
             "learner.learning_rate=1e-6",
             "loss.kl_beta=0.04",
             *overrides,

@@ -14,6 +14,7 @@ from medr1_ray.config.algorithm import (
     ReferenceSettings,
     RewardSettings,
 )
+from medr1_ray.config.checks import automatic_transport
 from medr1_ray.config.cluster import ClusterSettings
 from medr1_ray.config.data import DataSettings
 from medr1_ray.config.hardware import Device, HardwareSettings
@@ -26,6 +27,7 @@ from medr1_ray.config.sections import (
     TrainSettings,
     tiny_model_path,
 )
+from medr1_ray.config.table import TableAnswers, TableColumns, TableSettings
 
 __all__ = [
     "ClusterSettings",
@@ -42,6 +44,10 @@ __all__ = [
     "RewardSettings",
     "RolloutSettings",
     "RunSettings",
+    "TableAnswers",
+    "TableColumns",
+    "TableSettings",
     "TrainSettings",
+    "automatic_transport",
     "tiny_model_path",
 ]

@@ -34,6 +34,8 @@ _ASKED_WITH: dict[str, set[str]] = {
 
 # Settings that the schema requires and an evaluation does not use.
 _REQUIRED = ("train.steps=1", "train.updates_per_rollout=1")
+# A run's way of moving weights need not be possible on the machine that evaluates it.
+_NOT_OF_THE_RUN = ("cluster.weight_transport=auto", "cluster.colocated=false")
 
 
 def write_asked_with(config: Config, checkpoint: Path) -> None:
@@ -130,7 +132,9 @@ def without_learner(config: Config, folder: Path) -> Config:
     learner = config.learner.model_copy(update={"world_size": 1, "gpus_per_rank": 0.0})
     reward = config.reward.model_copy(update={"functions": {"accuracy": 1.0}})
     run = config.run.model_copy(update={"dir": folder.absolute()})
-    return config.model_copy(update={"learner": learner, "reward": reward, "run": run})
+    # The driver puts the weights into the object store, whatever way a learner would have sent them.
+    cluster = config.cluster.model_copy(update={"weight_transport": "object_store", "colocated": False})
+    return config.model_copy(update={"learner": learner, "reward": reward, "run": run, "cluster": cluster})
 
 
 def _load(
@@ -140,7 +144,7 @@ def _load(
     own = [path for path in (checkpoint / ASKED_WITH_FILE,) if path.exists()]
     # What the checkpoint says of itself wins over a folder that it may have been copied into, the user's files over it.
     layers = [*own, *files] if files else [*_of_its_run(checkpoint), *own]
-    config = load_config(layers, [*model, *given, *_REQUIRED, *overrides])
+    config = load_config(layers, [*model, *given, *_REQUIRED, *_NOT_OF_THE_RUN, *overrides])
     check_model(config)
     return config
 

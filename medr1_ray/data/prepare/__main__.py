@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.data.prepare.image_facts import ImageFacts
 from medr1_ray.data.prepare.image_scan import facts_of_images
 from medr1_ray.data.prepare.leakage import leakage
@@ -153,15 +154,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: give a number of 1 or more")
-    try:
+
+    def work(ending: Ending) -> int:
+        ending.how_to_go_on = lambda: "the same command continues"
         prepare(options.root, options.out, options.medr1, options.seed, options.workers)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return run_to_status(work)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,22 @@ def test_where_the_settings_come_from_is_said(run: Path) -> None:
         assert describe_asking(answering_config(checkpoint, mode=None, files=[], overrides=[])).startswith(source)
 
 
+def test_a_run_on_gpus_is_evaluated_on_a_cpu_with_weights_from_the_driver(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "QA_information").mkdir(parents=True)
+    checkpoint = resolve_checkpoint(str(run))
+    on_gpus = load_config([run / "config.yaml"], ["rollout.gpus_per_actor=1", "cluster.weight_transport=auto"])
+    assert on_gpus.cluster.weight_transport == "nccl"
+    write_config(on_gpus, run / "config.yaml")
+    config = _config(checkpoint=checkpoint, data=tmp_path / "data")
+    assert (config.rollout.gpus_per_actor, config.cluster.weight_transport) == (1, "object_store")
+    config = _config(checkpoint=checkpoint, data=tmp_path / "data", overrides=["rollout.gpus_per_actor=0"])
+    assert (config.rollout.gpus_per_actor, config.cluster.weight_transport) == (0, "object_store")
+    shared = ["learner.gpus_per_rank=0.5", "rollout.gpus_per_actor=0.5", "cluster.colocated=true", "rollout.actors=2"]
+    write_config(load_config([run / "config.yaml"], ["cluster.weight_transport=auto", *shared]), run / "config.yaml")
+    config = _config(checkpoint=checkpoint, data=tmp_path / "data")
+    assert (config.cluster.colocated, config.cluster.weight_transport) == (False, "object_store")
+
+
 def test_prepared_data_names_a_split_and_a_part(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_FILE).touch()
     for split, part in (("grouped", "test"), ("grouped/validation", "validation"), ("grouped/train", "train")):

@@ -46,7 +46,7 @@ def settings(cluster: dict[str, Any] | None = None, **rollout: Any) -> EngineSet
     return EngineSettings(
         ModelSettings(dtype="bfloat16"),
         RolloutSettings(max_prompt_tokens=100, max_tokens=20, **rollout),
-        ClusterSettings(**(cluster or {})),
+        ClusterSettings(**({"weight_transport": "object_store"} | (cluster or {}))),
         seed=40,
         logs=Path("logs"),
     )

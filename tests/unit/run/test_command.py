@@ -107,11 +107,16 @@ def test_a_failure_is_one_line_and_an_exit_status(
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
-def test_a_bug_is_not_hidden(file: str) -> None:
+def test_a_bug_is_named_and_its_traceback_is_in_the_runs_logs(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").mkdir()
     runs = Runs()
     runs.error = TypeError("a bug")
-    with pytest.raises(TypeError, match="a bug"):
-        run("grpo", runs, "--config", file)
+    assert run("grpo", runs, "--config", file) == 1
+    (log,) = (tmp_path / "logs").iterdir()
+    assert capsys.readouterr().err == f"error: TypeError: a bug (traceback: {log})\n"
+    assert "in __call__" in log.read_text()
 
 
 def test_a_wrong_setting_is_an_error_and_not_a_traceback(file: str, capsys: pytest.CaptureFixture[str]) -> None:

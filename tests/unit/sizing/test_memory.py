@@ -223,7 +223,7 @@ def test_a_rollout_actor(shape: ModelShape) -> None:
 
 
 def test_a_weight_sync_holds_the_weights_twice(shape: ModelShape) -> None:
-    assert weight_sync_bytes(recipe(), shape) == 3 * 2 * PARAMETERS_2B
+    assert weight_sync_bytes(recipe("cluster.weight_transport=object_store"), shape) == 3 * 2 * PARAMETERS_2B
 
 
 def test_weights_that_stay_on_gpus_take_no_main_memory_but_through_ipc_the_gpus(shape: ModelShape) -> None:
