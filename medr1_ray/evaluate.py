@@ -10,7 +10,7 @@ from typing import get_args
 from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.evaluation.evaluate import Plan, evaluate
 from medr1_ray.evaluation.passes import SCORINGS
-from medr1_ray.evaluation.settings import evaluation_config
+from medr1_ray.evaluation.settings import describe_asking, evaluation_config
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode
 
@@ -50,6 +50,7 @@ def _evaluate(options: argparse.Namespace, ending: Ending) -> int:
     )
     ending.logs = config.run.dir / "logs"
     ending.how_to_go_on = lambda: f"the answers so far are in {config.run.dir}; the same command continues"
+    print(describe_asking(config), file=sys.stderr)
     plan = Plan(options.split, tuple(options.scoring), options.samples, options.questions, options.against)
     report = evaluate(config, plan)
     print("\n".join(report.verdict))

@@ -1,8 +1,9 @@
 """Settings for evaluating a checkpoint: by default those that it was trained with.
 
 Prompt template, image size and length limits are thus the same in training and evaluation, without repeating them on
-the command line. A checkpoint that no run of this package wrote gets the defaults of `medr1_ray.config`, and the GPUs
-of this machine (`evaluation/devices.py`).
+the command line. A checkpoint of this package has them in a file of its own, `medr1_ray.json`; the other settings are
+those of its run, as long as it lies there. A checkpoint that no run of this package wrote gets the defaults of
+`medr1_ray.config`, and the GPUs of this machine (`evaluation/devices.py`).
 """
 
 from __future__ import annotations
@@ -25,10 +26,42 @@ _ALL_QUESTIONS = (
     "data.min_pass_rate=0",
     "data.max_pass_rate=1",
 )
+ASKED_WITH_FILE = "medr1_ray.json"
+"""In a checkpoint: the settings by which its questions were asked, as a settings file (JSON is YAML)."""
+_ASKED_WITH: dict[str, bool | set[str]] = {
+    "mode": True,
+    "prompt": True,
+    "data": {"image_size", "image_fit"},
+    "rollout": {"max_prompt_tokens", "max_tokens"},
+}
+
 # Settings that the schema requires and an evaluation does not use.
 _REQUIRED = ("train.steps=1", "train.updates_per_rollout=1")
 # A run's way of moving weights need not be possible on the machine that evaluates it.
 _NOT_OF_THE_RUN = ("cluster.weight_transport=auto", "cluster.colocated=false")
+
+
+def write_asked_with(config: Config, checkpoint: Path) -> None:
+    """Write how a run asked its questions into a checkpoint of it."""
+    settings = config.model_dump(mode="json", include=_ASKED_WITH)
+    (checkpoint / ASKED_WITH_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def describe_asking(config: Config) -> str:
+    """Return in one line how questions are asked, and where that comes from."""
+    folder = config.model.folder
+    if (folder / ASKED_WITH_FILE).exists():
+        source = f"as in training ({ASKED_WITH_FILE} of the checkpoint)"
+    elif _of_its_run(folder):
+        source = "as in training (config.yaml of its run)"
+    else:
+        source = f"by default (the checkpoint has no {ASKED_WITH_FILE})"
+    data, rollout = config.data, config.rollout
+    return (
+        f"asking {source}, unless set otherwise: mode={config.mode}, data.image_size={data.image_size}, "
+        f"data.image_fit={data.image_fit}, rollout.max_prompt_tokens={rollout.max_prompt_tokens}, "
+        f"rollout.max_tokens={rollout.max_tokens}"
+    )
 
 
 def evaluation_config(
@@ -52,7 +85,7 @@ def evaluation_config(
     """
     given = [f"data.root={json.dumps(str(data))}", "run.dir=runs/evaluations"]
     if not files:
-        files, given = _of_its_run(checkpoint), [*given, *_ALL_QUESTIONS]
+        given += _ALL_QUESTIONS
     if (data / MANIFEST_FILE).exists():
         name, _, part = split.partition("/")
         # The settings need a held-out part in any case; `evaluate._read` replaces its questions by those of training.
@@ -85,7 +118,7 @@ def answering_config(
         ValueError: a setting is not valid.
     """
     given = ["data.format=omnimedvqa", "data.root=unused", "run.dir=runs/answers"]
-    config = _load(checkpoint, mode, files or _of_its_run(checkpoint), given, overrides, count_gpus)
+    config = _load(checkpoint, mode, files, given, overrides, count_gpus)
     return without_learner(config, config.run.dir)
 
 
@@ -123,7 +156,10 @@ def _load(
     count_gpus: Callable[[], int],
 ) -> Config:
     model = [f"model.path={json.dumps(str(checkpoint))}", *([f"mode={mode}"] if mode else [])]
-    config = load_config(files, [*model, *given, *_REQUIRED, *_NOT_OF_THE_RUN, *overrides])
+    own = [path for path in (checkpoint / ASKED_WITH_FILE,) if path.exists()]
+    # What the checkpoint says of itself wins over a folder that it may have been copied into, the user's files over it.
+    layers = [*own, *files] if files else [*_of_its_run(checkpoint), *own]
+    config = load_config(layers, [*model, *given, *_REQUIRED, *_NOT_OF_THE_RUN, *overrides])
     check_model(config)
     return place_engines(config, count_gpus)
 

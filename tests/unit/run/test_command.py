@@ -81,7 +81,7 @@ def test_a_dry_run_needs_no_checkpoint_where_a_shape_is_given(
     runs = Runs()
     assert run("grpo", runs, "--config", file, *shape, "--dry-run") == 0
     assert run("grpo", runs, "--config", file, *shape) == 1
-    assert "'models/not-here-yet' is not a folder here" in capsys.readouterr().err
+    assert "'models/not-here-yet' does not exist" in capsys.readouterr().err
     assert runs.given == []
 
 
