@@ -26,6 +26,7 @@ from medr1_ray.config.sections import (
     TrainSettings,
     tiny_model_path,
 )
+from medr1_ray.config.table import TableAnswers, TableColumns, TableSettings
 
 __all__ = [
     "ClusterSettings",
@@ -42,6 +43,9 @@ __all__ = [
     "RewardSettings",
     "RolloutSettings",
     "RunSettings",
+    "TableAnswers",
+    "TableColumns",
+    "TableSettings",
     "TrainSettings",
     "tiny_model_path",
 ]

@@ -78,6 +78,17 @@ def _check_data_files(config: Config) -> None:
             f"data.train_file={data.train_file}, data.eval_file={data.eval_file}: data.format=medr1 needs both "
             "(annotation files relative to data.root)"
         )
+    if data.format == "table" and data.table is None:
+        raise ValueError(
+            "data.table.file=null: data.format=table needs the table's file, relative to data.root, e.g. "
+            "data.table.file=questions.csv"
+        )
+    for key, value in (("table", data.table), ("image_root", data.image_root)):
+        if data.format != "table" and value is not None:
+            raise ValueError(
+                f"data.{key} is given, but data.format={data.format}: it is a setting of data.format=table; add "
+                f"data.{key}=null"
+            )
 
 
 def check_placement(config: Config) -> None:

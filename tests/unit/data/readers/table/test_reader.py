@@ -1,0 +1,150 @@
+"""Rows of a table become questions, or are dropped for a reason."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medr1_ray.config import TableSettings
+from medr1_ray.data.readers.rows import dropped_by_reason
+from medr1_ray.data.readers.table.reader import Table, TableReader
+
+HEADER = ["image", "question", "A", "B", "C", "answer", "modality", "patient", "split"]
+GOOD = ["a.png", "Which?", "CT", "MRI", "PET", "b", "PET", "7", "train"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "images" / name).touch()
+    (tmp_path / "outside.png").touch()
+    return tmp_path
+
+
+def reader(folder: Path, rows: Sequence[Sequence[Any]], header: Sequence[str] = HEADER, **given: Any) -> TableReader:
+    with (folder / "x.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return TableReader(TableSettings(file="x.csv", **given), folder, folder / "images", images_needed=True)
+
+
+def changed(**cells: Any) -> list[Any]:
+    return [cells.get(name, cell) for name, cell in zip(HEADER, GOOD, strict=True)]
+
+
+def read(folder: Path, *rows: Sequence[Any], **given: Any) -> Table:
+    return reader(folder, rows, **given).read()
+
+
+def test_a_row_becomes_a_question(folder: Path) -> None:
+    table = read(folder, GOOD, changed(modality="mr", patient="", split="dev", image=folder / "images" / "b.png"))
+    first, second = table.rows
+    question = first.question
+    assert (question.id, question.image_path) == ("x:0", str(folder / "images" / "a.png"))
+    assert (question.stem, question.options, question.answer) == ("Which?", ("CT", "MRI", "PET"), 1)
+    # A modality that is none of the eight keeps its name.
+    assert (question.modality, question.question_type, question.dataset) == ("PET", "Unknown", "x")
+    assert (first.group, first.part, first.file, first.number) == ("7", "train", "x", 0)
+    # Absolute paths are taken below the root of the images.
+    assert (second.question.image_path, second.question.modality) == (str(folder / "images" / "b.png"), "MRI")
+    assert (second.group, second.part) == (None, "validation")
+    assert (table.has_parts, table.has_groups, table.dropped) == (True, True, ())
+    assert table.understood[1] == "answers: letters"
+    assert "group = patient" in table.understood[0]
+
+
+def test_rows_that_are_no_questions_are_counted_by_reason(folder: Path) -> None:
+    reasons = {
+        "no image": changed(image=""),
+        "several images": changed(image="a.png; b.png"),
+        "image file not found": changed(image="c.png"),
+        "image path leads out of the dataset's folder": changed(image="../outside.png"),
+        "no question": changed(question=" "),
+        "a letter is missing among the options": changed(B=""),
+        "fewer than two options": changed(B="", C=""),
+        "no answer": changed(answer=""),
+        "answer is none of the options": changed(answer="D"),
+        "gold option occurs twice": changed(A="MRI"),
+        "question holds characters that no text has": changed(question="a\0b"),
+    }
+    table = read(folder, GOOD, *reasons.values())
+    assert dropped_by_reason(table.dropped) == dict.fromkeys(reasons, 1)
+    assert len(table.rows) == 1
+
+
+def test_ids_must_not_repeat(folder: Path) -> None:
+    rows = [changed(patient=name) for name in "112"]
+    table = read(folder, *rows, columns={"id": "patient", "group": ""})
+    assert [row.question.id for row in table.rows] == ["2"]
+    assert dropped_by_reason(table.dropped) == {"id occurs twice": 2}
+    assert not table.has_groups
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "message"),
+    [
+        ([], {}, r"x\.csv: none of its 0 rows became a question: it has no rows"),
+        (
+            [changed(image="c.png")] * 2,
+            {},
+            r"none of its 2 rows became a question: image file not found 2 .*data\.image_root",
+        ),
+        (
+            [changed(answer="1"), changed(answer="2")],
+            {},
+            r"data\.table\.answers=null: .*numbers from 0 or numbers from 1.*index_from_1",
+        ),
+        ([changed(split="fold 3")], {}, r"columns\.split=split: .*'fold 3' .*is no part; use train"),
+    ],
+)
+def test_tables_that_are_refused(folder: Path, rows: list[Any], given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(folder, *rows, **given)
+
+
+def test_numbers_are_read_as_told(folder: Path) -> None:
+    rows = [changed(answer="1"), changed(answer="2")]
+    assert [row.question.answer for row in read(folder, *rows, answers="index_from_1").rows] == [0, 1]
+    assert [row.question.answer for row in read(folder, *rows, answers="index_from_0").rows] == [1, 2]
+
+
+def test_the_preview_shows_rows_before_all_are_read(folder: Path) -> None:
+    opened = reader(folder, [GOOD, changed(answer="3"), changed(question="")] + [changed(answer="0")] * 100)
+    lines = opened.preview(3)
+    assert lines[0].startswith("columns: image = image, question = question, options = A, B, C, answer = answer")
+    assert "image a.png; question 'Which?'; options CT; MRI; PET; gold 'b' = 'MRI'" in lines[1]
+    assert lines[3] == "row 2: left out: no question"
+    assert reader(folder, [changed(answer="1")] * 9).preview(2)[-1] == (
+        "answers: of these rows alone, the answers can be numbers from 0 or numbers from 1: '1' would be 'MRI' or 'CT'"
+    )
+
+
+def test_options_in_the_question(folder: Path) -> None:
+    table = reader(folder, [["a.png", "Which? A) CT B) MRI", "B) MRI"]], ["image", "question", "answer"]).read()
+    assert (table.rows[0].question.stem, table.rows[0].question.answer) == ("Which?", 1)
+
+
+def test_files_with_different_columns_are_refused(folder: Path) -> None:
+    (folder / "tables").mkdir()
+    (folder / "tables" / "a.csv").write_text("image,question,answer\n")
+    (folder / "tables" / "b.csv").write_text("image,question\n")
+    with pytest.raises(ValueError, match=r"b has the columns image, question, but a has image, question, answer"):
+        TableReader(TableSettings(file="tables"), folder, folder, images_needed=True)
+
+
+def test_images_in_the_table_itself(folder: Path) -> None:
+    from datasets import Dataset
+
+    cells = [{"bytes": b"one"}, {"bytes": None}, {"bytes": b"two"}]
+    data = {"image": cells, "question": ["Which?"] * 3, "options": [["x", "y"], ["x", "y"], ["x"]], "answer": [0, 1, 0]}
+    Dataset.from_dict(data).to_parquet(folder / "x.parquet")
+    opened = TableReader(TableSettings(file="x.parquet"), folder, folder, images_needed=True)
+    assert opened.embedded
+    assert "image in the table" in opened.preview(1)[1]
+    table = opened.read()
+    assert [(row.question.image_path, row.question.answer) for row in table.rows] == [("", 0), ("", 1)]
+    assert list(opened.images({("x", 0), ("x", 1)})) == [("x", 0, b"one"), ("x", 1, None)]
