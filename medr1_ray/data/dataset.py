@@ -16,6 +16,7 @@ from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
 from medr1_ray.data.readers.prepared import PARTS, read_split
 from medr1_ray.data.readers.rows import Dropped, ReadResult, dropped_by_reason
 from medr1_ray.data.readers.table.reader import TableReader
+from medr1_ray.data.readers.views import medical_format, split_view
 from medr1_ray.data.splits import split_by_image
 from medr1_ray.data.stream import visits_per_epoch
 from medr1_ray.types import Question
@@ -66,10 +67,11 @@ class Dataset:
         )
 
 
-def open_dataset(settings: DataSettings) -> Dataset:
+def open_dataset(settings: DataSettings, train_needed: bool = True) -> Dataset:
     """Read the dataset of a run; draw phantoms first if they are not on disk yet.
 
-    The result depends only on the settings and the files.
+    The result depends only on the settings and the files. Benchmarks have no questions to train on: `train_needed` says
+    whether they are refused.
 
     Raises:
         ValueError: if the root or its files are missing, a filter or a weight names nothing that the data has, or no
@@ -81,7 +83,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
     _check_names("question_types", "question type", settings.question_types, {q.question_type for q in every})
     train, held_out = _filtered(sides.train, settings), _filtered(sides.held_out, settings)
     for name, questions in (("training", train), ("evaluation", held_out)):
-        if not questions:
+        if not questions and (train_needed or name == "evaluation"):
             raise ValueError(
                 f"data.root={settings.root}: no {name} question is left. Check data.modalities="
                 f"{list(settings.modalities)} and data.question_types={list(settings.question_types)} (empty "
@@ -89,7 +91,8 @@ def open_dataset(settings: DataSettings) -> Dataset:
                 + "".join(f"; {note}" for note in sides.notes)
             )
     # Before the pass rates, whose file may be for other questions.
-    visits_per_epoch(train, settings.sampling_weights)
+    if train:
+        visits_per_epoch(train, settings.sampling_weights)
     # Pass rates filter only the training questions, so that evaluations stay comparable.
     evaluation = stratified_sample(held_out, settings.eval_questions, settings.seed)
     train, notes = _within_pass_rates(train, settings)
@@ -160,18 +163,27 @@ def _of_table(settings: DataSettings) -> _Sides:
     image_root = settings.image_root or settings.root
     reader = TableReader(settings.table, settings.root, image_root, images_needed=True)
     if reader.embedded:
-        raise ValueError(
-            f"data.table.file={settings.table.file}: its images are in the table itself; write them to files first: "
-            f"python -m medr1_ray.data.prepare --table {reader.path} --out DIR, then train with data.format=prepared "
-            "data.root=DIR data.table=null"
-        )
+        raise _unprepared(settings, reader.path, "its images are in the table itself")
     table = reader.read()
+    scans = [row for row in table.rows if medical_format(split_view(row.question.image_path)[0])]
+    if scans:
+        first = scans[0].question.image_path
+        raise _unprepared(settings, reader.path, f"{len(scans)} rows name DICOM files or NIfTI volumes, e.g. {first}")
     if table.has_parts:
         parts = {part: tuple(row.question for row in table.rows if row.part == part) for part in PARTS}
         return _sides(parts, settings, f"data.table.file={settings.table.file}", table.dropped, table.understood)
     groups = [row.group for row in table.rows] if table.has_groups else None
     questions = tuple(row.question for row in table.rows)
     return _divided(questions, image_root, settings, table.dropped, table.understood, groups)
+
+
+def _unprepared(settings: DataSettings, path: Path, problem: str) -> ValueError:
+    assert settings.table is not None
+    return ValueError(
+        f"data.table.file={settings.table.file}: {problem}; write them to image files first: "
+        f"python -m medr1_ray.data.prepare --table {path} --out DIR, then train with data.format=prepared "
+        "data.root=DIR data.table=null"
+    )
 
 
 def _sides(

@@ -78,8 +78,10 @@ def evaluate(config: Config, plan: Plan) -> Report:
 def _read(config: Config, plan: Plan) -> Dataset:
     """Return the data, with the questions to ask as its `evaluation`."""
     # A training evaluates on a sample; here the default is all questions.
-    dataset = open_dataset(config.data.model_copy(update={"eval_questions": plan.questions or sys.maxsize}))
-    if part_of(config, plan.split) != "train":
+    on_training = part_of(config, plan.split) == "train"
+    settings = config.data.model_copy(update={"eval_questions": plan.questions or sys.maxsize})
+    dataset = open_dataset(settings, train_needed=on_training)
+    if not on_training:
         return dataset
     limit = plan.questions or len(dataset.train)
     return replace(dataset, evaluation=stratified_sample(dataset.train, limit, config.data.seed))

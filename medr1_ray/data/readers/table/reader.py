@@ -17,6 +17,7 @@ from medr1_ray.data.readers.table.columns import Columns, find_columns
 from medr1_ray.data.readers.table.files import Row, TableFile, open_table, part_named
 from medr1_ray.data.readers.table.gold import NAMES, Ambiguous, option_of, settle
 from medr1_ray.data.readers.table.options import options_of, plain_text, split_text
+from medr1_ray.data.readers.views import split_view
 from medr1_ray.types import Question
 
 _SEVERAL_FILES = re.compile(r"\.[a-z0-9]{3,4}['\"]?\s*[;,|]\s*['\"]?\S", re.IGNORECASE)
@@ -26,7 +27,8 @@ _SEVERAL_FILES = re.compile(r"\.[a-z0-9]{3,4}['\"]?\s*[;,|]\s*['\"]?\S", re.IGNO
 class TableRow:
     """A row that became a question. `group` and `part` are None where the table does not tell.
 
-    The image of `question` is its absolute path; of an image that is in the table itself, the path is empty.
+    The image of `question` is its absolute path, with the frame or slice that the table names (`readers/views.py`); of
+    an image that is in the table itself, the path is empty.
     """
 
     question: Question
@@ -79,8 +81,8 @@ class TableReader:
     """
 
     def __init__(self, settings: TableSettings, root: Path, image_root: Path, images_needed: bool) -> None:
-        self.path = root / settings.file
-        self.files = open_table(self.path)
+        self.path = root / settings.files[0]
+        self.files = open_table(*(root / file for file in settings.files))
         self._settings = settings
         self._image_root = image_root
         self._images_needed = images_needed
@@ -91,7 +93,13 @@ class TableReader:
                     f"{self.path}: {file.name} has the columns {', '.join(file.columns)}, but {self.files[0].name} has "
                     f"{', '.join(columns)}; give files with the same columns"
                 )
-        self.columns: Columns = find_columns(columns, settings.columns, str(self.path))
+        self.columns: Columns = find_columns(columns, settings.columns, str(self.path), settings.options)
+        for name in settings.where:
+            if name not in columns:
+                raise ValueError(
+                    f"data.table.where.{name}={settings.where[name]} is about no column of {self.path}; it has "
+                    f"{', '.join(columns)}"
+                )
 
     @property
     def embedded(self) -> bool:
@@ -167,8 +175,10 @@ class TableReader:
 
     def _drafts(self) -> Iterator[_Draft | Dropped]:
         for file in self.files:
-            texts = self.columns.texts
-            for row in file.read(texts if self.embedded else [*texts, self.columns.image]):
+            names = dict.fromkeys([*self.columns.texts, *self._settings.where])
+            if not self.embedded:
+                names[self.columns.image] = None
+            for row in file.read(list(names)):
                 try:
                     yield self._draft(file, row)
                 except RowError as reason:
@@ -178,6 +188,9 @@ class TableReader:
         if row.problem:
             raise RowError(row.problem)
         columns, cells = self.columns, row.cells
+        for name, value in self._settings.where.items():
+            if not _is(cells.get(name), value):
+                raise RowError(f"{name} is not {value or 'empty'}")
 
         def text(key: str, column: str | None) -> str:
             # Under the key, so that reasons are the same whatever a table calls its columns.
@@ -187,7 +200,11 @@ class TableReader:
             return text(key, column) if column and plain_text(cells.get(column)) else None
 
         stem = text("question", columns.question)
-        if columns.options:
+        if self._settings.question_until:
+            stem = stem.partition(self._settings.question_until)[0].strip()
+        if columns.all_options:
+            options = columns.all_options
+        elif columns.options:
             options = options_of([cells.get(name) for name in columns.options])
         else:
             stem, options = split_text(stem)
@@ -225,7 +242,8 @@ class TableReader:
         if gold is None:
             raise RowError("answer is none of the options")
         refuse_ambiguous_gold(draft.options, gold)
-        image = draft.image and image_path(self._image_root, draft.image, self._images_needed)
+        file, _ = split_view(draft.image)
+        image = draft.image and image_path(self._image_root, file, self._images_needed) + draft.image[len(file) :]
         question = Question(
             id=draft.id,
             image_path=image,
@@ -248,6 +266,13 @@ def _names(ways: tuple[TableAnswers, ...]) -> str:
     return " and ".join(NAMES[way] for way in ways) or "none is an option"
 
 
+def _is(cell: Any, value: str) -> bool:
+    """Tell whether a cell has this value; without an image, a cell for one is empty."""
+    if isinstance(cell, dict | bytes):
+        return not value and not (any(cell.values()) if isinstance(cell, dict) else cell)
+    return plain_text(cell).casefold() == value.strip().casefold()
+
+
 def _path_of(cell: Any) -> str:
     """Return the one path in an image cell.
 
@@ -259,7 +284,7 @@ def _path_of(cell: Any) -> str:
             raise RowError("several images")
         cell = cell[0] if cell else None
     text = plain_text(cell)
-    if _SEVERAL_FILES.search(text):
+    if _SEVERAL_FILES.search(split_view(text)[0]):
         raise RowError("several images")
     return text
 
