@@ -101,22 +101,12 @@ def test_pmc_vqa(tmp_path: Path) -> None:
 
 
 def test_pmc_vqa_version_2(tmp_path: Path) -> None:
-    image(tmp_path / "images" / "PMC1_Fig1_2.jpg")
+    image(tmp_path / "images_2" / "PMC1_Fig1_2.jpg")
     for part in ("train", "test"):
         row = pmc_row("PMC1_Fig1_2.jpg", "C", "")
         del row["Answer_label"]
         write_csv(tmp_path / f"{part}_2.csv", [{"index": "0", **row, "Caption": "A, B, and C.", "split": part}])
-    config = load_config(
-        [CONFIGS / "realmini_cpu.yaml", CONFIGS / "datasets/pmc_vqa.yaml"],
-        [
-            f"data.root={tmp_path}",
-            f"data.image_root={tmp_path}/images",
-            "data.table.file=[train_2.csv,test_2.csv]",
-            "data.table.columns.answer=Answer",
-        ],
-    )
-    assert config.data.table is not None
-    table = TableReader(config.data.table, tmp_path, tmp_path / "images", images_needed=True).read()
+    table = read("pmc_vqa_2", tmp_path, "images_2")
     assert [(right, part) for _, _, right, part in asked(table)] == [("PET", "train"), ("PET", "test")]
 
 
