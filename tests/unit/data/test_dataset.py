@@ -212,7 +212,7 @@ def test_one_group_cannot_be_split(tmp_path: Path) -> None:
     columns = TableColumns(group="study")
     one = settings.model_copy(update={"table": TableSettings(file="x.csv", columns=columns)})
     with pytest.raises(
-        ValueError, match=r"no evaluation question is left.*the largest \(group first\) holds 20 images"
+        ValueError, match=r"no evaluation question is left.*the largest \(group first\) has 20"
     ):
         open_dataset(one)
 
