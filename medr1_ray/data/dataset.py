@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,12 +165,12 @@ def _of_table(settings: DataSettings) -> _Sides:
     image_root = settings.image_root or settings.root
     reader = TableReader(settings.table, settings.root, image_root, images_needed=True)
     if reader.embedded:
-        raise _unprepared(settings, reader.path, "its images are in the table itself")
+        raise _unprepared(settings, "its images are in the table itself")
     table = reader.read()
     scans = [row for row in table.rows if medical_format(split_view(row.question.image_path)[0])]
     if scans:
         first = scans[0].question.image_path
-        raise _unprepared(settings, reader.path, f"{len(scans)} rows name DICOM files or NIfTI volumes, e.g. {first}")
+        raise _unprepared(settings, f"{len(scans)} rows name DICOM files or NIfTI volumes, e.g. {first}")
     if table.has_parts:
         parts = {part: tuple(row.question for row in table.rows if row.part == part) for part in PARTS}
         return _sides(parts, settings, f"data.table.file={settings.table.file}", table.dropped, table.understood)
@@ -177,12 +179,18 @@ def _of_table(settings: DataSettings) -> _Sides:
     return _divided(questions, image_root, settings, table.dropped, table.understood, groups)
 
 
-def _unprepared(settings: DataSettings, path: Path, problem: str) -> ValueError:
+def _unprepared(settings: DataSettings, problem: str) -> ValueError:
+    """Return the error about images that training does not read, with the command that writes them to files."""
     assert settings.table is not None
+    table = settings.table.model_dump(mode="json", exclude_defaults=True)
+    command = ["python", "-m", "medr1_ray.data.prepare", "data.format=table", f"data.root={settings.root}"]
+    if settings.image_root:
+        command.append(f"data.image_root={settings.image_root}")
+    command.append(f"data.table={json.dumps(table, ensure_ascii=False)}")
     return ValueError(
         f"data.table.file={settings.table.file}: {problem}; write them to image files first: "
-        f"python -m medr1_ray.data.prepare --table {path} --out DIR, then train with data.format=prepared "
-        "data.root=DIR data.table=null"
+        f"{shlex.join(command)} --out DIR, then train with data.format=prepared data.root=DIR data.table=null "
+        "data.image_root=null"
     )
 
 

@@ -212,7 +212,7 @@ def test_one_group_cannot_be_split(tmp_path: Path) -> None:
     columns = TableColumns(group="study")
     one = settings.model_copy(update={"table": TableSettings(file="x.csv", columns=columns)})
     with pytest.raises(
-        ValueError, match=r"no evaluation question is left.*the largest \(group first\) holds 20 images"
+        ValueError, match=r"no evaluation question is left.*the largest \(group first\) has 20"
     ):
         open_dataset(one)
 
@@ -223,7 +223,7 @@ def test_images_in_the_table_itself_are_prepared_first(tmp_path: Path) -> None:
     columns = {"image": [{"bytes": b"1"}], "question": ["Which?"], "A": ["x"], "B": ["y"], "answer": ["A"]}
     Saved.from_dict(columns).to_parquet(tmp_path / "x.parquet")
     settings = table(tmp_path, table={"file": "x.parquet"})
-    with pytest.raises(ValueError, match=r"data\.prepare --table .*x\.parquet --out DIR, then train with .*=prepared"):
+    with pytest.raises(ValueError, match=r"data\.prepare data\.format=table .*x\.parquet.* --out DIR, .*=prepared"):
         open_dataset(settings)
 
 
@@ -234,7 +234,7 @@ def test_scans_are_prepared_first(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(text.replace("3.png", "3.dcm#frame=2"))
     with pytest.raises(
         ValueError,
-        match=r"x\.csv: 1 rows name DICOM files or NIfTI volumes, e\.g\. .*3\.dcm#frame=2; .*data\.prepare --table ",
+        match=r"x\.csv: 1 rows name DICOM files or NIfTI volumes, e\.g\. .*3\.dcm#frame=2; .*data\.prepare ",
     ):
         open_dataset(settings)
 

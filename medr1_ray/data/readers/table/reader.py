@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from medr1_ray.config import TableAnswers, TableSettings
@@ -18,9 +19,12 @@ from medr1_ray.data.readers.table.files import Row, TableFile, open_table, part_
 from medr1_ray.data.readers.table.gold import NAMES, Ambiguous, option_of, settle
 from medr1_ray.data.readers.table.options import options_of, plain_text, split_text
 from medr1_ray.data.readers.views import split_view
-from medr1_ray.types import Question
+from medr1_ray.types import LETTERS, Question
 
 _SEVERAL_FILES = re.compile(r"\.[a-z0-9]{3,4}['\"]?\s*[;,|]\s*['\"]?\S", re.IGNORECASE)
+
+_SHOWN = 300
+"""Characters of a question or its options in a preview."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,13 @@ class TableReader:
                 lines.append(f"row {draft.row}: left out: {draft.reason}")
                 continue
             gold = _gold(draft, ways)
-            said = f"{draft.answer!r}" + ("" if gold is None else f" = {draft.options[gold]!r}")
-            lines.append(
-                f"row {draft.number}: image {draft.image or 'in the table'}; question {draft.stem!r}; options "
-                f"{'; '.join(draft.options)}; gold {said}"
-            )
+            options = [f"{letter}) {option}" for letter, option in zip(LETTERS, draft.options, strict=False)]
+            lines += [
+                f"row {draft.number}: {self._described(draft.image)}",
+                f"  question: {shorten(draft.stem, _SHOWN)}",
+                f"  options: {shorten('; '.join(options), _SHOWN)}",
+                f"  gold: {draft.answer!r}" + ("" if gold is None else f", which is {options[gold]}"),
+            ]
         return [*lines, f"answers: {answers}"]
 
     def read(self) -> Table:
@@ -166,8 +172,8 @@ class TableReader:
         has_groups = any(row.group is not None for row in rows)
         return Table(tuple(rows), tuple(dropped), understood, self.has_parts, has_groups)
 
-    def images(self, wanted: set[tuple[str, int]]) -> Iterator[tuple[str, int, bytes | None]]:
-        """Yield file, row and content of the images that the table holds itself, of the rows `wanted`."""
+    def images(self, wanted: set[tuple[str, int]]) -> Iterator[tuple[str, int, bytes | RowError]]:
+        """Yield file and row of the rows `wanted`, and the content of each one's image, or why it has none."""
         for file in self.files:
             for row in file.read([self.columns.image]):
                 if (file.name, row.number) in wanted:
@@ -234,6 +240,15 @@ class TableReader:
             )
         return part
 
+    def _described(self, image: str) -> str:
+        if self.embedded:
+            return "an image in the table"
+        try:
+            image_path(self._image_root, split_view(image)[0], images_needed=True)
+        except RowError as reason:
+            return f"{image} ({reason}; images are looked for below {self._image_root})"
+        return image
+
     def _ways(self, drafts: Sequence[_Draft]) -> tuple[TableAnswers, ...]:
         return settle([draft.answer for draft in drafts], [draft.options for draft in drafts], self._settings.answers)
 
@@ -289,15 +304,11 @@ def _path_of(cell: Any) -> str:
     return text
 
 
-def _bytes_of(cell: Any) -> bytes | None:
-    """Return the one image in a cell of bytes, of `datasets`' Image, or of a list of these; None if there is none.
-
-    Raises:
-        RowError: if there are several.
-    """
+def _bytes_of(cell: Any) -> bytes | RowError:
+    """Return the one image in a cell of bytes, of `datasets`' Image, or of a list of these."""
     if isinstance(cell, list):
         if len(cell) > 1:
-            raise RowError("several images")
+            return RowError("several images")
         cell = cell[0] if cell else None
-    content = cell.get("bytes") if isinstance(cell, dict) else cell
-    return content or None
+    content: bytes | None = cell.get("bytes") if isinstance(cell, dict) else cell
+    return content or RowError("no image")

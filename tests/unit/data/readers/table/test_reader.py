@@ -116,8 +116,15 @@ def test_the_preview_shows_rows_before_all_are_read(folder: Path) -> None:
     opened = reader(folder, [GOOD, changed(answer="3"), changed(question="")] + [changed(answer="0")] * 100)
     lines = opened.preview(3)
     assert lines[0].startswith("columns: image = image, question = question, options = A, B, C, answer = answer")
-    assert "image a.png; question 'Which?'; options CT; MRI; PET; gold 'b' = 'MRI'" in lines[1]
-    assert lines[3] == "row 2: left out: no question"
+    assert lines[1:5] == [
+        "row 0: a.png",
+        "  question: Which?",
+        "  options: A) CT; B) MRI; C) PET",
+        "  gold: 'b', which is B) MRI",
+    ]
+    assert lines[9] == "row 2: left out: no question"
+    (missing,) = reader(folder, [changed(image="no.png")]).preview(1)[1:2]
+    assert missing == f"row 0: no.png (image file not found; images are looked for below {folder / 'images'})"
     assert reader(folder, [changed(answer="1")] * 9).preview(2)[-1] == (
         "answers: of these rows alone, the answers can be numbers from 0 or numbers from 1: '1' would be 'MRI' or 'CT'"
     )
@@ -197,7 +204,9 @@ def test_images_in_the_table_itself(folder: Path) -> None:
     Dataset.from_dict(data).to_parquet(folder / "x.parquet")
     opened = TableReader(TableSettings(file="x.parquet"), folder, folder, images_needed=True)
     assert opened.embedded
-    assert "image in the table" in opened.preview(1)[1]
+    assert "an image in the table" in opened.preview(1)[1]
     table = opened.read()
     assert [(row.question.image_path, row.question.answer) for row in table.rows] == [("", 0), ("", 1)]
-    assert list(opened.images({("x", 0), ("x", 1)})) == [("x", 0, b"one"), ("x", 1, None)]
+    first, second = opened.images({("x", 0), ("x", 1)})
+    assert first == ("x", 0, b"one")
+    assert str(second[2]) == "no image"
