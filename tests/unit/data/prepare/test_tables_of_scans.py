@@ -151,3 +151,8 @@ def test_a_published_dataset_is_prepared_by_its_configuration(
     said = capsys.readouterr().out
     assert "split own: train 0, validation 1, test 1" in said
     assert f"evaluate on it with --data {tmp_path / 'out'} --split own/test" in said
+    prepared = DataSettings(format="prepared", root=tmp_path / "out", split="own", eval_part="test")
+    (question,) = open_dataset(prepared, train_needed=False).evaluation
+    assert (question.id, question.stem) == ("test", "Which?")
+    with pytest.raises(ValueError, match="no training question is left"):
+        open_dataset(prepared)

@@ -81,6 +81,9 @@ def test_every_configuration_is_tested_here() -> None:
     names = {path.stem for path in (CONFIGS / "datasets").glob("*.yaml")}
     here = Path(__file__).read_text(encoding="utf-8")
     assert {name for name in names if f'read("{name}"' in here} == names
+    for name in names:
+        config = load_config([CONFIGS / "medr1_qwen2vl_2b_nothink.yaml", CONFIGS / f"datasets/{name}.yaml"])
+        assert config.data.format == "table"
 
 
 def pmc_row(figure: str, answer: str, label: str) -> dict[str, str]:
