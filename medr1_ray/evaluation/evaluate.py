@@ -17,9 +17,7 @@ from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.readers.rows import dropped_by_reason
 from medr1_ray.evaluation.folder import Answers, EvaluationFolder, questions_digest, read_answers
 from medr1_ray.evaluation.passes import (
-    BLINDED,
     IMAGE,
-    SHUFFLED_OPTIONS,
     Pass,
     Sampled,
     letter_passes,
@@ -72,7 +70,7 @@ def evaluate(config: Config, plan: Plan) -> Report:
             inference.load(config.model.folder)
             for each in passes:
                 folder.run(inference.pool, each)
-    return _write_report(config, plan, folder, dataset, other)
+    return _write_report(config, plan, folder, dataset, [each.name for each in passes], other)
 
 
 def _read(config: Config, plan: Plan) -> Dataset:
@@ -112,12 +110,17 @@ def _with_room(config: Config, plan: Plan) -> Config:
 
 
 def _write_report(
-    config: Config, plan: Plan, folder: EvaluationFolder, dataset: Dataset, other: Answers | None
+    config: Config,
+    plan: Plan,
+    folder: EvaluationFolder,
+    dataset: Dataset,
+    passes: Sequence[str],
+    other: Answers | None,
 ) -> Report:
     """Write `report.json`, `report.md` and, if there are samples, `pass_rates.jsonl`; return the report."""
-    names = [IMAGE, *BLINDED, SHUFFLED_OPTIONS, *(name for name in plan.scorings if name != "letter")]
-    answers = {name: folder.answers(name) for name in names}
-    samples = folder.answers(_samples_name(plan)).rows if plan.samples else {}
+    samples_name = _samples_name(plan)
+    answers = {name: folder.answers(name) for name in passes if name != samples_name}
+    samples = folder.answers(samples_name).rows if plan.samples else {}
     left_out = {id_: reason for found in answers.values() for id_, reason in found.left_out.items()}
     against: Against | None = None
     if other is not None:

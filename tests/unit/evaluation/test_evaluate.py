@@ -135,6 +135,14 @@ def test_the_training_part_can_be_asked_and_the_number_limited(config: Config, i
     assert all(row["id"].startswith("train") for row in rows_of(config.run.dir, "image"))
 
 
+def test_one_question_can_be_evaluated(config: Config, inference: Inference) -> None:
+    report = evaluate(config, Plan("test", questions=1))
+    assert report.overall.n == 1
+    assert "shuffled_image" not in report.overall.baselines
+    assert any(sentence.startswith("The shuffled image is left out: images cannot be") for sentence in report.verdict)
+    assert (config.run.dir / "report.md").exists()
+
+
 def test_other_questions_do_not_go_into_the_same_folder(config: Config, inference: Inference) -> None:
     evaluate(config, Plan("test"))
     with pytest.raises(ValueError, match="holds an evaluation with questions"):
