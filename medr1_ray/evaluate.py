@@ -19,8 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m medr1_ray.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
-    parser.add_argument("--data", type=Path, required=True, help="written by data.prepare, or in OmniMedVQA's layout")
-    parser.add_argument("--split", required=True, help="NAME or NAME/PART of prepared data, else test or train")
+    parser.add_argument("--data", type=Path, required=True, help="written by data.prepare, or a table, or OmniMedVQA")
+    parser.add_argument("--split", required=True, help="NAME or NAME/PART of prepared data, else a part")
     parser.add_argument("--mode", choices=get_args(Mode), help="default: that of the model's run, else no_think")
     parser.add_argument("--samples", type=int, default=0, help="answers sampled per question, for pass rates")
     parser.add_argument("--scoring", nargs="+", choices=SCORINGS, default=["letter"], help="letter is always included")

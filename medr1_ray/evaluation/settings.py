@@ -18,14 +18,16 @@ from medr1_ray.data.readers.manifest import MANIFEST_FILE
 from medr1_ray.evaluation.devices import place_engines, visible_gpus
 from medr1_ray.model.folder_check import check_model
 
-# The filters of the training data do not apply to the evaluation.
+# The filters and weights of the training data do not apply to the evaluation.
 _ALL_QUESTIONS = (
     "data.modalities=[]",
     "data.question_types=[]",
+    "data.sampling_weights={}",
     "data.pass_rates=null",
     "data.min_pass_rate=0",
     "data.max_pass_rate=1",
 )
+_NO_TABLE = ("data.table=null", "data.image_root=null")
 ASKED_WITH_FILE = "medr1_ray.json"
 """In a checkpoint: the settings by which its questions were asked, as a settings file (JSON is YAML)."""
 _ASKED_WITH: dict[str, bool | set[str]] = {
@@ -83,20 +85,25 @@ def evaluation_config(
     Raises:
         ValueError: a setting is not valid, or the format of the data is unknown.
     """
-    given = [f"data.root={json.dumps(str(data))}", "run.dir=runs/evaluations"]
+    given = [f"data.root={json.dumps(str(data.parent if data.is_file() else data))}", "run.dir=runs/evaluations"]
     if not files:
         given += _ALL_QUESTIONS
     if (data / MANIFEST_FILE).exists():
         name, _, part = split.partition("/")
         # The settings need a held-out part in any case; `evaluate._read` replaces its questions by those of training.
         held_out = "test" if part == "train" else part or "test"
-        given += ["data.format=prepared", f"data.split={json.dumps(name)}", f"data.eval_part={json.dumps(held_out)}"]
+        given += [*_NO_TABLE, "data.format=prepared"]
+        given += [f"data.split={json.dumps(name)}", f"data.eval_part={json.dumps(held_out)}"]
     elif (data / "QA_information").is_dir():
-        given += ["data.format=omnimedvqa"]
+        given += [*_NO_TABLE, "data.format=omnimedvqa"]
+    elif data.is_file():
+        # Columns and the images' folder stay those of the training, if it read a table.
+        given += ["data.format=table", f"data.table.file={json.dumps(data.name)}"]
+        given += [f"data.eval_part={json.dumps(split)}"] if split in ("validation", "test") else []
     elif not files:
         raise ValueError(
             f"--data {data} has neither a manifest nor QA_information, so its format is unknown; give a folder written "
-            "by data.prepare or one in OmniMedVQA's layout, or the data settings with --config"
+            "by data.prepare, one in OmniMedVQA's layout, or a table's file, or the data settings with --config"
         )
     config = _load(checkpoint, mode, files, given, overrides, count_gpus)
     part_of(config, split)
@@ -117,7 +124,7 @@ def answering_config(
     Raises:
         ValueError: a setting is not valid.
     """
-    given = ["data.format=omnimedvqa", "data.root=unused", "run.dir=runs/answers"]
+    given = [*_NO_TABLE, "data.format=omnimedvqa", "data.root=unused", "run.dir=runs/answers"]
     config = _load(checkpoint, mode, files, given, overrides, count_gpus)
     return without_learner(config, config.run.dir)
 
@@ -131,7 +138,8 @@ def part_of(config: Config, split: str) -> str:
     if config.data.format == "prepared":
         part, allowed = split.partition("/")[2] or "test", ["train", "validation", "test"]
     else:
-        part, allowed = split, ["train", "test"]
+        part = split
+        allowed = ["train", "validation", "test"] if config.data.format == "table" else ["train", "test"]
     if part not in allowed:
         raise ValueError(f"--split {split!r}: the data has no part {part!r}; it has {', '.join(allowed)}")
     return part

@@ -126,6 +126,33 @@ def test_prepared_data_names_a_split_and_a_part(tmp_path: Path) -> None:
         _config(data=tmp_path, split="grouped/tets")
 
 
+def test_a_table_is_evaluated_with_the_columns_of_the_training(run: Path, tmp_path: Path) -> None:
+    given = ["data.format=table", "data.table={file: a.csv, columns: {image: img}}", "data.image_root=pictures"]
+    changed = load_config([run / "config.yaml"], [*given, "data.sampling_weights={PET: 2}"])
+    write_config(changed, run / "config.yaml")
+    (tmp_path / "b.csv").touch()
+    config = _config(checkpoint=run / "checkpoints" / "checkpoint-5", data=tmp_path / "b.csv")
+    assert config.data.table is not None
+    assert (config.data.root, config.data.table.file, config.data.eval_part) == (tmp_path, "b.csv", "test")
+    assert (config.data.table.columns.image, config.data.image_root) == ("img", Path("pictures"))
+    assert config.data.sampling_weights == {}, "weights of the training data do not apply"
+    # On other data nothing of the table is left.
+    (tmp_path / "data" / "QA_information").mkdir(parents=True)
+    other = _config(checkpoint=run / "checkpoints" / "checkpoint-5", data=tmp_path / "data").data
+    assert (other.format, other.table, other.image_root) == ("omnimedvqa", None, None)
+    assert answering_config(run / "checkpoints" / "checkpoint-5", mode=None, files=[], overrides=[]).data.table is None
+
+
+def test_a_table_of_a_model_without_a_run(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").touch()
+    for split in ("train", "validation", "test"):
+        config = _config(data=tmp_path / "b.csv", split=split)
+        assert (config.data.format, part_of(config, split)) == ("table", split)
+    assert _config(data=tmp_path / "b.csv", split="validation").data.eval_part == "validation"
+    with pytest.raises(ValueError, match=r"no part 'grouped'; it has train, validation, test"):
+        _config(data=tmp_path / "b.csv", split="grouped")
+
+
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="its format is unknown"):
         _config(data=tmp_path)

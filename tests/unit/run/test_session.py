@@ -289,6 +289,16 @@ def test_the_start_model_is_evaluated_once_and_the_trained_one_without_its_image
     assert session.totals.seconds["evaluation"] > 0
 
 
+def test_one_question_is_evaluated_to_the_end(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 1}, actors=1)
+    session.evaluation_prompts = session.evaluation_prompts[:1]
+    session.sync_weights()
+    session.evaluate_before()
+    session.evaluate_after()
+    assert {path.stem for path in tmp_path.glob("*.json")} == {"before", "after", "blank_image"}
+    assert session.summarise().exists()
+
+
 def test_a_supervised_step_is_recorded_without_rollouts(world: World, tmp_path: Path) -> None:
     session = a_session(world, tmp_path, {"steps": 2}, {"save_every": 1}, actors=1)
     prompts = session.take_prompts()
