@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from medr1_ray.base.command_line import Ending, run_to_status
-from medr1_ray.config import Config, Objective
+from medr1_ray.config import Config, Objective, require_copied, require_lasting
 from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder_check import check_model
 from medr1_ray.rewards.functions import resolve
@@ -45,6 +45,7 @@ def _run(objective: Objective, run: Run, options: argparse.Namespace, ending: En
             f"objective={config.objective}: these settings are for python -m {COMMANDS[config.objective]}; "
             f"run that, or give objective={objective}"
         )
+    _require_paths_of_a_job(config)
     ending.logs = config.run.dir / "logs"
     # A wrong name of a reward function is a wrong setting, also for --dry-run.
     resolve(config.reward.functions, config.mode)
@@ -56,3 +57,14 @@ def _run(objective: Objective, run: Run, options: argparse.Namespace, ending: En
     else:
         run(config, resume=options.resume)
     return 0
+
+
+def _require_paths_of_a_job(config: Config) -> None:
+    require_lasting("run.dir", config.run.dir)
+    if config.model.path != "tiny":
+        require_copied("model.path", config.model.folder)
+    # Phantoms are drawn where they are missing.
+    if config.data.format != "phantoms":
+        require_copied("data.root", config.data.root)
+    if isinstance(config.data.pass_rates, Path):
+        require_copied("data.pass_rates", config.data.pass_rates)

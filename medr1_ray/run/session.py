@@ -213,6 +213,7 @@ class Session:
         )
         path = self.tracker.write_summary(summary)
         self.progress.close(summary)
+        self.progress.message(f"metrics, evaluations and checkpoints are in {path.parent}")
         return path
 
     def _write(self, folder: Path) -> None:
