@@ -19,6 +19,7 @@ from medr1_ray.config.cluster import ClusterSettings
 from medr1_ray.config.data import DataSettings
 from medr1_ray.config.hardware import Device, HardwareSettings
 from medr1_ray.config.job_copy import require_copied, require_lasting
+from medr1_ray.config.prompt import PromptSettings
 from medr1_ray.config.schema import Config
 from medr1_ray.config.sections import (
     LearnerSettings,
@@ -28,6 +29,7 @@ from medr1_ray.config.sections import (
     TrainSettings,
     tiny_model_path,
 )
+from medr1_ray.config.table import TableAnswers, TableColumns, TableSettings
 
 __all__ = [
     "ClusterSettings",
@@ -40,10 +42,14 @@ __all__ = [
     "LossSettings",
     "ModelSettings",
     "Objective",
+    "PromptSettings",
     "ReferenceSettings",
     "RewardSettings",
     "RolloutSettings",
     "RunSettings",
+    "TableAnswers",
+    "TableColumns",
+    "TableSettings",
     "TrainSettings",
     "automatic_transport",
     "require_copied",

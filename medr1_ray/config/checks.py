@@ -66,6 +66,11 @@ def _check_batches(config: Config) -> None:
             f"train.steps={train.steps} is not a multiple of train.updates_per_rollout="
             f"{train.updates_per_rollout}; choose a multiple"
         )
+    if config.learner.warmup_steps > train.steps:
+        raise ValueError(
+            f"learner.warmup_steps={config.learner.warmup_steps:g} is more than train.steps={train.steps}: the full "
+            f"learning rate would never be reached; use at most {train.steps}, or a fraction of the steps below 1"
+        )
     if train.prompts_per_step < config.learner.world_size:
         raise ValueError(
             f"train.prompts_per_step={train.prompts_per_step} is less than learner.world_size="
@@ -80,6 +85,17 @@ def _check_data_files(config: Config) -> None:
             f"data.train_file={data.train_file}, data.eval_file={data.eval_file}: data.format=medr1 needs both "
             "(annotation files relative to data.root)"
         )
+    if data.format == "table" and data.table is None:
+        raise ValueError(
+            "data.table.file=null: data.format=table needs the table's file, relative to data.root, e.g. "
+            "data.table.file=questions.csv"
+        )
+    for key, value in (("table", data.table), ("image_root", data.image_root)):
+        if data.format != "table" and value is not None:
+            raise ValueError(
+                f"data.{key} is given, but data.format={data.format}: it is a setting of data.format=table; add "
+                f"data.{key}=null"
+            )
 
 
 def automatic_transport(config: Config) -> tuple[WeightTransport, str]:

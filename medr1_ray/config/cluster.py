@@ -20,7 +20,7 @@ class PoolSize(Settings):
     """Fewest that the run starts with, and keeps when it scales down; default: `actors`."""
     max_actors: Annotated[PositiveInt | None, MayChange] = None
     """Most that the run scales up to when the learner waits for groups; default: `actors`."""
-    target_idle_fraction: Annotated[float, Field(gt=0, lt=1), MayChange] = 0.2
+    target_idle_fraction: Annotated[PositiveFloat, Field(lt=1), MayChange] = 0.2
     """Target of the scaling: fraction of the time that the learner may wait for groups."""
     scale_every: Annotated[PositiveInt, MayChange] = 5
     """Steps measured between two decisions about the number of actors."""

@@ -139,3 +139,9 @@ def test_what_would_be_silently_wrong_is_refused(changes: list[dict[str, Any]], 
 )
 def test_what_lies_beside_a_refused_combination_is_accepted(changes: list[dict[str, Any]]) -> None:
     config(*changes)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    config({"train": {"steps": 20}, "learner": {"warmup_steps": 20}})
+    with pytest.raises(ValueError, match=r"learner\.warmup_steps=21 is more than train\.steps=20"):
+        config({"train": {"steps": 20}, "learner": {"warmup_steps": 21}})

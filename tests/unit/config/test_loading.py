@@ -182,8 +182,8 @@ def test_the_first_difference_is_told_by_its_key(minimal: Path) -> None:
     assert difference("learner.betas=[0.5, 0.9]") == Difference("learner.betas", (0.9, 0.999), (0.5, 0.9))
     assert difference("train.seed=3", "run.dir=b") == Difference("run.dir", Path("runs/a"), Path("b"))
     assert difference("train.seed=3", "run.dir=b", changeable=False) == Difference("train.seed", 0, 3)
-    may_change = ("run.dir=b", "train.steps=8", "rollout.actors=3", "rollout.engine.seed_=1", "cluster.colocated=false")
-    assert difference(*may_change, changeable=False) is None
+    may_change = ("run.dir=b", "train.steps=8", "rollout.actors=3", "cluster.colocated=false", "data.root=b")
+    assert difference(*may_change, "rollout.engine.max_num_seqs=8", changeable=False) is None
     # A section that is left out on one side is different as a whole, and inside where both have it.
     lora = difference("model.lora.rank=8")
     assert lora == Difference("model.lora", None, LoraSettings(rank=8))
@@ -195,5 +195,23 @@ def test_what_a_resumed_run_may_change_is_known_by_key() -> None:
     keys = changeable_settings()
     assert {"run", "train.steps", "rollout.actors", "rollout.engine", "cluster", "hardware", "sizing"} <= set(keys)
     # What the learned weights depend on must stay.
-    fixed = ("model", "data", "loss", "reward", "train.seed", "train.group_size", "learner.world_size", "rollout.top_p")
+    fixed = ("model", "loss", "reward", "train.seed", "train.group_size", "learner.world_size", "rollout.top_p")
     assert not any(key == other or key.startswith(f"{other}.") for key in keys for other in fixed)
+
+
+def test_an_empty_mapping_clears_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "run: {dir: r}\ndata: {format: phantoms, root: d, sampling_weights: {Lesion Grading: 3}}\n"
+        "train: {steps: 1}\ncluster: {labels: {learner: {zone: a}}}\nrollout: {engine: {enforce_eager: true}}\n"
+    )
+    (tmp_path / "later.yaml").write_text("data: {sampling_weights: {}}\n")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    base = tmp_path / "base.yaml"
+    assert load_config([base, tmp_path / "empty.yaml"]).data.sampling_weights == {"Lesion Grading": 3}
+    assert load_config([base, tmp_path / "later.yaml"]).data.sampling_weights == {}
+    assert load_config([base, tmp_path / "later.yaml"]).data.format == "phantoms"
+    given = ["data.sampling_weights={}", "cluster.labels={}", "rollout.engine={}"]
+    config = load_config([base], given)
+    assert (config.data.sampling_weights, config.cluster.labels.learner, config.rollout.engine) == ({}, {}, {})
+    # Cleared, then filled anew.
+    assert load_config([base], [*given, "data.sampling_weights.MRI=2"]).data.sampling_weights == {"MRI": 2}
