@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import threading
 from pathlib import Path
 
 import ray
@@ -20,6 +22,16 @@ def connect(config: Config) -> None:
     Raises:
         ValueError: the run does not fit on this machine, or on a cluster that cannot grow.
     """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _connect(config)
+    finally:
+        # Ray puts a handler of its own in place of the command's, which lets a run save before it ends.
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _connect(config: Config) -> None:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -62,10 +62,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
     Raises:
         ValueError: if the root or its files are missing, a filter has an unknown name, or no question is left.
     """
-    _check_filter("data.modalities", settings.modalities, MODALITIES)
-    _check_filter("data.question_types", settings.question_types, QUESTION_TYPES)
-    weighted = tuple(settings.sampling_weights)
-    _check_filter("data.sampling_weights", weighted, (*MODALITIES, *QUESTION_TYPES))
+    check_dataset(settings)
     train, held_out, dropped = _read(settings)
     train, held_out = _filtered(train, settings), _filtered(held_out, settings)
     for name, questions in (("training", train), ("evaluation", held_out)):
@@ -82,6 +79,19 @@ def open_dataset(settings: DataSettings) -> Dataset:
     # `medr1` and `prepared` bring splits of their own, and Med-R1's released ones were made by row.
     assert settings.format in ("medr1", "prepared") or dataset.shared_images == 0
     return dataset
+
+
+def check_dataset(settings: DataSettings) -> bool:
+    """Check names without reading data; return whether there are data to read, which phantoms may not be yet.
+
+    Raises:
+        ValueError: a filter has an unknown name.
+    """
+    _check_filter("data.modalities", settings.modalities, MODALITIES)
+    _check_filter("data.question_types", settings.question_types, QUESTION_TYPES)
+    weighted = tuple(settings.sampling_weights)
+    _check_filter("data.sampling_weights", weighted, (*MODALITIES, *QUESTION_TYPES))
+    return settings.format != "phantoms" or _phantoms_folder(settings).exists()
 
 
 def stratified_sample(questions: tuple[Question, ...], wanted: int, seed: int) -> tuple[Question, ...]:
@@ -109,8 +119,7 @@ def _read(
 ) -> tuple[tuple[Question, ...], tuple[Question, ...], tuple[Dropped, ...]]:
     root = settings.root
     if settings.format == "phantoms":
-        # One folder per seed and number of images: `ensure_dataset` refuses a folder with other parameters.
-        root = root / f"seed-{settings.seed}-images-{settings.phantom_images}"
+        root = _phantoms_folder(settings)
         try:
             ensure_dataset(root, settings.phantom_images, settings.seed)
         except ValueError as error:
@@ -133,6 +142,11 @@ def _read(
         return train.questions, held_out.questions, train.dropped + held_out.dropped
     result: ReadResult = read_omnimedvqa(root)
     return *split_by_image(result.questions, root, settings.eval_fraction, settings.seed), result.dropped
+
+
+def _phantoms_folder(settings: DataSettings) -> Path:
+    # One per seed and number of images: `ensure_dataset` refuses a folder with other parameters.
+    return settings.root / f"seed-{settings.seed}-images-{settings.phantom_images}"
 
 
 def _within_pass_rates(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medr1_ray.base.stopping import asked_to_stop
 from medr1_ray.config import Config
 from medr1_ray.config.loading import config_digest
 from medr1_ray.data.encoding import PromptEncoder
@@ -53,6 +54,7 @@ class Session:
     scaling: Scaling
     _busy: BusyTime = field(default_factory=BusyTime)
     _syncs: int = 0
+    _saved: tuple[int, Path] | None = None
     _spans: list[Span] = field(default_factory=list)
 
     def take_groups(self) -> list[Group]:
@@ -180,8 +182,21 @@ class Session:
         if self._due(self.config.run.save_every):
             self.save()
 
+    def stop_if_asked(self) -> None:
+        """Publish a checkpoint and end the run where Ctrl-C or SIGTERM asked for it.
+
+        Raises:
+            KeyboardInterrupt: a signal came since the loop began.
+        """
+        if asked_to_stop():
+            self.progress.message(f"stopping after step {self.step}: saving a checkpoint")
+            self.save()
+            raise KeyboardInterrupt
+
     def save(self) -> Path:
-        """Publish a checkpoint of this step."""
+        """Publish a checkpoint of this step, unless the last one was of this step; returns its path."""
+        if self._saved is not None and self._saved[0] == self.step:
+            return self._saved[1]
         with self._phase("checkpoint"):
             # Counts, stream position and unused prompts must be of the same moment (no poll in between); otherwise a
             # resumed run would skip or repeat questions.
@@ -199,7 +214,9 @@ class Session:
                 seconds=self.totals.seconds,
                 config_digest=config_digest(self.config),
             )
-            return self.checkpoints.publish(state, self.learner.save)
+            path = self.checkpoints.publish(state, self.learner.save)
+        self._saved = self.step, path
+        return path
 
     def summarise(self) -> Path:
         """Write `summary.json` and print its main figures; returns its path."""

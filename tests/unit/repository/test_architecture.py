@@ -45,7 +45,7 @@ DOORS = {
     "data": {"dataset", "stream", "encoding", "demonstrations", "questions", "blind_prior", "prompt_templates"}
     | {"phantoms", "readers.rows", "readers.manifest"},
     "rollout": {"actor", "defaults", "fake_actor"},
-    "learner": {"handle", "messages"},
+    "learner": {"handle", "messages", "schedule"},
     "pool": {"groups", "group_ledger", "actor_states", "scaling", "shared_actors"},
     "sizing": {"report"},
     "run": {"startup", "command"},
