@@ -27,11 +27,36 @@ class Run(Protocol):
 COMMANDS: dict[Objective, str] = {"grpo": "medr1_ray.train", "sft": "medr1_ray.sft"}
 
 
+OFTEN_CHANGED = """\
+settings that are changed most:
+  run.dir=FOLDER                  where to write; one folder per run
+  run.save_every=50               steps between checkpoints (0: only at the end)
+  run.evaluate_every=50           steps between evaluations (0: before and after)
+  model.path=FOLDER               the checkpoint to start from, or `tiny`
+  data.format= data.root=         what the data are, and their folder
+  mode=think                      or no_think, think_after: what the model is asked to write
+  train.steps=1000                optimizer steps
+  train.prompts_per_step=32       questions of a step
+  train.group_size=8              answers to each question
+  rollout.max_tokens=256          longest answer
+  rollout.actors=2                vLLM engines
+  learner.learning_rate=1e-6
+  reward.functions={accuracy: 1, format: 1}
+
+Ctrl-C saves a checkpoint and ends; --resume goes on. --dry-run prints every setting with its value. What each means:
+docs/training.md, docs/data.md, docs/models.md and the files of medr1_ray/config/. What a run leaves: docs/runs.md."""
+
+
 def run_command(objective: Objective, description: str, run: Run, arguments: list[str] | None) -> int:
     """Read the arguments and run; returns the exit status."""
-    parser = argparse.ArgumentParser(prog=f"python -m {COMMANDS[objective]}", description=description)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {COMMANDS[objective]}",
+        description=description,
+        epilog=OFTEN_CHANGED,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; later files win")
-    parser.add_argument("--dry-run", action="store_true", help="print settings, actors and memory; start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print settings, actors and memory, and check a start")
     parser.add_argument("--resume", action="store_true", help="continue from the run's latest checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the files")
     # Intermixed, so that overrides may stand before, between and after the options.
