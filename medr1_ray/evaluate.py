@@ -10,6 +10,7 @@ from typing import get_args
 from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.evaluation.evaluate import Plan, evaluate
 from medr1_ray.evaluation.passes import SCORINGS
+from medr1_ray.evaluation.report_page import describe_against
 from medr1_ray.evaluation.settings import evaluation_config
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode
@@ -69,6 +70,8 @@ def _evaluate(options: argparse.Namespace, ending: Ending) -> int:
     plan = Plan(options.split, tuple(options.scoring), options.samples, options.questions, options.against)
     report = evaluate(config, plan)
     print("\n".join(report.verdict))
+    if report.against:
+        print(describe_against(report.against))
     print(f"{config.run.dir}/report.md")
     return 0
 

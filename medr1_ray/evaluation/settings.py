@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
 
+PARTS = ("train", "validation", "test")
 # The filters of the training data do not apply to the evaluation.
 _ALL_QUESTIONS = (
     "data.modalities=[]",
@@ -48,11 +50,19 @@ def evaluation_config(
         files, given = _of_its_run(checkpoint), [*given, *_ALL_QUESTIONS]
     if (data / MANIFEST_FILE).exists():
         name, _, part = split.partition("/")
+        if part not in ("", *PARTS):
+            near = get_close_matches(part, PARTS, n=1)
+            raise ValueError(
+                f"--split {split}: {part!r} is not a part of a split; "
+                + (f"did you mean {name}/{near[0]}?" if near else f"give {name}/PART with one of {', '.join(PARTS)}")
+            )
         # The settings need a held-out part in any case; `evaluate._read` replaces its questions by those of training.
         held_out = "test" if part == "train" else part or "test"
         given += ["data.format=prepared", f"data.split={json.dumps(name)}", f"data.eval_part={json.dumps(held_out)}"]
     elif (data / "QA_information").is_dir():
         given += ["data.format=omnimedvqa"]
+    elif not data.is_dir():
+        raise ValueError(f"--data {data} is not a folder; give the folder of the questions")
     elif not files:
         raise ValueError(
             f"--data {data} has neither a manifest nor QA_information, so its format is unknown; give a folder written "
@@ -84,7 +94,7 @@ def part_of(config: Config, split: str) -> str:
         ValueError: there is no such part.
     """
     if config.data.format == "prepared":
-        part, allowed = split.partition("/")[2] or "test", ["train", "validation", "test"]
+        part, allowed = split.partition("/")[2] or "test", list(PARTS)
     else:
         part, allowed = split, ["train", "test"]
     if part not in allowed:

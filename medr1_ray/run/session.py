@@ -191,6 +191,7 @@ class Session:
         if asked_to_stop():
             self.progress.message(f"stopping after step {self.step}: saving a checkpoint")
             self.save()
+            self.tracker.log_spans(self.step, self._take_spans(()))
             raise KeyboardInterrupt
 
     def save(self) -> Path:
@@ -223,6 +224,8 @@ class Session:
         summary = summarise(
             self.config, self.step, self.evaluations, self.totals, self.pool.ledger.counts(), self.pool.actor_counts()
         )
+        # The last checkpoint and the last evaluations come after the last step.
+        self.tracker.log_spans(self.step, self._take_spans(()))
         path = self.tracker.write_summary(summary)
         self.progress.close(summary)
         return path

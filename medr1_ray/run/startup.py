@@ -32,7 +32,7 @@ from medr1_ray.run.parity import ParityGate
 from medr1_ray.run.session import Session
 from medr1_ray.run.start_checks import about_resuming, check_settings, open_stream
 from medr1_ray.run.weight_sync import make_weight_sync
-from medr1_ray.types import Prompt, Question, Sampling
+from medr1_ray.types import Prompt, Question, Sampling, Span
 
 # More than one, or the probe would not exercise the shared prompt's mask.
 _PROBE_GROUP_SIZE = 2
@@ -139,6 +139,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
             checkpoints=checkpoints,
             totals=totals,
             scaling=Scaling.of(config),
+            _spans=[Span("driver", "startup", started, started + startup_seconds)],
         )
         # Not after an exception: the engines may still be busy, and their owner ends them.
         if lent:

@@ -354,8 +354,12 @@ def test_a_person_is_told_of_steps_and_evaluations_and_of_the_results(world: Wor
     one_step(session)
     for name in ("after", "blank_image", "shuffled_image"):
         session._evaluate(name, session.evaluation_prompts)
+    session.save()
     path = session.summarise()
     summary = json.loads(path.read_text())
+    spans = [json.loads(each) for each in (tmp_path / "spans.jsonl").read_text().splitlines()]
+    phases = [each["phase"] for each in spans if each["actor"] == "driver"]
+    assert phases[-4:] == ["evaluation", "evaluation", "evaluation", "checkpoint"], "also what came after the last step"
     assert (path, summary["steps"], summary["completions"]) == (tmp_path / "summary.json", 1, 32)
     said = stream.getvalue()
     # One answer to each of five questions: the first of a group, which is wrong.
