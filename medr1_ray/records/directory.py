@@ -10,6 +10,7 @@ A run that has saved a checkpoint is continued with --resume. One that has not c
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -107,10 +108,14 @@ def _check_place(config: Config, directory: RunDirectory) -> None:
     there = next(path for path in (directory.path, *directory.path.parents) if path.exists())
     if not there.is_dir():
         raise ValueError(f"run.dir={str(config.run.dir)!r} cannot be made: {there} is a file; choose another folder")
-    if not os.access(there, os.W_OK | os.X_OK):
+    try:
+        # Tried, because permissions do not tell: they say nothing to root, nor of what a file system allows.
+        os.rmdir(tempfile.mkdtemp(dir=there, prefix=".medr1_ray-"))
+    except OSError as error:
         raise ValueError(
-            f"run.dir={str(config.run.dir)!r} cannot be made: {there} cannot be written; choose another folder"
-        )
+            f"run.dir={str(config.run.dir)!r} cannot be made: {there} cannot be written ({error.strerror}); choose "
+            "another folder"
+        ) from None
 
 
 def _lock(config: Config, directory: RunDirectory) -> FileLock:

@@ -18,7 +18,7 @@ from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.data.prepare.image_facts import ImageFacts
 from medr1_ray.data.prepare.image_scan import facts_of_images
 from medr1_ray.data.prepare.leakage import leakage
-from medr1_ray.data.prepare.recipes import grouped_splits, released_splits
+from medr1_ray.data.prepare.recipes import grouped_splits, released_families, released_splits
 from medr1_ray.data.prepare.scans import scan_of
 from medr1_ray.data.prepare.writing import write_prepared, write_split
 from medr1_ray.data.readers.manifest import ManifestRow
@@ -34,6 +34,10 @@ def prepare(root: Path, out: Path, medr1: Path | None, seed: int, workers: int) 
     Raises:
         ValueError: if `root` or `medr1` holds no annotation files.
     """
+    if medr1:
+        released_families(medr1)  # before hours of reading images
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
     started = time.monotonic()
     rows = _read_rows(root)
     paths = sorted({row.image_path for row in rows if row.image_path is not None})
