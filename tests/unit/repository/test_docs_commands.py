@@ -101,7 +101,7 @@ def python_runs(words: list[str]) -> None:
         folder = REPOSITORY / Path(*words[2].split("."))
         parsed_by_its_own_parser(f"{words[2]}.__main__" if folder.is_dir() else words[2], words[3:])
     else:
-        assert words[2] in ("pip", "pytest", "venv")
+        assert words[2] in ("pip", "pytest", "venv", "vllm.entrypoints.openai.api_server")
 
 
 def trains(command: str, arguments: list[str]) -> None:
