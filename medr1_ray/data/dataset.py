@@ -116,8 +116,12 @@ def check_dataset(settings: DataSettings) -> bool:
         return True
     _check_names("modalities", "modality", settings.modalities, set(MODALITIES))
     _check_names("question_types", "question type", settings.question_types, set(QUESTION_TYPES))
-    kinds, weighted = {*MODALITIES, *QUESTION_TYPES}, tuple(settings.sampling_weights)
-    _check_names("sampling_weights", "modality or question type", weighted, kinds)
+    for name in settings.sampling_weights:
+        if name not in (*MODALITIES, *QUESTION_TYPES):
+            raise ValueError(
+                f"data.sampling_weights: {name!r} is not a modality or question type of the phantoms; they have "
+                f"{', '.join((*MODALITIES, *QUESTION_TYPES))} (data.sampling_weights={{}} weighs all alike)"
+            )
     return _phantoms_folder(settings).exists()
 
 

@@ -82,18 +82,14 @@ class LearnerActor:
     def __repr__(self) -> str:
         return self._name
 
-    def exchange_marks(self, files: tuple[SharedFile, ...], run: Path) -> SharedFile:
-        """Check that this node sees the driver's files, and leave one in the run directory for the driver to see.
-
-        Raises ValueError where it sees them not, or cannot write there.
-        """
+    def enter_run(self, files: tuple[SharedFile, ...], run: Path) -> SharedFile:
+        """Check that this node sees the driver's files, leave one in the run directory for the driver to see, and send
+        what this process prints to a log there. Raises ValueError where it sees them not, or cannot write there."""
         for file in files:
             file.require()
-        return SharedFile.mark("run.dir", run, run / "logs" / f".{self._name}")
-
-    def write_output_to(self, folder: Path) -> None:
-        """Send what this process prints to a log of its own."""
-        write_output_to(folder / f"{self._name}.log", self._name)
+        mark = SharedFile.mark("run.dir", run, run / "logs" / f".{self._name}")
+        write_output_to(run / "logs" / f"{self._name}.log", self._name)
+        return mark
 
     def rendezvous_address(self) -> str:
         """host:port at which this rank can be joined, a new port each time; asked of rank 0."""
@@ -132,9 +128,7 @@ class LearnerActor:
         self._patch = ImagePatcher(self._path, settings.learner.threads)
         self._engine = deepspeed_engine.build_engine(self._policy, settings.learner, settings.model.dtype)
         transport = TRANSPORTS[settings.cluster.weight_transport]
-        self._weights: Any = transport.sender(
-            self._rank, self._device, settings.cluster.sync_timeout_seconds
-        )
+        self._weights: Any = transport.sender(self._rank, self._device, settings.cluster.sync_timeout_seconds)
         self._source = deepspeed_engine.ShardedWeights(
             model, partial(is_frozen, settings.model), checkpoint_name, adapters
         )
