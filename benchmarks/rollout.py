@@ -21,7 +21,8 @@ from benchmarks.helpers.shapes import Shape, checkpoint, open_stream, run_config
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.cluster.connect import connect
 from medr1_ray.config import Config
-from medr1_ray.model.checkpoint_files import checkpoint_name, load_model
+from medr1_ray.model.checkpoint_files import load_model
+from medr1_ray.model.family import checkpoint_name
 from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Sampling

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from medr1_ray.config.loading import load_config
 from medr1_ray.data.images import load_image
 from medr1_ray.data.prompt_templates import chat_messages
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
+from medr1_ray.model.vocabulary import STOP_TOKENS
 from medr1_ray.rewards.parsing import parse_answer
 from medr1_ray.types import Question
 
 BATCH = 50
 TOLERANCE = 0.01
+_END_OF_TURN = re.compile("|".join(map(re.escape, STOP_TOKENS)))
 
 
 def main() -> int:
@@ -57,7 +60,8 @@ def compare(run: Path) -> int:
     for start in range(0, len(questions), BATCH):
         batch = questions[start : start + BATCH]
         chats = [
-            processor.apply_chat_template(chat_messages(q, config.mode), add_generation_prompt=True) for q in batch
+            processor.apply_chat_template(chat_messages(q, config.mode, config.prompt), add_generation_prompt=True)
+            for q in batch
         ]
         images = [
             Image.fromarray(load_image(q.image_path, config.data.image_size, config.data.image_fit)) for q in batch
@@ -65,7 +69,9 @@ def compare(run: Path) -> int:
         inputs = processor(text=chats, images=images, padding=True, return_tensors="pt")
         with torch.inference_mode():
             output = model.generate(**inputs, do_sample=False, max_new_tokens=config.rollout.max_tokens)
-        texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        # Special tokens stay, as in the run: a checkpoint's tags may be special tokens.
+        texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :])
+        texts = [_END_OF_TURN.split(text)[0] for text in texts]
         correct += sum(
             parse_answer(text, question, config.mode).letter == question.gold_letter
             for text, question in zip(texts, batch, strict=True)

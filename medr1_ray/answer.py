@@ -23,7 +23,7 @@ from medr1_ray.evaluation.answering import (
     without_engines,
     write_answers,
 )
-from medr1_ray.evaluation.settings import answering_config
+from medr1_ray.evaluation.settings import answering_config, describe_asking
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
     parser.add_argument("--image", type=Path, required=True, help="an image file; with --csv the folder of the images")
     parser.add_argument("--question", help="the question, without its options")
-    parser.add_argument("--options", help="2 to 8 options, separated by semicolons")
+    parser.add_argument("--options", help="2 to 26 options, separated by semicolons")
     parser.add_argument("--csv", type=Path, help=f"a file of questions, with columns {', '.join(COLUMNS)}")
     parser.add_argument("--out", type=Path, default=Path("answers.csv"), help="file for the answers to --csv")
     parser.add_argument("--mode", choices=get_args(Mode), help="default: that of the model's run, else no_think")
@@ -64,6 +64,7 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
     if len(answers) < len(questions):
         from medr1_ray.evaluation.inference import open_inference
 
+        print(describe_asking(config), file=sys.stderr)
         with open_inference(config) as inference:
             inference.load(checkpoint)
             answers = answer(inference.pool, config, questions, encoded)

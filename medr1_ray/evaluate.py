@@ -11,7 +11,7 @@ from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.evaluation.evaluate import Plan, evaluate
 from medr1_ray.evaluation.passes import SCORINGS
 from medr1_ray.evaluation.report_page import describe_against
-from medr1_ray.evaluation.settings import evaluation_config
+from medr1_ray.evaluation.settings import describe_asking, evaluation_config
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode
 
@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
-    parser.add_argument("--data", type=Path, required=True, help="written by data.prepare, or in OmniMedVQA's layout")
-    parser.add_argument("--split", required=True, help="NAME or NAME/PART of prepared data, else test or train")
+    parser.add_argument("--data", type=Path, required=True, help="written by data.prepare, or a table, or OmniMedVQA")
+    parser.add_argument("--split", required=True, help="NAME or NAME/PART of prepared data, else a part")
     parser.add_argument("--mode", choices=get_args(Mode), help="default: that of the model's run, else no_think")
     parser.add_argument("--samples", type=int, default=0, help="answers sampled per question, for pass rates")
     parser.add_argument("--scoring", nargs="+", choices=SCORINGS, default=["letter"], help="letter is always included")
@@ -67,6 +67,7 @@ def _evaluate(options: argparse.Namespace, ending: Ending) -> int:
     )
     ending.logs = config.run.dir / "logs"
     ending.how_to_go_on = lambda: f"the answers so far are in {config.run.dir}; the same command continues"
+    print(describe_asking(config), file=sys.stderr)
     plan = Plan(options.split, tuple(options.scoring), options.samples, options.questions, options.against)
     report = evaluate(config, plan)
     print("\n".join(report.verdict))

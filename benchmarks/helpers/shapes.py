@@ -28,7 +28,7 @@ from medr1_ray.data.stream import PromptStream
 from medr1_ray.learner.batching import deal_out
 from medr1_ray.learner.messages import BatchSize, MicroBatch, UpdateRequest
 from medr1_ray.model import packing
-from medr1_ray.model.checkpoint_files import checkpoint_name
+from medr1_ray.model.family import checkpoint_name
 from medr1_ray.rewards.advantages import group_advantages
 from medr1_ray.types import Completions, Group, Prompt, Rewards, Span
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from medr1_ray.config.cluster import WeightTransport
+
 if TYPE_CHECKING:
     from medr1_ray.config.schema import Config
 
@@ -83,6 +85,30 @@ def _check_data_files(config: Config) -> None:
             f"data.train_file={data.train_file}, data.eval_file={data.eval_file}: data.format=medr1 needs both "
             "(annotation files relative to data.root)"
         )
+    if data.format == "table" and data.table is None:
+        raise ValueError(
+            "data.table.file=null: data.format=table needs the table's file, relative to data.root, e.g. "
+            "data.table.file=questions.csv"
+        )
+    for key, value in (("table", data.table), ("image_root", data.image_root)):
+        if data.format != "table" and value is not None:
+            raise ValueError(
+                f"data.{key} is given, but data.format={data.format}: it is a setting of data.format=table; add "
+                f"data.{key}=null"
+            )
+
+
+def automatic_transport(config: Config) -> tuple[WeightTransport, str]:
+    """Return the weight transport that `cluster.weight_transport=auto` stands for, and why."""
+    learner_gpus, engine_gpus = config.learner.gpus_per_rank, config.rollout.gpus_per_actor
+    if not (learner_gpus and engine_gpus):
+        return "object_store", "not both sides have GPUs"
+    if config.cluster.colocated:
+        return "ipc", "each engine shares its GPU with a learner rank"
+    # Of a fraction the rest may go to the other side, and NCCL refuses two ranks on one GPU.
+    if learner_gpus < 1 or engine_gpus < 1:
+        return "object_store", "both sides have fractions of GPUs, which may be of the same one"
+    return "nccl", "both sides have GPUs of their own"
 
 
 def check_placement(config: Config) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from medr1_ray.config.field_types import Float, Int, MayChange, NonNegativeFloat, PositiveInt, Settings
+from medr1_ray.config.table import TableSettings
 
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 
@@ -15,7 +16,7 @@ Fraction = Annotated[Float, Field(ge=0, le=1)]
 class DataSettings(Settings):
     """Source, filters and sampling of questions, and the size of images."""
 
-    format: Literal["phantoms", "omnimedvqa", "medr1", "prepared"]
+    format: Literal["phantoms", "omnimedvqa", "medr1", "prepared", "table"]
     root: Annotated[Path, MayChange]
     """Folder of the dataset, which a resumed run may find elsewhere; for `prepared`, the one written by
     `medr1_ray.data.prepare`. Phantoms are written below it, in one folder per seed and number of images."""
@@ -24,10 +25,14 @@ class DataSettings(Settings):
     train_file: str | None = None
     """For `medr1`: annotation file of the training rows, relative to `root`; `*` is a wildcard for several files."""
     eval_file: str | None = None
+    table: TableSettings | None = None
+    """For `table`, and no other format."""
+    image_root: Annotated[Path | None, MayChange] = None
+    """For `table`: folder that image paths are relative to, and must not lead out of; null is `root`."""
     split: str = "grouped"
     """For `prepared`: name of a split in the folder `splits`."""
     eval_part: Literal["validation", "test"] = "validation"
-    """For `prepared`: the part that a training run evaluates on."""
+    """For `prepared`, and a table with parts of its own: the part that a training run evaluates on."""
     phantom_images: PositiveInt = 6000
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the images (not of the rows) held out, where the format has no split of its own."""

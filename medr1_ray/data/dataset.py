@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medr1_ray.config import DataSettings
 from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates
 from medr1_ray.data.phantoms import ensure_dataset
-from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES
+from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES, UNKNOWN
 from medr1_ray.data.readers.medr1 import read_medr1_files
 from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
-from medr1_ray.data.readers.prepared import read_split
+from medr1_ray.data.readers.prepared import PARTS, read_split
 from medr1_ray.data.readers.rows import Dropped, ReadResult, dropped_by_reason
+from medr1_ray.data.readers.table.reader import TableReader
+from medr1_ray.data.readers.views import medical_format, split_view
 from medr1_ray.data.splits import split_by_image
+from medr1_ray.data.stream import visits_per_epoch
 from medr1_ray.types import Question
+
+_FEW, _FEW_OF_ALL = 3, 0.02
+"""So many rows, or so large a part of all, may be dropped without a warning."""
 
 
 @dataclass(frozen=True)
@@ -50,48 +58,67 @@ class Dataset:
             *self.notes,
         ]
         if self.dropped:
-            lines.append(f"dropped: {len(self.dropped)} rows: " + _counts(dropped_by_reason(self.dropped)))
+            lines.append(self._left_out())
         return "\n".join(lines)
 
+    def _left_out(self) -> str:
+        first = self.dropped[0]
+        many = len(self.dropped) > max(_FEW, _FEW_OF_ALL * (len(self.dropped) + len(self.train) + len(self.evaluation)))
+        return (
+            f"{'WARNING: many rows dropped' if many else 'dropped'}: {len(self.dropped)} rows: "
+            f"{_counts(dropped_by_reason(self.dropped))}; the first is row {first.row} of {first.file}"
+        )
 
-def open_dataset(settings: DataSettings) -> Dataset:
+
+def open_dataset(settings: DataSettings, train_needed: bool = True) -> Dataset:
     """Read the dataset of a run; draw phantoms first if they are not on disk yet.
 
-    The result depends only on the settings and the files.
+    The result depends only on the settings and the files. Benchmarks have no questions to train on: `train_needed` says
+    whether they are refused.
 
     Raises:
-        ValueError: if the root or its files are missing, a filter has an unknown name, or no question is left.
+        ValueError: if the root or its files are missing, a filter or a weight names nothing that the data has, or no
+            question is left.
     """
-    check_dataset(settings)
-    train, held_out, dropped = _read(settings)
-    train, held_out = _filtered(train, settings), _filtered(held_out, settings)
+    sides = _read(settings)
+    every = (*sides.train, *sides.held_out)
+    _check_names("modalities", "modality", settings.modalities, {question.modality for question in every})
+    _check_names("question_types", "question type", settings.question_types, {q.question_type for q in every})
+    train, held_out = _filtered(sides.train, settings), _filtered(sides.held_out, settings)
     for name, questions in (("training", train), ("evaluation", held_out)):
-        if not questions:
+        if not questions and (train_needed or name == "evaluation"):
             raise ValueError(
                 f"data.root={settings.root}: no {name} question is left. Check data.modalities="
                 f"{list(settings.modalities)} and data.question_types={list(settings.question_types)} (empty "
-                f"keeps all) and the rows dropped: {_counts(dropped_by_reason(dropped)) or 'none'}"
+                f"keeps all) and the rows dropped: {_counts(dropped_by_reason(sides.dropped)) or 'none'}"
+                + "".join(f"; {note}" for note in sides.notes)
             )
+    # Before the pass rates, whose file may be for other questions.
+    if train:
+        visits_per_epoch(train, settings.sampling_weights)
     # Pass rates filter only the training questions, so that evaluations stay comparable.
     evaluation = stratified_sample(held_out, settings.eval_questions, settings.seed)
     train, notes = _within_pass_rates(train, settings)
-    dataset = Dataset(train, evaluation, dropped, notes)
-    # `medr1` and `prepared` bring splits of their own, and Med-R1's released ones were made by row.
-    assert settings.format in ("medr1", "prepared") or dataset.shared_images == 0
+    dataset = Dataset(train, evaluation, sides.dropped, (*sides.notes, *notes))
+    # Others may bring splits of their own, and Med-R1's released ones were made by row.
+    assert settings.format not in ("phantoms", "omnimedvqa") or dataset.shared_images == 0
     return dataset
 
 
 def check_dataset(settings: DataSettings) -> bool:
-    """Check names without reading data; return whether there are data to read, which phantoms may not be yet.
+    """Return whether there are data to read, which phantoms may not be yet.
 
     Raises:
-        ValueError: a filter has an unknown name.
+        ValueError: phantoms, which are not drawn for this, will have none of a name in a filter or weight.
     """
-    _check_filter("data.modalities", settings.modalities, MODALITIES)
-    _check_filter("data.question_types", settings.question_types, QUESTION_TYPES)
+    if settings.format != "phantoms" or _phantoms_folder(settings).exists():
+        return True
+    modalities, types = ({*names} - {UNKNOWN} for names in (MODALITIES, QUESTION_TYPES))
+    _check_names("modalities", "modality", settings.modalities, modalities)
+    _check_names("question_types", "question type", settings.question_types, types)
     weighted = tuple(settings.sampling_weights)
-    _check_filter("data.sampling_weights", weighted, (*MODALITIES, *QUESTION_TYPES))
-    return settings.format != "phantoms" or _phantoms_folder(settings).exists()
+    _check_names("sampling_weights", "modality or question type", weighted, modalities | types)
+    return False
 
 
 def stratified_sample(questions: tuple[Question, ...], wanted: int, seed: int) -> tuple[Question, ...]:
@@ -114,9 +141,17 @@ def stratified_sample(questions: tuple[Question, ...], wanted: int, seed: int) -
     return tuple(in_turn[:wanted])
 
 
-def _read(
-    settings: DataSettings,
-) -> tuple[tuple[Question, ...], tuple[Question, ...], tuple[Dropped, ...]]:
+@dataclass(frozen=True)
+class _Sides:
+    """All questions to train on and to evaluate on, the rows that could not be read, and lines for the terminal."""
+
+    train: tuple[Question, ...]
+    held_out: tuple[Question, ...]
+    dropped: tuple[Dropped, ...]
+    notes: tuple[str, ...] = ()
+
+
+def _read(settings: DataSettings) -> _Sides:
     root = settings.root
     if settings.format == "phantoms":
         root = _phantoms_folder(settings)
@@ -128,20 +163,82 @@ def _read(
         raise ValueError(f"data.root={root} is not a folder; give the folder of the dataset")
     if settings.format == "prepared":
         split = read_split(root, settings.split)
-        if not split.parts[settings.eval_part]:
-            raise ValueError(
-                f"data.eval_part={settings.eval_part}: data.split={settings.split} has no questions in this part; it "
-                "has " + ", ".join(f"{part} {len(questions)}" for part, questions in split.parts.items())
-            )
-        return split.parts["train"], split.parts[settings.eval_part], split.dropped
+        return _sides(split.parts, settings, f"data.split={settings.split}", split.dropped)
     if settings.format == "medr1":
         assert settings.train_file is not None  # config/checks.py requires both files for this format
         assert settings.eval_file is not None
         train = read_medr1_files(root, settings.train_file)
         held_out = read_medr1_files(root, settings.eval_file)
-        return train.questions, held_out.questions, train.dropped + held_out.dropped
+        return _Sides(train.questions, held_out.questions, train.dropped + held_out.dropped)
+    if settings.format == "table":
+        return _of_table(settings)
     result: ReadResult = read_omnimedvqa(root)
-    return *split_by_image(result.questions, root, settings.eval_fraction, settings.seed), result.dropped
+    return _divided(result.questions, root, settings, result.dropped)
+
+
+def _of_table(settings: DataSettings) -> _Sides:
+    assert settings.table is not None  # config/checks.py requires it for this format
+    image_root = settings.image_root or settings.root
+    reader = TableReader(settings.table, settings.root, image_root, images_needed=True)
+    if reader.embedded:
+        raise _unprepared(settings, "its images are in the table itself")
+    table = reader.read()
+    scans = [row for row in table.rows if medical_format(split_view(row.question.image_path)[0])]
+    if scans:
+        first = scans[0].question.image_path
+        raise _unprepared(settings, f"{len(scans)} rows name DICOM files or NIfTI volumes, e.g. {first}")
+    if table.has_parts:
+        parts = {part: tuple(row.question for row in table.rows if row.part == part) for part in PARTS}
+        return _sides(parts, settings, f"data.table.file={settings.table.file}", table.dropped, table.understood)
+    groups = [row.group for row in table.rows] if table.has_groups else None
+    questions = tuple(row.question for row in table.rows)
+    return _divided(questions, image_root, settings, table.dropped, table.understood, groups)
+
+
+def _unprepared(settings: DataSettings, problem: str) -> ValueError:
+    """Return the error about images that training does not read, with the command that writes them to files."""
+    assert settings.table is not None
+    table = settings.table.model_dump(mode="json", exclude_defaults=True)
+    command = ["python", "-m", "medr1_ray.data.prepare", "data.format=table", f"data.root={settings.root}"]
+    if settings.image_root:
+        command.append(f"data.image_root={settings.image_root}")
+    command.append(f"data.table={json.dumps(table, ensure_ascii=False)}")
+    return ValueError(
+        f"data.table.file={settings.table.file}: {problem}; write them to image files first: "
+        f"{shlex.join(command)} --out DIR, then train with data.format=prepared data.root=DIR data.table=null "
+        "data.image_root=null"
+    )
+
+
+def _sides(
+    parts: Mapping[str, tuple[Question, ...]],
+    settings: DataSettings,
+    source: str,
+    dropped: tuple[Dropped, ...],
+    notes: tuple[str, ...] = (),
+) -> _Sides:
+    """Return the training part and the part that the settings evaluate on."""
+    if not parts[settings.eval_part]:
+        raise ValueError(
+            f"data.eval_part={settings.eval_part}: {source} has no questions in this part; it has "
+            + ", ".join(f"{part} {len(questions)}" for part, questions in parts.items())
+        )
+    return _Sides(parts["train"], parts[settings.eval_part], dropped, notes)
+
+
+def _divided(
+    questions: tuple[Question, ...],
+    root: Path,
+    settings: DataSettings,
+    dropped: tuple[Dropped, ...],
+    notes: tuple[str, ...] = (),
+    groups: Sequence[str | None] | None = None,
+) -> _Sides:
+    """Return the two sides of questions that come without a split."""
+    division = split_by_image(questions, root, settings.eval_fraction, settings.seed, groups)
+    if division.departure:
+        notes = (*notes, division.departure)
+    return _Sides(division.train, division.evaluation, dropped, notes)
 
 
 def _phantoms_folder(settings: DataSettings) -> Path:
@@ -174,10 +271,13 @@ def _filtered(questions: tuple[Question, ...], settings: DataSettings) -> tuple[
     )
 
 
-def _check_filter(key: str, given: tuple[str, ...], allowed: tuple[str, ...]) -> None:
-    unknown = [name for name in given if name not in allowed]
-    if unknown:
-        raise ValueError(f"{key}: {unknown[0]!r} is unknown; use names from {', '.join(allowed)}")
+def _check_names(key: str, what: str, given: tuple[str, ...], present: set[str]) -> None:
+    for name in given:
+        if name not in present:
+            raise ValueError(
+                f"data.{key}={list(given)}: {name!r} is not a {what} of the data; it has {', '.join(sorted(present))} "
+                f"(data.{key}=[] keeps all)"
+            )
 
 
 def _images(questions: Iterable[Question]) -> set[str]:

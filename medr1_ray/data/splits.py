@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from medr1_ray.data.readers.rows import relative_path
@@ -12,25 +13,87 @@ from medr1_ray.types import Question
 
 
 def split_by_image(
-    questions: tuple[Question, ...], root: Path, eval_fraction: float, seed: int
-) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """Split into (train, evaluation), each with all questions about its images, in the order given.
+    questions: tuple[Question, ...],
+    root: Path,
+    eval_fraction: float,
+    seed: int,
+    groups: Sequence[str | None] | None = None,
+) -> Division:
+    """Split into training and evaluation, each with all questions about its images, in the order given.
 
-    `hold_out` chooses the evaluation images of each modality by their paths relative to `root`.
+    `groups` names what must not be divided, e.g. the patient of each question; None where nothing is known. `hold_out`
+    chooses the evaluation's groups within each modality, images that are in no group by their paths relative to `root`.
     """
-    images: dict[str, dict[str, int]] = defaultdict(dict)
+    paths = [relative_path(root, question.image_path) for question in questions]
+    keys = paths
+    if groups is not None:
+        names = [f"group {group}" if group else f"image {path}" for group, path in zip(groups, paths, strict=True)]
+        keys = linked([(f"image {path}", name) for path, name in zip(paths, names, strict=True)])
     modality_of: dict[str, str] = {}
-    for question in questions:
-        # An image with questions of two modalities counts for the first of them.
-        modality = modality_of.setdefault(question.image_path, question.modality)
-        images[modality][relative_path(root, question.image_path)] = 1
-    held_out = {
-        path for sizes in images.values() for path in hold_out(sizes, {"evaluation": eval_fraction}, seed)
-    }
+    images: defaultdict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for question, path, key in zip(questions, paths, keys, strict=True):
+        # A group with questions of two modalities counts for the first of them.
+        images[modality_of.setdefault(key, question.modality)][key].add(path)
+    sizes = {modality: {key: len(held) for key, held in of.items()} for modality, of in images.items()}
+    fractions = {"evaluation": eval_fraction}
+    held_out = {key: part for of in sizes.values() for key, part in hold_out(of, fractions, seed).items()}
     sides: dict[bool, list[Question]] = {False: [], True: []}
-    for question in questions:
-        sides[relative_path(root, question.image_path) in held_out].append(question)
-    return tuple(sides[False]), tuple(sides[True])
+    for question, key in zip(questions, keys, strict=True):
+        sides[key in held_out].append(question)
+    every = {key: size for of in sizes.values() for key, size in of.items()}
+    return Division(tuple(sides[False]), tuple(sides[True]), departure(every, held_out, fractions))
+
+
+@dataclass(frozen=True)
+class Division:
+    """Both sides of a split, and a sentence if the evaluation has come out far from its fraction."""
+
+    train: tuple[Question, ...]
+    evaluation: tuple[Question, ...]
+    departure: str | None
+
+
+def linked(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return, for each pair of names, the smallest name that it is connected with, directly or through other pairs."""
+    parent: dict[str, str] = {}
+
+    def find(node: str) -> str:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            # Path halving keeps the chains short.
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for one, other in pairs:
+        first, second = sorted((find(one), find(other)))
+        parent[second] = first
+    return [find(one) for one, _ in pairs]
+
+
+def departure(sizes: Mapping[str, int], part_of: Mapping[str, str], fractions: Mapping[str, float]) -> str | None:
+    """Return a sentence if parts are empty or far from the fraction of images that they should have; otherwise None.
+
+    Far is more than one image and more than half of what the part should have, too many or too few.
+
+    Args:
+        sizes: number of images in each group.
+        part_of: part of each group that is held out.
+        fractions: what each part should have.
+    """
+    total = sum(sizes.values())
+    found = []
+    for part, fraction in fractions.items():
+        got, wanted = sum(size for key, size in sizes.items() if part_of.get(key) == part), fraction * total
+        if not got or abs(got - wanted) > max(1, wanted / 2):
+            found.append(f"{part} has {got} of {total} images instead of {fraction:.0%}")
+    if not found:
+        return None
+    largest = max(sizes, key=lambda key: sizes[key])
+    return (
+        f"{', '.join(found)}; the images are in {len(sizes)} group{'s' * (len(sizes) != 1)} that stay whole, the "
+        f"largest ({largest}) has {sizes[largest]}"
+    )
 
 
 def hold_out(sizes: Mapping[str, int], fractions: Mapping[str, float], seed: int) -> dict[str, str]:

@@ -90,7 +90,7 @@ class PromptStream:
         self._options_shuffled = options_shuffled
         self._pass_rate_limits = pass_rate_limits
         self._resting = dict(state.resting)
-        self._expected = _expected_visits(questions, weights)
+        self._expected = visits_per_epoch(questions, weights)
         self._epoch = state.epoch
         self._position = state.position
         self._dropped = Counter(state.dropped)
@@ -205,8 +205,12 @@ class PromptStream:
         return [int(index) for index in generator.permutation(np.repeat(np.arange(len(visits)), visits))]
 
 
-def _expected_visits(questions: tuple[Question, ...], weights: Mapping[str, float]) -> NDArray[np.float64]:
-    """Return how often an epoch holds each question in expectation, float64 [N] with mean 1."""
+def visits_per_epoch(questions: tuple[Question, ...], weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """Return how often an epoch holds each question in expectation, float64 [N] with mean 1.
+
+    Raises:
+        ValueError: if a weight is invalid or names no modality or question type of the questions, or all are 0.
+    """
     present = {question.modality for question in questions} | {
         question.question_type for question in questions
     }
@@ -214,7 +218,7 @@ def _expected_visits(questions: tuple[Question, ...], weights: Mapping[str, floa
         if name not in present:
             raise ValueError(
                 f"data.sampling_weights: {name!r} is not a modality or question type of the training questions; "
-                f"they have {', '.join(sorted(present))}"
+                f"they have {', '.join(sorted(present))} (data.sampling_weights={{}} weighs all alike)"
             )
         if not (weight >= 0 and math.isfinite(weight)):
             raise ValueError(

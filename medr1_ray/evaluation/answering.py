@@ -91,7 +91,7 @@ def make_question(id_: str, image: Path, stem: str, options: str) -> Question:
     """Return a question without a known correct answer; `options` are separated by semicolons.
 
     Raises:
-        ValueError: the question is empty, or there are not 2 to 8 different options.
+        ValueError: the question is empty, or there are not 2 to 26 different options.
     """
     texts = tuple(option.strip() for option in options.split(";") if option.strip())
     if not stem.strip():
@@ -144,7 +144,8 @@ def require_writable(file: Path) -> None:
 
 def write_answers(file: Path, answers: Sequence[Explained], problems: dict[int, str]) -> None:
     """Write one row per line of the questions' file, including those with a problem."""
-    columns = ("line", *COLUMNS, "answer", "text", "problem", "reasoning", *(f"p_{letter}" for letter in LETTERS))
+    letters = LETTERS[: max((len(each.question.options) for each in answers), default=0)]
+    columns = ("line", *COLUMNS, "answer", "text", "problem", "reasoning", *(f"p_{letter}" for letter in letters))
     rows = {int(each.question.id): _row(each) for each in answers}
     rows |= {line: {"problem": problem} for line, problem in problems.items()}
     with file.open("w", newline="", encoding="utf-8") as content:

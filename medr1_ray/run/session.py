@@ -13,8 +13,9 @@ from medr1_ray.config import Config
 from medr1_ray.config.loading import config_digest
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.evaluation.blinding import with_blank_images, with_shuffled_images
+from medr1_ray.evaluation.blinding import NOT_SHUFFLED, with_blank_images, with_shuffled_images
 from medr1_ray.evaluation.in_training import EvaluationLog, evaluate
+from medr1_ray.evaluation.settings import write_asked_with
 from medr1_ray.learner.handle import Learner
 from medr1_ray.learner.messages import Gap, ImitationReport, UpdateReport
 from medr1_ray.pool.groups import RolloutPool
@@ -172,11 +173,15 @@ class Session:
             self._evaluate(f"step-{self.step}", self.evaluation_prompts)
 
     def evaluate_after(self) -> None:
-        """Evaluate the trained model: with the images, with blank images, and with other questions' images."""
+        """Evaluate the trained model: with the images, with blank ones, and, if possible, with other questions'."""
         prompts = self.evaluation_prompts
         self._evaluate("after", prompts)
         self._evaluate("blank_image", with_blank_images(prompts))
-        self._evaluate("shuffled_image", with_shuffled_images(prompts, self.config.data.seed))
+        shuffled = with_shuffled_images(prompts, self.config.data.seed)
+        if shuffled is None:
+            self.progress.message(f"evaluation shuffled_image: left out: {NOT_SHUFFLED}")
+        else:
+            self._evaluate("shuffled_image", shuffled)
 
     def save_if_due(self) -> None:
         if self._due(self.config.run.save_every):
@@ -215,7 +220,7 @@ class Session:
                 seconds=self.totals.seconds,
                 config_digest=config_digest(self.config),
             )
-            path = self.checkpoints.publish(state, self.learner.save)
+            path = self.checkpoints.publish(state, self._write)
         self._saved = self.step, path
         return path
 
@@ -229,6 +234,10 @@ class Session:
         path = self.tracker.write_summary(summary)
         self.progress.close(summary)
         return path
+
+    def _write(self, folder: Path) -> None:
+        self.learner.save(folder)
+        write_asked_with(self.config, folder)
 
     def _sync(self, *, check: bool) -> None:
         if not self._syncs:

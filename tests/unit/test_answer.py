@@ -141,9 +141,9 @@ def test_a_file_of_questions_is_answered_line_by_line(
         (["--question", "Which?"], "give --question and --options, or --csv"),
         (["--options", "CT; MRI"], "give --question and --options, or --csv"),
         (["--question", "Which?", "--options", "a; b", "--csv", "q.csv"], "or --csv, but not both"),
-        (["--question", "Which?", "--options", "a"], "2 to 8 different ones"),
+        (["--question", "Which?", "--options", "a"], "2 to 26 different ones"),
         (["--csv", "/nowhere.csv"], "--csv /nowhere.csv: cannot be read"),
-        (["--question", "Which?", "--options", "a; b", "--model", "/nowhere"], "is not a checkpoint"),
+        (["--question", "Which?", "--options", "a; b", "--model", "/nowhere"], "model.path: '/nowhere' does not exist"),
         (["--question", "Which?", "--options", "a; b", "train.step=3"], "did you mean train.steps?"),
     ],
 )

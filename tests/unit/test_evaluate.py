@@ -65,7 +65,7 @@ def test_letters_of_all_questions_are_scored_unless_more_is_asked_for(
         (["--samples", "-1"], "--samples -1 is negative"),
         (["--questions", "-5"], "--questions -5: give 1 or more"),
         (["--questions", "0"], "--questions 0: give 1 or more"),
-        (["--model", "/nowhere"], "is not a checkpoint"),
+        (["--model", "/nowhere"], "model.path: '/nowhere' does not exist"),
         (["rollout.max_tokens=0"], "rollout.max_tokens=0"),
     ],
 )

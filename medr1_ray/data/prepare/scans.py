@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from medr1_ray.data.readers.manifest import ManifestRow
+from medr1_ray.data.splits import linked
 
 # Patterns of patients in a file's stem, as OmniMedVQA's sources name their files in Med-R1's released rows.
 _PATIENTS = [
@@ -63,22 +64,8 @@ def groups_of(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
 
     The key is the smallest image hash in the group, which depends neither on paths nor on the order of the rows.
     """
-    # Union-find over hashes and scans.
-    parent: dict[str, str] = {}
-
-    def find(node: str) -> str:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            # Path halving keeps the chains short.
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for row in rows:
-        assert row.image_hash is not None
-        assert row.scan is not None
-        parent[find("hash:" + row.image_hash)] = find("scan:" + row.scan)
+    keys = linked([(f"hash:{row.image_hash}", f"scan:{row.scan}") for row in rows])
     groups: defaultdict[str, list[ManifestRow]] = defaultdict(list)
-    for row in rows:
-        groups[find("scan:" + str(row.scan))].append(row)
+    for row, key in zip(rows, keys, strict=True):
+        groups[key].append(row)
     return {min(str(row.image_hash) for row in members): members for members in groups.values()}

@@ -9,7 +9,13 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medr1_ray.data.questions import canonical_modality, canonical_question_type
+from medr1_ray.data.questions import (
+    MODALITIES,
+    QUESTION_TYPES,
+    UNKNOWN,
+    canonical_modality,
+    canonical_question_type,
+)
 from medr1_ray.data.readers.medr1_text import parse_solution, split_problem
 from medr1_ray.data.readers.rows import ReadResult, image_path, read_rows, refuse_ambiguous_gold, text_of
 from medr1_ray.types import Question
@@ -47,6 +53,8 @@ def read_medr1_rows(root: Path, file: str, images_needed: bool = True) -> ReadRe
     """
     subject = re.sub(r"_(train|test)$", "", Path(file).stem)
     modality, question_type = canonical_modality(subject), canonical_question_type(subject)
+    modality = modality if modality in MODALITIES else UNKNOWN
+    question_type = question_type if question_type in QUESTION_TYPES else UNKNOWN
 
     def question(row: dict[str, Any], id_: str) -> Question:
         image = text_of(row, "image")

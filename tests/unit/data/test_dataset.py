@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 
-from medr1_ray.config import DataSettings
+from medr1_ray.config import DataSettings, TableColumns, TableSettings
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
 from medr1_ray.types import Question
 
 
-def question(
-    id_: str, modality: str = "CT", question_type: str = "Lesion Grading", image: str = "a"
-) -> Question:
+def question(id_: str, modality: str = "CT", question_type: str = "Lesion Grading", image: str = "a") -> Question:
     return Question(id_, f"/data/{image}.png", "What?", ("x", "y"), 0, modality, question_type, "Chest")
 
 
@@ -98,13 +96,20 @@ def test_filters(phantoms: DataSettings) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"modalities": ("Xray",)}, r"data\.modalities: 'Xray' is unknown; use .*X-Ray"),
+        (
+            {"modalities": ("Xray",)},
+            r"data\.modalities=\['Xray'\]: 'Xray' is not a modality of the data; it has CT, .*X-Ray",
+        ),
         (
             {"question_types": ("Grading",)},
-            r"data\.question_types: 'Grading' is unknown; use .*Lesion Grading",
+            r"data\.question_types=.*'Grading' is not a question type of the data; it has .*Lesion Grading",
         ),
-        ({"modalities": ("Unknown",)}, r"no training question is left.*data\.modalities=\['Unknown'\]"),
-        ({"phantom_images": 8}, "no evaluation question is left"),
+        ({"modalities": ("Unknown",)}, r"'Unknown' is not a modality of the data"),
+        (
+            {"sampling_weights": {"PET": 2.0}},
+            r"data\.sampling_weights: 'PET' is not .*data\.sampling_weights={} weighs all",
+        ),
+        ({"phantom_images": 8}, "no evaluation question is left.*evaluation has 0 of 8 images instead of 20%"),
     ],
 )
 def test_wrong_settings(phantoms: DataSettings, change: dict[str, Any], message: str) -> None:
@@ -150,7 +155,98 @@ def test_realmini(shared_data: Path) -> None:
     }
 
 
-def test_a_wrong_name_in_the_sampling_weights_shows_before_anything_is_read(tmp_path: Path) -> None:
-    settings = DataSettings(format="omnimedvqa", root=tmp_path / "nowhere", sampling_weights={"Grading": 2.0})
-    with pytest.raises(ValueError, match=r"sampling_weights: 'Grading' is unknown; use names from .*Lesion Grading"):
+def table(folder: Path, rows: int = 20, **settings: Any) -> DataSettings:
+    """Write a table of images with a question each, two of a patient; the fields of `settings` are those of `data`."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    lines = ["image,question,A,B,answer,patient,modality"]
+    for index in range(rows):
+        (folder / "images" / f"{index}.png").touch()
+        lines.append(f"{index}.png,What {index}?,x,y,{'ab'[index % 2]},{index // 2},PET")
+    (folder / "x.csv").write_text("\n".join(lines))
+    given: dict[str, Any] = {"format": "table", "root": folder, "table": {"file": "x.csv"}}
+    return DataSettings(**(given | {"image_root": folder / "images"} | settings))
+
+
+def test_a_table_is_split_by_its_groups(tmp_path: Path) -> None:
+    dataset = open_dataset(table(tmp_path))
+    assert (len(dataset.train), len(dataset.evaluation)) == (16, 4)
+    patients = [{int(q.id.split(":")[1]) // 2 for q in side} for side in (dataset.train, dataset.evaluation)]
+    assert not patients[0] & patients[1]
+    assert "group = patient" in dataset.description
+    assert "train by modality: PET 16" in dataset.description
+    assert len(open_dataset(table(tmp_path, modalities=["PET"], sampling_weights={"PET": 2})).train) == 16
+    by_image = open_dataset(table(tmp_path, table={"file": str(tmp_path / "x.csv"), "columns": {"group": ""}}))
+    assert len(by_image.evaluation) == 4
+    assert "group" not in by_image.description
+
+
+def test_a_table_with_parts(tmp_path: Path) -> None:
+    settings = table(tmp_path)
+    text = (tmp_path / "x.csv").read_text().replace("patient", "split").splitlines()
+    parts = ["train"] * 10 + ["validation"] * 6 + ["test"] * 4
+    rows = [line.rsplit(",", 2) for line in text[1:]]
+    lines = [text[0], *(f"{row[0]},{part},{row[2]}" for row, part in zip(rows, parts, strict=True))]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    assert [len(side) for side in (open_dataset(settings).train, open_dataset(settings).evaluation)] == [10, 6]
+    assert len(open_dataset(settings.model_copy(update={"eval_part": "test"})).evaluation) == 4
+    (tmp_path / "x.csv").write_text("\n".join(line for line in lines if ",validation," not in line))
+    with pytest.raises(
+        ValueError, match=r"data\.eval_part=validation: .*x\.csv has no questions .* train 10, .* test 4"
+    ):
         open_dataset(settings)
+
+
+def test_many_dropped_rows_are_loud(tmp_path: Path) -> None:
+    settings = table(tmp_path)
+    (tmp_path / "images" / "1.png").unlink()
+    assert "dropped: 1 rows: image file not found 1; the first is row 1 of x" in open_dataset(settings).description
+    for index in range(5, 9):
+        (tmp_path / "images" / f"{index}.png").unlink()
+    assert "WARNING: many rows dropped: 5 rows: image file not found 5" in open_dataset(settings).description
+
+
+def test_one_group_cannot_be_split(tmp_path: Path) -> None:
+    settings = table(tmp_path)
+    header, *lines = (tmp_path / "x.csv").read_text().splitlines()
+    (tmp_path / "x.csv").write_text("\n".join([f"{header},study", *(f"{line},first" for line in lines)]))
+    columns = TableColumns(group="study")
+    one = settings.model_copy(update={"table": TableSettings(file="x.csv", columns=columns)})
+    with pytest.raises(
+        ValueError, match=r"no evaluation question is left.*the largest \(group first\) has 20"
+    ):
+        open_dataset(one)
+
+
+def test_images_in_the_table_itself_are_prepared_first(tmp_path: Path) -> None:
+    from datasets import Dataset as Saved
+
+    columns = {"image": [{"bytes": b"1"}], "question": ["Which?"], "A": ["x"], "B": ["y"], "answer": ["A"]}
+    Saved.from_dict(columns).to_parquet(tmp_path / "x.parquet")
+    settings = table(tmp_path, table={"file": "x.parquet"})
+    with pytest.raises(ValueError, match=r"data\.prepare data\.format=table .*x\.parquet.* --out DIR, .*=prepared"):
+        open_dataset(settings)
+
+
+def test_scans_are_prepared_first(tmp_path: Path) -> None:
+    settings = table(tmp_path)
+    (tmp_path / "images" / "3.dcm").touch()
+    text = (tmp_path / "x.csv").read_text()
+    (tmp_path / "x.csv").write_text(text.replace("3.png", "3.dcm#frame=2"))
+    with pytest.raises(
+        ValueError,
+        match=r"x\.csv: 1 rows name DICOM files or NIfTI volumes, e\.g\. .*3\.dcm#frame=2; .*data\.prepare ",
+    ):
+        open_dataset(settings)
+
+
+def test_a_benchmark_has_no_training_part(tmp_path: Path) -> None:
+    settings = table(tmp_path)
+    text = (tmp_path / "x.csv").read_text().splitlines()
+    for name, lines in (("test", text[:-1]), ("validation", [text[0], text[-1]])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    both = TableSettings(file=("test.csv", "validation.csv"))
+    settings = settings.model_copy(update={"table": both, "eval_part": "test"})
+    with pytest.raises(ValueError, match="no training question is left"):
+        open_dataset(settings)
+    dataset = open_dataset(settings, train_needed=False)
+    assert (len(dataset.train), len(dataset.evaluation)) == (0, 19)

@@ -19,7 +19,7 @@ from medr1_ray.data.questions import canonical_modality, canonical_question_type
         ("OCT (Optical Coherence Tomography", "OCT"),
         ("Microscopy Images", "Microscopy"),
         ("unknown", "Unknown"),
-        ("Endoscopy", "Unknown"),
+        (" Endoscopy ", "Endoscopy"),
     ],
 )
 def test_modality_of_every_spelling_in_the_files(spelling: str, name: str) -> None:
@@ -29,4 +29,4 @@ def test_modality_of_every_spelling_in_the_files(spelling: str, name: str) -> No
 def test_question_type_names_ignore_case_and_spaces() -> None:
     assert canonical_question_type("Other Biological Attributes") == "Other Biological Attributes"
     assert canonical_question_type("lesion  grading") == "Lesion Grading"
-    assert canonical_question_type("X-Ray") == "Unknown"
+    assert canonical_question_type("X-Ray") == "X-Ray"

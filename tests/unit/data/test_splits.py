@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from medr1_ray.data.splits import hold_out, split_by_image
+from medr1_ray.data.splits import departure, hold_out, linked, split_by_image
 from medr1_ray.types import Question
 
 
-def question(
-    id_: str, modality: str = "CT", question_type: str = "Lesion Grading", image: str = "a"
-) -> Question:
+def question(id_: str, modality: str = "CT", question_type: str = "Lesion Grading", image: str = "a") -> Question:
     return Question(id_, f"/data/{image}.png", "What?", ("x", "y"), 0, modality, question_type, "Chest")
 
 
@@ -28,24 +26,25 @@ def test_split_keeps_images_whole_and_every_modality_on_both_sides() -> None:
         for i in range(count)
         for row in range(3)
     )
-    train, held_out = split_by_image(questions, Path("/data"), eval_fraction=0.2, seed=0)
+    division = split_by_image(questions, Path("/data"), eval_fraction=0.2, seed=0)
+    train, held_out = division.train, division.evaluation
+    assert division.departure is None
     assert len(train) + len(held_out) == len(questions)
     assert not images(train) & images(held_out)
     # A fifth of 20 is 4; of two images one is held out; a single one is trained on.
     assert Counter(q.modality for q in held_out) == {"CT": 4 * 3, "MRI": 1 * 3}
-    assert split_by_image(questions, Path("/data"), 0.2, seed=0) == (train, held_out)
-    assert split_by_image(questions, Path("/data"), 0.2, seed=1)[1] != held_out
+    assert split_by_image(questions, Path("/data"), 0.2, seed=0) == division
+    assert split_by_image(questions, Path("/data"), 0.2, seed=1).evaluation != held_out
 
 
 def test_split_does_not_depend_on_the_order_or_on_where_the_data_lies() -> None:
     here = tuple(question(str(i), image=f"{i}") for i in range(30))
     moved = tuple(
-        Question(q.id, q.image_path.replace("/data", "/mnt/x"), *list(vars(q).values())[2:])
-        for q in reversed(here)
+        Question(q.id, q.image_path.replace("/data", "/mnt/x"), *list(vars(q).values())[2:]) for q in reversed(here)
     )
-    held_out = {q.id for q in split_by_image(here, Path("/data"), 0.3, 0)[1]}
+    held_out = {q.id for q in split_by_image(here, Path("/data"), 0.3, 0).evaluation}
     assert len(held_out) == 9
-    assert {q.id for q in split_by_image(moved, Path("/mnt/x"), 0.3, 0)[1]} == held_out
+    assert {q.id for q in split_by_image(moved, Path("/mnt/x"), 0.3, 0).evaluation} == held_out
 
 
 def test_hold_out_by_hand() -> None:
@@ -81,7 +80,39 @@ def test_an_image_of_two_modalities_counts_for_the_first() -> None:
     questions = [question("1", "CT", image="a"), question("2", "MRI", image="a"), question("3", "CT", image="b")]
     questions.append(question("4", "MRI", image="c"))
     for seed in range(8):
-        train, held_out = split_by_image(tuple(questions), Path("/data"), 0.5, seed)
+        division = split_by_image(tuple(questions), Path("/data"), 0.5, seed)
         # One of CT's two images; MRI has only one of its own, which is trained on.
-        assert images(held_out) in ({"/data/a.png"}, {"/data/b.png"})
-        assert "/data/c.png" in images(train)
+        assert images(division.evaluation) in ({"/data/a.png"}, {"/data/b.png"})
+        assert "/data/c.png" in images(division.train)
+
+
+def test_groups_stay_on_one_side() -> None:
+    questions = tuple(question(str(i), image=f"{i}") for i in range(40))
+    patients = [f"patient {i // 4}" for i in range(40)]
+    division = split_by_image(questions, Path("/data"), 0.2, 0, patients)
+    sides = [{int(q.id) // 4 for q in side} for side in (division.train, division.evaluation)]
+    assert not sides[0] & sides[1]
+    assert len(division.evaluation) == 8
+    # An image of two patients ties them together; rows without a patient are their own.
+    shared = (*questions, question("x", image="0"))
+    division = split_by_image(shared, Path("/data"), 0.2, 0, [*patients, "patient 1"])
+    assert {q.id in {str(i) for i in range(8)} | {"x"} for q in division.evaluation} in ({True}, {False})
+    assert len(split_by_image(questions, Path("/data"), 0.2, 0, [None] * 40).evaluation) == 8
+
+
+def test_linked_names() -> None:
+    assert linked([("a", "1"), ("b", "2"), ("c", "2"), ("b", "1"), ("d", "3")]) == ["1", "1", "1", "1", "3"]
+
+
+def test_a_part_far_from_its_fraction_is_told_with_the_reason() -> None:
+    assert split_by_image(tuple(question(str(i), image="a") for i in range(9)), Path("/data"), 0.2, 0).departure == (
+        "evaluation has 0 of 1 images instead of 20%; the images are in 1 group that stay whole, the largest (a.png) "
+        "has 1"
+    )
+    sizes, test = {"a": 60, "b": 30, "c": 10}, {"test": 0.2}
+    assert departure(sizes, {"c": "test"}, test) is None
+    assert departure(sizes, {"b": "test"}, test) is None
+    assert "test has 60 of 100 images instead of 20%;" in str(departure(sizes, {"a": "test"}, test))
+    both = str(departure(sizes, {}, {"test": 0.2, "validation": 0.05}))
+    assert both.startswith("test has 0 of 100 images instead of 20%, validation has 0 of 100 images instead of 5%; ")
+    assert departure({str(i): 1 for i in range(4)}, {"0": "test"}, {"test": 0.05}) is None  # one image is the least

@@ -47,7 +47,7 @@ DOORS = {
     "rollout": {"actor", "defaults", "fake_actor"},
     "learner": {"handle", "messages", "schedule"},
     "pool": {"groups", "group_ledger", "actor_states", "scaling", "shared_actors"},
-    "sizing": {"report"},
+    "sizing": {"report", "memory"},
     "run": {"startup", "command"},
 }
 # Modules without `tests/<unit or integration>/<room>/test_<module>.py`, and what tests them instead.

@@ -21,8 +21,11 @@ import click
 import pytest
 from PIL import Image
 
+from medr1_ray.config import TableSettings
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
+from medr1_ray.data.readers.table.columns import USUAL_NAMES
+from medr1_ray.data.readers.table.reader import TableReader
 from medr1_ray.run import command as run_command
 from tests.repository import REPOSITORY
 
@@ -236,6 +239,22 @@ def test_rows_of_the_documents_become_questions(tmp_path: Path) -> None:
     result = read_omnimedvqa(tmp_path)
     assert (len(result.questions), result.dropped) == (len(rows), ())
     assert all("Unknown" not in (question.modality, question.question_type) for question in result.questions)
+
+
+def test_the_table_of_the_documents_becomes_questions(tmp_path: Path) -> None:
+    (block,) = blocks("csv")
+    (tmp_path / "questions.csv").write_text(block)
+    for line in block.splitlines()[1:]:
+        (tmp_path / line.partition(",")[0]).touch()
+    table = TableReader(TableSettings(file="questions.csv"), tmp_path, tmp_path, images_needed=True).read()
+    assert (len(table.rows), table.dropped, table.has_groups) == (3, (), True)
+    assert [row.question.gold_letter for row in table.rows] == ["C", "B", "B"]
+
+
+def test_the_usual_names_of_columns_are_documented() -> None:
+    text = (REPOSITORY / "docs" / "data.md").read_text()
+    for names in USUAL_NAMES.values():
+        assert "; ".join(names) in text, names
 
 
 def test_the_request_to_a_served_checkpoint_is_one(

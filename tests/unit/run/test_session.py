@@ -18,6 +18,7 @@ from medr1_ray.base.stopping import finishing, heeding_signals
 from medr1_ray.config import HardwareSettings
 from medr1_ray.config.loading import config_digest
 from medr1_ray.evaluation.in_training import EvaluationLog
+from medr1_ray.evaluation.settings import ASKED_WITH_FILE
 from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, PolicyStatistics, UpdateReport
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
@@ -291,6 +292,16 @@ def test_the_start_model_is_evaluated_once_and_the_trained_one_without_its_image
     assert session.totals.seconds["evaluation"] > 0
 
 
+def test_one_question_is_evaluated_to_the_end(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 1}, actors=1)
+    session.evaluation_prompts = session.evaluation_prompts[:1]
+    session.sync_weights()
+    session.evaluate_before()
+    session.evaluate_after()
+    assert {path.stem for path in tmp_path.glob("*.json")} == {"before", "after", "blank_image"}
+    assert session.summarise().exists()
+
+
 def test_a_supervised_step_is_recorded_without_rollouts(world: World, tmp_path: Path) -> None:
     session = a_session(world, tmp_path, {"steps": 2}, {"save_every": 1}, actors=1)
     prompts = session.take_prompts()
@@ -316,7 +327,9 @@ def test_a_checkpoint_says_where_the_run_stands(world: World, tmp_path: Path) ->
     session = a_session(world, tmp_path, {"steps": 4}, actors=1)
     session.sync_weights()
     one_step(session)
-    state = read_state(session.save())
+    checkpoint = session.save()
+    assert json.loads((checkpoint / ASKED_WITH_FILE).read_text())["mode"] == session.config.mode
+    state = read_state(checkpoint)
     assert (state.step, state.groups_used, state.completions) == (1, 8, 32)
     assert state.unused_prompts == tuple(session.pool.unused_prompt_ids())
     assert len(state.unused_prompts) == 8, "of the next step, which the engines have begun"
