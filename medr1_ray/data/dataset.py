@@ -105,20 +105,20 @@ def open_dataset(settings: DataSettings, train_needed: bool = True) -> Dataset:
     return dataset
 
 
-def check_dataset(settings: DataSettings) -> bool:
-    """Return whether there are data to read, which phantoms may not be yet.
+def are_there(settings: DataSettings) -> bool:
+    """Return whether there are data to read: phantoms are drawn when they are first opened."""
+    return settings.format != "phantoms" or _phantoms_folder(settings).exists()
 
-    Raises:
-        ValueError: phantoms, which are not drawn for this, will have none of a name in a filter or weight.
-    """
-    if settings.format != "phantoms" or _phantoms_folder(settings).exists():
-        return True
+
+def check_dataset(settings: DataSettings) -> None:
+    """Raise ValueError for a filter or weight with a name that phantoms will not have, before they are drawn."""
+    if are_there(settings):
+        return
     modalities, types = ({*names} - {UNKNOWN} for names in (MODALITIES, QUESTION_TYPES))
     _check_names("modalities", "modality", settings.modalities, modalities)
     _check_names("question_types", "question type", settings.question_types, types)
     weighted = tuple(settings.sampling_weights)
     _check_names("sampling_weights", "modality or question type", weighted, modalities | types)
-    return False
 
 
 def stratified_sample(questions: tuple[Question, ...], wanted: int, seed: int) -> tuple[Question, ...]:

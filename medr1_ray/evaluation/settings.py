@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from medr1_ray.config import Config, tiny_model_path
+from medr1_ray.config import Config, require_lasting, tiny_model_path
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
 from medr1_ray.evaluation.devices import place_engines, visible_gpus
@@ -85,7 +85,7 @@ def evaluation_config(
     whether the engines run on GPUs.
 
     Raises:
-        ValueError: a setting is not valid, or the format of the data is unknown.
+        ValueError: a setting is not valid, the format of the data is unknown, or the result would go with a Ray job.
     """
     given = [f"data.root={json.dumps(str(data.parent if data.is_file() else data))}", "run.dir=runs/evaluations"]
     if not files:
@@ -118,7 +118,9 @@ def evaluation_config(
     config = _load(checkpoint, mode, files, given, overrides, count_gpus)
     part_of(config, split)
     named = f"{data.name}-{split}-{config.mode}".replace("/", "-")
-    return without_learner(config, out or config.run.dir / model_name(checkpoint) / named)
+    folder = out or config.run.dir / model_name(checkpoint) / named
+    require_lasting("--out", folder)
+    return without_learner(config, folder)
 
 
 def answering_config(

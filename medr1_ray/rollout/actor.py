@@ -58,7 +58,7 @@ class RolloutActor:
         driver_code_digest: `code_digest()` of the driver.
 
     Raises:
-        ValueError: this process runs other code than the driver.
+        ValueError: this process runs other code than the driver, or this node does not see the driver's files.
     """
 
     def __init__(self, settings: EngineSettings, index: int, driver_code_digest: str) -> None:
@@ -67,6 +67,8 @@ class RolloutActor:
         self._driver_code_digest = driver_code_digest
         # First, because starting an engine takes seconds to minutes.
         self._require_same_code("the actor", code_digest())
+        for file in settings.files:
+            file.require()
         self._log = settings.logs / f"{self._name}.log"
         self._log_begin = write_output_to(self._log, self._name)
 

@@ -233,11 +233,13 @@ class Session:
         self.tracker.log_spans(self.step, self._take_spans(()))
         path = self.tracker.write_summary(summary)
         self.progress.close(summary)
+        self.progress.message(f"metrics, evaluations and checkpoints are in {path.parent}")
         return path
 
-    def _write(self, folder: Path) -> None:
-        self.learner.save(folder)
+    def _write(self, folder: Path) -> list[str]:
+        written = self.learner.save(folder)
         write_asked_with(self.config, folder)
+        return written
 
     def _sync(self, *, check: bool) -> None:
         if not self._syncs:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from medr1_ray.config import Config, DataSettings
-from medr1_ray.data.dataset import Dataset, check_dataset, open_dataset
+from medr1_ray.data.dataset import are_there, check_dataset, open_dataset
 from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
-from medr1_ray.data.stream import PromptStream, StreamState
 from medr1_ray.learner.schedule import learning_rate
 from medr1_ray.records.checkpoints import RunState
 from medr1_ray.records.directory import check_run_directory
@@ -19,7 +18,7 @@ def check_settings(config: Config, *, resume: bool) -> None:
     """Check what takes seconds at most; creates nothing.
 
     Raises:
-        ValueError: a reward function, the run directory or a length limit is not usable.
+        ValueError: a reward function, the run directory, a length limit or a name in a filter is not usable.
     """
     for check in _of_settings(config, resume=resume):
         check()
@@ -38,21 +37,6 @@ def problems_of_a_start(config: Config, *, resume: bool) -> list[str]:
         except (ValueError, OSError) as error:
             found.append(str(error))
     return found
-
-
-def open_stream(
-    config: Config, dataset: Dataset, encoder: PromptEncoder, state: StreamState | None = None
-) -> PromptStream:
-    """Return the run's stream of prompts, at the position of `state`. Raises as `PromptStream`."""
-    return PromptStream(
-        dataset.train,
-        encoder,
-        config.train.seed,
-        state,
-        config.data.sampling_weights,
-        config.data.shuffle_options,
-        config.data.online_pass_rate_limits,
-    )
 
 
 def about_resuming(before: Config, now: Config, state: RunState) -> list[str]:
@@ -89,9 +73,11 @@ def _of_settings(config: Config, *, resume: bool) -> tuple[Callable[[], object],
         lambda: resolve(config.reward.functions, config.mode),
         lambda: check_run_directory(config, resume=resume),
         check_lengths,
+        # Before phantoms are drawn.
+        lambda: check_dataset(config.data),
     )
 
 
 def _check_data(settings: DataSettings) -> None:
-    if check_dataset(settings):
+    if are_there(settings):
         open_dataset(settings)

@@ -9,13 +9,15 @@ from contextlib import ExitStack, contextmanager
 
 import ray
 
-from medr1_ray.cluster.connect import connect
+from medr1_ray.cluster.connect import connect, require_reachable
+from medr1_ray.cluster.driver_files import driver_files
 from medr1_ray.cluster.placement import release_nodes
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation.in_training import EvaluationLog
 from medr1_ray.learner.handle import Learner
 from medr1_ray.pool.group_ledger import Ledger
@@ -31,7 +33,7 @@ from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityGate
 from medr1_ray.run.rehearsal import rehearse_checkpoint
 from medr1_ray.run.session import Session
-from medr1_ray.run.start_checks import about_resuming, check_settings, open_stream
+from medr1_ray.run.start_checks import about_resuming, check_settings
 from medr1_ray.run.weight_sync import make_weight_sync
 from medr1_ray.types import Prompt, Question, Sampling, Span
 
@@ -59,6 +61,8 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     check_settings(config, resume=resume)
     if engines is not None:
         engines.require_fit(config)
+    else:
+        require_reachable(config)
     drawing = "; phantoms that are not there yet are drawn first" if config.data.format == "phantoms" else ""
     progress.message(f"reading {config.data.format} data below {config.data.root}{drawing}")
     encoder = PromptEncoder.of(config)
@@ -74,7 +78,15 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     checkpoint = checkpoints.latest() if resume else None
     state = read_state(checkpoint) if checkpoint else None
     # Refuses a state of other data or another seed, before any actor is started.
-    stream = open_stream(config, dataset, encoder, state.stream if state else None)
+    stream = PromptStream(
+        dataset.train,
+        encoder,
+        config.train.seed,
+        state.stream if state else None,
+        config.data.sampling_weights,
+        config.data.shuffle_options,
+        config.data.online_pass_rate_limits,
+    )
     progress.message(dataset.description)
     for line in about_resuming(before, config, state) if state else ():
         progress.message(line)
@@ -95,15 +107,16 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
         at_end.callback(tracker.close)
         at_end.callback(progress.close)
         # First, so that its ranks ask for their place before rollout actors can take the room.
-        learner = Learner(config)
+        files = driver_files(config)
+        learner = Learner(config, files)
         if engines is not None:
             at_end.callback(learner.close)
             engines.forget_run()
         elif config.cluster.colocated:
             learner.start(progress.message)  # first, because an engine takes all the memory that its GPU has left
-            engines = SharedActors(config, progress.message, ask=learner.places_on_same_gpus())
+            engines = SharedActors(config, files, progress.message, ask=learner.places_on_same_gpus())
         else:
-            engines = SharedActors(config, progress.message)
+            engines = SharedActors(config, files, progress.message)
         if not config.cluster.colocated:
             learner.start(progress.message, meanwhile=engines.rollout_actors.poll)  # the engines start at the same time
         if checkpoint:

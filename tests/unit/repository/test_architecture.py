@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "rewards": {"types"},
     "model": {"types", "base", "config"},
     "weights": {"base", "config"},
-    "cluster": {"config"},
+    "cluster": {"base", "config"},
     "data": {"types", "base", "config", "model"},
     "rollout": {"types", "base", "config", "model", "weights"},
     "learner": {"types", "base", "config", "model", "weights", "cluster"},

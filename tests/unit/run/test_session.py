@@ -71,8 +71,9 @@ class Learner:
     def publish_weights(self, version: int) -> WeightUpdate:
         return update(version)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[str]:
         (folder / "weights").write_text("")
+        return ["weights"]
 
 
 class Gate:
@@ -378,7 +379,8 @@ def test_a_person_is_told_of_steps_and_evaluations_and_of_the_results(world: Wor
     # One answer to each of five questions: the first of a group, which is wrong.
     assert "evaluation before: accuracy 0.000, format 0.000, n 5" in said
     assert "step 1/1  reward 0.50  accuracy 0.50" in said
-    assert said.rstrip().splitlines()[-3].startswith("accuracy 0.000 before, 0.000 after 1 steps")
+    assert said.rstrip().splitlines()[-4].startswith("accuracy 0.000 before, 0.000 after 1 steps")
+    assert said.endswith(f"\nmetrics, evaluations and checkpoints are in {tmp_path}\n")
 
 
 def test_every_phase_of_a_step_is_a_span_of_it(world: World, tmp_path: Path) -> None:
