@@ -94,7 +94,7 @@ class PromptEncoder:
             raise ValueError(f"model.path={path} has no {missing}; give a Qwen2-VL or Qwen2.5-VL checkpoint")
         # All backends count patches alike; the PIL backend does not need torchvision.
         processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-        visual_tokens = processor.get_number_of_image_patches(image_size, image_size) // processor.merge_size**2
+        patches = processor.get_number_of_image_patches(image_size, image_size)
         return cls(
             partial(
                 tokenizer.apply_chat_template,
@@ -103,7 +103,7 @@ class PromptEncoder:
                 return_dict=False,
             ),
             image_pad_id,
-            visual_tokens,
+            patches // processor.merge_size**2,
             mode,
             image_size,
             image_fit,

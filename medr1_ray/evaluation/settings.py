@@ -108,8 +108,8 @@ def evaluation_config(
         # Columns and the images' folder stay those of the training, if it read a table.
         given += ["data.format=table", f"data.table.file={json.dumps(data.name)}"]
         given += [f"data.eval_part={json.dumps(split)}"] if split in ("validation", "test") else []
-    elif not data.is_dir():
-        raise ValueError(f"--data {data} does not exist; give the folder or the table of the questions")
+    elif not data.exists():
+        raise ValueError(f"--data {data} does not exist; give the folder of the questions, or a table's file")
     elif not files:
         raise ValueError(
             f"--data {data} has neither a manifest nor QA_information, so its format is unknown; give a folder written "
@@ -151,7 +151,7 @@ def part_of(config: Config, split: str) -> str:
         part, allowed = split.partition("/")[2] or "test", list(PARTS)
     else:
         part = split
-        allowed = ["train", "validation", "test"] if config.data.format == "table" else ["train", "test"]
+        allowed = list(PARTS) if config.data.format == "table" else ["train", "test"]
     if part not in allowed:
         raise ValueError(f"--split {split!r}: the data has no part {part!r}; it has {', '.join(allowed)}")
     return part

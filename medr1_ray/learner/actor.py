@@ -82,14 +82,12 @@ class LearnerActor:
     def __repr__(self) -> str:
         return self._name
 
-    def enter_run(self, files: tuple[SharedFile, ...], run: Path) -> SharedFile:
-        """Check that this node sees the driver's files, leave one in the run directory for the driver to see, and send
-        what this process prints to a log there. Raises ValueError where it sees them not, or cannot write there."""
+    def exchange_marks(self, files: tuple[SharedFile, ...], run: Path) -> SharedFile:
+        """Check that this node sees the driver's files, and leave one in the run directory for the driver to see.
+        Raises ValueError where it sees them not, or cannot write there."""
         for file in files:
             file.require()
-        mark = SharedFile.mark("run.dir", run, run / "logs" / f".{self._name}")
-        write_output_to(run / "logs" / f"{self._name}.log", self._name)
-        return mark
+        return SharedFile.mark("run.dir", run, run / "logs" / f".{self._name}")
 
     def rendezvous_address(self) -> str:
         """host:port at which this rank can be joined, a new port each time; asked of rank 0."""
@@ -102,8 +100,10 @@ class LearnerActor:
             port = free.getsockname()[1]
         return f"{ray.util.get_node_ip_address()}:{port}"
 
-    def start(self, address: str) -> str:
-        """Join the other ranks, load the model, build the engine; returns the name of the device."""
+    def start(self, address: str, logs: Path | None = None) -> str:
+        """Join the other ranks, load the model, build the engine, with its output in `logs`; returns the device."""
+        if logs:
+            write_output_to(logs / f"{self._name}.log", self._name)
         # Not at the top: the driver imports this module to create the actor. It must stay free of DeepSpeed, and
         # would spend seconds on models and kernels that it never uses.
         from medr1_ray.learner import deepspeed_engine

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from medr1_ray.base.command_line import Ending, run_to_status
-from medr1_ray.config import Config, Objective
+from medr1_ray.config import Config, Objective, require_copied, require_lasting
 from medr1_ray.config.loading import load_config
+from medr1_ray.model.folder_check import check_model
 from medr1_ray.records.checkpoints import latest_checkpoint, read_state
 from medr1_ray.records.directory import check_run_directory
 from medr1_ray.run.start_checks import problems_of_a_start
@@ -65,6 +66,9 @@ def run_command(objective: Objective, description: str, run: Run, arguments: lis
 
     def work(ending: Ending) -> int:
         config = _settings(objective, options)
+        # A dry run of a model that is not here yet needs its shape alone.
+        if not options.dry_run or config.model.shape is None or config.model.folder.exists():
+            check_model(config)
         if options.dry_run:
             return _dry_run(config, resume=options.resume)
         ending.logs = config.run.dir / "logs"
@@ -89,6 +93,7 @@ def _settings(objective: Objective, options: argparse.Namespace) -> Config:
             f"objective={config.objective}: these settings are for python -m {COMMANDS[config.objective]}; "
             f"run that, or give objective={objective}"
         )
+    _require_paths_of_a_job(config)
     return config
 
 
@@ -121,3 +126,14 @@ def _how_to_go_on(config: Config, module: str, given: Sequence[str]) -> str:
         python = python.relative_to(Path.cwd())
     again = [str(python), "-m", module, *(word for word in given if word != "--resume"), "--resume"]
     return f"{checkpoint} is saved; go on with\n  {shlex.join(again)}"
+
+
+def _require_paths_of_a_job(config: Config) -> None:
+    require_lasting("run.dir", config.run.dir)
+    if config.model.path != "tiny":
+        require_copied("model.path", config.model.folder)
+    # Phantoms are drawn where they are missing.
+    if config.data.format != "phantoms":
+        require_copied("data.root", config.data.root)
+    if isinstance(config.data.pass_rates, Path):
+        require_copied("data.pass_rates", config.data.pass_rates)

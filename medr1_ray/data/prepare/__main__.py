@@ -59,8 +59,6 @@ def prepare(source: Source, plan: Plan) -> None:
     """
     if plan.medr1:
         released_families(plan.medr1)  # before hours of reading images
-    if plan.out.exists() and not plan.out.is_dir():
-        raise ValueError(f"--out {plan.out} is a file; give a folder")
     started = time.monotonic()
     grouping = plan.grouping or source.grouping
     rows = regrouped(source.rows, grouping, source.files)
@@ -187,6 +185,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(ending: Ending) -> int:
         ending.how_to_go_on = lambda: "the same command continues"
+        if options.out.exists() and not options.out.is_dir():
+            raise ValueError(f"--out {options.out} is a file; give a folder")
         source = _source(options)
         prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
         return 0

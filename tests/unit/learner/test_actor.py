@@ -18,7 +18,6 @@ import torch
 
 from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.config import Config
-from medr1_ray.learner import actor as module
 from medr1_ray.learner.actor import LearnerActor
 from medr1_ray.learner.messages import (
     BatchSize,
@@ -298,16 +297,13 @@ def test_one_rank_writes_the_weights_and_all_gather_them(
         assert not (tmp_path / "learner_state" / "layout.json").exists()
 
 
-def test_a_rank_looks_for_the_drivers_files_and_leaves_one_for_the_driver(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "write_output_to", lambda path, name: 0)
+def test_a_rank_looks_for_the_drivers_files_and_leaves_one_for_the_driver(tmp_path: Path) -> None:
     actor, _ = a_rank(1)
     run = tmp_path / "run"
     ours = SharedFile.mark("run.dir", run, run / "logs" / ".driver")
-    mark = actor.enter_run((ours,), run)
+    mark = actor.exchange_marks((ours,), run)
     assert (mark.key, mark.path) == ("run.dir", run / "logs" / ".learner-1")
     mark.require()
     ours.path.unlink()
     with pytest.raises(ValueError, match=r"^run\.dir=.* does not see .*/logs/\.driver of node"):
-        actor.enter_run((ours,), run)
+        actor.exchange_marks((ours,), run)
