@@ -60,7 +60,8 @@ def compare(run: Path) -> int:
     for start in range(0, len(questions), BATCH):
         batch = questions[start : start + BATCH]
         chats = [
-            processor.apply_chat_template(chat_messages(q, config.mode), add_generation_prompt=True) for q in batch
+            processor.apply_chat_template(chat_messages(q, config.mode, config.prompt), add_generation_prompt=True)
+            for q in batch
         ]
         images = [
             Image.fromarray(load_image(q.image_path, config.data.image_size, config.data.image_fit)) for q in batch

@@ -110,7 +110,7 @@ def write_prompts(config: Config, shape: Shape) -> Path:
     rows = []
     for number, prompt in enumerate(open_stream(config).take(PROMPTS)):
         Image.fromarray(prompt.image).save(folder / f"{number}.png")
-        rows.append({"text": user_text(prompt.question, config.mode), "image": f"{number}.png"})
+        rows.append({"text": user_text(prompt.question, config.mode, config.prompt), "image": f"{number}.png"})
     (folder / "prompts.json").write_text(json.dumps(rows))
     return folder
 

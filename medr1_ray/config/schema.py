@@ -12,6 +12,7 @@ from medr1_ray.config.cluster import ClusterSettings
 from medr1_ray.config.data import DataSettings
 from medr1_ray.config.field_types import MayChange, Settings
 from medr1_ray.config.hardware import HardwareSettings, SizingSettings
+from medr1_ray.config.prompt import PromptSettings
 from medr1_ray.config.sections import (
     LearnerSettings,
     ModelSettings,
@@ -34,6 +35,7 @@ class Config(Settings):
     run: Annotated[RunSettings, MayChange]
     model: ModelSettings = ModelSettings()
     data: DataSettings
+    prompt: PromptSettings = PromptSettings()
     train: TrainSettings
     rollout: RolloutSettings = RolloutSettings()
     reward: RewardSettings = RewardSettings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.base.bounded_cache import BoundedCache
-from medr1_ray.config import Config
+from medr1_ray.config import Config, PromptSettings
 from medr1_ray.data.images import ImageFit, load_image
-from medr1_ray.data.prompt_templates import user_text, user_turn
+from medr1_ray.data.prompt_templates import MEDR1_WORDING, chat_of, user_text
 from medr1_ray.model.vocabulary import IMAGE_PAD, chat_template
 from medr1_ray.types import Continuations, Mode, Prompt, Question
 
@@ -32,10 +33,10 @@ class Refused:
 class PromptEncoder:
     """Turns questions into prompts whose images are all `image_size` x `image_size` pixels.
 
-    `tokenize` maps a chat to token ids, including the generation prompt; `visual_tokens` is the number of tokens that
-    the model's processor makes of one image; `max_prompt_tokens` limits text and visual tokens together. Images are
-    decoded in threads, ahead of time if announced by `begin`. The most recently used ones are cached, since an epoch
-    asks several questions about each image.
+    `prompt` is their wording. `tokenize` maps a chat to token ids, including the generation prompt; `visual_tokens` is
+    the number of tokens that the model's processor makes of one image; `max_prompt_tokens` limits text and visual
+    tokens together. Images are decoded in threads, ahead of time if announced by `begin`. The most recently used ones
+    are cached, since an epoch asks several questions about each image.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class PromptEncoder:
         image_size: int,
         image_fit: ImageFit,
         max_prompt_tokens: int,
+        prompt: PromptSettings = MEDR1_WORDING,
     ) -> None:
         self.visual_tokens = visual_tokens
         self._tokenize = tokenize
         self._image_pad_id = image_pad_id
         self._mode = mode
         self._max_prompt_tokens = max_prompt_tokens
+        self._prompt = prompt
         self._image_size = image_size
         self._image_fit: ImageFit = image_fit
         self._images: BoundedCache[Future[NDArray[np.uint8]]] = BoundedCache(IMAGE_CACHE_BYTES)
@@ -61,19 +64,26 @@ class PromptEncoder:
     @classmethod
     def of(cls, config: Config) -> PromptEncoder:
         """Return the encoder of a run with these settings. Raises as `from_checkpoint`."""
-        data = config.data
+        data, longest = config.data, config.rollout.max_prompt_tokens
         return cls.from_checkpoint(
-            str(config.model.folder), config.mode, data.image_size, data.image_fit, config.rollout.max_prompt_tokens
+            str(config.model.folder), config.mode, data.image_size, data.image_fit, longest, config.prompt
         )
 
     @classmethod
     def from_checkpoint(
-        cls, path: str, mode: Mode, image_size: int, image_fit: ImageFit, max_prompt_tokens: int
+        cls,
+        path: str,
+        mode: Mode,
+        image_size: int,
+        image_fit: ImageFit,
+        max_prompt_tokens: int,
+        prompt: PromptSettings = MEDR1_WORDING,
     ) -> PromptEncoder:
         """Return the encoder for a Qwen2-VL or Qwen2.5-VL checkpoint folder.
 
         Raises:
-            ValueError: if the checkpoint has no chat template or no image pad token.
+            ValueError: if the checkpoint has no chat template or no image pad token, or its processor shrinks images
+                of this size.
         """
         # Imported here because the import takes seconds and reading a stream's state does not need it.
         from transformers import AutoImageProcessor, AutoTokenizer
@@ -86,7 +96,14 @@ class PromptEncoder:
             raise ValueError(f"model.path={path} has no {missing}; give a Qwen2-VL or Qwen2.5-VL checkpoint")
         # All backends count patches alike; the PIL backend does not need torchvision.
         processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-        patches = processor.get_number_of_image_patches(image_size, image_size)
+        visual_tokens = processor.get_number_of_image_patches(image_size, image_size) // processor.merge_size**2
+        token_pixels = processor.patch_size * processor.merge_size
+        if visual_tokens < round(image_size / token_pixels) ** 2:
+            raise ValueError(
+                f"data.image_size={image_size}: the image processor of model.path={path} shrinks such an image to "
+                f"{visual_tokens} visual tokens; use at most {math.isqrt(visual_tokens) * token_pixels}, or raise its "
+                "limit (max_pixels or size.longest_edge in the checkpoint's processor settings)"
+            )
         return cls(
             partial(
                 tokenizer.apply_chat_template,
@@ -95,11 +112,12 @@ class PromptEncoder:
                 return_dict=False,
             ),
             image_pad_id,
-            patches // processor.merge_size**2,
+            visual_tokens,
             mode,
             image_size,
             image_fit,
             max_prompt_tokens,
+            prompt,
         )
 
     def begin(self, question: Question) -> None:
@@ -112,14 +130,14 @@ class PromptEncoder:
         Raises:
             ValueError: if the chat template does not write exactly one image token.
         """
-        return self.encode_as(user_text(question, self._mode), question, prompt_id)
+        return self.encode_as(user_text(question, self._mode, self._prompt), question, prompt_id)
 
     def encode_as(self, text: str, question: Question, prompt_id: str) -> Prompt | Refused:
         """Encode as `encode` does, but with `text` as the user's text after the image."""
         if "<|" in question.text:
             # The tokenizer would make it a special token: an image that does not exist, or the end of the turn.
             return Refused("special token in the text", f"{question.id}: {question.text!r}")
-        token_ids = np.array(self._tokenize(user_turn(text)), dtype=np.int32)
+        token_ids = np.array(self._tokenize(chat_of(text, self._prompt.system)), dtype=np.int32)
         images = np.count_nonzero(token_ids == self._image_pad_id)
         if images != 1:
             raise ValueError(

@@ -86,6 +86,8 @@ def test_what_does_not_change_what_is_learned_may_change(section: str, values: d
         ("loss", {"kl_beta": 0.5}, "loss.kl_beta"),
         ("model", {"path": "other"}, "model.path"),
         ("data", {"seed": 1}, "data.seed"),
+        ("prompt", {"system": "Be brief."}, "prompt.system"),
+        ("prompt", {"no_think": "{question}"}, "prompt.no_think"),
     ],
 )
 def test_what_a_run_is_may_not_change(section: str, values: dict[str, Any], key: str) -> None:
@@ -107,7 +109,7 @@ def test_the_changeable_settings_are_whole_sections_and_single_keys() -> None:
     single = {"train.steps", "rollout.actors", "rollout.engine", "rollout.cpus_per_actor", "learner.cpus_per_rank"}
     assert single <= set(found)
     assert len(found) == len(set(found))
-    fixed = ("run.", "cluster.", "loss", "reward", "model", "reference")
+    fixed = ("run.", "cluster.", "loss", "reward", "model", "reference", "prompt")
     assert not any(key.startswith(fixed) for key in found)
     assert [key for key in found if key.startswith("data")] == ["data.root", "data.image_root"], (
         "its questions are known by digest"

@@ -142,3 +142,25 @@ def test_the_settings_of_a_run_make_its_encoder(tmp_path: Path, longest: int, fi
         assert (prompt.image[28:84].min(), prompt.image[:28].max(), prompt.image[84:].max()) == (255, 0, 0)
     else:
         assert prompt.detail == "q: 62 tokens; rollout.max_prompt_tokens=61"
+
+
+def test_a_runs_own_wording_reaches_the_model(tmp_path: Path) -> None:
+    question, *_ = ten_questions(tmp_path)
+    config = Config.model_validate(
+        {
+            "run": {"dir": "x"},
+            "data": {"format": "phantoms", "root": "x", "image_size": 84},
+            "train": {"steps": 1},
+            "prompt": {"system": "You read scans.", "no_think": "Q: {question}\nAnswer in <answer> tags."},
+        }
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path())
+    prompt = PromptEncoder.of(config).encode(question, "p")
+    assert isinstance(prompt, Prompt)
+    assert tokenizer.decode(prompt.token_ids) == (
+        "<|im_start|>system\nYou read scans.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+        "Q: What 0? A)x, B)y\nAnswer in <answer> tags.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    other = PromptEncoder.of(config).encode_as("Which?", question, "p")
+    assert isinstance(other, Prompt)
+    assert "You read scans." in tokenizer.decode(other.token_ids), "other requests too: it is the same model"

@@ -67,7 +67,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
     held_out = tuple(question("held", i) for i in range(4))
     train = tuple(question("train", i) for i in range(8))
-    def opened(settings: DataSettings) -> Dataset:
+    def opened(settings: DataSettings, train_needed: bool) -> Dataset:
         return Dataset(train, held_out[: settings.eval_questions], ())
 
     monkeypatch.setattr(module, "open_dataset", opened)
@@ -135,6 +135,14 @@ def test_the_training_part_can_be_asked_and_the_number_limited(config: Config, i
     assert all(row["id"].startswith("train") for row in rows_of(config.run.dir, "image"))
 
 
+def test_one_question_can_be_evaluated(config: Config, inference: Inference) -> None:
+    report = evaluate(config, Plan("test", questions=1))
+    assert report.overall.n == 1
+    assert "shuffled_image" not in report.overall.baselines
+    assert any(sentence.startswith("The shuffled image is left out: images cannot be") for sentence in report.verdict)
+    assert (config.run.dir / "report.md").exists()
+
+
 def test_other_questions_do_not_go_into_the_same_folder(config: Config, inference: Inference) -> None:
     evaluate(config, Plan("test"))
     with pytest.raises(ValueError, match="holds an evaluation with questions"):
@@ -156,3 +164,16 @@ def test_what_is_no_evaluation_is_refused_before_an_engine_starts(
     with pytest.raises(ValueError, match="is not an evaluation"):
         evaluate(config, Plan("test", against=tmp_path))
     assert inference.opened_for == []
+
+
+def test_another_wording_is_asked_and_goes_into_another_folder(config: Config, inference: Inference) -> None:
+    evaluate(config, Plan("test"))
+    own = config.prompt.model_copy(update={"no_think": "Q: {question} Letter?", "think": "{question} Think."})
+    worded = config.model_copy(update={"prompt": own})
+    with pytest.raises(ValueError, match=r"holds an evaluation with system text and template None, .*Letter\?"):
+        evaluate(worded, Plan("test"))
+    elsewhere = config.run.model_copy(update={"dir": config.run.dir / "worded"})
+    evaluate(worded.model_copy(update={"run": elsewhere}), Plan("test"))
+    # The wording of a mode that is not evaluated changes nothing.
+    think_alone = config.prompt.model_copy(update={"think": "{question} Think."})
+    evaluate(config.model_copy(update={"prompt": think_alone}), Plan("test"))

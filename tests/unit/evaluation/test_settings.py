@@ -64,7 +64,8 @@ def test_a_run_is_evaluated_with_its_own_settings(run: Path, tmp_path: Path) -> 
 
 
 def test_a_checkpoint_that_was_copied_out_of_its_run_knows_how_it_was_trained(run: Path, tmp_path: Path) -> None:
-    trained = load_config([run / "config.yaml"], ["data.image_fit=pad", "rollout.max_prompt_tokens=300"])
+    own = ["data.image_fit=pad", "rollout.max_prompt_tokens=300", "prompt.system=Be brief."]
+    trained = load_config([run / "config.yaml"], own)
     # Beside the configuration of another run.
     copied = tmp_path / "other_run" / "checkpoints" / "best"
     shutil.copytree(tiny_model_path(), copied)
@@ -72,6 +73,7 @@ def test_a_checkpoint_that_was_copied_out_of_its_run_knows_how_it_was_trained(ru
     write_asked_with(trained, copied)
     assert json.loads((copied / ASKED_WITH_FILE).read_text()) == {
         "mode": "think",
+        "prompt": trained.prompt.model_dump(mode="json"),
         "data": {"image_size": 140, "image_fit": "pad"},
         "rollout": {"max_prompt_tokens": 300, "max_tokens": 99},
     }
@@ -81,6 +83,7 @@ def test_a_checkpoint_that_was_copied_out_of_its_run_knows_how_it_was_trained(ru
         return config.mode, config.data.image_size, config.data.image_fit, config.rollout.max_tokens
 
     assert asked([]) == ("think", 140, "pad", 99)
+    assert answering_config(copied, mode=None, files=[], overrides=[]).prompt == trained.prompt
     assert asked([], "mode=no_think", "rollout.max_tokens=7") == ("no_think", 140, "pad", 7)
     (tmp_path / "mine.yaml").write_text("data: {image_size: 168}")
     assert asked([tmp_path / "mine.yaml"]) == ("think", 168, "pad", 99)
@@ -119,8 +122,35 @@ def test_prepared_data_names_a_split_and_a_part(tmp_path: Path) -> None:
         config = _config(data=tmp_path, split=split)
         assert (config.data.format, config.data.split, part_of(config, split)) == ("prepared", "grouped", part)
     assert config.data.eval_part == "test"
-    with pytest.raises(ValueError, match=r"data\.eval_part='tets'"):
+    with pytest.raises(ValueError, match=r"'tets' is not a part of a split; did you mean grouped/test\?"):
         _config(data=tmp_path, split="grouped/tets")
+
+
+def test_a_table_is_evaluated_with_the_columns_of_the_training(run: Path, tmp_path: Path) -> None:
+    given = ["data.format=table", "data.table={file: a.csv, columns: {image: img}}", "data.image_root=pictures"]
+    changed = load_config([run / "config.yaml"], [*given, "data.sampling_weights={PET: 2}"])
+    write_config(changed, run / "config.yaml")
+    (tmp_path / "b.csv").touch()
+    config = _config(checkpoint=run / "checkpoints" / "checkpoint-5", data=tmp_path / "b.csv")
+    assert config.data.table is not None
+    assert (config.data.root, config.data.table.file, config.data.eval_part) == (tmp_path, "b.csv", "test")
+    assert (config.data.table.columns.image, config.data.image_root) == ("img", Path("pictures"))
+    assert config.data.sampling_weights == {}, "weights of the training data do not apply"
+    # On other data nothing of the table is left.
+    (tmp_path / "data" / "QA_information").mkdir(parents=True)
+    other = _config(checkpoint=run / "checkpoints" / "checkpoint-5", data=tmp_path / "data").data
+    assert (other.format, other.table, other.image_root) == ("omnimedvqa", None, None)
+    assert answering_config(run / "checkpoints" / "checkpoint-5", mode=None, files=[], overrides=[]).data.table is None
+
+
+def test_a_table_of_a_model_without_a_run(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").touch()
+    for split in ("train", "validation", "test"):
+        config = _config(data=tmp_path / "b.csv", split=split)
+        assert (config.data.format, part_of(config, split)) == ("table", split)
+    assert _config(data=tmp_path / "b.csv", split="validation").data.eval_part == "validation"
+    with pytest.raises(ValueError, match=r"no part 'grouped'; it has train, validation, test"):
+        _config(data=tmp_path / "b.csv", split="grouped")
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
@@ -129,3 +159,30 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "QA_information").mkdir()
     with pytest.raises(ValueError, match=r"--split 'grouped': the data has no part 'grouped'; it has train, test"):
         _config(data=tmp_path, split="grouped")
+
+
+def test_a_base_model_is_asked_on_gpus_with_its_own_wording(tmp_path: Path) -> None:
+    (tmp_path / "QA_information").mkdir()
+    wording = tmp_path / "mine.yaml"
+    wording.write_text('prompt: {system: Be brief., think: "{question} Think, then <answer>...</answer>."}\n')
+    given: dict[str, Any] = {"data": tmp_path, "mode": "think", "files": [wording], "count_gpus": lambda: 2}
+    config = _config(**given)
+    assert (config.prompt.system, config.prompt.templates["think"][:17]) == ("Be brief.", "{question} Think,")
+    assert (config.rollout.actors, config.rollout.gpus_per_actor, config.model.dtype) == (2, 1, "bfloat16")
+    on_cpu = _config(**given, overrides=["rollout.gpus_per_actor=0", 'prompt.think="{question}"'])
+    assert (on_cpu.rollout.gpus_per_actor, on_cpu.model.dtype, on_cpu.prompt.think) == (0, "float32", "{question}")
+    answering = answering_config(
+        tiny_model_path(), mode=None, files=[], overrides=["prompt.system=Short."], count_gpus=lambda: 1
+    )
+    assert (answering.prompt.system, answering.rollout.gpus_per_actor) == ("Short.", 1)
+
+
+def test_a_runs_checkpoint_is_asked_where_the_run_was_and_in_its_words(run: Path, tmp_path: Path) -> None:
+    def count_gpus() -> int:
+        raise AssertionError("a run's settings say where its engines run")
+
+    (tmp_path / "data" / "QA_information").mkdir(parents=True)
+    changed = load_config([run / "config.yaml"], ["prompt.system=Be brief."])
+    write_config(changed, run / "config.yaml")
+    config = _config(checkpoint=resolve_checkpoint(str(run)), data=tmp_path / "data", count_gpus=count_gpus)
+    assert (config.prompt.system, config.rollout.gpus_per_actor, config.model.dtype) == ("Be brief.", 0, "float32")
