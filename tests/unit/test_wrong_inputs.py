@@ -89,9 +89,9 @@ CASES = [
     ("train", f"{RUN} data.format=omnimedvqa data.root=folder", ["folder"]),
     ("train", f"{RUN} data.format=prepared data.root=folder", ["folder"]),
     ("train", f"{RUN} data.format=medr1", ["data.train_file=None", "needs both"]),
-    ("train", f"{RUN} data.image_size=1024", ["data.image_size=1024", "use at most 364"]),
-    ("train", f"{RUN} model.path=absent", ["absent", "is not a checkpoint"]),
-    ("train", f"{RUN} model.path=folder", ["folder", "is not a checkpoint"]),
+    ("train", f"{RUN} data.image_size=1024", ["data.image_size=1024", "allowed: 56 to 392"]),
+    ("train", f"{RUN} model.path=absent", ["model.path: 'absent' does not exist", "give the folder"]),
+    ("train", f"{RUN} model.path=folder", ["model.path: folder: is not a checkpoint", "give the folder"]),
     ("train", f"{RUN} mode=think", ["rollout.max_tokens=8", "use at least 14"]),
     ("train", f"{RUN} rollout.max_prompt_tokens=5", ["rollout.max_prompt_tokens=5", "9 tokens"]),
     # Where to write, and what to resume.
@@ -107,7 +107,7 @@ CASES = [
     ("sft", f"{RUN} data.modalities=[PETT]", ["data.modalities: 'PETT' is unknown"]),
     ("sft", f"{RUN} rollout.max_tokens=2", ["rollout.max_tokens=2", "use at least 4"]),
     # Evaluating.
-    ("evaluate", "--model absent --data data --split test", ["absent", "is not a checkpoint"]),
+    ("evaluate", "--model absent --data data --split test", ["'absent' does not exist", "give the folder"]),
     ("evaluate", "--model tiny --data absent --split test", ["--data absent is not a folder"]),
     ("evaluate", "--model tiny --data folder --split test", ["--data folder has neither a manifest", "--config"]),
     ("evaluate", "--model tiny --data data --split tset", ["--split 'tset'", "train, test"]),
@@ -125,7 +125,7 @@ CASES = [
     # Answering.
     ("answer", "--model tiny --image scan.png", ["give --question and --options, or --csv"]),
     ("answer", f"{ASK} --csv questions.csv", ["but not both"]),
-    ("answer", f"{ASK} --model absent", ["absent", "is not a checkpoint"]),
+    ("answer", f"{ASK} --model absent", ["'absent' does not exist", "give the folder"]),
     ("answer", f"{ASK} --image absent.png", ["--image absent.png"]),
     ("answer", f"{ASK} --image torn.yaml", ["--image torn.yaml"]),
     ("answer", f"{ASK} --image folder", ["--image folder"]),

@@ -234,6 +234,6 @@ def test_an_image_size_that_the_processor_would_change_is_refused(
     if allowed is None:
         check_model(config)
     else:
-        with pytest.raises(ValueError, match=rf"data\.image_size={size} .*{allowed}") as found:
+        with pytest.raises(ValueError, match=rf"data\.image_size={size}: .*{allowed}") as found:
             check_model(config)
         assert "processor_config.json" in str(found.value)

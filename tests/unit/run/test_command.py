@@ -86,7 +86,7 @@ def test_a_model_that_cannot_be_used_is_found_before_anything_starts(
     assert run("sft", runs, "--config", file, "data.image_size=1024", "--dry-run") == 1
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("error: a start would fail: model.path: 'Qwen/Qwen2-VL-2B-Instruct' is not a folder here")
-    assert second.startswith("error: a start would fail: data.image_size=1024 is outside what the image processor of")
+    assert second.startswith("error: a start would fail: data.image_size=1024: the image processor of")
     assert runs.given == []
 
 
