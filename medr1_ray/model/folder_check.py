@@ -45,6 +45,11 @@ def check_model(config: Config) -> None:
         check_folder(folder)
     except ValueError as error:
         raise ValueError(f"model.path: {error}") from None
+    except OSError as error:
+        # For example a link of the hub's cache whose file was not copied with it.
+        raise ValueError(
+            f"model.path: {error.filename}: cannot be read ({error.strerror}); {_AGAIN}, as files and not as links"
+        ) from None
     _check_image_size(folder, config.data.image_size)
 
 

@@ -167,6 +167,16 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_pat
         check_folder(folder)
 
 
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    folder = tiny_in(tmp_path / "brought")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../../blobs/123")
+    given = {"run": {"dir": "x"}, "data": {"format": "phantoms", "root": "x"}, "train": {"steps": 1}}
+    config = Config.model_validate({**given, "model": {"path": str(folder)}})
+    with pytest.raises(ValueError, match=r"model.path: .*brought/model.safetensors: cannot be read \(No such file"):
+        check_model(config)
+
+
 def test_a_hub_id_is_not_looked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"hf download Qwen/Qwen2-VL-2B-Instruct --local-dir models/Qwen2-VL-2B"):
