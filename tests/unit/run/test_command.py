@@ -132,7 +132,7 @@ def test_a_model_that_cannot_be_used_is_found_before_anything_starts(
     assert run("sft", runs, "--config", file, "data.image_size=1024", *dry) == 1
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("error: model.path: 'Qwen/Qwen2-VL-2B-Instruct' is not a folder here")
-    assert second.startswith("error: data.image_size=1024 is outside what the image processor of")
+    assert second.startswith("error: data.image_size=1024: the image processor of")
     assert runs.given == []
 
 
