@@ -23,7 +23,7 @@ from medr1_ray.evaluation.answering import (
     without_engines,
     write_answers,
 )
-from medr1_ray.evaluation.settings import answering_config
+from medr1_ray.evaluation.settings import answering_config, describe_asking
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode
 
@@ -64,6 +64,7 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
     if len(answers) < len(questions):
         from medr1_ray.evaluation.inference import open_inference
 
+        print(describe_asking(config), file=sys.stderr)
         with open_inference(config) as inference:
             inference.load(checkpoint)
             answers = answer(inference.pool, config, questions, encoded)

@@ -1,9 +1,9 @@
 """Loading YAML files and `key.sub=value` overrides into one validated `Config`, and writing it back.
 
-Files are merged in order, mappings key by key; then the overrides, in order. A file may name others under `base:` (one
-path or a list, relative to the file) and is merged over them. `reward.functions` is replaced as a whole by a later
-file, since a reward left over from a base would still count. Paths inside settings (`data.root`, `run.dir`) are
-relative to the current directory.
+Files are merged in order, mappings key by key; then the overrides, in order. A mapping that is set to `{}` is cleared.
+A file may name others under `base:` (one path or a list, relative to the file) and is merged over them.
+`reward.functions` is replaced as a whole by a later file, since a reward left over from a base would still count.
+Paths inside settings (`data.root`, `run.dir`) are relative to the current directory.
 
 Scalars follow YAML 1.2, unlike in PyYAML: `1e-6` is a number and `off` is a string.
 """
@@ -199,8 +199,9 @@ def _parse_override(override: str) -> tuple[Keys, Any]:
 
 
 def _merged(old: Any, new: Any, where: Keys = ()) -> Any:
-    # An override of a single function ends below this key, so it is merged.
-    if not (isinstance(old, dict) and isinstance(new, dict)) or where == REPLACED_AS_A_WHOLE:
+    # An override of a single function ends below this key, so it is merged. An empty mapping has nothing to merge, so
+    # it clears; but an empty file (`where` is then empty) changes nothing.
+    if not (isinstance(old, dict) and isinstance(new, dict)) or where == REPLACED_AS_A_WHOLE or (where and not new):
         return new
     return old | {key: _merged(old.get(key), value, (*where, key)) for key, value in new.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,12 +35,13 @@ def split_by_image(
         # A group with questions of two modalities counts for the first of them.
         images[modality_of.setdefault(key, question.modality)][key].add(path)
     sizes = {modality: {key: len(held) for key, held in of.items()} for modality, of in images.items()}
-    held_out = {key for of in sizes.values() for key in hold_out(of, {"evaluation": eval_fraction}, seed)}
+    fractions = {"evaluation": eval_fraction}
+    held_out = {key: part for of in sizes.values() for key, part in hold_out(of, fractions, seed).items()}
     sides: dict[bool, list[Question]] = {False: [], True: []}
     for question, key in zip(questions, keys, strict=True):
         sides[key in held_out].append(question)
     every = {key: size for of in sizes.values() for key, size in of.items()}
-    return Division(tuple(sides[False]), tuple(sides[True]), departure("evaluation", every, held_out, eval_fraction))
+    return Division(tuple(sides[False]), tuple(sides[True]), departure(every, held_out, fractions))
 
 
 @dataclass(frozen=True)
@@ -70,23 +71,28 @@ def linked(pairs: Sequence[tuple[str, str]]) -> list[str]:
     return [find(one) for one, _ in pairs]
 
 
-def departure(part: str, sizes: Mapping[str, int], chosen: Collection[str], fraction: float) -> str | None:
-    """Return a sentence if a part is empty or far from the fraction of images that it should have, with the reason.
+def departure(sizes: Mapping[str, int], part_of: Mapping[str, str], fractions: Mapping[str, float]) -> str | None:
+    """Return a sentence if parts are empty or far from the fraction of images that they should have; otherwise None.
 
-    Far is more than one image, and more than half of what it should have, too many or too few.
+    Far is more than one image and more than half of what the part should have, too many or too few.
 
     Args:
         sizes: number of images in each group.
-        chosen: the groups of the part.
+        part_of: part of each group that is held out.
+        fractions: what each part should have.
     """
-    total, got = sum(sizes.values()), sum(sizes[key] for key in chosen)
-    wanted = fraction * total
-    if got and abs(got - wanted) <= max(1, wanted / 2):
+    total = sum(sizes.values())
+    found = []
+    for part, fraction in fractions.items():
+        got, wanted = sum(size for key, size in sizes.items() if part_of.get(key) == part), fraction * total
+        if not got or abs(got - wanted) > max(1, wanted / 2):
+            found.append(f"{part} has {got} of {total} images instead of {fraction:.0%}")
+    if not found:
         return None
-    largest = max(sizes, key=lambda key: sizes[key], default="")
+    largest = max(sizes, key=lambda key: sizes[key])
     return (
-        f"{part} has {got} of {total} images instead of {fraction:.0%}: there are {len(sizes)} groups that are not "
-        f"divided, and the largest ({largest}) holds {sizes.get(largest, 0)} images"
+        f"{', '.join(found)}; the images are in {len(sizes)} group{'s' * (len(sizes) != 1)} that stay whole, the "
+        f"largest ({largest}) has {sizes[largest]}"
     )
 
 

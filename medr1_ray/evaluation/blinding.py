@@ -16,19 +16,19 @@ def with_blank_images(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [replace(prompt, image=np.zeros_like(prompt.image)) for prompt in prompts]
 
 
-def with_shuffled_images(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
-    """Return the same prompts, each with the image of another prompt from a different file (`other_images`)."""
+def with_shuffled_images(prompts: Sequence[Prompt], seed: int) -> list[Prompt] | None:
+    """Return the same prompts, each with the image of another one from a different file, or None (`other_images`)."""
     others = other_images([prompt.question.image_path for prompt in prompts], seed)
-    return [
-        replace(prompt, image=prompts[other].image) for prompt, other in zip(prompts, others, strict=True)
-    ]
+    if others is None:
+        return None
+    return [replace(prompt, image=prompts[other].image) for prompt, other in zip(prompts, others, strict=True)]
 
 
-def other_images(files: Sequence[str], seed: int) -> list[int]:
+def other_images(files: Sequence[str], seed: int) -> list[int] | None:
     """Return, for each question's image file, the index of another question with a different file.
 
-    Every image is used as often as before, so that only the link between image and question is lost. Raises
-    ValueError if more than half of the questions share one image, because then no such assignment exists.
+    Every image is used as often as before, so that only the link between image and question is lost. Returns None if
+    more than half of the questions share one image, because then no such assignment exists.
     """
     distinct = sorted(set(files))
     rank = dict(zip(distinct, np.random.default_rng(seed).permutation(len(distinct)), strict=True))
@@ -37,11 +37,12 @@ def other_images(files: Sequence[str], seed: int) -> list[int]:
     order = sorted(range(len(files)), key=lambda i: rank[files[i]])
     shift = max(Counter(files).values(), default=0)
     if 2 * shift > len(files):
-        raise ValueError(
-            f"{shift} of {len(files)} evaluation questions share one image, so images cannot be shuffled "
-            "between questions; raise data.eval_questions or data.eval_fraction"
-        )
+        return None
     others = [0] * len(files)
     for place, source in zip(order, order[shift:] + order[:shift], strict=True):
         others[place] = source
     return others
+
+
+NOT_SHUFFLED = "images cannot be exchanged between questions, because more than half of the questions share one image"
+"""Why there is no evaluation with other questions' images."""

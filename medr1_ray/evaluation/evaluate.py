@@ -13,14 +13,13 @@ from pathlib import Path
 
 from medr1_ray.config import Config
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
+from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.prompt_templates import MEDR1_WORDING
 from medr1_ray.data.readers.rows import dropped_by_reason
 from medr1_ray.evaluation.folder import Answers, EvaluationFolder, questions_digest, read_answers
 from medr1_ray.evaluation.passes import (
-    BLINDED,
     IMAGE,
-    SHUFFLED_OPTIONS,
     Pass,
     Sampled,
     letter_passes,
@@ -61,6 +60,9 @@ def evaluate(config: Config, plan: Plan) -> Report:
     """
     from medr1_ray.evaluation.inference import open_inference
 
+    require_room_for_an_answer(config)
+    if config.run.dir.exists() and not config.run.dir.is_dir():
+        raise ValueError(f"--out {config.run.dir} is a file; give a folder")
     other = None if plan.against is None else _result_to_compare(plan.against)
     dataset = _read(config, plan)
     print(dataset.description, file=sys.stderr)
@@ -73,14 +75,16 @@ def evaluate(config: Config, plan: Plan) -> Report:
             inference.load(config.model.folder)
             for each in passes:
                 folder.run(inference.pool, each)
-    return _write_report(config, plan, folder, dataset, other)
+    return _write_report(config, plan, folder, dataset, [each.name for each in passes], other)
 
 
 def _read(config: Config, plan: Plan) -> Dataset:
     """Return the data, with the questions to ask as its `evaluation`."""
     # A training evaluates on a sample; here the default is all questions.
-    dataset = open_dataset(config.data.model_copy(update={"eval_questions": plan.questions or sys.maxsize}))
-    if part_of(config, plan.split) != "train":
+    on_training = part_of(config, plan.split) == "train"
+    settings = config.data.model_copy(update={"eval_questions": plan.questions or sys.maxsize})
+    dataset = open_dataset(settings, train_needed=on_training)
+    if not on_training:
         return dataset
     limit = plan.questions or len(dataset.train)
     return replace(dataset, evaluation=stratified_sample(dataset.train, limit, config.data.seed))
@@ -111,12 +115,17 @@ def _with_room(config: Config, plan: Plan) -> Config:
 
 
 def _write_report(
-    config: Config, plan: Plan, folder: EvaluationFolder, dataset: Dataset, other: Answers | None
+    config: Config,
+    plan: Plan,
+    folder: EvaluationFolder,
+    dataset: Dataset,
+    passes: Sequence[str],
+    other: Answers | None,
 ) -> Report:
     """Write `report.json`, `report.md` and, if there are samples, `pass_rates.jsonl`; return the report."""
-    names = [IMAGE, *BLINDED, SHUFFLED_OPTIONS, *(name for name in plan.scorings if name != "letter")]
-    answers = {name: folder.answers(name) for name in names}
-    samples = folder.answers(_samples_name(plan)).rows if plan.samples else {}
+    samples_name = _samples_name(plan)
+    answers = {name: folder.answers(name) for name in passes if name != samples_name}
+    samples = folder.answers(samples_name).rows if plan.samples else {}
     left_out = {id_: reason for found in answers.values() for id_, reason in found.left_out.items()}
     against: Against | None = None
     if other is not None:

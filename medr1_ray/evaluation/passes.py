@@ -132,7 +132,10 @@ class MostLikely:
 def letter_passes(
     encoder: PromptEncoder, mode: Mode, max_tokens: int, questions: Sequence[Question], seed: int
 ) -> list[Pass]:
-    """Return four passes: the question unchanged, with a blank image, with another image, with its options shuffled."""
+    """Return the passes: the question unchanged, with a blank image, with another image, with its options shuffled.
+
+    The one with another image is missing if more than half of the questions share one image.
+    """
     grade = partial(grade_letter, mode=mode)
 
     def as_it_is(question: Question) -> Prompt | Refused:
@@ -144,7 +147,7 @@ def letter_passes(
 
     files = [question.image_path for question in questions]
     others = other_images(files, seed)
-    other_file = {question.id: files[other] for question, other in zip(questions, others, strict=True)}
+    other_file = {question.id: files[other] for question, other in zip(questions, others or [], strict=bool(others))}
 
     def with_other_image(question: Question) -> Prompt | Refused:
         prompt = as_it_is(replace(question, image_path=other_file[question.id]))
@@ -160,7 +163,7 @@ def letter_passes(
     return [
         Greedy(IMAGE, as_it_is, grade, max_tokens),
         Greedy(blank, with_blank_image, grade, max_tokens),
-        Greedy(shuffled, with_other_image, grade, max_tokens),
+        *([] if others is None else [Greedy(shuffled, with_other_image, grade, max_tokens)]),
         Greedy(SHUFFLED_OPTIONS, with_shuffled_options, grade, max_tokens),
     ]
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.data.blind_prior import BlindPrior
+from medr1_ray.evaluation.blinding import NOT_SHUFFLED
 from medr1_ray.evaluation.passes import BLINDED, IMAGE, SHUFFLED_OPTIONS, Row
 from medr1_ray.evaluation.uncertainty import (
     Interval,
@@ -156,7 +157,8 @@ def make_report(
     samples: Mapping[str, Row],
     against: Against | None,
 ) -> Report:
-    """Return the report on the questions that every pass could ask; `rows` are by pass and question id.
+    """Return the report on the questions that every pass could ask; `rows` are by pass and question id, without
+    `shuffled_image` where most questions share one image.
 
     Raises:
         ValueError: no question could be asked.
@@ -166,7 +168,9 @@ def make_report(
     if not kept:
         raise ValueError(f"none of the {len(questions)} questions could be asked: {counts}")
     baselines = blind_baselines(kept, train) | {
-        name: {id_: float(row["correct"]) for id_, row in rows[name].items()} for name in (*BLINDED, SHUFFLED_OPTIONS)
+        name: {id_: float(row["correct"]) for id_, row in rows[name].items()}
+        for name in (*BLINDED, SHUFFLED_OPTIONS)
+        if name in rows
     }
     overall = share(kept, rows[IMAGE], baselines)
     modality = grouped(kept, lambda question: question.modality, rows[IMAGE], baselines)
@@ -190,6 +194,7 @@ def make_report(
         against=against,
         verdict=(
             *verdict(overall),
+            *(f"The {name.replace('_', ' ')} is left out: {NOT_SHUFFLED}." for name in BLINDED if name not in rows),
             *([f"{len(shared)} of its {overall.images} images are also in the training part."] if shared else []),
             *_weak_spots(modality),
             *_weak_spots(question_type),
@@ -235,14 +240,20 @@ def verdict(overall: Share) -> list[str]:
     else:
         sentences = ["The model is better than every blind baseline: it uses the image."]
     for name, baseline in overall.baselines.items():
+        if name == SHUFFLED_OPTIONS:
+            continue
         relation = "above" if baseline.better else "not above"
         sentences.append(
             f"{overall.accuracy:.3f} is {relation} {name.replace('_', ' ')} at {baseline.accuracy:.3f}: difference "
             f"{_signed(baseline.difference, baseline.interval)}."
         )
     order = overall.baselines.get(SHUFFLED_OPTIONS)
-    if order is not None and order.better:
-        sentences.append("Its accuracy depends on the order of the options: it falls when they are shuffled.")
+    if order is not None:
+        sentences.append(
+            f"With the options shuffled it is {order.accuracy:.3f}: "
+            + ("its accuracy depends on their order" if order.better else "their order is not shown to matter")
+            + f", difference {_signed(order.difference, order.interval)}."
+        )
     return sentences
 
 

@@ -1,34 +1,71 @@
 """Settings for evaluating a checkpoint: by default those that it was trained with.
 
 Prompt template, image size and length limits are thus the same in training and evaluation, without repeating them on
-the command line. A checkpoint that no run of this package wrote gets the defaults of `medr1_ray.config`, and the GPUs
-of this machine (`evaluation/devices.py`).
+the command line. A checkpoint of this package has them in a file of its own, `medr1_ray.json`; the other settings are
+those of its run, as long as it lies there. A checkpoint that no run of this package wrote gets the defaults of
+`medr1_ray.config`, and the GPUs of this machine (`evaluation/devices.py`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
-from medr1_ray.config import Config, tiny_model_path
+from medr1_ray.config import Config, require_lasting, tiny_model_path
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
 from medr1_ray.evaluation.devices import place_engines, visible_gpus
 from medr1_ray.model.folder_check import check_model
 
-# The filters of the training data do not apply to the evaluation.
+PARTS = ("train", "validation", "test")
+# The filters and weights of the training data do not apply to the evaluation.
 _ALL_QUESTIONS = (
     "data.modalities=[]",
     "data.question_types=[]",
+    "data.sampling_weights={}",
     "data.pass_rates=null",
     "data.min_pass_rate=0",
     "data.max_pass_rate=1",
 )
+_NO_TABLE = ("data.table=null", "data.image_root=null")
+ASKED_WITH_FILE = "medr1_ray.json"
+"""In a checkpoint: the settings by which its questions were asked, as a settings file (JSON is YAML)."""
+_ASKED_WITH: dict[str, bool | set[str]] = {
+    "mode": True,
+    "prompt": True,
+    "data": {"image_size", "image_fit"},
+    "rollout": {"max_prompt_tokens", "max_tokens"},
+}
+
 # Settings that the schema requires and an evaluation does not use.
 _REQUIRED = ("train.steps=1", "train.updates_per_rollout=1")
 # A run's way of moving weights need not be possible on the machine that evaluates it.
 _NOT_OF_THE_RUN = ("cluster.weight_transport=auto", "cluster.colocated=false")
+
+
+def write_asked_with(config: Config, checkpoint: Path) -> None:
+    """Write how a run asked its questions into a checkpoint of it."""
+    settings = config.model_dump(mode="json", include=_ASKED_WITH)
+    (checkpoint / ASKED_WITH_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def describe_asking(config: Config) -> str:
+    """Return in one line how questions are asked, and where that comes from."""
+    folder = config.model.folder
+    if (folder / ASKED_WITH_FILE).exists():
+        source = f"as in training ({ASKED_WITH_FILE} of the checkpoint)"
+    elif _of_its_run(folder):
+        source = "as in training (config.yaml of its run)"
+    else:
+        source = f"by default (the checkpoint has no {ASKED_WITH_FILE})"
+    data, rollout = config.data, config.rollout
+    return (
+        f"asking {source}, unless set otherwise: mode={config.mode}, data.image_size={data.image_size}, "
+        f"data.image_fit={data.image_fit}, rollout.max_prompt_tokens={rollout.max_prompt_tokens}, "
+        f"rollout.max_tokens={rollout.max_tokens}"
+    )
 
 
 def evaluation_config(
@@ -48,27 +85,42 @@ def evaluation_config(
     whether the engines run on GPUs.
 
     Raises:
-        ValueError: a setting is not valid, or the format of the data is unknown.
+        ValueError: a setting is not valid, the format of the data is unknown, or the result would go with a Ray job.
     """
-    given = [f"data.root={json.dumps(str(data))}", "run.dir=runs/evaluations"]
+    given = [f"data.root={json.dumps(str(data.parent if data.is_file() else data))}", "run.dir=runs/evaluations"]
     if not files:
-        files, given = _of_its_run(checkpoint), [*given, *_ALL_QUESTIONS]
+        given += _ALL_QUESTIONS
     if (data / MANIFEST_FILE).exists():
         name, _, part = split.partition("/")
+        if part not in ("", *PARTS):
+            near = get_close_matches(part, PARTS, n=1)
+            raise ValueError(
+                f"--split {split}: {part!r} is not a part of a split; "
+                + (f"did you mean {name}/{near[0]}?" if near else f"give {name}/PART with one of {', '.join(PARTS)}")
+            )
         # The settings need a held-out part in any case; `evaluate._read` replaces its questions by those of training.
         held_out = "test" if part == "train" else part or "test"
-        given += ["data.format=prepared", f"data.split={json.dumps(name)}", f"data.eval_part={json.dumps(held_out)}"]
+        given += [*_NO_TABLE, "data.format=prepared"]
+        given += [f"data.split={json.dumps(name)}", f"data.eval_part={json.dumps(held_out)}"]
     elif (data / "QA_information").is_dir():
-        given += ["data.format=omnimedvqa"]
+        given += [*_NO_TABLE, "data.format=omnimedvqa"]
+    elif data.is_file():
+        # Columns and the images' folder stay those of the training, if it read a table.
+        given += ["data.format=table", f"data.table.file={json.dumps(data.name)}"]
+        given += [f"data.eval_part={json.dumps(split)}"] if split in ("validation", "test") else []
+    elif not data.exists():
+        raise ValueError(f"--data {data} does not exist; give the folder of the questions, or a table's file")
     elif not files:
         raise ValueError(
             f"--data {data} has neither a manifest nor QA_information, so its format is unknown; give a folder written "
-            "by data.prepare or one in OmniMedVQA's layout, or the data settings with --config"
+            "by data.prepare, one in OmniMedVQA's layout, or a table's file, or the data settings with --config"
         )
     config = _load(checkpoint, mode, files, given, overrides, count_gpus)
     part_of(config, split)
     named = f"{data.name}-{split}-{config.mode}".replace("/", "-")
-    return without_learner(config, out or config.run.dir / model_name(checkpoint) / named)
+    folder = out or config.run.dir / model_name(checkpoint) / named
+    require_lasting("--out", folder)
+    return without_learner(config, folder)
 
 
 def answering_config(
@@ -84,8 +136,8 @@ def answering_config(
     Raises:
         ValueError: a setting is not valid.
     """
-    given = ["data.format=omnimedvqa", "data.root=unused", "run.dir=runs/answers"]
-    config = _load(checkpoint, mode, files or _of_its_run(checkpoint), given, overrides, count_gpus)
+    given = [*_NO_TABLE, "data.format=omnimedvqa", "data.root=unused", "run.dir=runs/answers"]
+    config = _load(checkpoint, mode, files, given, overrides, count_gpus)
     return without_learner(config, config.run.dir)
 
 
@@ -96,9 +148,10 @@ def part_of(config: Config, split: str) -> str:
         ValueError: there is no such part.
     """
     if config.data.format == "prepared":
-        part, allowed = split.partition("/")[2] or "test", ["train", "validation", "test"]
+        part, allowed = split.partition("/")[2] or "test", list(PARTS)
     else:
-        part, allowed = split, ["train", "test"]
+        part = split
+        allowed = list(PARTS) if config.data.format == "table" else ["train", "test"]
     if part not in allowed:
         raise ValueError(f"--split {split!r}: the data has no part {part!r}; it has {', '.join(allowed)}")
     return part
@@ -123,7 +176,10 @@ def _load(
     count_gpus: Callable[[], int],
 ) -> Config:
     model = [f"model.path={json.dumps(str(checkpoint))}", *([f"mode={mode}"] if mode else [])]
-    config = load_config(files, [*model, *given, *_REQUIRED, *_NOT_OF_THE_RUN, *overrides])
+    own = [path for path in (checkpoint / ASKED_WITH_FILE,) if path.exists()]
+    # What the checkpoint says of itself wins over a folder that it may have been copied into, the user's files over it.
+    layers = [*own, *files] if files else [*_of_its_run(checkpoint), *own]
+    config = load_config(layers, [*model, *given, *_REQUIRED, *_NOT_OF_THE_RUN, *overrides])
     check_model(config)
     return place_engines(config, count_gpus)
 

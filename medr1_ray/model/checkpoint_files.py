@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
 
 from medr1_ray.config import ModelSettings, tiny_model_path
 from medr1_ray.model.family import EMBEDDING, HEAD, VISION, checkpoint_name
 from medr1_ray.model.weight_files import is_tied
+
+if TYPE_CHECKING:
+    # It takes a second to import, and the commands import this module for paths only.
+    import torch
 
 _READ_BYTES = 2**24
 
@@ -57,6 +60,8 @@ def checkpoint_tensors(checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _is_the_embedding(head: torch.Tensor, files: dict[str, Path]) -> bool:
+    import torch
+
     (name,) = (name for name in files if checkpoint_name(name) == EMBEDDING)
     with safe_open(files[name], framework="pt") as tensors:
         return torch.equal(head, tensors.get_tensor(name))
@@ -64,7 +69,6 @@ def _is_the_embedding(head: torch.Tensor, files: dict[str, Path]) -> bool:
 
 def load_model(path: str | Path, dtype: torch.dtype, settings: ModelSettings) -> Any:
     """Load a checkpoint for training, on the CPU."""
-    # Not at the top: it takes seconds, and the driver and the commands import this module for names and paths only.
     from transformers import AutoModelForImageTextToText
 
     from medr1_ray.model.attention import SHARED_PROMPT_ATTENTION

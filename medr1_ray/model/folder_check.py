@@ -17,8 +17,12 @@ from medr1_ray.model.vocabulary import IMAGE_PAD, chat_template, load_vocabulary
 from medr1_ray.model.weight_files import is_tied, read_json, stored_tensors
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What looks like an id of the hub, and is a path that people have.
+_LOCAL = {"models", "runs", "checkpoints"}
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+_READ_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".safetensors")
+_POINTER_START = b"version https://git-lfs"
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _OF_THE_SOURCE = "copy it from the model that this one was made from"
 
@@ -57,13 +61,16 @@ def check_folder(folder: Path) -> None:
 def require_checkpoint(folder: Path) -> None:
     """Check what file names and config.json tell, without transformers. Raises ValueError as `check_model`."""
     if not folder.exists():
-        if _HUB_ID.fullmatch(str(folder)):
+        if _HUB_ID.fullmatch(str(folder)) and folder.parts[0] not in _LOCAL and not folder.parent.is_dir():
             raise ValueError(
                 f"{str(folder)!r} is not a folder here, and nothing is looked up at the hub; if it is a model of "
                 f"the hub, download it first with `hf download {folder} --local-dir models/{folder.name}` and give "
                 f"models/{folder.name}"
             )
-        raise ValueError(f"{str(folder)!r} does not exist; give the folder of a Hugging Face checkpoint, or `tiny`")
+        raise ValueError(
+            f"{str(folder)!r} does not exist; give the folder of a Hugging Face checkpoint (`hf download OWNER/NAME "
+            "--local-dir FOLDER` gets one), or `tiny`"
+        )
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is a file; give the folder of a Hugging Face checkpoint")
     latest = folder / "checkpoints" / "latest"
@@ -73,6 +80,12 @@ def require_checkpoint(folder: Path) -> None:
     files = {path.name for path in folder.iterdir()}
     if not files:
         raise ValueError(f"{folder}: is empty; give the folder of a Hugging Face checkpoint")
+    for name in sorted(files):
+        if (folder / name).suffix in _READ_SUFFIXES and _is_pointer(folder / name):
+            raise ValueError(
+                f"{folder / name}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or "
+                "download it again"
+            )
     if "adapter_config.json" in files:
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise ValueError(
@@ -86,6 +99,12 @@ def require_checkpoint(folder: Path) -> None:
     _check_settings(folder / "config.json")
     if not any(name.endswith(".safetensors") or name == "model.safetensors.index.json" for name in files):
         raise ValueError(f"{folder}: {_without_safetensors(files)}")
+
+
+def _is_pointer(path: Path) -> bool:
+    """Return whether a file is what Git leaves where Git LFS has not fetched the file itself."""
+    with path.open("rb") as file:
+        return file.read(len(_POINTER_START)) == _POINTER_START
 
 
 def _check_settings(path: Path) -> None:
@@ -165,7 +184,8 @@ def _check_tokenizer(folder: Path) -> None:
 
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         raise ValueError(f"{folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES[:2])}); {_OF_THE_SOURCE}")
-    tokenizer = _read_by(AutoTokenizer.from_pretrained, folder, folder / "tokenizer.json")
+    file = next(folder / name for name in _TOKENIZER_FILES if (folder / name).exists())
+    tokenizer = _read_by(AutoTokenizer.from_pretrained, folder, file)
     vocabulary = load_vocabulary(folder)
     known = tokenizer.get_vocab()
     if (last := max(known.values())) >= vocabulary.size:

@@ -14,6 +14,10 @@ BANNED_LOGIT_BIAS = -100.0
 IMAGE_PAD = "<|image_pad|>"
 """The token that stands for an image in a prompt."""
 
+START_OF_TURN = "<|im_start|>"
+MOST_UNNAMED = 1000
+"""Of more ids without a token none is banned: vLLM takes 1,024 biases for a request."""
+
 # The order matters: the first ends a demonstration, the second is also the pad token.
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
@@ -23,8 +27,9 @@ class Vocabulary:
     """Special ids of a Qwen2-VL or Qwen2.5-VL checkpoint.
 
     `size` is the number of logits (rows of the embedding, which may exceed the number of tokens of the tokenizer);
-    `banned` tokens would make the next forward pass look for an image, so they are never sampled; `stop` tokens end a
-    completion and are part of it. `pad` is also a stop token, so masks are built from lengths, never from ids.
+    `banned` tokens are never sampled: those that would make the next forward pass look for an image, the start of
+    another turn, and ids that the tokenizer has no token for. `stop` tokens end a completion and are part of it. `pad`
+    is also a stop token, so masks are built from lengths, never from ids.
     """
 
     size: int
@@ -61,11 +66,14 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
                 "tokenizer of a Qwen2-VL or Qwen2.5-VL checkpoint"
             )
     stop = tuple(int(known[token]) for token in STOP_TOKENS)
+    size = int(config.get_text_config().vocab_size)
+    unnamed = sorted(set(range(size)) - set(known.values()))
+    others = [known[START_OF_TURN]] if START_OF_TURN in known else []
     return Vocabulary(
-        size=int(config.get_text_config().vocab_size),
+        size=size,
         image_pad=image,
         vision_start=start,
-        banned=(image, video, start, end),
+        banned=(image, video, start, end, *others, *(unnamed if len(unnamed) <= MOST_UNNAMED else ())),
         stop=stop,
         pad=stop[1],
     )

@@ -13,7 +13,6 @@ INDEX_FILE = "model.safetensors.index.json"
 # A safetensors file begins with the length of its header, 8 bytes, and is refused by the library beyond this length.
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
-_POINTER_START = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return all tensors of a checkpoint by name, as its files' headers describe them.
 
     Raises:
-        ValueError: a file is missing, cut off, a Git LFS pointer, or not the one that the index names for a tensor.
+        ValueError: a file is missing, cut off, or not the one that the index names for a tensor.
     """
     found: dict[str, StoredTensor] = {}
     listed = read_index(folder)
@@ -91,13 +90,9 @@ def read_header(path: Path) -> dict[str, Any]:
     """Return the header of a safetensors file, `__metadata__` included. Raises ValueError if the file is not whole."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(len(_POINTER_START))
-        if start == _POINTER_START:
-            raise ValueError(f"{path}: {_POINTER}")
-        length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if size < _LENGTH_BYTES or not 0 < length <= min(size - _LENGTH_BYTES, _LONGEST_HEADER):
             raise ValueError(f"{path}: is cut off or not a safetensors file ({size:,} bytes); {_ANEW}")
-        file.seek(_LENGTH_BYTES)
         try:
             header: dict[str, Any] = json.loads(file.read(length))
             ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
@@ -110,12 +105,9 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file's mapping. Raises ValueError if it is a Git LFS pointer or not a mapping in JSON."""
-    content = path.read_bytes()
-    if content.startswith(_POINTER_START):
-        raise ValueError(f"{path}: {_POINTER}")
+    """Return a JSON file's mapping. Raises ValueError if it is not a mapping in JSON."""
     try:
-        found = json.loads(content)
+        found = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: is not JSON ({error}); {_ANEW}") from None
     if not isinstance(found, dict):
@@ -124,4 +116,3 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 _ANEW = "copy or download the checkpoint again"
-_POINTER = "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download it again"

@@ -35,7 +35,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of `summary.json`; accuracies are fractions, times seconds, gaps nats."""
     loop_seconds = sum(totals.seconds.get(phase, 0.0) for phase in _LOOP_PHASES)
-    blank, shuffled = _found(evaluations, "blank_image"), _found(evaluations, "shuffled_image")
+    # There is none if most questions share one image.
+    shuffled = evaluations.find("shuffled_image")
     return {
         "steps": step,
         "objective": config.objective,
@@ -43,8 +44,8 @@ def summarise(
         "eval": {
             "before": asdict(_found(evaluations, "before")),
             "after": asdict(_found(evaluations, "after")),
-            "blank_image": blank.accuracy,
-            "shuffled_image": shuffled.accuracy,
+            "blank_image": _found(evaluations, "blank_image").accuracy,
+            "shuffled_image": None if shuffled is None else shuffled.accuracy,
         },
         "completions": totals.completions,
         "completions_per_second": totals.completions / loop_seconds if loop_seconds else 0.0,

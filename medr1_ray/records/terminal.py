@@ -101,6 +101,7 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
     """`summary.json` in three lines for a person."""
     evaluation, seconds = summary["eval"], summary["seconds"]
     before, after = evaluation["before"], evaluation["after"]
+    shuffled = "left out" if evaluation["shuffled_image"] is None else f"{evaluation['shuffled_image']:.3f}"
     phases = ", ".join(
         f"{phase.replace('_', ' ')} {seconds[phase]:.0f}"
         for phase in ("rollout", "update", "weight_sync", "evaluation")
@@ -109,8 +110,7 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
         [
             f"accuracy {before['accuracy']:.3f} before, {after['accuracy']:.3f} after {summary['steps']} steps "
             f"({after['n']} held-out questions; format {before['format']:.3f}, {after['format']:.3f})",
-            f"image ablation: blank image {evaluation['blank_image']:.3f}, "
-            f"another question's image {evaluation['shuffled_image']:.3f}",
+            f"image ablation: blank image {evaluation['blank_image']:.3f}, another question's image {shuffled}",
             f"{summary['completions_per_second']:.1f} completions/s; {seconds['total']:.0f} s ({phases}); "
             f"log-probability gap of engine and learner {summary['logprob_gap_mean']:.1e} nats, "
             f"at most {summary['logprob_gap_max']:.1e}",

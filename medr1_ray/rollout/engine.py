@@ -209,7 +209,7 @@ def sampled_text(token_ids: Sequence[int], vocabulary: Vocabulary, tokenizer: An
     """The text of a completion as it was sampled, without the stop token that ends it.
 
     Special tokens stay, because tags may be special tokens, and others cost the format where they do not belong. An id
-    that the tokenizer lacks (Qwen2-VL has more logits than tokens) is shown as U+FFFD for the same reason.
+    that the tokenizer lacks is shown as U+FFFD for the same reason.
     """
     if token_ids and token_ids[-1] in vocabulary.stop:
         token_ids = token_ids[:-1]

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medr1_ray.base.stopping import asked_to_stop
 from medr1_ray.config import Config
 from medr1_ray.config.loading import config_digest
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.evaluation.blinding import with_blank_images, with_shuffled_images
+from medr1_ray.evaluation.blinding import NOT_SHUFFLED, with_blank_images, with_shuffled_images
 from medr1_ray.evaluation.in_training import EvaluationLog, evaluate
+from medr1_ray.evaluation.settings import write_asked_with
 from medr1_ray.learner.handle import Learner
 from medr1_ray.learner.messages import Gap, ImitationReport, UpdateReport
 from medr1_ray.pool.groups import RolloutPool
@@ -53,6 +55,7 @@ class Session:
     scaling: Scaling
     _busy: BusyTime = field(default_factory=BusyTime)
     _syncs: int = 0
+    _saved: tuple[int, Path] | None = None
     _spans: list[Span] = field(default_factory=list)
 
     def take_groups(self) -> list[Group]:
@@ -170,18 +173,36 @@ class Session:
             self._evaluate(f"step-{self.step}", self.evaluation_prompts)
 
     def evaluate_after(self) -> None:
-        """Evaluate the trained model: with the images, with blank images, and with other questions' images."""
+        """Evaluate the trained model: with the images, with blank ones, and, if possible, with other questions'."""
         prompts = self.evaluation_prompts
         self._evaluate("after", prompts)
         self._evaluate("blank_image", with_blank_images(prompts))
-        self._evaluate("shuffled_image", with_shuffled_images(prompts, self.config.data.seed))
+        shuffled = with_shuffled_images(prompts, self.config.data.seed)
+        if shuffled is None:
+            self.progress.message(f"evaluation shuffled_image: left out: {NOT_SHUFFLED}")
+        else:
+            self._evaluate("shuffled_image", shuffled)
 
     def save_if_due(self) -> None:
         if self._due(self.config.run.save_every):
             self.save()
 
+    def stop_if_asked(self) -> None:
+        """Publish a checkpoint and end the run where Ctrl-C or SIGTERM asked for it.
+
+        Raises:
+            KeyboardInterrupt: a signal came since the loop began.
+        """
+        if asked_to_stop():
+            self.progress.message(f"stopping after step {self.step}: saving a checkpoint")
+            self.save()
+            self.tracker.log_spans(self.step, self._take_spans(()))
+            raise KeyboardInterrupt
+
     def save(self) -> Path:
-        """Publish a checkpoint of this step."""
+        """Publish a checkpoint of this step, unless the last one was of this step; returns its path."""
+        if self._saved is not None and self._saved[0] == self.step:
+            return self._saved[1]
         with self._phase("checkpoint"):
             # Counts, stream position and unused prompts must be of the same moment (no poll in between); otherwise a
             # resumed run would skip or repeat questions.
@@ -199,16 +220,26 @@ class Session:
                 seconds=self.totals.seconds,
                 config_digest=config_digest(self.config),
             )
-            return self.checkpoints.publish(state, self.learner.save)
+            path = self.checkpoints.publish(state, self._write)
+        self._saved = self.step, path
+        return path
 
     def summarise(self) -> Path:
         """Write `summary.json` and print its main figures; returns its path."""
         summary = summarise(
             self.config, self.step, self.evaluations, self.totals, self.pool.ledger.counts(), self.pool.actor_counts()
         )
+        # The last checkpoint and the last evaluations come after the last step.
+        self.tracker.log_spans(self.step, self._take_spans(()))
         path = self.tracker.write_summary(summary)
         self.progress.close(summary)
+        self.progress.message(f"metrics, evaluations and checkpoints are in {path.parent}")
         return path
+
+    def _write(self, folder: Path) -> list[str]:
+        written = self.learner.save(folder)
+        write_asked_with(self.config, folder)
+        return written
 
     def _sync(self, *, check: bool) -> None:
         if not self._syncs:

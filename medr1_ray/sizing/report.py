@@ -8,7 +8,14 @@ from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config, automatic_transport
 from medr1_ray.config.loading import config_digest, config_yaml
 from medr1_ray.model.shape import ModelShape, read_shape
-from medr1_ray.sizing.memory import Part, learner_parts, rollout_parts, weight_sync_bytes
+from medr1_ray.sizing.memory import (
+    Part,
+    checkpoint_bytes,
+    checkpoints_at_once,
+    learner_parts,
+    rollout_parts,
+    weight_sync_bytes,
+)
 from medr1_ray.sizing.time import best_split, epoch_cost, step_size, step_time, sync_seconds
 
 REWARD_ACTOR_BYTES = 256 * 2**20
@@ -51,6 +58,8 @@ def dry_run(config: Config) -> str:
         _table(("actor", "count", "CPUs each", "GPUs each", "GPU memory each", "main memory each"), actors, right=5),
         f"Ray needs {cpus:g} CPUs and {gpus:g} GPUs.",
         _transport(config, shape),
+        f"A checkpoint takes {_size(checkpoint_bytes(config, shape))} below run.dir; at most "
+        f"{checkpoints_at_once(config)} are there at once.",
         "\nMemory of each learner rank (estimate)",
         _part_table(of_learner, on_gpu["learner rank"]),
         "\nMemory of each rollout actor (estimate, per GPU)",

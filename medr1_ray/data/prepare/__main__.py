@@ -1,7 +1,8 @@
-"""`python -m medr1_ray.data.prepare --root OmniMedVQA --out DIR`: check a dataset once, write manifest and splits.
+"""`python -m medr1_ray.data.prepare --table FILE --out DIR`: check a dataset once, write manifest and splits.
 
-Reads every annotation file below `QA_information` and every image that they name. The manifest lists what cannot be
-used, with the reason. If interrupted, the same command continues where it stopped.
+Reads a table, or with `--root` every annotation file of OmniMedVQA below `QA_information`, and every image that they
+name. The manifest lists what cannot be used, with the reason. If interrupted, the same command continues where it
+stopped.
 """
 
 from __future__ import annotations
@@ -10,37 +11,62 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, get_args
 
 from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.config import DataSettings, TableAnswers, TableColumns, TableSettings
+from medr1_ray.config.loading import load_config
+from medr1_ray.data.prepare.grouping import Grouping, describe, regrouped
 from medr1_ray.data.prepare.image_facts import ImageFacts
 from medr1_ray.data.prepare.image_scan import facts_of_images
 from medr1_ray.data.prepare.leakage import leakage
-from medr1_ray.data.prepare.recipes import grouped_splits, released_splits
-from medr1_ray.data.prepare.scans import scan_of
+from medr1_ray.data.prepare.recipes import (
+    empty_or_far,
+    grouped_splits,
+    own_splits,
+    released_families,
+    released_splits,
+)
+from medr1_ray.data.prepare.sources import Source, of_omnimedvqa, of_table
 from medr1_ray.data.prepare.writing import write_prepared, write_split
 from medr1_ray.data.readers.manifest import ManifestRow
-from medr1_ray.data.readers.omnimedvqa import QUESTIONS, file_name, read_annotation_file
-from medr1_ray.data.readers.prepared import PARTS
-from medr1_ray.data.readers.rows import relative_path
-from medr1_ray.types import Question
+from medr1_ray.data.readers.prepared import PARTS, Split
+from medr1_ray.data.readers.table.reader import TableReader
+
+ROWS_SHOWN = 5
 
 
-def prepare(root: Path, out: Path, medr1: Path | None, seed: int, workers: int) -> None:
-    """Prepare the dataset at `root` (OmniMedVQA's layout) and, if given, the splits of Med-R1's files at `medr1`.
+@dataclass(frozen=True)
+class Plan:
+    """How to prepare: the folder to write, what groups images (None: what the source says), the folder of Med-R1's
+    files, the seed of the splits, the number of processes."""
+
+    out: Path
+    grouping: Grouping | None
+    medr1: Path | None
+    seed: int
+    workers: int
+
+
+def prepare(source: Source, plan: Plan) -> None:
+    """Check the images of a source; write its manifest and splits.
 
     Raises:
-        ValueError: if `root` or `medr1` holds no annotation files.
+        ValueError: if no row can be used, a part that is needed is empty, or `medr1` holds no annotation files.
     """
+    if plan.medr1:
+        released_families(plan.medr1)  # before hours of reading images
     started = time.monotonic()
-    rows = _read_rows(root)
+    grouping = plan.grouping or source.grouping
+    rows = regrouped(source.rows, grouping, source.files)
     paths = sorted({row.image_path for row in rows if row.image_path is not None})
-    out.mkdir(parents=True, exist_ok=True)
-    facts = facts_of_images(root, paths, out / "images.jsonl", workers)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    facts = facts_of_images(source.root, paths, plan.out / "images.jsonl", plan.workers)
     rows = [_with_image(row, facts) for row in rows]
-    account = write_prepared(out, root, rows)
+    account = write_prepared(plan.out, source.root, rows)
     seconds = time.monotonic() - started
     print(
         f"{account['rows']} rows, {account['questions']} questions on {account['images']} images: "
@@ -49,72 +75,41 @@ def prepare(root: Path, out: Path, medr1: Path | None, seed: int, workers: int) 
     for what, title in (("left_out", "left out"), ("remarks", "used, but unusual")):
         for reason, rest in account[what].items():
             print(f"{title}: {rest['rows']} rows: {reason} ({', '.join(rest['first'])}, ...)")
-    splits = list(grouped_splits(rows, seed))
-    if medr1:
-        splits += released_splits(rows, root, medr1)
-    by_id = {row.id: row for row in rows}
+    if not account["questions"]:
+        raise ValueError("no row can be used, for the reasons above; mend the data and run this again")
+    print(describe(rows, grouping))
+    splits = list(own_splits(rows, source.parts) if source.parts else grouped_splits(rows, plan.seed))
+    _require_both_sides(splits[0], rows)
+    if plan.medr1:
+        splits += released_splits(rows, source.root, plan.medr1)
+    by_id = {row.id: row for row in rows if row.left_out is None}
     for split in splits:
         parts = {part: [by_id[id_] for id_ in split.parts[part]] for part in PARTS}
         leakages = {part: leakage(parts["train"], parts[part]) for part in PARTS[1:]}
-        digest = write_split(out, split, rows, leakages)
+        digest = write_split(plan.out, split, rows, leakages)
         counts = ", ".join(f"{part} {len(members)}" for part, members in parts.items())
         print(f"split {split.name}: {counts}; digest {digest}")
         for reason, count in split.left_out.items():
             print(f"  left out: {reason}: {count}")
+        if unusual := empty_or_far(split, rows):
+            print(f"  NOTE: {unusual}")
         for part, leak in leakages.items():
             if leak:
                 print(f"  {part}: {leak.description}")
+    if not splits[0].parts["train"]:
+        print(f"evaluate on it with --data {plan.out} --split {splits[0].name}/test (or another part)")
+        return
+    part = "" if splits[0].parts["validation"] else " data.eval_part=test"
+    print(f"train on it with data.format=prepared data.root={plan.out} data.split={splits[0].name}{part}")
 
 
-def _read_rows(root: Path) -> list[ManifestRow]:
-    """Return every row, in the order of files and rows, without facts about the images."""
-    folder = root / QUESTIONS
-    # Includes files without the suffix .json and folders at the second level, so that the manifest lists them.
-    files = sorted(
-        path
-        for pattern in ("*", "*/*")
-        for path in folder.glob(pattern)
-        if path.parent != folder or path.suffix == ".json" or not path.is_dir()
-    )
-    if not files:
-        raise ValueError(
-            f"--root {root}: no annotation files in {folder}; give the folder of OmniMedVQA that holds QA_information "
-            "and Images"
-        )
-    return [row for file in files for row in _read_file(root, file)]
-
-
-def _read_file(root: Path, file: Path) -> list[ManifestRow]:
-    name, path = file_name(root, file), relative_path(root, file)
-    if file.suffix != ".json":
-        return [ManifestRow(path, path, None, left_out="file is no annotation file (.json)")]
-    try:
-        result = read_annotation_file(root, file, images_needed=False)
-    except ValueError as error:
-        return [ManifestRow(name, path, None, left_out="file cannot be read", remark=str(error))]
-    rows = [
-        ManifestRow(f"{name}:{row.row}", path, row.row, left_out=row.reason) for row in result.dropped
-    ] + [_row_of(root, path, question) for question in result.questions]
-    # Dropped rows and questions come from two lists; this restores the order of the file.
-    return sorted(rows, key=lambda row: row.row or 0)
-
-
-def _row_of(root: Path, file: str, question: Question) -> ManifestRow:
-    image = relative_path(root, question.image_path)
-    return ManifestRow(
-        id=question.id,
-        file=file,
-        row=int(question.id.rpartition(":")[2]),
-        dataset=question.dataset,
-        modality=question.modality,
-        question_type=question.question_type,
-        stem=question.stem,
-        options=question.options,
-        gold_letter=question.gold_letter,
-        gold_text=question.options[question.answer],
-        image_path=image,
-        scan=scan_of(image),
-    )
+def _require_both_sides(split: Split, rows: Sequence[ManifestRow]) -> None:
+    """Raise ValueError if there is nothing to evaluate on, or nothing to train on but in a benchmark."""
+    if (split.parts["train"] or split.name == "own") and (split.parts["validation"] or split.parts["test"]):
+        return
+    counts = ", ".join(f"{part} {len(ids)}" for part, ids in split.parts.items())
+    advice = "name both training and held-out rows" if split.name == "own" else "--groups images splits image by image"
+    raise ValueError(f"split {split.name}: {counts}: {empty_or_far(split, rows)}; {advice}, or add data")
 
 
 def _with_image(row: ManifestRow, facts: Mapping[str, ImageFacts]) -> ManifestRow:
@@ -128,18 +123,50 @@ def _with_image(row: ManifestRow, facts: Mapping[str, ImageFacts]) -> ManifestRo
         width=image.width,
         height=image.height,
         left_out=image.left_out,
-        remark=image.remark,
+        remark="; ".join(filter(None, (row.remark, image.remark))) or None,
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m medr1_ray.data.prepare", description="Check OmniMedVQA once; write a manifest and splits."
+        prog="python -m medr1_ray.data.prepare", description="Check a dataset once; write a manifest and splits."
     )
-    parser.add_argument("--root", type=Path, required=True, help="folder that holds QA_information and Images")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--root", type=Path, help="OmniMedVQA's folder, which holds QA_information and Images")
+    data.add_argument("--table", type=Path, help="a table: CSV, TSV, JSON, JSON Lines, Parquet, or saved by `datasets`")
+    data.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        help="YAML with the settings of a table, such as those in configs/datasets; later files win",
+    )
+    parser.add_argument("settings", nargs="*", metavar="data.key=value", help="settings that win over those files")
     parser.add_argument(
         "--out", type=Path, required=True, help="a new folder, or one that this command wrote earlier"
+    )
+    parser.add_argument("--image-root", type=Path, help="folder of a table's images (default: the table's folder)")
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="KEY=NAME",
+        help=f"columns of a table without a usual name; keys: {', '.join(TableColumns.model_fields)}",
+    )
+    parser.add_argument(
+        "--answers", choices=get_args(TableAnswers), help="what a table's answers are (default: found out)"
+    )
+    parser.add_argument(
+        "--window",
+        nargs=2,
+        type=float,
+        metavar=("CENTER", "WIDTH"),
+        help="values of DICOM files and NIfTI volumes that are shown, for rows that name none (default: the file's)",
+    )
+    parser.add_argument(
+        "--groups",
+        choices=get_args(Grouping),
+        help="what splits keep whole (default: a table's group column, else images; with --root what paths tell)",
     )
     parser.add_argument(
         "--medr1", type=Path, help="folder of Med-R1's released annotation files, e.g. ROOT/Splits"
@@ -151,16 +178,87 @@ def main(arguments: list[str] | None = None) -> int:
         default=os.cpu_count(),
         help="number of processes that read images (default: number of cores)",
     )
-    options = parser.parse_args(arguments)
+    # Intermixed, so that settings may stand before, between and after the options.
+    options = parser.parse_intermixed_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: give a number of 1 or more")
 
     def work(ending: Ending) -> int:
         ending.how_to_go_on = lambda: "the same command continues"
-        prepare(options.root, options.out, options.medr1, options.seed, options.workers)
+        if options.out.exists() and not options.out.is_dir():
+            raise ValueError(f"--out {options.out} is a file; give a folder")
+        source = _source(options)
+        prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
         return 0
 
     return run_to_status(work)
+
+
+def _source(options: argparse.Namespace) -> Source:
+    """Return what is to be prepared; of a table, first print what its first rows are taken for."""
+    configured = options.config or options.settings
+    given = "--root" if options.root else "--table" if options.table else "--config"
+    if not (options.root or options.table or configured):
+        raise ValueError("nothing to prepare: give --table or --config for a table, or --root for OmniMedVQA's folder")
+    for name, of in {"image_root": "--table", "columns": "--table", "answers": "--table", "medr1": "--root"}.items():
+        if getattr(options, name) and of != given:
+            raise ValueError(f"--{name.replace('_', '-')} is for {of}, not for {given}; leave it out")
+    if configured and given != "--config":
+        raise ValueError(f"{options.settings[0]} is for --config, not for {given}; leave it out")
+    if options.root:
+        if options.groups == "column":
+            raise ValueError("--groups column is for --table; give paths or images with --root")
+        if options.window:
+            raise ValueError("--window is for tables of DICOM files and NIfTI volumes, not for --root; leave it out")
+        return of_omnimedvqa(options.root)
+    if options.window and not options.window[1] > 0:
+        raise ValueError(f"--window {options.window[0]:g} {options.window[1]:g}: give a width above 0")
+    data = _data_settings(options)
+    assert data.table is not None
+    root = data.image_root or data.root
+    reader = TableReader(data.table, data.root, root, images_needed=False)
+    print("\n".join([f"the first rows of {reader.path}:", *reader.preview(ROWS_SHOWN)]), flush=True)
+    window = (options.window[0], options.window[1]) if options.window else None
+    source = of_table(reader, root, options.out, window, options.workers)
+    if options.groups == "column" and source.grouping != "column":
+        raise ValueError(f"--groups column: {reader.path} has no group column; name it with --columns group=NAME")
+    return source
+
+
+def _data_settings(options: argparse.Namespace) -> DataSettings:
+    """Return the settings of a table that the options name, or that they have."""
+    if options.table:
+        table: Path = options.table.absolute()
+        root = options.image_root or (table if table.is_dir() else table.parent)
+        if not root.is_dir():
+            raise ValueError(
+                f"--image-root {root} is not a folder; give the one that the table's image paths start from"
+            )
+        settings = TableSettings(file=str(table), columns=_columns(options.columns), answers=options.answers)
+        return DataSettings(format="table", root=table.parent, image_root=root, table=settings)
+    # What a run needs and preparing does not use.
+    data = load_config(options.config or [], ["run.dir=unused", "train.steps=1", *options.settings]).data
+    if data.format != "table":
+        raise ValueError(
+            f"data.format={data.format}: --config is for data.format=table; give OmniMedVQA's folder with --root"
+        )
+    for key, folder in (("root", data.root), ("image_root", data.image_root or data.root)):
+        if not folder.is_dir():
+            raise ValueError(f"data.{key}={folder} is not a folder; give the one of the table, or of its images")
+    return data
+
+
+def _columns(given: Sequence[str]) -> TableColumns:
+    columns: dict[str, Any] = {}
+    for one in given:
+        key, equals, name = one.partition("=")
+        if not equals or key not in TableColumns.model_fields:
+            raise ValueError(
+                f"--columns {one}: give KEY=NAME with KEY one of {', '.join(TableColumns.model_fields)}, and NAME a "
+                "column of the table (empty: it has none)"
+            )
+        columns[key] = tuple(name.split(",")) if key == "options" and "," in name else name
+    return TableColumns(**columns)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ def write_prepared(folder: Path, root: Path, rows: Sequence[ManifestRow]) -> dic
     write_manifest(folder, rows)
     account: dict[str, Any] = {
         "version": VERSION,
-        "root": str(root.absolute()),
+        # Images in the folder itself move with it.
+        "root": str(root.relative_to(folder) if root.is_relative_to(folder) else root.absolute()),
         "digest": digest_of(rows),
         "rows": len(rows),
         "questions": sum(row.left_out is None for row in rows),

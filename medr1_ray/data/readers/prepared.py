@@ -44,18 +44,19 @@ def read_split(folder: Path, name: str) -> PreparedSplit:
             f"data.root={folder}: prepared.json has version {account.get('version')}, this code reads {VERSION}; run "
             f"`{_COMMAND}` again"
         )
-    root = Path(account["root"])
+    # Relative where `prepare` wrote the images itself, so that the folder can be moved.
+    root = folder / account["root"]
     if not root.is_dir():
         raise ValueError(
             f"data.root={folder}: its images were in {root}, which is not a folder on this machine; run `{_COMMAND} "
-            f"--root ... --out {folder}` with the folder that holds them now"
+            f"... --out {folder}` with the folder that holds them now"
         )
     names = sorted(path.stem for path in (folder / "splits").glob("*.json"))
     if name not in names:
         raise ValueError(f"data.split={name}: no such split; {folder} has {', '.join(names) or 'no splits'}")
     content = _read_json(folder / "splits" / f"{name}.json", f"run `{_COMMAND}` again")
     rows = read_manifest(folder)
-    by_id = {row.id: row for row in rows}
+    by_id = {row.id: row for row in rows if row.left_out is None}
     ids: dict[str, tuple[str, ...]] = {part: tuple(content["parts"][part]) for part in PARTS}
     split = Split(name, content["recipe"], content["seed"], ids, content["left_out"])
     # The ids first, because `split_digest` looks each of them up.
@@ -100,7 +101,7 @@ class Split:
 
 def split_digest(split: Split, rows: Sequence[ManifestRow]) -> str:
     """Return a digest of 32 hexadecimal digits over each part's questions and the pixels of their images."""
-    by_id = {row.id: row for row in rows}
+    by_id = {row.id: row for row in rows if row.left_out is None}
     content = hashlib.blake2b(digest_size=16)
     for part in PARTS:
         for id_ in split.parts[part]:

@@ -197,3 +197,21 @@ def test_what_a_resumed_run_may_change_is_known_by_key() -> None:
     # What the learned weights depend on must stay.
     fixed = ("model", "loss", "reward", "train.seed", "train.group_size", "learner.world_size", "rollout.top_p")
     assert not any(key == other or key.startswith(f"{other}.") for key in keys for other in fixed)
+
+
+def test_an_empty_mapping_clears_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "run: {dir: r}\ndata: {format: phantoms, root: d, sampling_weights: {Lesion Grading: 3}}\n"
+        "train: {steps: 1}\ncluster: {labels: {learner: {zone: a}}}\nrollout: {engine: {enforce_eager: true}}\n"
+    )
+    (tmp_path / "later.yaml").write_text("data: {sampling_weights: {}}\n")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    base = tmp_path / "base.yaml"
+    assert load_config([base, tmp_path / "empty.yaml"]).data.sampling_weights == {"Lesion Grading": 3}
+    assert load_config([base, tmp_path / "later.yaml"]).data.sampling_weights == {}
+    assert load_config([base, tmp_path / "later.yaml"]).data.format == "phantoms"
+    given = ["data.sampling_weights={}", "cluster.labels={}", "rollout.engine={}"]
+    config = load_config([base], given)
+    assert (config.data.sampling_weights, config.cluster.labels.learner, config.rollout.engine) == ({}, {}, {})
+    # Cleared, then filled anew.
+    assert load_config([base], [*given, "data.sampling_weights.MRI=2"]).data.sampling_weights == {"MRI": 2}

@@ -9,9 +9,7 @@ from medr1_ray.data.splits import departure, hold_out, linked, split_by_image
 from medr1_ray.types import Question
 
 
-def question(
-    id_: str, modality: str = "CT", question_type: str = "Lesion Grading", image: str = "a"
-) -> Question:
+def question(id_: str, modality: str = "CT", question_type: str = "Lesion Grading", image: str = "a") -> Question:
     return Question(id_, f"/data/{image}.png", "What?", ("x", "y"), 0, modality, question_type, "Chest")
 
 
@@ -42,8 +40,7 @@ def test_split_keeps_images_whole_and_every_modality_on_both_sides() -> None:
 def test_split_does_not_depend_on_the_order_or_on_where_the_data_lies() -> None:
     here = tuple(question(str(i), image=f"{i}") for i in range(30))
     moved = tuple(
-        Question(q.id, q.image_path.replace("/data", "/mnt/x"), *list(vars(q).values())[2:])
-        for q in reversed(here)
+        Question(q.id, q.image_path.replace("/data", "/mnt/x"), *list(vars(q).values())[2:]) for q in reversed(here)
     )
     held_out = {q.id for q in split_by_image(here, Path("/data"), 0.3, 0).evaluation}
     assert len(held_out) == 9
@@ -109,11 +106,13 @@ def test_linked_names() -> None:
 
 def test_a_part_far_from_its_fraction_is_told_with_the_reason() -> None:
     assert split_by_image(tuple(question(str(i), image="a") for i in range(9)), Path("/data"), 0.2, 0).departure == (
-        "evaluation has 0 of 1 images instead of 20%: there are 1 groups that are not divided, and the largest (a.png) "
-        "holds 1 images"
+        "evaluation has 0 of 1 images instead of 20%; the images are in 1 group that stay whole, the largest (a.png) "
+        "has 1"
     )
-    sizes = {"a": 60, "b": 30, "c": 10}
-    assert departure("test", sizes, ["c"], 0.2) is None
-    assert departure("test", sizes, ["b"], 0.2) is None
-    assert "test has 60 of 100 images instead of 20%: there are 3 groups" in str(departure("test", sizes, ["a"], 0.2))
-    assert departure("test", {str(i): 1 for i in range(4)}, ["0"], 0.05) is None  # one image is the least
+    sizes, test = {"a": 60, "b": 30, "c": 10}, {"test": 0.2}
+    assert departure(sizes, {"c": "test"}, test) is None
+    assert departure(sizes, {"b": "test"}, test) is None
+    assert "test has 60 of 100 images instead of 20%;" in str(departure(sizes, {"a": "test"}, test))
+    both = str(departure(sizes, {}, {"test": 0.2, "validation": 0.05}))
+    assert both.startswith("test has 0 of 100 images instead of 20%, validation has 0 of 100 images instead of 5%; ")
+    assert departure({str(i): 1 for i in range(4)}, {"0": "test"}, {"test": 0.05}) is None  # one image is the least

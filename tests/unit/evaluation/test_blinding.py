@@ -33,6 +33,7 @@ def test_blank_images_keep_the_size() -> None:
 def test_shuffled_images_are_all_used_and_none_is_the_own(files: list[str]) -> None:
     prompts = _prompts(files)
     shuffled = with_shuffled_images(prompts, seed=0)
+    assert shuffled is not None
     assert [prompt.id for prompt in shuffled] == [prompt.id for prompt in prompts]
     assert sorted(p.image[0, 0, 0] for p in shuffled) == sorted(p.image[0, 0, 0] for p in prompts)
     assert all(new.image[0, 0, 0] != old.image[0, 0, 0] for new, old in zip(shuffled, prompts, strict=True))
@@ -41,10 +42,11 @@ def test_shuffled_images_are_all_used_and_none_is_the_own(files: list[str]) -> N
 def test_shuffled_images_do_not_come_from_neighbours_only() -> None:
     prompts = _prompts([f"f{i:03d}" for i in range(100)])
     shuffled = with_shuffled_images(prompts, seed=0)
+    assert shuffled is not None
     distance = [abs(int(new.image[0, 0, 0]) - i) for i, new in enumerate(shuffled)]
     assert np.mean(distance) > 20  # a random assignment of 100 has a mean distance of 33
 
 
 def test_images_cannot_be_shuffled_when_most_questions_share_one() -> None:
-    with pytest.raises(ValueError, match="3 of 5"):
-        with_shuffled_images(_prompts(["a", "a", "a", "b", "c"]), seed=0)
+    assert with_shuffled_images(_prompts(["a", "a", "a", "b", "c"]), seed=0) is None
+    assert with_shuffled_images(_prompts(["a"]), seed=0) is None

@@ -67,7 +67,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
     held_out = tuple(question("held", i) for i in range(4))
     train = tuple(question("train", i) for i in range(8))
-    def opened(settings: DataSettings) -> Dataset:
+    def opened(settings: DataSettings, train_needed: bool) -> Dataset:
         return Dataset(train, held_out[: settings.eval_questions], ())
 
     monkeypatch.setattr(module, "open_dataset", opened)
@@ -133,6 +133,14 @@ def test_the_training_part_can_be_asked_and_the_number_limited(config: Config, i
     report = evaluate(config, Plan("train", questions=6))
     assert report.overall.n == 6
     assert all(row["id"].startswith("train") for row in rows_of(config.run.dir, "image"))
+
+
+def test_one_question_can_be_evaluated(config: Config, inference: Inference) -> None:
+    report = evaluate(config, Plan("test", questions=1))
+    assert report.overall.n == 1
+    assert "shuffled_image" not in report.overall.baselines
+    assert any(sentence.startswith("The shuffled image is left out: images cannot be") for sentence in report.verdict)
+    assert (config.run.dir / "report.md").exists()
 
 
 def test_other_questions_do_not_go_into_the_same_folder(config: Config, inference: Inference) -> None:

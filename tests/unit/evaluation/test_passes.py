@@ -68,6 +68,13 @@ def test_the_letter_passes_change_one_thing_each(encoder: PromptEncoder, questio
     assert any(options.ask(q).question.options != q.options for q in questions)  # type: ignore[union-attr]
 
 
+def test_where_most_questions_share_an_image_none_is_exchanged(
+    encoder: PromptEncoder, questions: list[Question]
+) -> None:
+    names = [each.name for each in letter_passes(encoder, "no_think", 8, questions[:1], 0)]
+    assert names == ["image", "blank_image", "shuffled_options"]
+
+
 def test_an_image_that_cannot_be_read_is_left_out(encoder: PromptEncoder, questions: list[Question]) -> None:
     Path(questions[0].image_path).write_bytes(b"")
     image, *_ = letter_passes(encoder, "no_think", 8, questions, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ import pytest
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.config.loading import load_config, write_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
-from medr1_ray.evaluation.settings import answering_config, evaluation_config, part_of
+from medr1_ray.evaluation.settings import (
+    ASKED_WITH_FILE,
+    answering_config,
+    describe_asking,
+    evaluation_config,
+    part_of,
+    write_asked_with,
+)
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 
 
@@ -55,6 +63,43 @@ def test_a_run_is_evaluated_with_its_own_settings(run: Path, tmp_path: Path) -> 
     assert (answering.mode, answering.rollout.max_tokens) == ("think", 7)
 
 
+def test_a_checkpoint_that_was_copied_out_of_its_run_knows_how_it_was_trained(run: Path, tmp_path: Path) -> None:
+    own = ["data.image_fit=pad", "rollout.max_prompt_tokens=300", "prompt.system=Be brief."]
+    trained = load_config([run / "config.yaml"], own)
+    # Beside the configuration of another run.
+    copied = tmp_path / "other_run" / "checkpoints" / "best"
+    shutil.copytree(tiny_model_path(), copied)
+    write_config(load_config([run / "config.yaml"], ["mode=think_after"]), tmp_path / "other_run" / "config.yaml")
+    write_asked_with(trained, copied)
+    assert json.loads((copied / ASKED_WITH_FILE).read_text()) == {
+        "mode": "think",
+        "prompt": trained.prompt.model_dump(mode="json"),
+        "data": {"image_size": 140, "image_fit": "pad"},
+        "rollout": {"max_prompt_tokens": 300, "max_tokens": 99},
+    }
+
+    def asked(files: list[Path], *overrides: str) -> tuple[object, ...]:
+        config = answering_config(copied, mode=None, files=files, overrides=overrides)
+        return config.mode, config.data.image_size, config.data.image_fit, config.rollout.max_tokens
+
+    assert asked([]) == ("think", 140, "pad", 99)
+    assert answering_config(copied, mode=None, files=[], overrides=[]).prompt == trained.prompt
+    assert asked([], "mode=no_think", "rollout.max_tokens=7") == ("no_think", 140, "pad", 7)
+    (tmp_path / "mine.yaml").write_text("data: {image_size: 168}")
+    assert asked([tmp_path / "mine.yaml"]) == ("think", 168, "pad", 99)
+    said = describe_asking(answering_config(copied, mode=None, files=[], overrides=[]))
+    assert said.startswith("asking as in training (medr1_ray.json of the checkpoint)")
+    assert "mode=think, data.image_size=140, data.image_fit=pad, rollout.max_prompt_tokens=300" in said
+
+
+def test_where_the_settings_come_from_is_said(run: Path) -> None:
+    for checkpoint, source in (
+        (resolve_checkpoint(str(run)), "asking as in training (config.yaml of its run)"),
+        (tiny_model_path(), "asking by default (the checkpoint has no medr1_ray.json)"),
+    ):
+        assert describe_asking(answering_config(checkpoint, mode=None, files=[], overrides=[])).startswith(source)
+
+
 def test_a_run_on_gpus_is_evaluated_on_a_cpu_with_weights_from_the_driver(run: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "QA_information").mkdir(parents=True)
     checkpoint = resolve_checkpoint(str(run))
@@ -77,8 +122,35 @@ def test_prepared_data_names_a_split_and_a_part(tmp_path: Path) -> None:
         config = _config(data=tmp_path, split=split)
         assert (config.data.format, config.data.split, part_of(config, split)) == ("prepared", "grouped", part)
     assert config.data.eval_part == "test"
-    with pytest.raises(ValueError, match=r"data\.eval_part='tets'"):
+    with pytest.raises(ValueError, match=r"'tets' is not a part of a split; did you mean grouped/test\?"):
         _config(data=tmp_path, split="grouped/tets")
+
+
+def test_a_table_is_evaluated_with_the_columns_of_the_training(run: Path, tmp_path: Path) -> None:
+    given = ["data.format=table", "data.table={file: a.csv, columns: {image: img}}", "data.image_root=pictures"]
+    changed = load_config([run / "config.yaml"], [*given, "data.sampling_weights={PET: 2}"])
+    write_config(changed, run / "config.yaml")
+    (tmp_path / "b.csv").touch()
+    config = _config(checkpoint=run / "checkpoints" / "checkpoint-5", data=tmp_path / "b.csv")
+    assert config.data.table is not None
+    assert (config.data.root, config.data.table.file, config.data.eval_part) == (tmp_path, "b.csv", "test")
+    assert (config.data.table.columns.image, config.data.image_root) == ("img", Path("pictures"))
+    assert config.data.sampling_weights == {}, "weights of the training data do not apply"
+    # On other data nothing of the table is left.
+    (tmp_path / "data" / "QA_information").mkdir(parents=True)
+    other = _config(checkpoint=run / "checkpoints" / "checkpoint-5", data=tmp_path / "data").data
+    assert (other.format, other.table, other.image_root) == ("omnimedvqa", None, None)
+    assert answering_config(run / "checkpoints" / "checkpoint-5", mode=None, files=[], overrides=[]).data.table is None
+
+
+def test_a_table_of_a_model_without_a_run(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").touch()
+    for split in ("train", "validation", "test"):
+        config = _config(data=tmp_path / "b.csv", split=split)
+        assert (config.data.format, part_of(config, split)) == ("table", split)
+    assert _config(data=tmp_path / "b.csv", split="validation").data.eval_part == "validation"
+    with pytest.raises(ValueError, match=r"no part 'grouped'; it has train, validation, test"):
+        _config(data=tmp_path / "b.csv", split="grouped")
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

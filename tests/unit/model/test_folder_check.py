@@ -72,6 +72,7 @@ NORM = "model.norm.weight"
             "weights are in pytorch_model.bin; load it with transformers, save it",
         ),
         (write("model.safetensors", POINTER), "model.safetensors: is a Git LFS pointer.*git lfs pull"),
+        (write("tokenizer.json", POINTER), "tokenizer.json: is a Git LFS pointer"),
         (cut("model.safetensors", 100_000), "has 100,000 bytes where its header says 6,212,088; copy or download"),
         (cut("model.safetensors", 900), r"is cut off or not a safetensors file \(900 bytes\)"),
         (cut("model.safetensors", 0), r"is cut off or not a safetensors file \(0 bytes\)"),
@@ -143,7 +144,8 @@ def test_a_hub_id_is_not_looked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"hf download Qwen/Qwen2-VL-2B-Instruct --local-dir models/Qwen2-VL-2B"):
         require_checkpoint(Path("Qwen/Qwen2-VL-2B-Instruct"))
-    for path in ("models/a/b", "./a", "/nowhere"):
+    Path("mine").mkdir()
+    for path in ("models/a/b", "./a", "/nowhere", "models/Qwen2-VL-2B-Instruct", "mine/qwen"):
         with pytest.raises(ValueError, match=r"does not exist; give the folder"):
             require_checkpoint(Path(path))
     Path("file").touch()

@@ -12,6 +12,7 @@ from medr1_ray.learner.messages import Gap
 from medr1_ray.pool.actor_states import ActorStates, Leave
 from medr1_ray.pool.group_ledger import LedgerCounts
 from medr1_ray.records.summary import Totals, summarise
+from medr1_ray.records.terminal import describe_summary
 from tests.unit.records.recorded import a_config
 
 
@@ -49,6 +50,14 @@ def test_the_throughput_counts_the_seconds_of_the_loop_alone(tmp_path: Path, eva
     assert summary["groups_dropped_by_reason"] == {"stale": 3, "zero_variance": 1}
     assert summary["rollout_actors"] == {"asked": 2, "drained": 0, "cancelled": 0, "lost": 1, "failed": 0}
     assert summary["code_digest"] == code_digest()
+
+
+def test_a_run_without_exchanged_images_has_a_summary(tmp_path: Path, evaluations: EvaluationLog) -> None:
+    (tmp_path / "shuffled_image.json").unlink()
+    members = ActorStates(lambda: 0.0, target=1).counts()
+    summary = summarise(a_config(tmp_path), 0, evaluations, Totals(), COUNTS, members)
+    assert (summary["eval"]["blank_image"], summary["eval"]["shuffled_image"]) == (0.3, None)
+    assert "another question's image left out" in describe_summary(summary)
 
 
 def test_phases_that_did_not_occur_are_zero(tmp_path: Path, evaluations: EvaluationLog) -> None:

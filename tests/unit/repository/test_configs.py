@@ -33,6 +33,7 @@ def test_the_promised_configs_are_there() -> None:
         "phantom_cpu_think.yaml",
         "phantom_cpu_think_async.yaml",
         "realmini_cpu.yaml",
+        "table_cpu.yaml",
         "medr1_qwen2vl_2b_think.yaml",
         "medr1_qwen2vl_2b_nothink.yaml",
         "medr1_qwen2_5vl_3b.yaml",

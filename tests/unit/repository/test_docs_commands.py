@@ -21,8 +21,12 @@ import click
 import pytest
 from PIL import Image
 
+from medr1_ray.config import TableSettings
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
+from medr1_ray.data.readers.table.columns import USUAL_NAMES
+from medr1_ray.data.readers.table.reader import TableReader
+from medr1_ray.run import command as run_command
 from tests.repository import REPOSITORY
 
 HISTORY = "docs/log.md"  # commands and files of earlier versions
@@ -100,13 +104,16 @@ def python_runs(words: list[str]) -> None:
         folder = REPOSITORY / Path(*words[2].split("."))
         parsed_by_its_own_parser(f"{words[2]}.__main__" if folder.is_dir() else words[2], words[3:])
     else:
-        assert words[2] in ("pip", "pytest", "venv")
+        assert words[2] in ("pip", "pytest", "venv", "vllm.entrypoints.openai.api_server")
 
 
 def trains(command: str, arguments: list[str]) -> None:
     main = importlib.import_module(command).main
     resumed = [argument for argument in arguments if argument != "--resume"]
-    assert main([*resumed, *([] if "--dry-run" in resumed else ["--dry-run"])]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        # Data and models of the documents are not here.
+        patch.setattr(run_command, "problems_of_a_start", lambda config, resume: [])
+        assert main([*resumed, *([] if "--dry-run" in resumed else ["--dry-run"])]) == 0
 
 
 def slurm_takes(words: list[str]) -> None:
@@ -232,6 +239,22 @@ def test_rows_of_the_documents_become_questions(tmp_path: Path) -> None:
     result = read_omnimedvqa(tmp_path)
     assert (len(result.questions), result.dropped) == (len(rows), ())
     assert all("Unknown" not in (question.modality, question.question_type) for question in result.questions)
+
+
+def test_the_table_of_the_documents_becomes_questions(tmp_path: Path) -> None:
+    (block,) = blocks("csv")
+    (tmp_path / "questions.csv").write_text(block)
+    for line in block.splitlines()[1:]:
+        (tmp_path / line.partition(",")[0]).touch()
+    table = TableReader(TableSettings(file="questions.csv"), tmp_path, tmp_path, images_needed=True).read()
+    assert (len(table.rows), table.dropped, table.has_groups) == (3, (), True)
+    assert [row.question.gold_letter for row in table.rows] == ["C", "B", "B"]
+
+
+def test_the_usual_names_of_columns_are_documented() -> None:
+    text = (REPOSITORY / "docs" / "data.md").read_text()
+    for names in USUAL_NAMES.values():
+        assert "; ".join(names) in text, names
 
 
 def test_the_request_to_a_served_checkpoint_is_one(

@@ -1,0 +1,54 @@
+"""What a split must not divide: the table's own groups, what file names tell, or single images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from medr1_ray.data.prepare.scans import scan_of
+from medr1_ray.data.readers.manifest import ManifestRow
+
+Grouping = Literal["column", "paths", "images"]
+
+
+def regrouped(
+    rows: Sequence[ManifestRow], grouping: Grouping, files: Mapping[str, str] | None = None
+) -> list[ManifestRow]:
+    """Return the rows with `scan` as the grouping has it; `column` keeps the groups that the rows have.
+
+    `files` has the file that an image was made from; the images of one file belong together.
+    """
+    if grouping == "column":
+        return list(rows)
+    scan = scan_of if grouping == "paths" else str
+    return [
+        row if row.image_path is None else replace(row, scan=scan((files or {}).get(row.image_path, row.image_path)))
+        for row in rows
+    ]
+
+
+def describe(rows: Sequence[ManifestRow], grouping: Grouping) -> str:
+    """Return what the groups of these rows are, and what else they could be, in one line."""
+    images = {row.image_path: str(row.scan) for row in rows if row.left_out is None and row.image_path is not None}
+    if grouping != "images":
+        source = "file names" if grouping == "paths" else "the group column"
+        return f"groups, from {source}: {_sizes(images.values())}; --groups images splits image by image"
+    files = set(images.values())
+    own = f"groups: each of the {len(files)} images on its own"
+    if len(files) < len(images):
+        own = f"groups: {len(images)} images of {len(files)} files, those of one file together"
+    proposed = [scan_of(file) for file in images.values()]
+    if len(set(proposed)) == len(files):
+        return own
+    return (
+        f"{own}. By their file names some may belong together: "
+        f"{_sizes(proposed)}; --groups paths keeps these whole, a column that names the patient is better"
+    )
+
+
+def _sizes(scans: Iterable[str | None]) -> str:
+    sizes = Counter(scans)
+    largest = ", ".join(f"{scan} {count}" for scan, count in sizes.most_common(3))
+    return f"{sizes.total()} images in {len(sizes)} groups, the largest {largest}"
