@@ -168,10 +168,13 @@ class TableReader:
                 dropped.append(_dropped(draft.file, draft.number, reason))
         understood = (f"columns: {self.columns.description}", f"answers: {_names(ways)}")
         if not rows:
+            same = ""
+            if not (self.columns.options or self.columns.all_options):
+                same = "; where all rows have the same options: data.table.options=[yes,no], prepare --options yes no"
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped_by_reason(tuple(dropped)).items())
             raise ValueError(
                 f"{self.path}: none of its {len(dropped)} rows became a question: {reasons or 'it has no rows'} "
-                f"({'; '.join(understood)}; images below {self._image_root}, data.image_root)"
+                f"({'; '.join(understood)}; images below {self._image_root}, data.image_root{same})"
             )
         has_groups = any(row.group is not None for row in rows)
         return Table(tuple(rows), tuple(dropped), understood, self.has_parts, has_groups)
