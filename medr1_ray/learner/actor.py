@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.learner import grpo
 from medr1_ray.learner.messages import (
     GroupLogprobs,
@@ -37,11 +38,15 @@ from medr1_ray.learner.messages import (
     UpdateRequest,
 )
 from medr1_ray.learner.schedule import learning_rate
-from medr1_ray.model.checkpoint_files import checkpoint_name, is_frozen, load_model, save_model
+from medr1_ray.learner.shard_files import files_of_rank
+from medr1_ray.model.checkpoint_files import is_frozen, load_model
+from medr1_ray.model.checkpoint_saving import save_model
+from medr1_ray.model.family import checkpoint_name
+from medr1_ray.model.folder_check import stay_offline
 from medr1_ray.model.lora import Adapters
 from medr1_ray.model.packing import Images, PackedBatch, pack_groups, pack_plain
 from medr1_ray.model.vocabulary import load_vocabulary
-from medr1_ray.types import CompletedPrompt, Group, Span
+from medr1_ray.types import CompletedPrompt, Span
 from medr1_ray.weights.messages import WeightGroup, WeightUpdate
 from medr1_ray.weights.transports import TRANSPORTS
 
@@ -71,9 +76,19 @@ class LearnerActor:
         self._rank = rank
         self._spans: list[Span] = []
         torch.set_num_threads(settings.learner.threads)
+        stay_offline()
 
     def __repr__(self) -> str:
         return self._name
+
+    def exchange_marks(self, files: tuple[SharedFile, ...], run: Path) -> SharedFile:
+        """Check that this node sees the driver's files, and leave one in the run directory for the driver to see.
+
+        Raises ValueError where it sees them not, or cannot write there.
+        """
+        for file in files:
+            file.require()
+        return SharedFile.mark("run.dir", run, run / "logs" / f".{self._name}")
 
     def rendezvous_address(self) -> str:
         """host:port at which this rank can be joined, a new port each time; asked of rank 0."""
@@ -99,7 +114,6 @@ class LearnerActor:
         self._device = deepspeed_engine.join(address, self._rank, settings.learner, settings.cluster)
         vocabulary = load_vocabulary(self._path)
         model = load_model(self._path, getattr(torch, settings.model.dtype), settings.model)
-        self._model = model
         # Before the engine is built: adding adapters freezes the model's own weights, and the optimizer takes the
         # parameters that are trainable when it is built.
         adapters = None
@@ -230,19 +244,23 @@ class LearnerActor:
         """Meet the engines of a broadcast (`cluster.weight_transport: nccl`)."""
         self._weights.join(group)
 
-    def save(self, folder: Path) -> None:
-        """Write Hugging Face files on top of `folder` and the optimizer's shards into `learner_state/`."""
+    def save(self, folder: Path) -> list[str]:
+        """Write Hugging Face files on top of `folder` and the optimizer's shards into `learner_state/`.
+
+        Returns the names of the files below `folder` that are this rank's, for the driver to look for.
+        """
         if self._rank == 0:
             # copy=True matters where the model is on the CPU already: a gathered tensor is valid only until the next is
             # requested.
             whole = {name: tensor.to("cpu", copy=True) for name, tensor in self._whole_parameters()}
             (folder / LEARNER_STATE).mkdir(parents=True, exist_ok=True)
-            save_model(self._model, whole, self._path, folder)
+            save_model(whole, self._path, folder)
             (folder / LEARNER_STATE / LAYOUT_FILE).write_text(json.dumps(self._layout()))
         else:
             deque(self._whole_parameters(), maxlen=0)  # take part in the gathering
         # Every rank writes its own shard. DeepSpeed's file `latest` is not needed: there is only one tag.
         self._engine.save_checkpoint(str(folder / LEARNER_STATE), tag="zero", save_latest=False)
+        return files_of_rank(folder, self._rank)
 
     def load(self, folder: Path) -> None:
         """Continue from a folder that `save` wrote.
@@ -323,7 +341,9 @@ class LearnerActor:
             weights=torch.zeros_like(weights) if micro_batch.padding else weights,
             rollout_logprobs=torch.from_numpy(np.concatenate([c.rollout_logprobs for c in completions])),
             versions=torch.from_numpy(np.concatenate([c.versions for c in completions])),
-            reference_logprobs=None if self._reference is None else _reference_logprobs(groups),
+            reference_logprobs=None
+            if self._reference is None
+            else torch.from_numpy(np.concatenate([group.reference_logprobs for group in groups])),
         )
         return _Work(self._pack(pairs, self._patched(pairs), plain=False), tokens, micro_batch.padding)
 
@@ -349,8 +369,3 @@ class LearnerActor:
         start = time.time()
         yield
         self._spans.append(Span(self._name, phase, start, time.time()))
-
-
-def _reference_logprobs(groups: Sequence[Group]) -> Tensor:
-    """Float32 [S] of all groups, which `prepare` has scored."""
-    return torch.from_numpy(np.concatenate([group.reference_logprobs for group in groups]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,8 +51,15 @@ class Checkpoints:
         self._folder = folder
         self._keep = keep
 
-    def publish(self, state: RunState, write: Callable[[Path], None]) -> Path:
-        """Let `write` fill a folder, add the state, and rename the folder into place; returns its path."""
+    def publish(self, state: RunState, write: Callable[[Path], Iterable[str]]) -> Path:
+        """Let `write` fill a folder, add the state, and rename the folder into place; returns its path.
+
+        Args:
+            write: returns the names of the files that it wrote below the folder, on whatever node.
+
+        Raises:
+            RuntimeError: one of them is not there; nothing has been published or deleted.
+        """
         name = f"checkpoint-{state.step}"
         target = self._folder / name
         partial = self._folder / f".{name}.partial"
@@ -60,7 +67,13 @@ class Checkpoints:
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
-        write(partial)
+        missing = [name for name in write(partial) if not (partial / name).exists()]
+        if missing:
+            raise RuntimeError(
+                f"the checkpoint of step {state.step} is not complete: {len(missing)} files that learner ranks wrote "
+                f"are not in {partial} on the driver's node, e.g. {missing[0]}. It is not published, older ones stay. "
+                "All nodes must see the same run.dir; mount it again, and continue with --resume"
+            )
         (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1))
         # A step that is saved twice: the last one of a run, or one that a resumed run repeats.
         if target.exists():

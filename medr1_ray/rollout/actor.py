@@ -59,7 +59,7 @@ class RolloutActor:
         driver_code_digest: `code_digest()` of the driver.
 
     Raises:
-        ValueError: this process runs other code than the driver.
+        ValueError: this process runs other code than the driver, or this node does not see the driver's files.
     """
 
     def __init__(self, settings: EngineSettings, index: int, driver_code_digest: str) -> None:
@@ -68,6 +68,8 @@ class RolloutActor:
         self._driver_code_digest = driver_code_digest
         # First, because starting an engine takes seconds to minutes.
         self._require_same_code("the actor", code_digest())
+        for file in settings.files:
+            file.require()
         _write_output_to(settings.logs / f"{self._name}.log")
 
         # Below, because vLLM reads the environment when it is imported.

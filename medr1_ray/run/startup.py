@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 
 import ray
 
-from medr1_ray.cluster.connect import connect
+from medr1_ray.cluster.connect import connect, require_reachable
+from medr1_ray.cluster.driver_files import driver_files
 from medr1_ray.cluster.placement import release_nodes
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
@@ -30,6 +31,7 @@ from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.rewards.functions import resolve
 from medr1_ray.run.parity import ParityGate
+from medr1_ray.run.rehearsal import rehearse_checkpoint
 from medr1_ray.run.session import Session
 from medr1_ray.run.weight_sync import make_weight_sync
 from medr1_ray.types import Prompt, Question, Sampling
@@ -55,6 +57,8 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     resolve(config.reward.functions, config.mode)  # a wrong name is an error before anything has been started
     if engines is not None:
         engines.require_fit(config)
+    else:
+        require_reachable(config)
     progress = Progress(config.train.steps)
     drawing = "; phantoms that are not there yet are drawn first" if config.data.format == "phantoms" else ""
     progress.message(f"reading {config.data.format} data below {config.data.root}{drawing}")
@@ -64,9 +68,11 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     dataset = open_dataset(config.data)
     # After the checks of settings and data: once its files exist, the same command is refused as a second run.
     directory = open_run_directory(config, resume=resume)
+    progress.message(f"writing to {directory.path}")
     # Absolute, because actors have other working directories.
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": directory.path})})
     checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
+    rehearse_checkpoint(config, directory.checkpoints)
     checkpoint = checkpoints.latest() if resume else None
     state = read_state(checkpoint) if checkpoint else None
     # Refuses a state of other data or another seed, before any actor is started.
@@ -96,15 +102,16 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
         at_end.callback(tracker.close)
         at_end.callback(progress.close)
         # First, so that its ranks ask for their place before rollout actors can take the room.
-        learner = Learner(config)
+        files = driver_files(config)
+        learner = Learner(config, files)
         if engines is not None:
             at_end.callback(learner.close)
             engines.forget_run()
         elif config.cluster.colocated:
             learner.start(progress.message)  # first, because an engine takes all the memory that its GPU has left
-            engines = SharedActors(config, progress.message, ask=learner.places_on_same_gpus())
+            engines = SharedActors(config, files, progress.message, ask=learner.places_on_same_gpus())
         else:
-            engines = SharedActors(config, progress.message)
+            engines = SharedActors(config, files, progress.message)
         if not config.cluster.colocated:
             learner.start(progress.message, meanwhile=engines.rollout_actors.poll)  # the engines start at the same time
         if checkpoint:

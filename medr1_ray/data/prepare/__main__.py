@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.config import DataSettings, TableAnswers, TableColumns
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.prepare.grouping import Grouping, describe, regrouped
@@ -178,17 +179,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: give a number of 1 or more")
-    try:
+
+    def work(ending: Ending) -> int:
+        ending.how_to_go_on = lambda: "the same command continues"
         source = _source(options)
-        plan = Plan(options.out, options.groups, options.medr1, options.seed, options.workers)
-        prepare(source, plan)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
+        prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
+        return 0
+
+    return run_to_status(work)
 
 
 def _source(options: argparse.Namespace) -> Source:

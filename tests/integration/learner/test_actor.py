@@ -22,7 +22,8 @@ from medr1_ray.config import (
 )
 from medr1_ray.learner import grpo
 from medr1_ray.learner.handle import Learner
-from medr1_ray.model.checkpoint_files import checkpoint_name, load_model
+from medr1_ray.model.checkpoint_files import load_model
+from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
 from tests.integration.learner.by_hand import plain_batch, train_twice
@@ -50,13 +51,13 @@ def config(**learner) -> Config:
 
 @pytest.fixture(scope="module")
 def learners(ray_cluster):
-    one = Learner(config(world_size=1, zero_stage=1), "one")
+    one = Learner(config(world_size=1, zero_stage=1), name="one")
     # So few tokens that ranks need several micro-batches and one of them padding.
     two = Learner(
         config(world_size=2, zero_stage=3, micro_batch_tokens=64).model_copy(
             update={"reference": ReferenceSettings(sharded=True)}
         ),
-        "two",
+        name="two",
     )
     one.start()
     two.start()

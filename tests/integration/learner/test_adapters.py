@@ -10,7 +10,8 @@ from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.learner import grpo
 from medr1_ray.learner.handle import Learner
 from medr1_ray.model import packing
-from medr1_ray.model.checkpoint_files import checkpoint_name, load_model
+from medr1_ray.model.checkpoint_files import load_model
+from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.image_patches import ImagePatcher
 from medr1_ray.model.lora import Adapters
 from medr1_ray.model.policy import Policy
@@ -35,9 +36,9 @@ def config(**learner) -> Config:
 
 @pytest.fixture(scope="module")
 def learners(ray_cluster):
-    one = Learner(config(world_size=1, zero_stage=1), "lora-one")
+    one = Learner(config(world_size=1, zero_stage=1), name="lora-one")
     # So few tokens that ranks need several micro-batches and one of them padding.
-    two = Learner(config(world_size=2, zero_stage=3, micro_batch_tokens=64), "lora-two")
+    two = Learner(config(world_size=2, zero_stage=3, micro_batch_tokens=64), name="lora-two")
     one.start()
     two.start()
     yield one, two

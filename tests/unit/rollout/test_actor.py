@@ -6,6 +6,7 @@ The same with vLLM is in tests/integration/rollout/test_actor.py.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.config import ClusterSettings, ModelSettings, RolloutSettings
 from medr1_ray.rollout import actor as module
 from medr1_ray.rollout.actor import NotServingError, RolloutActor, WeightLoadError
@@ -375,3 +377,16 @@ def test_a_shutdown_ends_what_runs(run: Callable[..., None]) -> None:
             await running
 
     run(test)
+
+
+def test_a_node_that_does_not_see_the_drivers_files_starts_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "code_digest", lambda: CODE)
+    run = tmp_path / "run"
+    mark = SharedFile.mark("run.dir", run, run / "logs" / ".driver")
+    shutil.rmtree(run)
+    settings = EngineSettings(ModelSettings(), RolloutSettings(), ClusterSettings(), 0, run / "logs", (mark,))
+    with pytest.raises(ValueError, match=rf"^run\.dir='{run}' is not the same folder on all nodes: node "):
+        RolloutActor(settings, 3, CODE)
+    assert not run.exists(), "nor makes it a folder that would look like the driver's"

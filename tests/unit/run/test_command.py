@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from medr1_ray.config import Config, Objective
+from medr1_ray.config import Config, Objective, tiny_model_path
 from medr1_ray.run import command as module
 from medr1_ray.run.command import run_command
 
@@ -60,6 +61,31 @@ def test_a_dry_run_prints_and_starts_nothing(
     assert runs.given == []
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_model_that_cannot_be_used_is_found_before_anything_starts(
+    file: str, capsys: pytest.CaptureFixture[str], dry: list[str]
+) -> None:
+    runs = Runs()
+    assert run("grpo", runs, "--config", file, "model.path=Qwen/Qwen2-VL-2B-Instruct", *dry) == 1
+    assert run("sft", runs, "--config", file, "data.image_size=1024", *dry) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: model.path: 'Qwen/Qwen2-VL-2B-Instruct' is not a folder here")
+    assert second.startswith("error: data.image_size=1024 is outside what the image processor of")
+    assert runs.given == []
+
+
+def test_a_dry_run_needs_no_checkpoint_where_a_shape_is_given(
+    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "dry_run", lambda config: "a report")
+    shape = [f"model.shape={tiny_model_path()}", "model.path=models/not-here-yet"]
+    runs = Runs()
+    assert run("grpo", runs, "--config", file, *shape, "--dry-run") == 0
+    assert run("grpo", runs, "--config", file, *shape) == 1
+    assert "'models/not-here-yet' does not exist" in capsys.readouterr().err
+    assert runs.given == []
+
+
 def test_settings_of_grpo_serve_the_supervised_baseline_and_not_the_other_way_round(
     file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,13 +108,55 @@ def test_a_failure_is_one_line_and_an_exit_status(
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
-def test_a_bug_is_not_hidden(file: str) -> None:
+def test_a_bug_is_named_and_its_traceback_is_in_the_runs_logs(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").mkdir()
     runs = Runs()
     runs.error = TypeError("a bug")
-    with pytest.raises(TypeError, match="a bug"):
-        run("grpo", runs, "--config", file)
+    assert run("grpo", runs, "--config", file) == 1
+    (log,) = (tmp_path / "logs").iterdir()
+    assert capsys.readouterr().err == f"error: TypeError: a bug (traceback: {log})\n"
+    assert "in __call__" in log.read_text()
 
 
 def test_a_wrong_setting_is_an_error_and_not_a_traceback(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("grpo", Runs(), "--config", file, "train.stps=3") == 1
     assert "train.stps is not a setting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [[], ["--dry-run"], ["--resume"]])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "run.dir='runs/a' lies in this Ray job's temporary copy"),
+        (["run.dir=/runs/a", "model.path=models/b"], "model.path='models/b' is not in this Ray job's temporary copy"),
+        (["run.dir=/runs/a", "data.format=omnimedvqa"], "data.root='x' is not in this Ray job's temporary copy"),
+        (
+            ["run.dir=/runs/a", "data.pass_rates=rates.jsonl", "data.min_pass_rate=0.1"],
+            "data.pass_rates='rates.jsonl' is not in this Ray job's temporary copy",
+        ),
+    ],
+)
+def test_paths_that_a_job_would_not_have_are_refused_before_anything_else(
+    given: list[str],
+    said: str,
+    option: list[str],
+    file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = {"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    monkeypatch.chdir(tmp_path)
+    runs = Runs()
+    assert run("grpo", runs, "--config", file, "run.dir=runs/a", *given, *option) == 1
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert runs.given == []
+
+
+def test_a_job_may_draw_phantoms_in_its_copy(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}')
+    monkeypatch.chdir(tmp_path)
+    assert run("grpo", Runs(), "--config", file, "run.dir=/runs/a") == 0

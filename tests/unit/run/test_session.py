@@ -15,6 +15,7 @@ import pytest
 from medr1_ray.config import HardwareSettings
 from medr1_ray.config.loading import config_digest
 from medr1_ray.evaluation.in_training import EvaluationLog
+from medr1_ray.evaluation.settings import ASKED_WITH_FILE
 from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, PolicyStatistics, UpdateReport
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
@@ -67,8 +68,9 @@ class Learner:
     def publish_weights(self, version: int) -> WeightUpdate:
         return update(version)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[str]:
         (folder / "weights").write_text("")
+        return ["weights"]
 
 
 class Gate:
@@ -323,7 +325,9 @@ def test_a_checkpoint_says_where_the_run_stands(world: World, tmp_path: Path) ->
     session = a_session(world, tmp_path, {"steps": 4}, actors=1)
     session.sync_weights()
     one_step(session)
-    state = read_state(session.save())
+    checkpoint = session.save()
+    assert json.loads((checkpoint / ASKED_WITH_FILE).read_text())["mode"] == session.config.mode
+    state = read_state(checkpoint)
     assert (state.step, state.groups_used, state.completions) == (1, 8, 32)
     assert state.unused_prompts == tuple(session.pool.unused_prompt_ids())
     assert len(state.unused_prompts) == 8, "of the next step, which the engines have begun"
@@ -368,7 +372,8 @@ def test_a_person_is_told_of_steps_and_evaluations_and_of_the_results(world: Wor
     # One answer to each of five questions: the first of a group, which is wrong.
     assert "evaluation before: accuracy 0.000, format 0.000, n 5" in said
     assert "step 1/1  reward 0.50  accuracy 0.50" in said
-    assert said.rstrip().splitlines()[-3].startswith("accuracy 0.000 before, 0.000 after 1 steps")
+    assert said.rstrip().splitlines()[-4].startswith("accuracy 0.000 before, 0.000 after 1 steps")
+    assert said.endswith(f"\nmetrics, evaluations and checkpoints are in {tmp_path}\n")
 
 
 def test_every_phase_of_a_step_is_a_span_of_it(world: World, tmp_path: Path) -> None:
