@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 from pathlib import Path
 
 import ray
@@ -49,6 +51,16 @@ def connect(config: Config) -> None:
         ValueError: the cluster cannot be joined; or the run does not fit on this machine, or on a cluster that cannot
             grow.
     """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _connect(config)
+    finally:
+        # Ray puts a handler of its own in place of the command's, which lets a run save before it ends.
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _connect(config: Config) -> None:
     key, address = _address(config)
     if address:
         require_reachable(config)

@@ -13,6 +13,7 @@ from pathlib import Path
 from medr1_ray.config import DataSettings
 from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates
 from medr1_ray.data.phantoms import ensure_dataset
+from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES
 from medr1_ray.data.readers.medr1 import read_medr1_files
 from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
 from medr1_ray.data.readers.prepared import PARTS, read_split
@@ -80,6 +81,7 @@ def open_dataset(settings: DataSettings, train_needed: bool = True) -> Dataset:
         ValueError: if the root or its files are missing, a filter or a weight names nothing that the data has, or no
             question is left.
     """
+    check_dataset(settings)
     sides = _read(settings)
     every = (*sides.train, *sides.held_out)
     _check_names("modalities", "modality", settings.modalities, {question.modality for question in every})
@@ -103,6 +105,21 @@ def open_dataset(settings: DataSettings, train_needed: bool = True) -> Dataset:
     # Others may bring splits of their own, and Med-R1's released ones were made by row.
     assert settings.format not in ("phantoms", "omnimedvqa") or dataset.shared_images == 0
     return dataset
+
+
+def check_dataset(settings: DataSettings) -> bool:
+    """Return whether there are data to read; phantoms may have yet to be drawn, but their kinds are known.
+
+    Raises:
+        ValueError: a filter or a weight names what no phantom is.
+    """
+    if settings.format != "phantoms":
+        return True
+    _check_names("modalities", "modality", settings.modalities, set(MODALITIES))
+    _check_names("question_types", "question type", settings.question_types, set(QUESTION_TYPES))
+    kinds, weighted = {*MODALITIES, *QUESTION_TYPES}, tuple(settings.sampling_weights)
+    _check_names("sampling_weights", "modality or question type", weighted, kinds)
+    return _phantoms_folder(settings).exists()
 
 
 def stratified_sample(questions: tuple[Question, ...], wanted: int, seed: int) -> tuple[Question, ...]:
@@ -138,8 +155,7 @@ class _Sides:
 def _read(settings: DataSettings) -> _Sides:
     root = settings.root
     if settings.format == "phantoms":
-        # One folder per seed and number of images: `ensure_dataset` refuses a folder with other parameters.
-        root = root / f"seed-{settings.seed}-images-{settings.phantom_images}"
+        root = _phantoms_folder(settings)
         try:
             ensure_dataset(root, settings.phantom_images, settings.seed)
         except ValueError as error:
@@ -224,6 +240,11 @@ def _divided(
     if division.departure:
         notes = (*notes, division.departure)
     return _Sides(division.train, division.evaluation, dropped, notes)
+
+
+def _phantoms_folder(settings: DataSettings) -> Path:
+    # One per seed and number of images: `ensure_dataset` refuses a folder with other parameters.
+    return settings.root / f"seed-{settings.seed}-images-{settings.phantom_images}"
 
 
 def _within_pass_rates(

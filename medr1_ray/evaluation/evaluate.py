@@ -13,6 +13,7 @@ from pathlib import Path
 
 from medr1_ray.config import Config
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
+from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.prompt_templates import MEDR1_WORDING
 from medr1_ray.data.readers.rows import dropped_by_reason
@@ -59,6 +60,9 @@ def evaluate(config: Config, plan: Plan) -> Report:
     """
     from medr1_ray.evaluation.inference import open_inference
 
+    require_room_for_an_answer(config)
+    if config.run.dir.exists() and not config.run.dir.is_dir():
+        raise ValueError(f"--out {config.run.dir} is a file; give a folder")
     other = None if plan.against is None else _result_to_compare(plan.against)
     dataset = _read(config, plan)
     print(dataset.description, file=sys.stderr)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from medr1_ray.config import Config, require_lasting, tiny_model_path
@@ -18,6 +19,7 @@ from medr1_ray.data.readers.manifest import MANIFEST_FILE
 from medr1_ray.evaluation.devices import place_engines, visible_gpus
 from medr1_ray.model.folder_check import check_model
 
+PARTS = ("train", "validation", "test")
 # The filters and weights of the training data do not apply to the evaluation.
 _ALL_QUESTIONS = (
     "data.modalities=[]",
@@ -91,6 +93,12 @@ def evaluation_config(
         given += _ALL_QUESTIONS
     if (data / MANIFEST_FILE).exists():
         name, _, part = split.partition("/")
+        if part not in ("", *PARTS):
+            near = get_close_matches(part, PARTS, n=1)
+            raise ValueError(
+                f"--split {split}: {part!r} is not a part of a split; "
+                + (f"did you mean {name}/{near[0]}?" if near else f"give {name}/PART with one of {', '.join(PARTS)}")
+            )
         # The settings need a held-out part in any case; `evaluate._read` replaces its questions by those of training.
         held_out = "test" if part == "train" else part or "test"
         given += [*_NO_TABLE, "data.format=prepared"]
@@ -100,6 +108,8 @@ def evaluation_config(
     elif data.is_file():
         # Columns and the images' folder stay those of the training, if it read a table.
         given += ["data.format=table", f"data.table.file={json.dumps(data.name)}", *held_out_part]
+    elif not data.is_dir():
+        raise ValueError(f"--data {data} does not exist; give the folder or the table of the questions")
     elif files:
         given += held_out_part
     else:
@@ -140,7 +150,7 @@ def part_of(config: Config, split: str) -> str:
         ValueError: there is no such part.
     """
     if config.data.format == "prepared":
-        part, allowed = split.partition("/")[2] or "test", ["train", "validation", "test"]
+        part, allowed = split.partition("/")[2] or "test", list(PARTS)
     else:
         part = split
         allowed = ["train", "validation", "test"] if config.data.format == "table" else ["train", "test"]

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medr1_ray.base.process_output import write_output_to
 from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.learner import grpo
 from medr1_ray.learner.messages import (
@@ -89,6 +90,10 @@ class LearnerActor:
         for file in files:
             file.require()
         return SharedFile.mark("run.dir", run, run / "logs" / f".{self._name}")
+
+    def write_output_to(self, folder: Path) -> None:
+        """Send what this process prints to a log of its own."""
+        write_output_to(folder / f"{self._name}.log", self._name)
 
     def rendezvous_address(self) -> str:
         """host:port at which this rank can be joined, a new port each time; asked of rank 0."""

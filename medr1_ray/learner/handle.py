@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from medr1_ray.cluster.driver_files import DriverFiles
-from medr1_ray.cluster.pending_calls import remote
+from medr1_ray.cluster.pending_calls import describe_error, remote
 from medr1_ray.cluster.placement import Place, SharedPlace, ask_for_place, wait_for_place
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
@@ -124,6 +124,8 @@ class Learner:
             for mark in self._wait(call, meanwhile):
                 mark.require()
                 mark.path.unlink()
+        logs = self._config.run.dir / "logs"
+        self._call_all(LearnerActor.write_output_to, "opening its log", self._start_deadline, logs, meanwhile=meanwhile)
         address = self._address(self._start_deadline, meanwhile)
         device, *_ = self._call_all(LearnerActor.start, "starting", self._start_deadline, address, meanwhile=meanwhile)
         peak = self._config.learner.peak_flops or peak_flops(device)
@@ -355,10 +357,13 @@ class Learner:
                 if isinstance(error.cause, ValueError):
                     raise error.cause from None
                 name = f"{self._name}-{references.index(ready[0])}"
-                raise RuntimeError(f"{name} failed while {call.what}: {error}") from error
+                raise RuntimeError(f"{name} failed while {call.what}: {describe_error(error)}") from error
             except ray.exceptions.RayActorError as error:
                 name = f"{self._name}-{references.index(ready[0])}"
-                raise RuntimeError(f"{name} died while {call.what}: {error}") from error
+                raise RuntimeError(
+                    f"{name} died while {call.what}: {describe_error(error)}; its output is in "
+                    f"{self._config.run.dir}/logs/{name}.log"
+                ) from error
         answers: list[Any] = ray.get(references)
         return answers
 

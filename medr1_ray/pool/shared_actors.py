@@ -7,6 +7,8 @@ a series of small trainings would spend most of its time on starts if it did not
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -84,18 +86,26 @@ class SharedActors:
         self.rollout_actors.forget_run()
 
 
+def _to_stderr(text: str) -> None:
+    # stdout is for answers.
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
-def open_engines(config: Config, say: Callable[[str], None] = print) -> Iterator[SharedActors]:
+def open_engines(config: Config, say: Callable[[str], None] = _to_stderr) -> Iterator[SharedActors]:
     """Actors that are up, on the cluster that `config` names or a new local one; everything is ended on leaving.
 
     Raises:
         ValueError: this machine has fewer GPUs than the engines ask for, or run.dir cannot be written.
         RuntimeError: an actor did not start within `cluster.start_timeout_seconds`.
     """
+    started = time.monotonic()
+    say(f"starting {config.rollout.actors} engine{'s' * (config.rollout.actors != 1)}; half a minute or more")
     connect(config)
     try:
         actors = SharedActors(config, driver_files(config), say)
         actors.wait_until_up()
+        say(f"up after {time.monotonic() - started:.0f} s")
         yield actors
     finally:
         # Ends the actors too: they belong to this driver.

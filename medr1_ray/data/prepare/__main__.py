@@ -25,7 +25,13 @@ from medr1_ray.data.prepare.grouping import Grouping, describe, regrouped
 from medr1_ray.data.prepare.image_facts import ImageFacts
 from medr1_ray.data.prepare.image_scan import facts_of_images
 from medr1_ray.data.prepare.leakage import leakage
-from medr1_ray.data.prepare.recipes import empty_or_far, grouped_splits, own_splits, released_splits
+from medr1_ray.data.prepare.recipes import (
+    empty_or_far,
+    grouped_splits,
+    own_splits,
+    released_families,
+    released_splits,
+)
 from medr1_ray.data.prepare.sources import Source, of_omnimedvqa, of_table
 from medr1_ray.data.prepare.writing import write_prepared, write_split
 from medr1_ray.data.readers.manifest import ManifestRow
@@ -53,6 +59,10 @@ def prepare(source: Source, plan: Plan) -> None:
     Raises:
         ValueError: if no row can be used, a part that is needed is empty, or `medr1` holds no annotation files.
     """
+    if plan.medr1:
+        released_families(plan.medr1)  # before hours of reading images
+    if plan.out.exists() and not plan.out.is_dir():
+        raise ValueError(f"--out {plan.out} is a file; give a folder")
     started = time.monotonic()
     grouping = plan.grouping or source.grouping
     rows = regrouped(source.rows, grouping, source.files)

@@ -100,6 +100,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
     monkeypatch.setattr(module.ray, "kill", lambda rank: ranks.killed.append(rank.number))
     monkeypatch.setattr(module.time, "monotonic", lambda: ranks.now)
     ranks.answers["rendezvous_address"] = lambda rank: "host:1"
+    ranks.answers["write_output_to"] = lambda rank, folder: None
     ranks.answers["start"] = lambda rank, address: "cpu"
     ranks.answers["update"] = update_report
     ranks.answers["prepare"] = prepared
@@ -142,7 +143,9 @@ EQUAL = [group(name, 20, (1.0, 1.0)) for name in "xy"]
 
 def test_all_ranks_start_at_the_address_of_the_first(ranks: Ranks) -> None:
     a_learner(ranks, peak_flops=1e12).start()
-    assert ranks.asked == [(0, "rendezvous_address", ()), (0, "start", ("host:1",)), (1, "start", ("host:1",))]
+    logs, *started = [ranks.asked[:2], *ranks.asked[2:]]
+    assert [(number, method) for number, method, _ in logs] == [(0, "write_output_to"), (1, "write_output_to")]
+    assert started == [(0, "rendezvous_address", ()), (0, "start", ("host:1",)), (1, "start", ("host:1",))]
 
 
 def test_ranks_and_driver_look_for_each_others_files_before_a_model_is_loaded(ranks: Ranks, tmp_path: Path) -> None:
