@@ -128,9 +128,7 @@ class LearnerActor:
         self._patch = ImagePatcher(self._path, settings.learner.threads)
         self._engine = deepspeed_engine.build_engine(self._policy, settings.learner, settings.model.dtype)
         transport = TRANSPORTS[settings.cluster.weight_transport]
-        self._weights: Any = transport.sender(
-            self._rank, self._device, settings.cluster.sync_timeout_seconds
-        )
+        self._weights: Any = transport.sender(self._rank, self._device, settings.cluster.sync_timeout_seconds)
         self._source = deepspeed_engine.ShardedWeights(
             model, partial(is_frozen, settings.model), checkpoint_name, adapters
         )

@@ -357,8 +357,7 @@ class Learner:
             except ray.exceptions.RayActorError as error:
                 name = f"{self._name}-{references.index(ready[0])}"
                 raise RuntimeError(
-                    f"{name} died while {call.what}: {describe_error(error)}; its output is in "
-                    f"{self._config.run.dir}/logs/{name}.log"
+                    f"{name} died while {call.what}: {describe_error(error)} (see logs/{name}.log in run.dir)"
                 ) from error
         answers: list[Any] = ray.get(references)
         return answers

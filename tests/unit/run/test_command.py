@@ -76,34 +76,12 @@ def test_a_dry_run_prints_and_starts_nothing(
     assert runs.given == []
 
 
-def test_a_model_that_cannot_be_used_is_found_before_anything_starts(
-    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "dry_run", lambda config: "the report")
-    runs = Runs()
-    assert run("grpo", runs, "--config", file, "model.path=Qwen/Qwen2-VL-2B-Instruct", "--dry-run") == 1
-    assert run("sft", runs, "--config", file, "data.image_size=1024", "--dry-run") == 1
-    first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("error: a start would fail: model.path: 'Qwen/Qwen2-VL-2B-Instruct' is not a folder here")
-    assert second.startswith("error: a start would fail: data.image_size=1024 is outside what the image processor of")
-    assert runs.given == []
-
-
-def test_a_dry_run_needs_no_checkpoint_where_a_shape_is_given(
-    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "dry_run", lambda config: "a report")
-    shape = [f"model.shape={tiny_model_path()}", "model.path=models/not-here-yet"]
-    runs = Runs()
-    assert run("grpo", runs, "--config", file, *shape, "--dry-run") == 0
-    assert capsys.readouterr().err == ""
-    assert runs.given == []
 def test_a_dry_run_names_what_a_start_would_fail_of(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "dry_run", lambda config: "the report")
     saved(tmp_path, step=2, given=["--config", file])
-    wrong = ["reward.functions={acuracy: 1}", "data.modalities=[Xray]", "rollout.max_tokens=2"]
+    wrong = ["reward.functions.acuracy=1", "data.modalities=[Xray]", "rollout.max_tokens=2"]
     assert run("grpo", Runs(), "--config", file, *wrong, "--dry-run") == 1
     said = capsys.readouterr()
     assert said.out == "the report\n"
@@ -142,6 +120,31 @@ def test_a_stopped_run_says_how_to_go_on(file: str, tmp_path: Path, capsys: pyte
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"stopped by SIGTERM: {tmp_path}/checkpoints/checkpoint-3 is saved; go on with"
     assert second.endswith(f"python -m medr1_ray.train --config {file} train.seed=1 --resume")
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_model_that_cannot_be_used_is_found_before_anything_starts(
+    file: str, capsys: pytest.CaptureFixture[str], dry: list[str]
+) -> None:
+    runs = Runs()
+    assert run("grpo", runs, "--config", file, "model.path=Qwen/Qwen2-VL-2B-Instruct", *dry) == 1
+    assert run("sft", runs, "--config", file, "data.image_size=1024", *dry) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: model.path: 'Qwen/Qwen2-VL-2B-Instruct' is not a folder here")
+    assert second.startswith("error: data.image_size=1024: the image processor of")
+    assert runs.given == []
+
+
+def test_a_dry_run_needs_no_checkpoint_where_a_shape_is_given(
+    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "dry_run", lambda config: "a report")
+    shape = [f"model.shape={tiny_model_path()}", "model.path=models/not-here-yet"]
+    runs = Runs()
+    assert run("grpo", runs, "--config", file, *shape, "--dry-run") == 0
+    assert run("grpo", runs, "--config", file, *shape) == 1
+    assert "'models/not-here-yet' does not exist" in capsys.readouterr().err
+    assert runs.given == []
 
 
 def test_settings_of_grpo_serve_the_supervised_baseline_and_not_the_other_way_round(
