@@ -11,10 +11,11 @@ from pathlib import Path
 from medr1_ray.config import DataSettings
 from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates
 from medr1_ray.data.phantoms import ensure_dataset
+from medr1_ray.data.prepare.scans import proposal
 from medr1_ray.data.readers.medr1 import read_medr1_files
 from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
 from medr1_ray.data.readers.prepared import PARTS, read_split
-from medr1_ray.data.readers.rows import Dropped, ReadResult, dropped_by_reason
+from medr1_ray.data.readers.rows import Dropped, ReadResult, dropped_by_reason, relative_path
 from medr1_ray.data.readers.table.reader import TableReader
 from medr1_ray.data.splits import split_by_image
 from medr1_ray.data.stream import visits_per_epoch
@@ -62,7 +63,7 @@ class Dataset:
         many = len(self.dropped) > max(_FEW, _FEW_OF_ALL * (len(self.dropped) + len(self.train) + len(self.evaluation)))
         return (
             f"{'WARNING: many rows dropped' if many else 'dropped'}: {len(self.dropped)} rows: "
-            f"{_counts(dropped_by_reason(self.dropped))}; the first is row {first.row} of {first.file}"
+            f"{_counts(dropped_by_reason(self.dropped))}; the first is row {first.row} (from 0) of {first.file}"
         )
 
 
@@ -158,6 +159,8 @@ def _read(settings: DataSettings) -> _Sides:
 def _of_table(settings: DataSettings) -> _Sides:
     assert settings.table is not None  # config/checks.py requires it for this format
     image_root = settings.image_root or settings.root
+    if not image_root.is_dir():
+        raise ValueError(f"data.image_root={image_root} is not a folder; give the one that image paths start from")
     reader = TableReader(settings.table, settings.root, image_root, images_needed=True)
     if reader.embedded:
         raise ValueError(
@@ -169,9 +172,16 @@ def _of_table(settings: DataSettings) -> _Sides:
     if table.has_parts:
         parts = {part: tuple(row.question for row in table.rows if row.part == part) for part in PARTS}
         return _sides(parts, settings, f"data.table.file={settings.table.file}", table.dropped, table.understood)
-    groups = [row.group for row in table.rows] if table.has_groups else None
     questions = tuple(row.question for row in table.rows)
-    return _divided(questions, image_root, settings, table.dropped, table.understood, groups)
+    if table.has_groups:
+        groups = [row.group for row in table.rows]
+        return _divided(questions, image_root, settings, table.dropped, table.understood, groups)
+    found = proposal({relative_path(image_root, question.image_path) for question in questions})
+    alone = () if found is None else (
+        f"images are split one by one, but by their file names some may belong together: {found}; a column that names "
+        "the patient (data.table.columns.group), or medr1_ray.data.prepare with --groups paths, keeps them together",
+    )
+    return _divided(questions, image_root, settings, table.dropped, (*table.understood, *alone))
 
 
 def _sides(

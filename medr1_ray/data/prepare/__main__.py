@@ -66,7 +66,10 @@ def prepare(source: Source, plan: Plan) -> None:
         for reason, rest in account[what].items():
             print(f"{title}: {rest['rows']} rows: {reason} ({', '.join(rest['first'])}, ...)")
     if not account["questions"]:
-        raise ValueError("no row can be used, for the reasons above; mend the data and run this again")
+        raise ValueError(
+            "no row can be used, for the reasons above; mend the data and run this again (--table also reads answers "
+            "that are letters or numbers, and other names of columns)"
+        )
     print(describe(rows, grouping))
     splits = list(own_splits(rows, source.parts) if source.parts else grouped_splits(rows, plan.seed))
     _require_both_sides(splits[0], rows)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from medr1_ray.data.prepare.scans import scan_of
+from medr1_ray.data.prepare.scans import described, proposal, scan_of
 from medr1_ray.data.readers.manifest import ManifestRow
 
 Grouping = Literal["column", "paths", "images"]
@@ -23,20 +23,14 @@ def regrouped(rows: Sequence[ManifestRow], grouping: Grouping) -> list[ManifestR
 
 def describe(rows: Sequence[ManifestRow], grouping: Grouping) -> str:
     """Return what the groups of these rows are, and what else they could be, in one line."""
-    images = {row.image_path: row.scan for row in rows if row.left_out is None and row.image_path is not None}
+    images = {row.image_path: str(row.scan) for row in rows if row.left_out is None and row.image_path is not None}
     if grouping != "images":
         source = "file names" if grouping == "paths" else "the group column"
-        return f"groups, from {source}: {_sizes(images.values())}; --groups images splits image by image"
-    proposed = [scan_of(path) for path in images]
-    if len(set(proposed)) == len(images):
-        return f"groups: each of the {len(images)} images on its own"
+        return f"groups, from {source}: {described(Counter(images.values()))}; --groups images splits image by image"
+    alone, found = f"groups: each of the {len(images)} images on its own", proposal(images)
+    if found is None:
+        return alone
     return (
-        f"groups: each of the {len(images)} images on its own. By their file names some may belong together: "
-        f"{_sizes(proposed)}; --groups paths keeps these whole, a column that names the patient is better"
+        f"{alone}. By their file names some may belong together: {found}; --groups paths keeps these whole, a column "
+        "that names the patient is better"
     )
-
-
-def _sizes(scans: Iterable[str | None]) -> str:
-    sizes = Counter(scans)
-    largest = ", ".join(f"{scan} {count}" for scan, count in sizes.most_common(3))
-    return f"{sizes.total()} images in {len(sizes)} groups, the largest {largest}"

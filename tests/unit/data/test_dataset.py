@@ -199,7 +199,8 @@ def test_a_table_with_parts(tmp_path: Path) -> None:
 def test_many_dropped_rows_are_loud(tmp_path: Path) -> None:
     settings = table(tmp_path)
     (tmp_path / "images" / "1.png").unlink()
-    assert "dropped: 1 rows: image file not found 1; the first is row 1 of x" in open_dataset(settings).description
+    said = open_dataset(settings).description
+    assert "dropped: 1 rows: image file not found 1; the first is row 1 (from 0) of x" in said
     for index in range(5, 9):
         (tmp_path / "images" / f"{index}.png").unlink()
     assert "WARNING: many rows dropped: 5 rows: image file not found 5" in open_dataset(settings).description
@@ -215,6 +216,22 @@ def test_one_group_cannot_be_split(tmp_path: Path) -> None:
         ValueError, match=r"no evaluation question is left.*the largest \(group first\) has 20"
     ):
         open_dataset(one)
+
+
+def test_what_file_names_tell_is_said_and_not_used(tmp_path: Path) -> None:
+    settings = table(tmp_path, rows=20)
+    text = (tmp_path / "x.csv").read_text().replace("patient", "note")
+    for index in range(20):
+        (tmp_path / "images" / f"{index}.png").rename(tmp_path / "images" / f"img1_{index:04}.png")
+        text = text.replace(f"\n{index}.png", f"\nimg1_{index:04}.png")
+    (tmp_path / "x.csv").write_text(text)
+    dataset = open_dataset(settings)
+    assert (len(dataset.train), len(dataset.evaluation)) == (16, 4)
+    assert "by their file names some may belong together: 20 images in 1 group, the largest img1 with 20" in (
+        dataset.description
+    )
+    with pytest.raises(ValueError, match=r"data\.image_root=.*nowhere is not a folder"):
+        open_dataset(settings.model_copy(update={"image_root": tmp_path / "nowhere"}))
 
 
 def test_images_in_the_table_itself_are_prepared_first(tmp_path: Path) -> None:
