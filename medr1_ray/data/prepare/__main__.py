@@ -72,7 +72,7 @@ def prepare(source: Source, plan: Plan) -> None:
         )
     print(describe(rows, grouping))
     splits = list(own_splits(rows, source.parts) if source.parts else grouped_splits(rows, plan.seed))
-    _require_both_sides(splits[0], rows)
+    _require_both_sides(splits[0], rows, grouping)
     if plan.medr1:
         splits += released_splits(rows, source.root, plan.medr1)
     by_id = {row.id: row for row in rows if row.left_out is None}
@@ -93,13 +93,18 @@ def prepare(source: Source, plan: Plan) -> None:
     print(f"train on it with data.format=prepared data.root={plan.out} data.split={splits[0].name}{part}")
 
 
-def _require_both_sides(split: Split, rows: Sequence[ManifestRow]) -> None:
+def _require_both_sides(split: Split, rows: Sequence[ManifestRow], grouping: Grouping) -> None:
     """Raise ValueError if there is nothing to train on, or nothing to evaluate on."""
     if split.parts["train"] and (split.parts["validation"] or split.parts["test"]):
         return
     counts = ", ".join(f"{part} {len(ids)}" for part, ids in split.parts.items())
-    advice = "name both training and held-out rows" if split.name == "own" else "--groups images splits image by image"
-    raise ValueError(f"split {split.name}: {counts}: {empty_or_far(split, rows)}; {advice}, or add data")
+    if split.seed is None:
+        advice = "name both training and held-out rows"
+    elif grouping == "images":
+        advice = "add images, or divide all modalities together (--columns modality=)"
+    else:
+        advice = "--groups images splits image by image"
+    raise ValueError(f"split {split.name}: {counts}: {empty_or_far(split, rows)}; {advice}")
 
 
 def _with_image(row: ManifestRow, facts: Mapping[str, ImageFacts]) -> ManifestRow:
@@ -158,6 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: give a number of 1 or more")
     try:
+        if options.out.exists() and not options.out.is_dir():
+            raise ValueError(f"--out {options.out} is a file; give a folder")
         source = _source(options)
         plan = Plan(options.out, options.groups, options.medr1, options.seed, options.workers)
         prepare(source, plan)

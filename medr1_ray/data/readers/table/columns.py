@@ -86,7 +86,7 @@ def find_columns(names: Sequence[str], given: TableColumns, table: str) -> Colum
         if found[key] is None:
             raise ValueError(
                 f"{table}: no column is known to hold the {key}; it has {', '.join(names)}; name it with "
-                f"data.table.columns.{key}"
+                f"data.table.columns.{key}=NAME (prepare: --columns {key}=NAME)"
             )
     if given.id is not None and given.id not in names:
         raise _absent("id", given.id, names, table)
@@ -110,7 +110,7 @@ def _find(key: str, names: Sequence[str], given: str | None, table: str) -> str 
         if len(found) > 1:
             raise ValueError(
                 f"{table}: {' and '.join(found)} may each hold the {key}; it has {', '.join(names)}; choose with "
-                f"data.table.columns.{key}={found[0]}"
+                f"data.table.columns.{key}={found[0]} (prepare: --columns {key}={found[0]})"
             )
         if found:
             return found[0]
@@ -141,7 +141,7 @@ def _options(names: Sequence[str], given: str | tuple[str, ...] | None, table: s
     if len(series) > 1:
         raise ValueError(
             f"{table}: {' or '.join(', '.join(columns) for columns in series)} may hold the options; choose with "
-            f"data.table.columns.options=[{', '.join(series[0])}]"
+            f"data.table.columns.options=[{', '.join(series[0])}] (prepare: --columns options={','.join(series[0])})"
         )
     return series[0] if series else ()
 

@@ -143,7 +143,7 @@ class TableReader:
             ways = self._ways(drafts)
         except Ambiguous as error:
             raise ValueError(
-                f"data.table.answers=null: {self.path}: {error}; set it to one of {', '.join(NAMES)}"
+                f"data.table.answers=null: {self.path}: {error}; set it (prepare: --answers) to {', '.join(NAMES)}"
             ) from None
         ids = Counter(draft.id for draft in drafts)
         rows = []
