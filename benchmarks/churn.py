@@ -29,6 +29,8 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
+from medr1_ray.base.command_line import run_to_status
+
 ROOT = Path(__file__).parents[1]
 STAGED = Path("/dev/shm") / f"medr1_ray-{os.getuid()}"
 LABELS = "{learner: {role: head}, reward: {role: head}, rollout: {role: rollout}}"
@@ -168,7 +170,19 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("settings", nargs="*", help="key.sub=value, as for medr1_ray.train")
     arguments = parser.parse_args()
-    undisturbed = json.loads(arguments.against.read_text())["eval"]["after"]
+    return run_to_status(lambda ending: compare(arguments))
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Train under disturbances and print the comparison.
+
+    Raises:
+        ValueError: `--against` is not the summary of a finished run.
+    """
+    try:
+        undisturbed = json.loads(arguments.against.read_text())["eval"]["after"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"--against {arguments.against} is not the summary.json of a finished run ({error})") from None
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ.pop("RAY_ADDRESS", None)
     with tempfile.TemporaryDirectory() as folder, rollout_cluster() as cluster:

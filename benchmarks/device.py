@@ -1,6 +1,6 @@
 """Training step with shared prompts on one GPU, at Qwen2-VL-2B's full shape, with torch and transformers alone.
 
-    python benchmarks/device.py [--quick] [--json] [--model qwen2vl_2b] [--device cuda] [--profile]
+    python -m benchmarks.device [--quick] [--json] [--model qwen2vl_2b] [--device cuda] [--profile]
 
 `ours` packs each group into one row under the block-sparse mask (FlexAttention); `theirs` has one row per completion,
 each with the prompt and its image. Both run forward, backward and fused AdamW in bfloat16 on random weights, in turns.
@@ -17,10 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from helpers.common import Result, command, interleaved, median_seconds, progress
-from helpers.shapes import Shape, checkpoint, random_groups, run_config, update_request
 from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
+from benchmarks.helpers.common import Result, command, interleaved, median_seconds, progress
+from benchmarks.helpers.shapes import Shape, checkpoint, random_groups, run_config, update_request
 from medr1_ray.model.attention import SHARED_PROMPT_ATTENTION
 from medr1_ray.model.image_patches import ImagePatcher
 from medr1_ray.model.operations import forward_flops, peak_flops

@@ -1,6 +1,6 @@
 """Learner update with shared prompts, against plain rows and against bare forward and backward passes.
 
-    python benchmarks/learner.py [--quick] [--json]
+    python -m benchmarks.learner [--quick] [--json]
 
 `ours` is a whole update of the learner rank (patches, packing, forward, backward, DeepSpeed's optimizer step). In turns
 with it run the same update on plain rows (one per completion), and bare forward and backward passes over tensors that
@@ -17,10 +17,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from helpers import bare
-from helpers.common import Result, command, interleaved, median_seconds, progress
-from helpers.shapes import Shape, random_groups, run_config, update_request
-
+from benchmarks.helpers import bare
+from benchmarks.helpers.common import Result, command, interleaved, median_seconds, progress
+from benchmarks.helpers.shapes import Shape, random_groups, run_config, update_request
 from medr1_ray.config import Config
 from medr1_ray.learner.actor import LearnerActor
 from medr1_ray.learner.messages import RankSettings

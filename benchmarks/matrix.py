@@ -26,6 +26,7 @@ from benchmarks.helpers.matrix_lane import end_with_parent, train_row
 from benchmarks.helpers.matrix_settings import MatrixSettings, Trained, load_matrix_settings, rows
 from benchmarks.helpers.matrix_tables import collect, write_tables
 from medr1_ray.base.append_log import AppendLog
+from medr1_ray.base.command_line import Ending, run_to_status
 
 
 def run(settings: MatrixSettings) -> None:
@@ -88,14 +89,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="YAML, see benchmarks/helpers/matrix_settings.py")
     parser.add_argument("--out", type=Path, help="output folder, instead of the file's `out`")
     options = parser.parse_args(arguments)
-    try:
+
+    def work(ending: Ending) -> int:
+        ending.how_to_go_on = lambda: "what is done is kept; the same command continues"
         settings = load_matrix_settings(options.config)
         run(settings.model_copy(update={"out": (options.out or settings.out).absolute()}))
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.out or settings.out}/results.md")
-    return 0
+        print(f"{options.out or settings.out}/results.md")
+        return 0
+
+    return run_to_status(work)
 
 
 if __name__ == "__main__":

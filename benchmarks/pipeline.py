@@ -1,6 +1,6 @@
 """Whole training steps, synchronous and asynchronous, against the sum and the maximum of their bare parts.
 
-    python benchmarks/pipeline.py [--quick] [--json]
+    python -m benchmarks.pipeline [--quick] [--json]
 
 `ours` is the median step of a session (the loop of `medr1_ray/train.py`). The bare parts, which take turns with two
 synchronous steps: AsyncLLMs that generate a step's completions in parallel, as many as the run has engines; forward,
@@ -19,11 +19,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
-from helpers import bare
-from helpers.common import Result, command, interleaved, median_seconds, progress
-from helpers.session_steps import our_steps, step_config
-from helpers.shapes import Shape, checkpoint, open_stream, random_groups, tensors_of
 
+from benchmarks.helpers import bare
+from benchmarks.helpers.common import Result, command, interleaved, median_seconds, progress
+from benchmarks.helpers.session_steps import our_steps, step_config
+from benchmarks.helpers.shapes import Shape, checkpoint, open_stream, random_groups, tensors_of
 from medr1_ray.types import Sampling
 
 SHAPES = (Shape("bench30m", 4, 8, 12), Shape("tiny", 32, 8, 12))

@@ -1,6 +1,6 @@
 """Our rollout actor against a bare AsyncLLM, with the same prompts and sampling and only final outputs.
 
-    python benchmarks/rollout.py [--quick] [--json]
+    python -m benchmarks.rollout [--quick] [--json]
 
 `ours` is what the rollout pool does: one Ray call per group, which carries the image, and answers as `Completions` with
 decoded texts. Each side has its own engine, with the run's engine arguments. Every round takes new prompts, since the
@@ -14,14 +14,15 @@ import sys
 import time
 
 import ray
-from helpers import bare
-from helpers.common import Result, command, interleaved, median_seconds, progress
-from helpers.shapes import Shape, checkpoint, open_stream, run_config
 
+from benchmarks.helpers import bare
+from benchmarks.helpers.common import Result, command, interleaved, median_seconds, progress
+from benchmarks.helpers.shapes import Shape, checkpoint, open_stream, run_config
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.cluster.connect import connect
 from medr1_ray.config import Config
-from medr1_ray.model.checkpoint_files import checkpoint_name, load_model
+from medr1_ray.model.checkpoint_files import load_model
+from medr1_ray.model.family import checkpoint_name
 from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Sampling

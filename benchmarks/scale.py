@@ -1,6 +1,6 @@
 """Scaling of the driver: how many engines one driver keeps busy.
 
-    python benchmarks/scale.py [--quick] [--json]
+    python -m benchmarks.scale [--quick] [--json]
 
 Measured: the real rollout pool, prompt stream, reward actor and ledger, with 1 to 64 rollout actors that are processes
 without an engine (`medr1_ray/rollout/fake_actor.py`): each answers one group at a time, after a given latency.
@@ -22,9 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
-from helpers.common import Result, command, progress
-from helpers.shapes import WORK, Shape, open_stream, run_config
 
+from benchmarks.helpers.common import Result, command, progress
+from benchmarks.helpers.shapes import WORK, Shape, open_stream, run_config
 from medr1_ray.cluster.pending_calls import PendingCalls
 from medr1_ray.config import Config
 from medr1_ray.pool.actors import RolloutActors

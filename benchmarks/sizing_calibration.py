@@ -1,6 +1,6 @@
 """Fit the `hardware` settings on the tiny model, predict larger steps with them, and compare with measured steps.
 
-    python benchmarks/sizing_calibration.py [--repetitions 5] [--json result.json] [--hardware cpu.yaml]
+    python -m benchmarks.sizing_calibration [--repetitions 5] [--json result.json] [--hardware cpu.yaml]
 
 `helpers/hardware_fit.py` fits the settings to steps of the tiny model's shape. With them, `medr1_ray.sizing.time`
 predicts steps of `bench30m` (hidden 512, 8 layers, vision depth 4) and of the tiny model with other group sizes; none
@@ -24,9 +24,10 @@ from typing import Any
 
 import ray
 import yaml
-from helpers.hardware_fit import Measured, fit, machine_rates, step_size
-from helpers.step_measurement import Bench, Case, StepSeconds, write_model
 
+from benchmarks.helpers.hardware_fit import Measured, fit, machine_rates, step_size
+from benchmarks.helpers.step_measurement import Bench, Case, StepSeconds, write_model
+from medr1_ray.base.command_line import run_to_status
 from medr1_ray.config import Config
 from medr1_ray.model.shape import ModelShape, read_shape
 from medr1_ray.sizing.time import step_time
@@ -65,6 +66,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write all measurements and predictions to this file")
     parser.add_argument("--hardware", type=Path, help="write the fitted settings to this YAML file, for --config")
     options = parser.parse_args()
+    return run_to_status(lambda ending: calibrate(options))
+
+
+def calibrate(options: argparse.Namespace) -> int:
+    """Measure, fit, predict and print; return 1 if a predicted step is too far off."""
     load_before = os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
         models = {name: write_model(name, Path(scratch) / name) for name in ("tiny", "bench30m")}

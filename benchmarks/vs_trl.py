@@ -1,6 +1,6 @@
 """Whole GRPO steps against TRL's GRPOTrainer, in completions per second; TRL's steps run before and after ours.
 
-    python benchmarks/vs_trl.py --trl-python /path/to/env/bin/python [--trl-vllm] [--quick] [--json]
+    python -m benchmarks.vs_trl --trl-python /path/to/env/bin/python [--trl-vllm] [--quick] [--json]
 
 TRL runs in an environment of its own (`pip install trl==1.16.0 transformers==5.19.0`, with the same torch), since its
 dependencies are not the package's. Both sides get the same weights, prompts, images, group size, completion length
@@ -22,11 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from helpers.common import Result, command, median_seconds, progress
-from helpers.session_steps import our_steps, step_config
-from helpers.shapes import ROOT, WORK, Shape, checkpoint, open_stream
 from PIL import Image
 
+from benchmarks.helpers.common import Result, command, median_seconds, progress
+from benchmarks.helpers.session_steps import our_steps, step_config
+from benchmarks.helpers.shapes import ROOT, WORK, Shape, checkpoint, open_stream
 from medr1_ray.config import Config
 from medr1_ray.data.prompt_templates import user_text
 
@@ -110,7 +110,7 @@ def write_prompts(config: Config, shape: Shape) -> Path:
     rows = []
     for number, prompt in enumerate(open_stream(config).take(PROMPTS)):
         Image.fromarray(prompt.image).save(folder / f"{number}.png")
-        rows.append({"text": user_text(prompt.question, config.mode), "image": f"{number}.png"})
+        rows.append({"text": user_text(prompt.question, config.mode, config.prompt), "image": f"{number}.png"})
     (folder / "prompts.json").write_text(json.dumps(rows))
     return folder
 

@@ -1,6 +1,6 @@
 """Weight sync from the learner's tensors to a serving engine, compared with a plain copy of the same bytes.
 
-    python benchmarks/weight_sync.py [--quick] [--json]
+    python -m benchmarks.weight_sync [--quick] [--json]
 
 `ours` is everything between the learner's tensors and the engine's next token: buckets, digests, transport, checks and
 loading. `theirs`, in turns with it, is one copy of the same bytes into newly allocated memory. Requests are in flight
@@ -17,10 +17,10 @@ import time
 
 import ray
 import torch
-from helpers.bare import plain_copy
-from helpers.common import Result, command, interleaved, median_seconds, progress
-from helpers.shapes import Shape, open_stream, run_config, tensors_of
 
+from benchmarks.helpers.bare import plain_copy
+from benchmarks.helpers.common import Result, command, interleaved, median_seconds, progress
+from benchmarks.helpers.shapes import Shape, open_stream, run_config, tensors_of
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.cluster.connect import connect
 from medr1_ray.config import Config

@@ -11,15 +11,19 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.evaluation.answering import (
     COLUMNS,
     answer,
     describe_answer,
+    encode,
     make_question,
     read_questions,
+    require_writable,
+    without_engines,
     write_answers,
 )
-from medr1_ray.evaluation.settings import answering_config
+from medr1_ray.evaluation.settings import answering_config, describe_asking
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode
 
@@ -30,39 +34,47 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
     parser.add_argument("--image", type=Path, required=True, help="an image file; with --csv the folder of the images")
     parser.add_argument("--question", help="the question, without its options")
-    parser.add_argument("--options", help="2 to 8 options, separated by semicolons")
+    parser.add_argument("--options", help="2 to 26 options, separated by semicolons")
     parser.add_argument("--csv", type=Path, help=f"a file of questions, with columns {', '.join(COLUMNS)}")
     parser.add_argument("--out", type=Path, default=Path("answers.csv"), help="file for the answers to --csv")
     parser.add_argument("--mode", choices=get_args(Mode), help="default: that of the model's run, else no_think")
     parser.add_argument("--config", type=Path, action="append", help="YAML file; default: that of the model's run")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that override the files")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        if bool(options.csv) == bool(options.question and options.options):
-            raise ValueError("give --question and --options, or --csv, but not both")
-        if options.csv:
-            questions, problems = read_questions(options.csv, options.image)
-        else:
-            questions, problems = [make_question("2", options.image, options.question, options.options)], {}
-        checkpoint = resolve_checkpoint(options.model)
-        config = answering_config(
-            checkpoint, mode=options.mode, files=options.config or [], overrides=options.overrides
-        )
+    return run_to_status(lambda ending: _answer(options, ending))
+
+
+def _answer(options: argparse.Namespace, ending: Ending) -> int:
+    ending.how_to_go_on = lambda: "no answers were written"
+    if bool(options.csv) == bool(options.question and options.options):
+        raise ValueError("give --question and --options, or --csv, but not both")
+    if options.csv:
+        require_writable(options.out)
+        questions, problems = read_questions(options.csv, options.image)
+    else:
+        questions, problems = [make_question("2", options.image, options.question, options.options)], {}
+    checkpoint = resolve_checkpoint(options.model)
+    config = answering_config(checkpoint, mode=options.mode, files=options.config or [], overrides=options.overrides)
+    ending.logs = config.run.dir / "logs"
+    # Before the engines, which take half a minute to start: what they would be asked.
+    encoded = encode(config, questions)
+    answers = without_engines(questions, encoded)
+    if not options.csv and answers:
+        raise ValueError(f"--image {options.image}: {answers[0].problem}")
+    if len(answers) < len(questions):
         from medr1_ray.evaluation.inference import open_inference
 
+        print(describe_asking(config), file=sys.stderr)
         with open_inference(config) as inference:
             inference.load(checkpoint)
-            answers = answer(inference.pool, config, questions)
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+            answers = answer(inference.pool, config, questions, encoded)
     if not options.csv:
         print(describe_answer(answers[0]))
-        return 0 if answers[0].completion else 1
+        return 0
     write_answers(options.out, answers, problems)
     unanswered = len(problems) + sum(each.letter is None for each in answers)
     print(f"{options.out}: {len(answers) + len(problems)} rows, {unanswered} without an answer")
-    return 0
+    return 0 if unanswered < len(answers) + len(problems) else 1
 
 
 if __name__ == "__main__":

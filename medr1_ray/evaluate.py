@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.evaluation.evaluate import Plan, evaluate
 from medr1_ray.evaluation.passes import SCORINGS
-from medr1_ray.evaluation.settings import evaluation_config
+from medr1_ray.evaluation.settings import describe_asking, evaluation_config
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode
 
@@ -29,24 +30,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, action="append", help="YAML file; default: that of the model's run")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that override the files")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        if options.samples < 0:
-            raise ValueError(f"--samples {options.samples} is negative: give the samples per question, or 0 for none")
-        checkpoint = resolve_checkpoint(options.model)
-        config = evaluation_config(
-            checkpoint,
-            data=options.data,
-            split=options.split,
-            mode=options.mode,
-            out=options.out,
-            files=options.config or [],
-            overrides=options.overrides,
-        )
-        plan = Plan(options.split, tuple(options.scoring), options.samples, options.questions, options.against)
-        report = evaluate(config, plan)
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_to_status(lambda ending: _evaluate(options, ending))
+
+
+def _evaluate(options: argparse.Namespace, ending: Ending) -> int:
+    if options.samples < 0:
+        raise ValueError(f"--samples {options.samples} is negative: give the samples per question, or 0 for none")
+    if options.questions is not None and options.questions < 1:
+        raise ValueError(f"--questions {options.questions}: give 1 or more, or leave it out to ask all")
+    checkpoint = resolve_checkpoint(options.model)
+    config = evaluation_config(
+        checkpoint,
+        data=options.data,
+        split=options.split,
+        mode=options.mode,
+        out=options.out,
+        files=options.config or [],
+        overrides=options.overrides,
+    )
+    ending.logs = config.run.dir / "logs"
+    ending.how_to_go_on = lambda: f"the answers so far are in {config.run.dir}; the same command continues"
+    print(describe_asking(config), file=sys.stderr)
+    plan = Plan(options.split, tuple(options.scoring), options.samples, options.questions, options.against)
+    report = evaluate(config, plan)
     print("\n".join(report.verdict))
     print(f"{config.run.dir}/report.md")
     return 0

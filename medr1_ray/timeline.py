@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.records.timeline import write_timeline
 
 
@@ -16,12 +17,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="first step of the trace")
     parser.add_argument("--last", type=int, default=sys.maxsize, help="last step of the trace")
     options = parser.parse_args(arguments)
-    try:
+
+    def work(ending: Ending) -> int:
         print(write_timeline(options.run, options.first, options.last))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    return run_to_status(work)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 Mode = Literal["think", "no_think", "think_after"]
 
-LETTERS = "ABCDEFGH"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
 class Question:
     """One multiple-choice question about one image, as a data reader yields it.
 
-    `options` has 2 to 8 texts; `answer` indexes it. `modality` and `question_type` are the canonical names
+    `options` has 2 to 26 texts; `answer` indexes it. `modality` and `question_type` are the canonical names
     of `medr1_ray.data.questions`. `image_path` is absolute.
     """
 

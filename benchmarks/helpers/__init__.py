@@ -7,7 +7,5 @@
     matrix_settings, matrix_lane, matrix_evaluation, matrix_tables, heat_maps
                                          for `matrix.py`: settings, training, evaluation, tables and pictures
 
-A command that is run by its path (`python benchmarks/device.py`) imports `helpers.x`; `matrix.py`, which is run from
-the repository's root as `python -m benchmarks.matrix`, imports `benchmarks.helpers.x`. Helpers import each other
-relatively, which works in both cases.
+Commands are run from the repository's root, as `python -m benchmarks.<name>`.
 """

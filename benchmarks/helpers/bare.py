@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.helpers.shapes import Shape, update_request
 from medr1_ray.config import Config
 from medr1_ray.model import packing
 from medr1_ray.model.checkpoint_files import load_model
@@ -27,8 +28,6 @@ from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Group, Prompt, Sampling
-
-from .shapes import Shape, update_request
 
 Turn = Callable[[Any], Any]
 """Takes a request, returns its answer."""

@@ -1,6 +1,6 @@
 """Shared parts of the benchmark commands: options, interleaved timing, machine load and the printed results.
 
-A benchmark is a command, `python benchmarks/<name>.py [--quick] [--json]`. The two sides of a comparison take turns
+A benchmark is a command, `python -m benchmarks.<name> [--quick] [--json]`. The two sides of a comparison take turns
 within one process tree (B A, A B, B A, ...), so that both see the same machine, and their medians are compared.
 """
 
@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from medr1_ray.base.command_line import Ending, run_to_status
 
 LOAD_SAMPLE_SECONDS = 0.5
 
@@ -94,15 +96,18 @@ def command(
     if options:
         options(parser)
     arguments = parser.parse_args()
+    return run_to_status(lambda ending: _measure(benchmark, arguments, ending))
+
+
+def _measure(
+    benchmark: Callable[[argparse.Namespace], list[Result]], arguments: argparse.Namespace, ending: Ending
+) -> int:
     # All sides inherit it; our learner sets the same. OpenMP threads that spin on busy cores would make a side look
     # many times slower than it is.
     os.environ["OMP_WAIT_POLICY"] = "passive"
     before = Load.now()
-    try:
-        results = benchmark(arguments)
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    ending.how_to_go_on = lambda: "nothing is kept of what was measured"
+    results = benchmark(arguments)
     load = {"before": asdict(before), "after": asdict(Load.now())}
     for result in results:
         limit = "" if result.of_limit is None else f", {result.of_limit:.2f} of the limit"

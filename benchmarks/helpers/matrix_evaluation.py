@@ -9,17 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from medr1_ray.config import Config
-from medr1_ray.config.loading import load_config
-from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
-from medr1_ray.data.encoding import PromptEncoder
-from medr1_ray.evaluation.folder import EvaluationFolder, questions_digest
-from medr1_ray.evaluation.passes import BLINDED, IMAGE, Pass, letter_passes
-from medr1_ray.evaluation.settings import without_learner
-from medr1_ray.model.checkpoint_files import resolve_checkpoint
-from medr1_ray.types import Mode, Question
-
-from .matrix_settings import (
+from benchmarks.helpers.matrix_settings import (
     NAMES,
     Axis,
     MatrixSettings,
@@ -29,6 +19,15 @@ from .matrix_settings import (
     rows,
     run_directory,
 )
+from medr1_ray.config import Config
+from medr1_ray.config.loading import load_config
+from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
+from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.evaluation.folder import EvaluationFolder, questions_digest
+from medr1_ray.evaluation.passes import BLINDED, IMAGE, Pass, letter_passes
+from medr1_ray.evaluation.settings import without_learner
+from medr1_ray.model.checkpoint_files import resolve_checkpoint
+from medr1_ray.types import Mode, Question
 
 BLANK = BLINDED[0]
 

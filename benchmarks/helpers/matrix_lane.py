@@ -19,10 +19,9 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.helpers.matrix_settings import MatrixSettings, Trained, overrides, run_directory
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
-
-from .matrix_settings import MatrixSettings, Trained, overrides, run_directory
 
 if TYPE_CHECKING:
     from medr1_ray.pool.shared_actors import SharedActors

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from medr1_ray.config import Config
 from medr1_ray.config.field_types import PositiveInt, Settings
-from medr1_ray.config.loading import load_config
+from medr1_ray.config.loading import explain, load_config
 from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES, UNKNOWN
 from medr1_ray.types import Mode, Question
 
@@ -76,8 +76,13 @@ def load_matrix_settings(path: Path) -> MatrixSettings:
     """
     try:
         return MatrixSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise ValueError(f"--config {path}: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ValueError(f"--config {path} cannot be read as YAML ({reason}); give a file of configs/matrix") from None
+    except ValidationError as error:
+        problems = "; ".join(explain(details, MatrixSettings) for details in error.errors())
+    # Outside the handler, so that pydantic's own error is not shown as the cause.
+    raise ValueError(f"--config {path}: {problems}")
 
 
 def rows(settings: MatrixSettings) -> Iterator[Trained]:

@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.helpers.matrix_evaluation import BLANK, evaluation_folder, everything, held_out_questions
+from benchmarks.helpers.matrix_settings import BASE, NAMES, Axis, MatrixSettings, Trained, column_of
 from medr1_ray.data.blind_prior import BlindPrior
 from medr1_ray.evaluation.folder import read_answers
 from medr1_ray.evaluation.passes import IMAGE
 from medr1_ray.evaluation.uncertainty import FEW_IMAGES, REPLICATES, Interval, accuracy_interval, interval
 from medr1_ray.types import Mode, Question
-
-from .matrix_evaluation import BLANK, evaluation_folder, everything, held_out_questions
-from .matrix_settings import BASE, NAMES, Axis, MatrixSettings, Trained, column_of
 
 MARKS = "* with the image than with a blank one, ° than the blind prior of what it was trained on"
 

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from benchmarks.helpers.shapes import WORK, Shape, run_config
 from medr1_ray.config import Config
-
-from .shapes import WORK, Shape, run_config
 
 if TYPE_CHECKING:
     from medr1_ray.run.session import Session

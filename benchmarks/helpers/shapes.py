@@ -28,7 +28,7 @@ from medr1_ray.data.stream import PromptStream
 from medr1_ray.learner.batching import deal_out
 from medr1_ray.learner.messages import BatchSize, MicroBatch, UpdateRequest
 from medr1_ray.model import packing
-from medr1_ray.model.checkpoint_files import checkpoint_name
+from medr1_ray.model.family import checkpoint_name
 from medr1_ray.rewards.advantages import group_advantages
 from medr1_ray.types import Completions, Group, Prompt, Rewards, Span
 
@@ -147,7 +147,7 @@ def run_config(shape: Shape, name: str, overrides: Sequence[str] = ()) -> Config
             f"train.prompts_per_step={shape.prompts}",
             f"train.group_size={shape.group_size}",
             f"rollout.max_tokens={shape.tokens}",
-            "reward.functions={helpers.rewards:parity: 1.0}",
+            "reward.functions={benchmarks.helpers.rewards:parity: 1.0}",
             "learner.learning_rate=1e-6",
             "loss.kl_beta=0.04",
             *overrides,

@@ -14,9 +14,11 @@ from medr1_ray.config.algorithm import (
     ReferenceSettings,
     RewardSettings,
 )
+from medr1_ray.config.checks import automatic_transport
 from medr1_ray.config.cluster import ClusterSettings
 from medr1_ray.config.data import DataSettings
 from medr1_ray.config.hardware import Device, HardwareSettings
+from medr1_ray.config.prompt import PromptSettings
 from medr1_ray.config.schema import Config
 from medr1_ray.config.sections import (
     LearnerSettings,
@@ -39,6 +41,7 @@ __all__ = [
     "LossSettings",
     "ModelSettings",
     "Objective",
+    "PromptSettings",
     "ReferenceSettings",
     "RewardSettings",
     "RolloutSettings",
@@ -47,5 +50,6 @@ __all__ = [
     "TableColumns",
     "TableSettings",
     "TrainSettings",
+    "automatic_transport",
     "tiny_model_path",
 ]

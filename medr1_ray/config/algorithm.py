@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from medr1_ray.config.field_types import (
+    Float,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -24,7 +25,7 @@ class LossSettings(Settings):
     """Divide advantages by the group's standard deviation (GRPO); off in Dr. GRPO (arXiv 2503.20783)."""
     ratio: Literal["token", "sequence"] = "token"
     """Ratio per token, or per completion: the geometric mean of its tokens' ratios (GSPO, arXiv 2507.18071)."""
-    clip_low: PositiveFloat = 0.2
+    clip_low: Annotated[PositiveFloat, Field(lt=1)] = 0.2
     clip_high: PositiveFloat = 0.2
     aggregation: Literal["sequence", "token", "dr_grpo"] = "sequence"
     kl_beta: NonNegativeFloat = 0.0
@@ -36,7 +37,7 @@ class LossSettings(Settings):
 class RewardSettings(Settings):
     """Reward functions by name (or `module:function`), with their weights."""
 
-    functions: dict[str, float] = Field(
+    functions: dict[str, Float] = Field(
         default_factory=lambda: {"accuracy": 1.0, "format": 1.0}, min_length=1
     )
     overlong_buffer_tokens: NonNegativeInt = 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from medr1_ray.config.cluster import WeightTransport
+
 if TYPE_CHECKING:
     from medr1_ray.config.schema import Config
 
@@ -64,6 +66,11 @@ def _check_batches(config: Config) -> None:
             f"train.steps={train.steps} is not a multiple of train.updates_per_rollout="
             f"{train.updates_per_rollout}; choose a multiple"
         )
+    if config.learner.warmup_steps > train.steps:
+        raise ValueError(
+            f"learner.warmup_steps={config.learner.warmup_steps:g} is more than train.steps={train.steps}: the full "
+            f"learning rate would never be reached; use at most {train.steps}, or a fraction of the steps below 1"
+        )
     if train.prompts_per_step < config.learner.world_size:
         raise ValueError(
             f"train.prompts_per_step={train.prompts_per_step} is less than learner.world_size="
@@ -89,6 +96,19 @@ def _check_data_files(config: Config) -> None:
                 f"data.{key} is given, but data.format={data.format}: it is a setting of data.format=table; add "
                 f"data.{key}=null"
             )
+
+
+def automatic_transport(config: Config) -> tuple[WeightTransport, str]:
+    """Return the weight transport that `cluster.weight_transport=auto` stands for, and why."""
+    learner_gpus, engine_gpus = config.learner.gpus_per_rank, config.rollout.gpus_per_actor
+    if not (learner_gpus and engine_gpus):
+        return "object_store", "not both sides have GPUs"
+    if config.cluster.colocated:
+        return "ipc", "each engine shares its GPU with a learner rank"
+    # Of a fraction the rest may go to the other side, and NCCL refuses two ranks on one GPU.
+    if learner_gpus < 1 or engine_gpus < 1:
+        return "object_store", "both sides have fractions of GPUs, which may be of the same one"
+    return "nccl", "both sides have GPUs of their own"
 
 
 def check_placement(config: Config) -> None:

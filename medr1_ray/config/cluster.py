@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from medr1_ray.config.field_types import MayChange, PositiveFloat, PositiveInt, Settings
 
+WeightTransport = Literal["object_store", "nccl", "ipc"]
+
 
 class PoolSize(Settings):
     """Number of rollout actors; a part of the `rollout` section."""
@@ -18,7 +20,7 @@ class PoolSize(Settings):
     """Fewest that the run starts with, and keeps when it scales down; default: `actors`."""
     max_actors: Annotated[PositiveInt | None, MayChange] = None
     """Most that the run scales up to when the learner waits for groups; default: `actors`."""
-    target_idle_fraction: Annotated[float, Field(gt=0, lt=1), MayChange] = 0.2
+    target_idle_fraction: Annotated[PositiveFloat, Field(lt=1), MayChange] = 0.2
     """Target of the scaling: fraction of the time that the learner may wait for groups."""
     scale_every: Annotated[PositiveInt, MayChange] = 5
     """Steps measured between two decisions about the number of actors."""
@@ -61,13 +63,14 @@ class ClusterSettings(Settings):
     address: str | None = None
     """Ray address; null joins the cluster of the job (RAY_ADDRESS) or starts a local one."""
     labels: PlacementLabels = PlacementLabels()
-    weight_transport: Literal["object_store", "nccl", "ipc"] = "object_store"
+    weight_transport: Literal["auto", WeightTransport] = "auto"
     """How weights reach the engines: through Ray's object store (works everywhere), by NCCL broadcast between GPUs, or
-    by CUDA IPC on a shared GPU (`colocated`)."""
+    by CUDA IPC on a shared GPU (`colocated`). A validated `Config` has the one that `auto` stands for."""
     colocated: bool = False
     """Share each learner rank's GPU with one engine, which sleeps while the learner updates; for small clusters."""
-    placement_timeout_seconds: PositiveFloat = 120.0
-    """How long the learner, or a run without any rollout actor, waits for resources."""
+    placement_timeout_seconds: PositiveFloat = 900.0
+    """How long the learner, or a run without any rollout actor, waits for resources. The default lets an autoscaler
+    start machines with GPUs, which takes minutes; a cluster that cannot grow and is too small is refused at once."""
     start_timeout_seconds: PositiveFloat = 600.0
     rollout_timeout_seconds: PositiveFloat = 600.0
     """Limit for one group; a rollout actor that exceeds it is treated as lost."""

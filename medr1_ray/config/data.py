@@ -7,42 +7,42 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from medr1_ray.config.field_types import PositiveInt, Settings
+from medr1_ray.config.field_types import Float, Int, MayChange, NonNegativeFloat, PositiveInt, Settings
 from medr1_ray.config.table import TableSettings
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
 
 
 class DataSettings(Settings):
     """Source, filters and sampling of questions, and the size of images."""
 
     format: Literal["phantoms", "omnimedvqa", "medr1", "prepared", "table"]
-    root: Path
-    """Folder of the dataset; for `prepared`, the one written by `medr1_ray.data.prepare`. Phantoms are written below
-    it, in one folder per seed and number of images."""
-    seed: int = 0
+    root: Annotated[Path, MayChange]
+    """Folder of the dataset, which a resumed run may find elsewhere; for `prepared`, the one written by
+    `medr1_ray.data.prepare`. Phantoms are written below it, in one folder per seed and number of images."""
+    seed: Int = 0
     """Seed of the phantoms and of the train / evaluation split."""
     train_file: str | None = None
     """For `medr1`: annotation file of the training rows, relative to `root`; `*` is a wildcard for several files."""
     eval_file: str | None = None
     table: TableSettings | None = None
     """For `table`, and no other format."""
-    image_root: Path | None = None
+    image_root: Annotated[Path | None, MayChange] = None
     """For `table`: folder that image paths are relative to, and must not lead out of; null is `root`."""
     split: str = "grouped"
     """For `prepared`: name of a split in the folder `splits`."""
     eval_part: Literal["validation", "test"] = "validation"
     """For `prepared`, and a table with parts of its own: the part that a training run evaluates on."""
     phantom_images: PositiveInt = 6000
-    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the images (not of the rows) held out, where the format has no split of its own."""
     eval_questions: PositiveInt = 400
-    image_size: Annotated[int, Field(ge=28, le=4096)] = 384
+    image_size: Annotated[Int, Field(ge=28, le=4096)] = 384
     image_fit: Literal["squash", "pad"] = "squash"
     modalities: tuple[str, ...] = ()
     """Keep only these (canonical names); empty keeps all."""
     question_types: tuple[str, ...] = ()
-    sampling_weights: dict[str, float] = Field(default_factory=dict)
+    sampling_weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     """Relative frequency of training questions by modality or question type (canonical names); 1 for those not
     named."""
     shuffle_options: bool = False

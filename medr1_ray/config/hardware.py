@@ -42,7 +42,11 @@ class HardwareSettings(Settings):
     sync_seconds: NonNegativeFloat = 0.0
     """Fixed part of a weight sync, independent of its size."""
     sync_bytes_per_second: PositiveFloat | None = None
-    """Rate of moving weights from the learner into the engines; without it only `sync_seconds` counts."""
+    """Rate of moving weights into the engines through the object store; without it only `sync_seconds` counts."""
+    nccl_bytes_per_second: PositiveFloat | None = None
+    """The same by NCCL broadcast, at the speed of the slowest link between learner and engines."""
+    ipc_bytes_per_second: PositiveFloat | None = None
+    """The same by CUDA IPC, inside one GPU."""
 
     def price_per_hour(self, learner_devices: float, rollout_devices: float) -> float | None:
         """Return the hourly price of all devices, or None if a price is missing."""

@@ -29,6 +29,9 @@ from medr1_ray.config.schema import Config
 
 Keys = tuple[str, ...]
 
+# Likeness of two names (0 to 1) from which one is taken for a slip of the other.
+_CLOSE = 0.7
+
 REPLACED_AS_A_WHOLE: Keys = ("reward", "functions")
 
 
@@ -49,8 +52,10 @@ def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        lines = [_explain(details) for details in error.errors()]
+        lines = [explain(details) for details in error.errors()]
     # Outside the handler, so that pydantic's own error is not shown as the cause.
+    if len(lines) == 1:
+        raise ValueError(f"the configuration is not valid: {lines[0]}")
     raise ValueError("\n".join(["the configuration is not valid:", *(f"  {line}" for line in lines)]))
 
 
@@ -155,7 +160,7 @@ def _parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from None
+        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -163,10 +168,17 @@ def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in below:
         raise ValueError(f"{path} is its own base: {' -> '.join(str(p) for p in (*below, path))}")
+    named = f" (named as a base by {below[-1]})" if below else ""
+    if path.is_dir():
+        raise ValueError(f"the configuration file {path} is a folder{named}; give a YAML file")
     if not path.is_file():
-        named = f" (named as a base by {below[-1]})" if below else ""
         raise ValueError(f"the configuration file {path} does not exist{named}")
-    content = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise ValueError(f"the configuration file {path} cannot be read{named}: {reason}; give a YAML file") from None
+    content = _parse_yaml(text, str(path)) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping of settings, not {type(content).__name__}")
     bases = content.pop("base", [])
@@ -201,14 +213,17 @@ def _with_value(settings: Any, keys: Keys, value: Any, where: Keys = ()) -> Any:
     return children | {key: _with_value(children.get(key), tuple(rest), value, (*where, key))}
 
 
-def _explain(details: ErrorDetails) -> str:
-    """Return one line for a pydantic error: the key, the value given and what is allowed."""
+def explain(details: ErrorDetails, model: type[BaseModel] = Config) -> str:
+    """Return one line for a pydantic error of `model`: the key, the value given and what is allowed."""
     keys = tuple(str(part) for part in details["loc"])
     dotted = ".".join(keys)
     if details["type"] == "extra_forbidden":
-        allowed = ", ".join(key.split(".")[-1] for key in _children(keys[:-1]))
+        known = list(_settings_keys(model))
+        allowed = ", ".join(key.split(".")[-1] for key in known if tuple(key.split(".")[:-1]) == keys[:-1])
         group = ".".join(keys[:-1]) or "the top level"
-        return f"{dotted} is not a setting; did you mean {_nearest_key(dotted)}? ({group} has: {allowed})"
+        near = _nearest_key(dotted, known)
+        hint = f"did you mean {near}? " if near else ""
+        return f"{dotted} is not a setting; {hint}({group} has: {allowed})"
     if details["type"] == "missing":
         return f"{dotted} is required but missing"
     message = details["msg"].removeprefix("Value error, ")
@@ -225,14 +240,12 @@ def _settings_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
                 yield from _settings_keys(kind, f"{prefix}{name}.")
 
 
-def _children(keys: Keys) -> list[str]:
-    return [key for key in _settings_keys(Config) if tuple(key.split(".")[:-1]) == keys]
+def _nearest_key(dotted: str, known: Sequence[str]) -> str | None:
+    """Return the key that was probably meant; None where no name comes close."""
 
-
-def _nearest_key(dotted: str) -> str:
-    def likeness(candidate: str) -> float:
-        whole = SequenceMatcher(None, dotted, candidate).ratio()
+    def likeness(candidate: str) -> tuple[float, float]:
         last = SequenceMatcher(None, dotted.split(".")[-1], candidate.split(".")[-1]).ratio()
-        return whole + last
+        return last, SequenceMatcher(None, dotted, candidate).ratio()
 
-    return max(_settings_keys(Config), key=likeness)
+    found = max(known, key=lambda candidate: sum(likeness(candidate)))
+    return found if likeness(found)[0] >= _CLOSE else None

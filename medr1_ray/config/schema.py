@@ -7,11 +7,12 @@ from typing import Annotated, Self
 from pydantic import model_validator
 
 from medr1_ray.config.algorithm import LossSettings, Objective, ReferenceSettings, RewardSettings
-from medr1_ray.config.checks import check_combinations
+from medr1_ray.config.checks import automatic_transport, check_combinations
 from medr1_ray.config.cluster import ClusterSettings
 from medr1_ray.config.data import DataSettings
 from medr1_ray.config.field_types import MayChange, Settings
 from medr1_ray.config.hardware import HardwareSettings, SizingSettings
+from medr1_ray.config.prompt import PromptSettings
 from medr1_ray.config.sections import (
     LearnerSettings,
     ModelSettings,
@@ -34,6 +35,7 @@ class Config(Settings):
     run: Annotated[RunSettings, MayChange]
     model: ModelSettings = ModelSettings()
     data: DataSettings
+    prompt: PromptSettings = PromptSettings()
     train: TrainSettings
     rollout: RolloutSettings = RolloutSettings()
     reward: RewardSettings = RewardSettings()
@@ -65,5 +67,9 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
+        if self.cluster.weight_transport == "auto":
+            transport, _ = automatic_transport(self)
+            # Settings are immutable; this is still their making. A copy would be lost where `Config(...)` is called.
+            object.__setattr__(self, "cluster", self.cluster.model_copy(update={"weight_transport": transport}))
         check_combinations(self)
         return self

@@ -14,6 +14,9 @@ from pydantic import AfterValidator, Field, model_validator
 from medr1_ray.config.algorithm import LoraSettings
 from medr1_ray.config.cluster import PoolSize
 from medr1_ray.config.field_types import (
+    BelowOne,
+    Float,
+    Int,
     MayChange,
     NonNegativeFloat,
     NonNegativeInt,
@@ -21,6 +24,7 @@ from medr1_ray.config.field_types import (
     PositiveInt,
     Settings,
 )
+from medr1_ray.config.library_keys import require_deepspeed_keys, require_engine_keys
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -126,9 +130,9 @@ class TrainSettings(Settings):
 
     steps: Annotated[PositiveInt, MayChange]
     """Optimizer steps."""
-    seed: int = 0
+    seed: Int = 0
     prompts_per_step: PositiveInt = 32
-    group_size: Annotated[int, Field(ge=2)] = 8
+    group_size: Annotated[Int, Field(ge=2)] = 8
     max_staleness: NonNegativeInt = 0
     """Policy versions that a completion's oldest token may lag behind the learner; 0 is synchronous."""
     updates_per_rollout: PositiveInt = 1
@@ -145,8 +149,8 @@ class RolloutSettings(PoolSize):
     max_tokens: PositiveInt = 256
     max_prompt_tokens: PositiveInt = 1024
     """Longest prompt, visual tokens included; longer prompts are dropped and counted."""
-    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    temperature: Annotated[Float, Field(gt=0, le=2)] = 1.0
+    top_p: Annotated[Float, Field(gt=0, le=1)] = 1.0
     top_k: NonNegativeInt = 0
     tensor_parallel_size: PositiveInt = 1
     cpus_per_actor: Annotated[PositiveFloat, MayChange] = 1.0
@@ -158,6 +162,7 @@ class RolloutSettings(PoolSize):
 
     @model_validator(mode="after")
     def _engine_keys(self) -> Self:
+        require_engine_keys("rollout.engine", self.engine)
         return _refuse_own_keys(self, "rollout.engine", self.engine, ENGINE_KEYS_OF_OURS)
 
 
@@ -175,9 +180,9 @@ class LearnerSettings(Settings):
     of the GPU, if `model/operations.py` lists it."""
     learning_rate: PositiveFloat = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup_steps: Annotated[float, Field(ge=0), AfterValidator(_whole_or_fraction)] = 0
+    warmup_steps: Annotated[Float, Field(ge=0), AfterValidator(_whole_or_fraction)] = 0
     """Optimizer steps; a value below 1 is a fraction of `train.steps`, as in transformers."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     micro_batch_tokens: PositiveInt = 8192
@@ -187,7 +192,13 @@ class LearnerSettings(Settings):
 
     @model_validator(mode="after")
     def _deepspeed_keys(self) -> Self:
+        require_deepspeed_keys("learner.deepspeed", self.deepspeed)
         sharding = self.deepspeed.get("zero_optimization", {})
+        if not isinstance(sharding, dict):
+            raise ValueError(
+                f"learner.deepspeed.zero_optimization={sharding!r}: give a mapping of DeepSpeed's settings; the stage "
+                "is learner.zero_stage"
+            )
         _refuse_own_keys(self, "learner.deepspeed.zero_optimization", sharding, frozenset({"stage"}))
         return _refuse_own_keys(self, "learner.deepspeed", self.deepspeed, DEEPSPEED_KEYS_OF_OURS)
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.base.bounded_cache import BoundedCache
-from medr1_ray.config import Config
+from medr1_ray.config import Config, PromptSettings
 from medr1_ray.data.images import ImageFit, load_image
-from medr1_ray.data.prompt_templates import user_text, user_turn
+from medr1_ray.data.prompt_templates import MEDR1_WORDING, chat_of, user_text
+from medr1_ray.model.vocabulary import IMAGE_PAD, chat_template
 from medr1_ray.types import Continuations, Mode, Prompt, Question
 
-IMAGE_PAD = "<|image_pad|>"
 IMAGE_CACHE_BYTES = 256 * 2**20
 DECODING_THREADS = 4
 
@@ -32,10 +32,10 @@ class Refused:
 class PromptEncoder:
     """Turns questions into prompts whose images are all `image_size` x `image_size` pixels.
 
-    `tokenize` maps a chat to token ids, including the generation prompt; `visual_tokens` is the number of tokens that
-    the model's processor makes of one image; `max_prompt_tokens` limits text and visual tokens together. Images are
-    decoded in threads, ahead of time if announced by `begin`. The most recently used ones are cached, since an epoch
-    asks several questions about each image.
+    `prompt` is their wording. `tokenize` maps a chat to token ids, including the generation prompt; `visual_tokens` is
+    the number of tokens that the model's processor makes of one image; `max_prompt_tokens` limits text and visual
+    tokens together. Images are decoded in threads, ahead of time if announced by `begin`. The most recently used ones
+    are cached, since an epoch asks several questions about each image.
     """
 
     def __init__(
@@ -47,12 +47,14 @@ class PromptEncoder:
         image_size: int,
         image_fit: ImageFit,
         max_prompt_tokens: int,
+        prompt: PromptSettings = MEDR1_WORDING,
     ) -> None:
         self.visual_tokens = visual_tokens
         self._tokenize = tokenize
         self._image_pad_id = image_pad_id
         self._mode = mode
         self._max_prompt_tokens = max_prompt_tokens
+        self._prompt = prompt
         self._image_size = image_size
         self._image_fit: ImageFit = image_fit
         self._images: BoundedCache[Future[NDArray[np.uint8]]] = BoundedCache(IMAGE_CACHE_BYTES)
@@ -61,14 +63,20 @@ class PromptEncoder:
     @classmethod
     def of(cls, config: Config) -> PromptEncoder:
         """Return the encoder of a run with these settings. Raises as `from_checkpoint`."""
-        data = config.data
+        data, longest = config.data, config.rollout.max_prompt_tokens
         return cls.from_checkpoint(
-            str(config.model.folder), config.mode, data.image_size, data.image_fit, config.rollout.max_prompt_tokens
+            str(config.model.folder), config.mode, data.image_size, data.image_fit, longest, config.prompt
         )
 
     @classmethod
     def from_checkpoint(
-        cls, path: str, mode: Mode, image_size: int, image_fit: ImageFit, max_prompt_tokens: int
+        cls,
+        path: str,
+        mode: Mode,
+        image_size: int,
+        image_fit: ImageFit,
+        max_prompt_tokens: int,
+        prompt: PromptSettings = MEDR1_WORDING,
     ) -> PromptEncoder:
         """Return the encoder for a Qwen2-VL or Qwen2.5-VL checkpoint folder.
 
@@ -80,20 +88,27 @@ class PromptEncoder:
 
         tokenizer = AutoTokenizer.from_pretrained(path)
         image_pad_id = tokenizer.get_vocab().get(IMAGE_PAD)
-        if image_pad_id is None or tokenizer.chat_template is None:
-            missing = "chat template" if tokenizer.chat_template is None else f"token {IMAGE_PAD}"
+        template = chat_template(path, tokenizer)
+        if image_pad_id is None or template is None:
+            missing = "chat template" if template is None else f"token {IMAGE_PAD}"
             raise ValueError(f"model.path={path} has no {missing}; give a Qwen2-VL or Qwen2.5-VL checkpoint")
         # All backends count patches alike; the PIL backend does not need torchvision.
         processor = AutoImageProcessor.from_pretrained(path, backend="pil")
         patches = processor.get_number_of_image_patches(image_size, image_size)
         return cls(
-            partial(tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=False),
+            partial(
+                tokenizer.apply_chat_template,
+                chat_template=template,
+                add_generation_prompt=True,
+                return_dict=False,
+            ),
             image_pad_id,
             patches // processor.merge_size**2,
             mode,
             image_size,
             image_fit,
             max_prompt_tokens,
+            prompt,
         )
 
     def begin(self, question: Question) -> None:
@@ -106,14 +121,14 @@ class PromptEncoder:
         Raises:
             ValueError: if the chat template does not write exactly one image token.
         """
-        return self.encode_as(user_text(question, self._mode), question, prompt_id)
+        return self.encode_as(user_text(question, self._mode, self._prompt), question, prompt_id)
 
     def encode_as(self, text: str, question: Question, prompt_id: str) -> Prompt | Refused:
         """Encode as `encode` does, but with `text` as the user's text after the image."""
         if "<|" in question.text:
             # The tokenizer would make it a special token: an image that does not exist, or the end of the turn.
             return Refused("special token in the text", f"{question.id}: {question.text!r}")
-        token_ids = np.array(self._tokenize(user_turn(text)), dtype=np.int32)
+        token_ids = np.array(self._tokenize(chat_of(text, self._prompt.system)), dtype=np.int32)
         images = np.count_nonzero(token_ids == self._image_pad_id)
         if images != 1:
             raise ValueError(

@@ -1,31 +1,12 @@
-"""Prompt templates of Med-R1: one per mode, shared by training, evaluation and answering.
-
-Think and No-Think are worded as in the reference's training code (arXiv 2503.13939). Its evaluators use three other
-wordings; that is a defect and is not reproduced. Think-After is described only in the journal version, so its wording
-is ours, composed from the other two.
-"""
+"""Texts of prompts, in the wording of `prompt.*`, and of the completions that supervised training imitates."""
 
 from __future__ import annotations
 
+from medr1_ray.config import PromptSettings
 from medr1_ray.types import Mode, Question
 
-TEMPLATES: dict[Mode, str] = {
-    "think": (
-        "{question} Your task: 1. Think through the question step by step, enclose your reasoning process in "
-        "<think>...</think> tags. 2. Then provide the correct single-letter choice (A, B, C, D,...) inside "
-        "<answer>...</answer> tags. 3. No extra information or text outside of these tags."
-    ),
-    "no_think": (
-        "{question} Your task: 1. Provide the correct single-letter choice (A, B, C, D,...) inside "
-        "<answer>...</answer> tags. 2. No extra information or text outside of this tag."
-    ),
-    "think_after": (
-        "{question} Your task: 1. Provide the correct single-letter choice (A, B, C, D,...) inside "
-        "<answer>...</answer> tags. 2. Then explain your choice step by step, enclose your reasoning process in "
-        "<think>...</think> tags. 3. No extra information or text outside of these tags."
-    ),
-}
-
+MEDR1_WORDING = PromptSettings()
+"""The wording by default."""
 
 TARGETS: dict[Mode, str] = {
     "think": "<think></think><answer>{letter}</answer>",
@@ -44,17 +25,20 @@ def target_text(question: Question, mode: Mode) -> str:
     return TARGETS[mode].replace("{letter}", question.gold_letter)
 
 
-def user_text(question: Question, mode: Mode) -> str:
+def user_text(question: Question, mode: Mode, prompt: PromptSettings = MEDR1_WORDING) -> str:
     """Return the text of the user's turn, after the image."""
     # Not `str.format`: a question may contain braces.
-    return TEMPLATES[mode].replace("{question}", question.text)
+    return prompt.templates[mode].replace("{question}", question.text)
 
 
-def user_turn(text: str) -> list[dict[str, object]]:
+def chat_of(text: str, system: str | None = None) -> list[dict[str, object]]:
     """Return a chat of one user turn (image, then text) in the form that Qwen's chat template takes."""
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    turn: dict[str, object] = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+    if system is None:
+        return [turn]
+    return [{"role": "system", "content": [{"type": "text", "text": system}]}, turn]
 
 
-def chat_messages(question: Question, mode: Mode) -> list[dict[str, object]]:
+def chat_messages(question: Question, mode: Mode, prompt: PromptSettings = MEDR1_WORDING) -> list[dict[str, object]]:
     """Return the chat of one user turn that asks `question`."""
-    return user_turn(user_text(question, mode))
+    return chat_of(user_text(question, mode, prompt), prompt.system)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +40,28 @@ class Explained:
     probabilities: tuple[float, ...]
 
 
-def answer(pool: RolloutPool, config: Config, questions: Sequence[Question]) -> list[Explained]:
+def encode(config: Config, questions: Sequence[Question]) -> list[Prompt | Refused]:
+    """Return each question as a prompt, or why it cannot be asked."""
+    encoder = PromptEncoder.of(config)
+    return [encoder.encode(question, question.id) for question in questions]
+
+
+def without_engines(questions: Sequence[Question], encoded: Sequence[Prompt | Refused]) -> list[Explained]:
+    """Return the questions that cannot be asked, each with its reason."""
+    return [
+        Explained(question, None, prompt.detail, "", "", ())
+        for question, prompt in zip(questions, encoded, strict=True)
+        if isinstance(prompt, Refused)
+    ]
+
+
+def answer(
+    pool: RolloutPool, config: Config, questions: Sequence[Question], encoded: Sequence[Prompt | Refused]
+) -> list[Explained]:
     """Return one greedy answer per question, in order; for a question that cannot be asked, the reason."""
     from transformers import AutoTokenizer
 
-    path = str(config.model.folder)
-    encoder = PromptEncoder.of(config)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    encoded = [encoder.encode(question, question.id) for question in questions]
+    tokenizer = AutoTokenizer.from_pretrained(str(config.model.folder))
     prompts = [prompt for prompt in encoded if isinstance(prompt, Prompt)]
     groups = pool.run(prompts, Sampling(group_size=1, max_tokens=config.rollout.max_tokens, temperature=0.0))
     completions = [group.completions.texts[0] for group in groups]
@@ -62,19 +77,15 @@ def answer(pool: RolloutPool, config: Config, questions: Sequence[Question]) -> 
         prompt.id: _explain(prompt.question, completion, found, config.mode)
         for prompt, completion, found in zip(prompts, completions, likelihoods, strict=True)
     }
-    return [
-        Explained(question, None, prompt.detail, "", "", ())
-        if isinstance(prompt, Refused)
-        else explained[prompt.id]
-        for question, prompt in zip(questions, encoded, strict=True)
-    ]
+    explained |= {each.question.id: each for each in without_engines(questions, encoded)}
+    return [explained[question.id] for question in questions]
 
 
 def make_question(id_: str, image: Path, stem: str, options: str) -> Question:
     """Return a question without a known correct answer; `options` are separated by semicolons.
 
     Raises:
-        ValueError: the question is empty, or there are not 2 to 8 different options.
+        ValueError: the question is empty, or there are not 2 to 26 different options.
     """
     texts = tuple(option.strip() for option in options.split(";") if option.strip())
     if not stem.strip():
@@ -102,6 +113,8 @@ def read_questions(file: Path, images: Path) -> tuple[list[Question], dict[int, 
         raise ValueError(f"--csv {file}: cannot be read ({error}); give a CSV file in UTF-8") from error
     if missing:
         raise ValueError(f"--csv {file}: no column {missing[0]!r}; it needs {', '.join(COLUMNS)}")
+    if not rows:
+        raise ValueError(f"--csv {file}: no questions below the header; give one in each line")
     questions, problems = [], {}
     for line, row in enumerate(rows, 2):  # line 1 is the header
         try:
@@ -112,9 +125,21 @@ def read_questions(file: Path, images: Path) -> tuple[list[Question], dict[int, 
     return questions, problems
 
 
+def require_writable(file: Path) -> None:
+    """Raise ValueError where `write_answers` could not write: found out before the answers are paid for."""
+    folder = file.parent
+    if file.is_dir():
+        raise ValueError(f"--out {file} is a folder; give the name of a file in it")
+    if not folder.is_dir():
+        raise ValueError(f"--out {file}: the folder {folder} does not exist; create it, or choose another file")
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        raise ValueError(f"--out {file} cannot be written; choose another file")
+
+
 def write_answers(file: Path, answers: Sequence[Explained], problems: dict[int, str]) -> None:
     """Write one row per line of the questions' file, including those with a problem."""
-    columns = ("line", *COLUMNS, "answer", "text", "problem", "reasoning", *(f"p_{letter}" for letter in LETTERS))
+    letters = LETTERS[: max((len(each.question.options) for each in answers), default=0)]
+    columns = ("line", *COLUMNS, "answer", "text", "problem", "reasoning", *(f"p_{letter}" for letter in letters))
     rows = {int(each.question.id): _row(each) for each in answers}
     rows |= {line: {"problem": problem} for line, problem in problems.items()}
     with file.open("w", newline="", encoding="utf-8") as content:

@@ -14,6 +14,7 @@ from pathlib import Path
 from medr1_ray.config import Config
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
 from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.prompt_templates import MEDR1_WORDING
 from medr1_ray.data.readers.rows import dropped_by_reason
 from medr1_ray.evaluation.folder import Answers, EvaluationFolder, questions_digest, read_answers
 from medr1_ray.evaluation.passes import (
@@ -145,9 +146,12 @@ def _write_report(
 
 def _identity(config: Config, plan: Plan, dataset: Dataset) -> dict[str, object]:
     """Return what must be equal for answers to belong to the same evaluation."""
+    wording, by_default = ([each.system, each.templates[config.mode]] for each in (config.prompt, MEDR1_WORDING))
     return {
         "weights": checkpoint_digest(config.model.folder),
         "mode": config.mode,
+        # Absent in the folders of before there was a setting.
+        "system text and template": None if wording == by_default else wording,
         "split": plan.split,
         "questions": questions_digest(dataset.evaluation),
         "training questions": questions_digest(dataset.train),

@@ -6,6 +6,7 @@ through the weight sync of training, so that changing the model takes seconds an
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from pathlib import Path
 import ray
 
 from medr1_ray.config import Config
-from medr1_ray.model.checkpoint_files import checkpoint_tensors, require_checkpoint
+from medr1_ray.evaluation.devices import describe_engines
+from medr1_ray.model.checkpoint_files import checkpoint_tensors
+from medr1_ray.model.folder_check import require_checkpoint
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.shared_actors import open_engines
@@ -52,6 +55,7 @@ def open_inference(config: Config) -> Iterator[Inference]:
         ValueError: this machine has fewer GPUs than the engines ask for.
         RuntimeError: an actor did not start within `cluster.start_timeout_seconds`.
     """
+    print(describe_engines(config), file=sys.stderr)
     with open_engines(config) as engines:
         ledger = Ledger(time.monotonic)
         reward_actors = list(engines.reward_actors.values())

@@ -1,18 +1,22 @@
 """Settings for evaluating a checkpoint: by default those that it was trained with.
 
 Prompt template, image size and length limits are thus the same in training and evaluation, without repeating them on
-the command line. A checkpoint that no run of this package wrote gets the defaults of `medr1_ray.config`.
+the command line. A checkpoint of this package has them in a file of its own, `medr1_ray.json`; the other settings are
+those of its run, as long as it lies there. A checkpoint that no run of this package wrote gets the defaults of
+`medr1_ray.config`, and the GPUs of this machine (`evaluation/devices.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
+from medr1_ray.evaluation.devices import place_engines, visible_gpus
+from medr1_ray.model.folder_check import check_model
 
 # The filters and weights of the training data do not apply to the evaluation.
 _ALL_QUESTIONS = (
@@ -24,8 +28,42 @@ _ALL_QUESTIONS = (
     "data.max_pass_rate=1",
 )
 _NO_TABLE = ("data.table=null", "data.image_root=null")
+ASKED_WITH_FILE = "medr1_ray.json"
+"""In a checkpoint: the settings by which its questions were asked, as a settings file (JSON is YAML)."""
+_ASKED_WITH: dict[str, bool | set[str]] = {
+    "mode": True,
+    "prompt": True,
+    "data": {"image_size", "image_fit"},
+    "rollout": {"max_prompt_tokens", "max_tokens"},
+}
+
 # Settings that the schema requires and an evaluation does not use.
 _REQUIRED = ("train.steps=1", "train.updates_per_rollout=1")
+# A run's way of moving weights need not be possible on the machine that evaluates it.
+_NOT_OF_THE_RUN = ("cluster.weight_transport=auto", "cluster.colocated=false")
+
+
+def write_asked_with(config: Config, checkpoint: Path) -> None:
+    """Write how a run asked its questions into a checkpoint of it."""
+    settings = config.model_dump(mode="json", include=_ASKED_WITH)
+    (checkpoint / ASKED_WITH_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def describe_asking(config: Config) -> str:
+    """Return in one line how questions are asked, and where that comes from."""
+    folder = config.model.folder
+    if (folder / ASKED_WITH_FILE).exists():
+        source = f"as in training ({ASKED_WITH_FILE} of the checkpoint)"
+    elif _of_its_run(folder):
+        source = "as in training (config.yaml of its run)"
+    else:
+        source = f"by default (the checkpoint has no {ASKED_WITH_FILE})"
+    data, rollout = config.data, config.rollout
+    return (
+        f"asking {source}, unless set otherwise: mode={config.mode}, data.image_size={data.image_size}, "
+        f"data.image_fit={data.image_fit}, rollout.max_prompt_tokens={rollout.max_prompt_tokens}, "
+        f"rollout.max_tokens={rollout.max_tokens}"
+    )
 
 
 def evaluation_config(
@@ -37,17 +75,19 @@ def evaluation_config(
     out: Path | None,
     files: Sequence[Path],
     overrides: Sequence[str],
+    count_gpus: Callable[[], int] = visible_gpus,
 ) -> Config:
     """Return the settings for evaluating a checkpoint on the data in `data`.
 
-    Overrides take precedence over the other arguments, and these over files.
+    Overrides take precedence over the other arguments, and these over files. `count_gpus` is asked where nothing says
+    whether the engines run on GPUs.
 
     Raises:
         ValueError: a setting is not valid, or the format of the data is unknown.
     """
     given = [f"data.root={json.dumps(str(data.parent if data.is_file() else data))}", "run.dir=runs/evaluations"]
     if not files:
-        files, given = _of_its_run(checkpoint), [*given, *_ALL_QUESTIONS]
+        given += _ALL_QUESTIONS
     if (data / MANIFEST_FILE).exists():
         name, _, part = split.partition("/")
         # The settings need a held-out part in any case; `evaluate._read` replaces its questions by those of training.
@@ -65,14 +105,19 @@ def evaluation_config(
             f"--data {data} has neither a manifest nor QA_information, so its format is unknown; give a folder written "
             "by data.prepare, one in OmniMedVQA's layout, or a table's file, or the data settings with --config"
         )
-    config = _load(checkpoint, mode, files, given, overrides)
+    config = _load(checkpoint, mode, files, given, overrides, count_gpus)
     part_of(config, split)
     named = f"{data.name}-{split}-{config.mode}".replace("/", "-")
     return without_learner(config, out or config.run.dir / model_name(checkpoint) / named)
 
 
 def answering_config(
-    checkpoint: Path, *, mode: str | None, files: Sequence[Path], overrides: Sequence[str]
+    checkpoint: Path,
+    *,
+    mode: str | None,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    count_gpus: Callable[[], int] = visible_gpus,
 ) -> Config:
     """Return the settings for answering questions that belong to no dataset.
 
@@ -80,7 +125,7 @@ def answering_config(
         ValueError: a setting is not valid.
     """
     given = [*_NO_TABLE, "data.format=omnimedvqa", "data.root=unused", "run.dir=runs/answers"]
-    config = _load(checkpoint, mode, files or _of_its_run(checkpoint), given, overrides)
+    config = _load(checkpoint, mode, files, given, overrides, count_gpus)
     return without_learner(config, config.run.dir)
 
 
@@ -105,14 +150,26 @@ def without_learner(config: Config, folder: Path) -> Config:
     learner = config.learner.model_copy(update={"world_size": 1, "gpus_per_rank": 0.0})
     reward = config.reward.model_copy(update={"functions": {"accuracy": 1.0}})
     run = config.run.model_copy(update={"dir": folder.absolute()})
-    return config.model_copy(update={"learner": learner, "reward": reward, "run": run})
+    # The driver puts the weights into the object store, whatever way a learner would have sent them.
+    cluster = config.cluster.model_copy(update={"weight_transport": "object_store", "colocated": False})
+    return config.model_copy(update={"learner": learner, "reward": reward, "run": run, "cluster": cluster})
 
 
 def _load(
-    checkpoint: Path, mode: str | None, files: Sequence[Path], given: Sequence[str], overrides: Sequence[str]
+    checkpoint: Path,
+    mode: str | None,
+    files: Sequence[Path],
+    given: Sequence[str],
+    overrides: Sequence[str],
+    count_gpus: Callable[[], int],
 ) -> Config:
     model = [f"model.path={json.dumps(str(checkpoint))}", *([f"mode={mode}"] if mode else [])]
-    return load_config(files, [*model, *given, *_REQUIRED, *overrides])
+    own = [path for path in (checkpoint / ASKED_WITH_FILE,) if path.exists()]
+    # What the checkpoint says of itself wins over a folder that it may have been copied into, the user's files over it.
+    layers = [*own, *files] if files else [*_of_its_run(checkpoint), *own]
+    config = load_config(layers, [*model, *given, *_REQUIRED, *_NOT_OF_THE_RUN, *overrides])
+    check_model(config)
+    return place_engines(config, count_gpus)
 
 
 def _of_its_run(checkpoint: Path) -> list[Path]:

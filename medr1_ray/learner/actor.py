@@ -37,7 +37,10 @@ from medr1_ray.learner.messages import (
     UpdateRequest,
 )
 from medr1_ray.learner.schedule import learning_rate
-from medr1_ray.model.checkpoint_files import checkpoint_name, is_frozen, load_model, save_model
+from medr1_ray.model.checkpoint_files import is_frozen, load_model
+from medr1_ray.model.checkpoint_saving import save_model
+from medr1_ray.model.family import checkpoint_name
+from medr1_ray.model.folder_check import stay_offline
 from medr1_ray.model.lora import Adapters
 from medr1_ray.model.packing import Images, PackedBatch, pack_groups, pack_plain
 from medr1_ray.model.vocabulary import load_vocabulary
@@ -71,6 +74,7 @@ class LearnerActor:
         self._rank = rank
         self._spans: list[Span] = []
         torch.set_num_threads(settings.learner.threads)
+        stay_offline()
 
     def __repr__(self) -> str:
         return self._name
@@ -99,7 +103,6 @@ class LearnerActor:
         self._device = deepspeed_engine.join(address, self._rank, settings.learner, settings.cluster)
         vocabulary = load_vocabulary(self._path)
         model = load_model(self._path, getattr(torch, settings.model.dtype), settings.model)
-        self._model = model
         # Before the engine is built: adding adapters freezes the model's own weights, and the optimizer takes the
         # parameters that are trainable when it is built.
         adapters = None
@@ -237,7 +240,7 @@ class LearnerActor:
             # requested.
             whole = {name: tensor.to("cpu", copy=True) for name, tensor in self._whole_parameters()}
             (folder / LEARNER_STATE).mkdir(parents=True, exist_ok=True)
-            save_model(self._model, whole, self._path, folder)
+            save_model(whole, self._path, folder)
             (folder / LEARNER_STATE / LAYOUT_FILE).write_text(json.dumps(self._layout()))
         else:
             deque(self._whole_parameters(), maxlen=0)  # take part in the gathering

@@ -15,6 +15,8 @@ LANGUAGE = "model.language_model."
 # transformers 4.52 renamed its modules; the released checkpoints have the older names, and so do ours.
 CHECKPOINT_PREFIXES = ((VISION, "visual."), (LANGUAGE, "model."))
 """The same prefixes in Hugging Face checkpoints."""
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+"""Names in checkpoints of the two tensors that may be one."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +68,11 @@ def family_of(config: Any, where: object) -> Family:
             "Give a checkpoint of one of these families as model.path"
         )
     return family
+
+
+def checkpoint_name(name: str) -> str:
+    """Return a parameter's name in Hugging Face checkpoints, given its name in the model."""
+    for inside, outside in CHECKPOINT_PREFIXES:
+        if name.startswith(inside):
+            return outside + name.removeprefix(inside)
+    return name

@@ -2,15 +2,17 @@
 
 Tags are `<think>`, `</think>`, `<answer>`, `</answer>`, literally (lower case, no attributes). The rules:
 
-* Thinking is the text between `<think>` and its `</think>`. It nests; an unclosed `<think>` runs to the end, and
-  an unopened `</think>` closes thinking that began with the completion. Nothing inside it is graded.
+* Thinking is the text between `<think>` and its `</think>`. It nests, and an unopened `</think>` closes thinking that
+  began with the completion. Nothing inside it is graded. A `<think>` that is never closed is ignored.
 * An answer is an `<answer>` closed by the next tag, outside the thinking. So of nested answers the innermost
   counts, and an `<answer>` that is never closed, or is cut by a thinking tag, does not count.
-* Empty answers are skipped. All others must name the same option; otherwise, or where one names none, the
-  completion has no letter.
+* Empty answers are skipped, and so are those of marks alone, such as the `<answer>...</answer>` of the prompt's own
+  wording. All others must name the same option; otherwise, or where one names none, the completion has no letter.
 * An answer names an option by its letter (`C`, `c`, `(C)`, `C.`, `C)`, `**C**`), by its text (case, spaces,
-  quotes and closing punctuation aside) where only one option has it, or by a letter with its own option's
+  quotes, emphasis and closing punctuation aside) where only one option has it, or by a letter with its own option's
   text (`C) CT`, `C: CT`, `C CT`). A letter next to anything else names none.
+* Where the ASCII form of an answer counts, its Unicode forms do (full-width, circled, typographic, CJK marks). Texts
+  are compared exactly first, then more and more loosely (`rewards/folding.py`). Tags are taken literally.
 
 Every step reads each character a bounded number of times, whatever the completion.
 """
@@ -20,12 +22,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from medr1_ray.rewards.folding import compatible, options_of, unwrapped, with_ascii_marks, without_emphasis
 from medr1_ray.types import LETTERS, Mode, Question
 
 _TAG = re.compile(r"</?(?:think|answer)>")
-# The lookahead refuses a letter that begins a word, as in "Cyst".
-_LETTER = re.compile(r"[(\[]? ?([A-Za-z])(?![^\W_]) ?[)\].:,;-]*(.*)", re.DOTALL)
-_EDGES = " .,;:`\"'"
+# The first lookahead refuses a letter that begins a word, as in "Cyst"; the others leave `.5` and `-5` to the text.
+_LETTER = re.compile(r"[(\[]? ?(.)(?![^\W_]) ?(?:[)\]:,;]|\.(?!\d))*(-(?!\d))?(.*)", re.DOTALL)
 _SHAPES: dict[Mode, tuple[str, ...]] = {
     "think": ("<think>", "</think>", "<answer>", "</answer>"),
     "no_think": ("<answer>", "</answer>"),
@@ -55,14 +57,16 @@ def parse_answer(completion: str, question: Question, mode: Mode) -> ParsedAnswe
     if not answers:
         reason = "no closed <answer> outside the thinking" if tags else "no <answer> tag"
         return ParsedAnswer(None, well_formed, reason)
-    folded = [_fold(option) for option in question.options]
-    named = [_named_option(answer, folded) for answer in answers if answer.strip()]
-    if not named:
+    chosen: set[int] = set()
+    for answer in dict.fromkeys(answers):
+        named = _named_option(answer, question.options)
+        if isinstance(named, int):
+            chosen.add(named)
+        elif any(map(str.isalnum, answer)):
+            return ParsedAnswer(None, well_formed, named)
+    if not chosen:
         return ParsedAnswer(None, well_formed, "empty answer")
-    for _, problem in named:
-        if problem is not None:
-            return ParsedAnswer(None, well_formed, problem)
-    letters = sorted({LETTERS[option] for option, _ in named if option is not None})
+    letters = [LETTERS[option] for option in sorted(chosen)]
     if len(letters) > 1:
         return ParsedAnswer(None, well_formed, f"different answers: {', '.join(letters)}")
     return ParsedAnswer(letters[0], well_formed, None)
@@ -78,13 +82,14 @@ def _keeps_format(completion: str, tags: list[re.Match[str]], mode: Mode) -> boo
 
 
 def _answers_outside_thinking(completion: str, tags: list[re.Match[str]]) -> list[str]:
+    never_closed = _never_closed(tags)
     answers: list[str] = []
     depth = 0
     opened_at: int | None = None
     for tag in tags:
         match tag.group():
             case "<think>":
-                depth += 1
+                depth += tag.start() not in never_closed
                 opened_at = None
             case "</think>" if depth:
                 depth -= 1
@@ -100,31 +105,55 @@ def _answers_outside_thinking(completion: str, tags: list[re.Match[str]]) -> lis
     return answers
 
 
-def _named_option(answer: str, options: list[str]) -> tuple[int | None, str | None]:
-    """The index of the (folded) option that a non-empty answer names, or None and why not."""
-    text = _fold(answer)
-    same_text = [i for i, option in enumerate(options) if option == text]
+def _never_closed(tags: list[re.Match[str]]) -> set[int]:
+    """Return the positions of the `<think>` tags that no `</think>` closes."""
+    opened: list[int] = []
+    for tag in tags:
+        if tag.group() == "<think>":
+            opened.append(tag.start())
+        elif tag.group() == "</think>" and opened:
+            opened.pop()
+    return set(opened)
+
+
+def _named_option(answer: str, offered: tuple[str, ...]) -> int | str:
+    """Return the index of the option that an answer names, or why it names none."""
+    options = options_of(offered)
+    text = options.shorten(answer)
     # Cut before splitting, to bound the work on a long answer.
     shown = repr(" ".join(answer[:80].split())[:40])
-    letter = _LETTER.fullmatch(" ".join(answer.replace("*", "").split()).strip("`\"' "))
-    index = LETTERS.find(letter[1].upper()) if letter else -1
-    rest = _fold(letter[2]) if letter else ""
-    offered = 0 <= index < len(options)
-    # A lone letter is read as a letter, even where it is also the text of an option (blood group A).
-    if letter and not rest and offered:
-        return index, None
+    if text is None:
+        return f"{shown} names no option"
+    readings = _as_letter_and_text(text)
+    for index, rest in readings:
+        # A lone letter is read as a letter, even where it is also the text of an option (blood group A).
+        if not rest and index < len(offered):
+            return index
+    same_text = options.equal_to(text)
     if len(same_text) == 1:
-        return same_text[0], None
+        return same_text[0]
     if same_text:
-        return None, f"the text {shown} is that of {len(same_text)} options"
-    if not letter:
-        return None, f"{shown} names no option"
-    if not offered:
-        return None, f"{shown}: the letter is not offered (A-{LETTERS[len(options) - 1]})"
-    if rest != options[index]:
-        return None, f"{shown}: the letter comes with something other than its option's text"
-    return index, None
+        return f"the text {shown} is that of {len(same_text)} options"
+    if not readings:
+        return f"{shown} names no option"
+    if all(index >= len(offered) for index, _ in readings):
+        return f"{shown}: the letter is not offered (A-{LETTERS[len(offered) - 1]})"
+    for index, rest in readings:
+        if same := options.equal_to(rest):
+            if index in same:
+                return index
+            break
+    return f"{shown}: the letter comes with something other than its option's text"
 
 
-def _fold(text: str) -> str:
-    return " ".join(text.replace("*", "").casefold().split()).strip(_EDGES)
+def _as_letter_and_text(text: str) -> list[tuple[int, str]]:
+    """Return the readings of a text as a letter (its index) and what follows it, the most literal one first."""
+    bare = unwrapped(text)
+    marks = with_ascii_marks(bare)
+    readings = []
+    for form in dict.fromkeys((bare, marks, without_emphasis(marks))):
+        if match := _LETTER.fullmatch(form):
+            letter = compatible(match[1]).strip("()").upper()
+            if len(letter) == 1 and letter in LETTERS:
+                readings.append((LETTERS.index(letter), match[3].strip() or match[2] or ""))
+    return readings

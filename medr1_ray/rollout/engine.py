@@ -9,11 +9,13 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medr1_ray.model.folder_check import stay_offline
 from medr1_ray.model.vocabulary import Vocabulary
 from medr1_ray.rollout.defaults import KV_CACHE_BYTES_ON_CPU, MAX_NUM_SEQS, EngineSettings
 from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span
@@ -22,12 +24,15 @@ if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
+UNKNOWN_TOKEN = "\ufffd"
+
 
 def set_environment(threads: int) -> None:
     """Set the environment variables that vLLM reads; call it before vllm is imported.
 
     Threads are not bound to cores: vLLM's own binding would give every engine of a node the same cores.
     """
+    stay_offline()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     os.environ["VLLM_LOGGING_COLOR"] = "0"
@@ -192,9 +197,24 @@ def to_completions(
         versions=np.concatenate(versions),
         lengths=lengths,
         truncated=np.array([answer.finish_reason == "length" for answer in answers]),
-        texts=tuple(tokenizer.batch_decode(token_ids, skip_special_tokens=True)),
+        texts=tuple(sampled_text(ids, vocabulary, tokenizer) for ids in token_ids),
         # The engine's prompt has its image pad expanded, so this is what the engine's own image processor made of the
         # image.
         visual_tokens=list(output.prompt_token_ids).count(vocabulary.image_pad),
         span=span,
+    )
+
+
+def sampled_text(token_ids: Sequence[int], vocabulary: Vocabulary, tokenizer: Any) -> str:
+    """The text of a completion as it was sampled, without the stop token that ends it.
+
+    Special tokens stay, because tags may be special tokens, and others cost the format where they do not belong. An id
+    that the tokenizer lacks is shown as U+FFFD for the same reason.
+    """
+    if token_ids and token_ids[-1] in vocabulary.stop:
+        token_ids = token_ids[:-1]
+    tokens = tokenizer.convert_ids_to_tokens(token_ids)
+    runs = groupby(zip(token_ids, tokens, strict=True), key=lambda pair: pair[1] is not None)
+    return "".join(
+        tokenizer.decode([id_ for id_, _ in run]) if known else UNKNOWN_TOKEN * len(list(run)) for known, run in runs
     )

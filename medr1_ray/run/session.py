@@ -14,6 +14,7 @@ from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation.blinding import NOT_SHUFFLED, with_blank_images, with_shuffled_images
 from medr1_ray.evaluation.in_training import EvaluationLog, evaluate
+from medr1_ray.evaluation.settings import write_asked_with
 from medr1_ray.learner.handle import Learner
 from medr1_ray.learner.messages import Gap, ImitationReport, UpdateReport
 from medr1_ray.pool.groups import RolloutPool
@@ -203,7 +204,7 @@ class Session:
                 seconds=self.totals.seconds,
                 config_digest=config_digest(self.config),
             )
-            return self.checkpoints.publish(state, self.learner.save)
+            return self.checkpoints.publish(state, self._write)
 
     def summarise(self) -> Path:
         """Write `summary.json` and print its main figures; returns its path."""
@@ -213,6 +214,10 @@ class Session:
         path = self.tracker.write_summary(summary)
         self.progress.close(summary)
         return path
+
+    def _write(self, folder: Path) -> None:
+        self.learner.save(folder)
+        write_asked_with(self.config, folder)
 
     def _sync(self, *, check: bool) -> None:
         if not self._syncs:

@@ -30,6 +30,7 @@ from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.rewards.functions import resolve
 from medr1_ray.run.parity import ParityGate
+from medr1_ray.run.rehearsal import rehearse_checkpoint
 from medr1_ray.run.session import Session
 from medr1_ray.run.weight_sync import make_weight_sync
 from medr1_ray.types import Prompt, Question, Sampling
@@ -67,6 +68,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     # Absolute, because actors have other working directories.
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": directory.path})})
     checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
+    rehearse_checkpoint(config, directory.checkpoints)
     checkpoint = checkpoints.latest() if resume else None
     state = read_state(checkpoint) if checkpoint else None
     # Refuses a state of other data or another seed, before any actor is started.

@@ -273,3 +273,15 @@ def weight_sync_bytes(config: Config, shape: ModelShape) -> int:
     if config.cluster.weight_transport != "object_store":
         return 0
     return 3 * shape.parameters * DTYPE_BYTES[config.model.dtype]
+
+
+def checkpoint_bytes(config: Config, shape: ModelShape) -> int:
+    """Return the size of a checkpoint on disk: the weights, DeepSpeed's copy of them, and the optimizer's state."""
+    weights = 2 * shape.parameters + _adapter_parameters(config, shape)
+    return weights * DTYPE_BYTES[config.model.dtype] + trained_parameters(config, shape) * ADAM_BYTES
+
+
+def checkpoints_at_once(config: Config) -> int:
+    """Return how many checkpoints a run has on disk at most: an old one is deleted after a newer one is whole."""
+    every = config.run.save_every or config.train.steps
+    return min(config.run.keep_checkpoints + 1, -(-config.train.steps // every))

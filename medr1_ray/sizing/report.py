@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from medr1_ray.cluster.resources import demands
-from medr1_ray.config import Config
+from medr1_ray.config import Config, automatic_transport
 from medr1_ray.config.loading import config_digest, config_yaml
 from medr1_ray.model.shape import ModelShape, read_shape
-from medr1_ray.sizing.memory import Part, learner_parts, rollout_parts, weight_sync_bytes
-from medr1_ray.sizing.time import best_split, epoch_cost, step_size, step_time
+from medr1_ray.sizing.memory import (
+    Part,
+    checkpoint_bytes,
+    checkpoints_at_once,
+    learner_parts,
+    rollout_parts,
+    weight_sync_bytes,
+)
+from medr1_ray.sizing.time import best_split, epoch_cost, step_size, step_time, sync_seconds
 
 REWARD_ACTOR_BYTES = 256 * 2**20
 DRIVER_BYTES = 2**30
+_TRANSPORT_NEEDS = {
+    "nccl": "learner and engines on GPUs of their own",
+    "ipc": "cluster.colocated=true",
+    "object_store": "any hardware",
+}
 
 
 def dry_run(config: Config) -> str:
@@ -44,8 +56,10 @@ def dry_run(config: Config) -> str:
         f"\nModel: {shape.architecture}, {shape.parameters:,} parameters, {shape.vision_parameters:,} of them vision",
         "\nActors",
         _table(("actor", "count", "CPUs each", "GPUs each", "GPU memory each", "main memory each"), actors, right=5),
-        f"Ray needs {cpus:g} CPUs and {gpus:g} GPUs; a weight sync needs "
-        f"{_size(weight_sync_bytes(config, shape))} in a node's object store and /dev/shm.",
+        f"Ray needs {cpus:g} CPUs and {gpus:g} GPUs.",
+        _transport(config, shape),
+        f"A checkpoint takes {_size(checkpoint_bytes(config, shape))} below run.dir; at most "
+        f"{checkpoints_at_once(config)} are there at once.",
         "\nMemory of each learner rank (estimate)",
         _part_table(of_learner, on_gpu["learner rank"]),
         "\nMemory of each rollout actor (estimate, per GPU)",
@@ -56,16 +70,29 @@ def dry_run(config: Config) -> str:
     return "\n".join(sections)
 
 
+def _transport(config: Config, shape: ModelShape) -> str:
+    transport, (automatic, why) = config.cluster.weight_transport, automatic_transport(config)
+    reason = f": {why}" if transport == automatic else f" (by default it would be {automatic}: {why})"
+    line = f"Weights reach the engines by {transport}{reason}."
+    if transport == "object_store":
+        size = _size(weight_sync_bytes(config, shape))
+        line += f"\nA weight sync needs {size} in a node's object store and /dev/shm."
+    return line
+
+
 def _time(config: Config, shape: ModelShape) -> str:
     if config.hardware.learner.matmul_flops_per_second is None:
         return "  none: hardware is not set; add one of configs/hardware/ with --config"
     size, ranks, actors = step_size(config), config.learner.world_size, config.rollout.actors
     time = step_time(config, shape, size, ranks, actors)
+    transport, syncs = config.cluster.weight_transport, sync_seconds(config, shape)
+    known = transport in syncs
+    sync = f"by {transport}, all rollout actors at once" if known else f"hardware has no rate of {transport}"
     completions = f"{size.prompts} x {size.group_size} completions"
     rows = [
         ("rollout", f"{time.rollout_seconds:,.2f} s", f"{completions}, rollout actors: {actors}"),
         ("update", f"{time.update_seconds:,.2f} s", f"rows of {size.row_tokens(shape):,.0f} tokens, ranks: {ranks}"),
-        ("weight sync", f"{time.weight_sync_seconds:,.2f} s", "through the object store, all rollout actors at once"),
+        ("weight sync", f"{time.weight_sync_seconds:,.2f} s", sync),
         ("step", f"{time.seconds:,.2f} s", "rollout overlaps update" if time.overlapped else "sequential"),
     ]
     if config.objective == "sft":
@@ -73,12 +100,25 @@ def _time(config: Config, shape: ModelShape) -> str:
     best = best_split(config, shape)
     lines = [
         _table(("part", "time", "how"), rows, right=1),
+        *_transports(config, syncs),
         f"  Best split of these devices: learner.world_size={best.ranks}, rollout.actors={best.actors}, "
         f"{best.time.seconds:,.2f} s per step",
         _epoch(config, "As configured", time.seconds, ranks, actors),
         _epoch(config, "With the best split", best.time.seconds, best.ranks, best.actors),
     ]
     return "\n".join(lines)
+
+
+def _transports(config: Config, seconds: Mapping[str, float]) -> list[str]:
+    """Return a table of the transports that could be chosen, if the times of several are known."""
+    if config.objective == "sft" or len(seconds) < 2:
+        return []
+    rows = [
+        (name, f"{seconds[name]:,.2f} s", needs + " (chosen)" * (name == config.cluster.weight_transport))
+        for name, needs in _TRANSPORT_NEEDS.items()
+        if name in seconds
+    ]
+    return ["", _table(("weight sync by", "time", "needs"), rows, right=1), ""]
 
 
 def _epoch(config: Config, what: str, step_seconds: float, ranks: int, actors: int) -> str:

@@ -96,9 +96,19 @@ def step_time(config: Config, shape: ModelShape, size: StepSize, ranks: int, act
     rollout = device_seconds(rollout_work(config, shape, size, actors), hardware.rollout)
     rollout += prompts * hardware.prompt_seconds + completions * hardware.completion_seconds
     rollout += completions * size.completion_tokens * hardware.token_seconds
-    sync_bytes = shape.parameters * DTYPE_BYTES[config.model.dtype]
-    sync = hardware.sync_seconds + sync_bytes / (hardware.sync_bytes_per_second or math.inf)
+    sync = sync_seconds(config, shape).get(config.cluster.weight_transport, hardware.sync_seconds)
     return StepTime(rollout, update, sync, config.train.max_staleness > 0)
+
+
+def sync_seconds(config: Config, shape: ModelShape) -> dict[str, float]:
+    """Return the time of a weight sync by each transport whose rate `hardware` has."""
+    hardware, sync_bytes = config.hardware, shape.parameters * DTYPE_BYTES[config.model.dtype]
+    rates = {
+        "nccl": hardware.nccl_bytes_per_second,
+        "ipc": hardware.ipc_bytes_per_second,
+        "object_store": hardware.sync_bytes_per_second,
+    }
+    return {name: hardware.sync_seconds + sync_bytes / rate for name, rate in rates.items() if rate is not None}
 
 
 def best_split(config: Config, shape: ModelShape) -> Split:

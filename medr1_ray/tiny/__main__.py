@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 import time
 from pathlib import Path
 
 import torch
 
+from medr1_ray.base.command_line import run_to_status
 from medr1_ray.tiny import probe
 from medr1_ray.tiny.architecture import build_model, save
 from medr1_ray.tiny.curriculum import corpus
@@ -19,8 +21,8 @@ from medr1_ray.tiny.pretrain import Plan, pretrain
 from medr1_ray.tiny.tokenizer import train_tokenizer
 
 
-def main() -> None:
-    """Train the tokenizer, build, pre-train and probe the model; log to the screen and `DIR/build_log.txt`."""
+def main(arguments: list[str] | None = None) -> int:
+    """Read the arguments and build the model; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m medr1_ray.tiny", description=__doc__)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for model/, state.pt and build_log.txt"
@@ -32,7 +34,15 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=1, help="torch threads; the shipped model was built with 1"
     )
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
+    return run_to_status(lambda ending: build(options))
+
+
+def build(arguments: argparse.Namespace) -> int:
+    """Train the tokenizer, build, pre-train and probe the model; log to the screen and `DIR/build_log.txt`."""
+    for name in ("steps", "threads"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} {getattr(arguments, name)}: give 1 or more")
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     log_path = arguments.out / "build_log.txt"
@@ -63,7 +73,8 @@ def main() -> None:
     (folder / "README.md").write_text(
         model_card(plan, arguments.seed, parameters, zero_shot), encoding="utf-8"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

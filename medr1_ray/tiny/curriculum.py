@@ -28,7 +28,7 @@ from medr1_ray.data.phantoms import (
     phantom_rng,
     random_facts,
 )
-from medr1_ray.data.prompt_templates import TEMPLATES
+from medr1_ray.data.prompt_templates import MEDR1_WORDING
 from medr1_ray.tiny import shapes
 from medr1_ray.types import LETTERS, Mode
 
@@ -96,7 +96,7 @@ def choose_turn(item: shapes.Item, mode: Mode) -> Turn:
     answer = f"<answer>{LETTERS[item.answer]}</answer>"
     thought = f"<think>{item.because}</think>"
     reply = {"no_think": answer, "think": thought + answer, "think_after": answer + thought}[mode]
-    return Turn(TEMPLATES[mode].replace("{question}", f"{item.stem} {offered}"), reply)
+    return Turn(MEDR1_WORDING.templates[mode].replace("{question}", f"{item.stem} {offered}"), reply)
 
 
 def random_mode(rng: np.random.Generator) -> Mode:

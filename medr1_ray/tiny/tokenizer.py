@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from medr1_ray.data.prompt_templates import TEMPLATES
+from medr1_ray.data.prompt_templates import MEDR1_WORDING
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -68,7 +68,7 @@ def constant_phrases() -> tuple[str, ...]:
     """Return the constant sentences of the chat template and of every prompt template, between the tags."""
     phrases = [SYSTEM_TEXT]
     splitter = "|".join(re.escape(tag) for tag in TAGS)
-    for template in TEMPLATES.values():
+    for template in MEDR1_WORDING.templates.values():
         for piece in re.split(splitter, template.replace("{question}", "")):
             if piece and piece not in phrases:
                 phrases.append(piece)

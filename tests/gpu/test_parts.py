@@ -110,7 +110,7 @@ def colocated_actor(tmp_path: Path) -> Iterator[Any]:
                 "engine": {"gpu_memory_utilization": 0.5},
             },
             "learner": {"gpus_per_rank": 0.5},
-            "cluster": {"colocated": True},
+            "cluster": {"colocated": True, "weight_transport": "object_store"},
         }
     )
     ray.init("local", include_dashboard=False, log_to_driver=False)

@@ -22,6 +22,7 @@ STEPS = 4
 APART = ["rollout.gpus_per_actor=1", "learner.gpus_per_rank=1", "rollout.actors=1"]
 IPC = ["cluster.weight_transport=ipc"]
 NCCL = ["cluster.weight_transport=nccl"]
+STORE = ["cluster.weight_transport=object_store"]
 SHARED = [
     "cluster.colocated=true",
     "rollout.gpus_per_actor=0.5",
@@ -40,22 +41,22 @@ def case(name: str, gpus: int, *settings: str) -> Any:
 @pytest.mark.parametrize(
     "settings",
     [
-        case("object_store", 2, *APART),
+        case("object_store", 2, *APART, *STORE),
         case("nccl", 2, *APART, *NCCL),
         case("nccl_frozen", 2, *APART, *NCCL, "model.train_vision_tower=false"),
         case("nccl_two_engines", 3, *APART, "rollout.actors=2", *NCCL),
         case("nccl_tensor_parallel", 3, *APART, *NCCL, *TENSOR_PARALLEL),
-        case("object_store_tensor_parallel", 3, *APART, *TENSOR_PARALLEL),
+        case("object_store_tensor_parallel", 3, *APART, *STORE, *TENSOR_PARALLEL),
         case("nccl_zero3", 3, *APART, *NCCL, "learner.world_size=2", "learner.zero_stage=3"),
         case("ipc", 1, *SHARED, *IPC, "rollout.actors=1"),
         case("ipc_frozen", 1, *SHARED, *IPC, "rollout.actors=1", "model.train_vision_tower=false"),
         case("ipc_zero3", 2, *SHARED, *IPC, "rollout.actors=2", "learner.world_size=2", "learner.zero_stage=3"),
-        case("colocated_object_store", 1, *SHARED, "rollout.actors=1"),
-        case("bfloat16", 2, *APART, *BF16),
-        case("flash_attention", 2, *APART, *BF16, "model.attention=flash_attention_2"),
-        case("offload", 2, *APART, *OFFLOAD),
-        case("cuda_graphs_off", 2, *APART, "rollout.engine.enforce_eager=true"),
-        case("gradient_checkpointing", 2, *APART, *BF16, "model.gradient_checkpointing=true"),
+        case("colocated_object_store", 1, *SHARED, *STORE, "rollout.actors=1"),
+        case("bfloat16", 2, *APART, *STORE, *BF16),
+        case("flash_attention", 2, *APART, *STORE, *BF16, "model.attention=flash_attention_2"),
+        case("offload", 2, *APART, *STORE, *OFFLOAD),
+        case("cuda_graphs_off", 2, *APART, *STORE, "rollout.engine.enforce_eager=true"),
+        case("gradient_checkpointing", 2, *APART, *STORE, *BF16, "model.gradient_checkpointing=true"),
         case("asynchronous", 2, *APART, "train.max_staleness=2", *NCCL),
     ],
 )

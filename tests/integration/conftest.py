@@ -86,6 +86,7 @@ def transformers_logprobs() -> Callable[..., np.ndarray]:
         config.video_token_id,
         config.vision_start_token_id,
         config.vision_end_token_id,
+        processor.tokenizer.convert_tokens_to_ids("<|im_start|>"),
     ]
 
     @torch.no_grad()

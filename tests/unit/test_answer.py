@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from medr1_ray import answer as module
 from medr1_ray.answer import main
@@ -32,7 +33,9 @@ class Asked:
     def open(self, config: Config) -> Iterator[Any]:
         yield SimpleNamespace(load=self.loaded.append, pool=self)
 
-    def answer(self, pool: Any, config: Config, questions: Sequence[Question]) -> list[Explained]:
+    def answer(
+        self, pool: Any, config: Config, questions: Sequence[Question], encoded: Sequence[Any]
+    ) -> list[Explained]:
         assert pool is self
         assert self.loaded, "engines answer with the weights of the checkpoint"
         self.configs.append(config)
@@ -41,8 +44,6 @@ class Asked:
     def _explain(self, question: Question) -> Explained:
         if question.stem == "Silent?":
             return Explained(question, None, "no answer tag", "", "hm", (0.5, 0.5))
-        if question.stem == "Unreadable?":
-            return Explained(question, None, "image unreadable", "", "", ())
         return Explained(question, "B", None, "", "<answer>B</answer>", (0.25, 0.75))
 
 
@@ -51,8 +52,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return Asked(monkeypatch)
 
 
-def test_one_question_is_answered_on_the_terminal(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--model", "tiny", "--image", "i.png", "--question", "Which?", "--options", "CT; MRI", "--mode", "think"]
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    return picture(tmp_path / "i.png")
+
+
+def picture(path: Path) -> str:
+    Image.new("RGB", (40, 30)).save(path)
+    return str(path)
+
+
+def test_one_question_is_answered_on_the_terminal(
+    asked: Asked, image: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", "tiny", "--image", image, "--question", "Which?", "--options", "CT; MRI", "--mode", "think"]
     assert main([*given, "rollout.max_tokens=33"]) == 0
     out = capsys.readouterr().out
     assert "answer     B  MRI" in out
@@ -61,15 +74,50 @@ def test_one_question_is_answered_on_the_terminal(asked: Asked, capsys: pytest.C
     assert (asked.configs[0].mode, asked.configs[0].rollout.max_tokens) == ("think", 33)
 
 
-@pytest.mark.parametrize(("stem", "status"), [("Which?", 0), ("Silent?", 0), ("Unreadable?", 1)])
-def test_a_question_that_could_not_be_asked_is_an_error(asked: Asked, stem: str, status: int) -> None:
-    assert main(["--model", "tiny", "--image", "i.png", "--question", stem, "--options", "CT; MRI"]) == status
+def test_a_question_without_an_answer_is_not_an_error(asked: Asked, image: str) -> None:
+    assert main(["--model", "tiny", "--image", image, "--question", "Silent?", "--options", "CT; MRI"]) == 0
+
+
+def test_an_image_that_cannot_be_read_is_an_error_before_an_engine_starts(
+    asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    for name in ("nope.png", "text.png", "."):
+        image = str(tmp_path / name)
+        assert main(["--model", "tiny", "--image", image, "--question", "Which?", "--options", "CT; MRI"]) == 1
+        assert capsys.readouterr().err.startswith(f"error: --image {Path(image)}: ")
+    assert asked.loaded == []
+
+
+def test_a_file_without_a_question_that_can_be_asked_starts_no_engine(
+    asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions, answers = tmp_path / "q.csv", tmp_path / "a.csv"
+    questions.write_text("image,question,options\na.png,Which?,CT; MRI\nb.png,,CT; MRI\n")
+    assert main(["--model", "tiny", "--image", str(tmp_path), "--csv", str(questions), "--out", str(answers)]) == 1
+    assert asked.loaded == []
+    assert "2 rows, 2 without an answer" in capsys.readouterr().out
+    assert "a.png" in answers.read_text()
+
+
+@pytest.mark.parametrize("out", ["no/such/dir/a.csv", "."])
+def test_answers_that_could_not_be_written_are_not_computed(
+    asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    questions = tmp_path / "q.csv"
+    questions.write_text(f"image,question,options\n{Path(picture(tmp_path / 'a.png')).name},Which?,CT; MRI\n")
+    given = ["--model", "tiny", "--image", str(tmp_path), "--csv", str(questions), "--out", str(tmp_path / out)]
+    assert main(given) == 1
+    assert capsys.readouterr().err.startswith(f"error: --out {tmp_path / out}")
+    assert asked.loaded == []
 
 
 def test_a_file_of_questions_is_answered_line_by_line(
     asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     questions, answers = tmp_path / "q.csv", tmp_path / "a.csv"
+    for name in "abcd":
+        picture(tmp_path / f"{name}.png")
     questions.write_text(
         "image,question,options\na.png,Which?,CT; MRI\nb.png,,CT; MRI\nc.png,Silent?,CT; MRI\nd.png,What?,CT; MRI\n"
     )
@@ -93,9 +141,9 @@ def test_a_file_of_questions_is_answered_line_by_line(
         (["--question", "Which?"], "give --question and --options, or --csv"),
         (["--options", "CT; MRI"], "give --question and --options, or --csv"),
         (["--question", "Which?", "--options", "a; b", "--csv", "q.csv"], "or --csv, but not both"),
-        (["--question", "Which?", "--options", "a"], "2 to 8 different ones"),
+        (["--question", "Which?", "--options", "a"], "2 to 26 different ones"),
         (["--csv", "/nowhere.csv"], "--csv /nowhere.csv: cannot be read"),
-        (["--question", "Which?", "--options", "a; b", "--model", "/nowhere"], "is not a checkpoint"),
+        (["--question", "Which?", "--options", "a; b", "--model", "/nowhere"], "model.path: '/nowhere' does not exist"),
         (["--question", "Which?", "--options", "a; b", "train.step=3"], "did you mean train.steps?"),
     ],
 )

@@ -59,7 +59,7 @@ def test_letters_of_all_questions_are_scored_unless_more_is_asked_for(
     ("changes", "says"),
     [
         (["--samples", "-1"], "--samples -1 is negative"),
-        (["--model", "/nowhere"], "is not a checkpoint"),
+        (["--model", "/nowhere"], "model.path: '/nowhere' does not exist"),
         (["rollout.max_tokens=0"], "rollout.max_tokens=0"),
     ],
 )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.data.phantoms.write import ensure_dataset
 
 
-def main() -> None:
-    """Read the command line and write the dataset unless the directory already holds it."""
+def main(arguments: list[str] | None = None) -> int:
+    """Write the dataset unless the directory already holds it; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m medr1_ray.data.phantoms", description=__doc__)
     parser.add_argument(
         "--out", type=Path, required=True, help="a new or empty directory, or one that holds this dataset"
@@ -21,13 +23,16 @@ def main() -> None:
     parser.add_argument(
         "--size", type=int, default=112, help="longer side of the images in pixels (default: 112)"
     )
-    arguments = parser.parse_args()
-    try:
-        ensure_dataset(arguments.out, arguments.images, arguments.seed, arguments.size)
-    except ValueError as error:
-        parser.error(str(error))
-    print(f"{arguments.out}: {arguments.images} phantoms")
+    options = parser.parse_args(arguments)
+
+    def work(ending: Ending) -> int:
+        ending.how_to_go_on = lambda: "the images are drawn anew by the same command"
+        ensure_dataset(options.out, options.images, options.seed, options.size)
+        print(f"{options.out}: {options.images} phantoms")
+        return 0
+
+    return run_to_status(work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

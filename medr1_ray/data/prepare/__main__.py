@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.config import TableAnswers, TableColumns, TableSettings
 from medr1_ray.data.prepare.grouping import Grouping, describe, regrouped
 from medr1_ray.data.prepare.image_facts import ImageFacts
@@ -162,19 +163,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: give a number of 1 or more")
-    try:
+
+    def work(ending: Ending) -> int:
         if options.out.exists() and not options.out.is_dir():
             raise ValueError(f"--out {options.out} is a file; give a folder")
+        ending.how_to_go_on = lambda: "the same command continues"
         source = _source(options)
-        plan = Plan(options.out, options.groups, options.medr1, options.seed, options.workers)
-        prepare(source, plan)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
+        prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
+        return 0
+
+    return run_to_status(work)
 
 
 def _source(options: argparse.Namespace) -> Source:

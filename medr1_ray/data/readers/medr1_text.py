@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from itertools import dropwhile
 
 from medr1_ray.data.questions import RowError
 from medr1_ray.types import LETTERS
 
-# The marker of an option: white space and `A)` for the first one, `, B)` and so on for the others.
-_MARKER = re.compile(rf"\sA\)|, [{LETTERS[1:]}]\)")
+# The marker of an option: `A)` after white space, then `, B)` and so on as Med-R1 writes them. Others write a semicolon
+# or white space alone, as in `B)MRI C)US`.
+_MARKER = re.compile(rf"\sA\)|(?:[,;]\s*|\s)[{LETTERS[1:]}]\)")
 
 
 def split_problem(problem: str) -> tuple[str, tuple[str, ...]]:
-    """Split `stem A)x, B)y, C)z` into the stem and its 2 to 8 options.
+    """Split `stem A)x, B)y, C)z` into the stem and its 2 to 26 options.
 
     A bracket that closes an open one, as in `(grade A) ...`, is not taken for a marker, unless the letters are in order
     only with it (an option may lack its closing bracket). If both readings are possible, the row is refused rather
@@ -24,7 +26,7 @@ def split_problem(problem: str) -> tuple[str, tuple[str, ...]]:
     markers = list(_MARKER.finditer(problem))
     closing = _closing_brackets(problem)
     unbracketed = [marker for marker in markers if marker.end() - 1 not in closing]
-    readings = [found for found in (markers, unbracketed) if _in_order(found)]
+    readings = [found for found in map(_from_a, (markers, unbracketed)) if _in_order(found)]
     if not readings:
         raise RowError("no options A), B), ... in the problem")
     if any(reading != readings[0] for reading in readings):
@@ -36,6 +38,11 @@ def split_problem(problem: str) -> tuple[str, tuple[str, ...]]:
     if not stem or not all(options):
         raise RowError("empty stem or option")
     return stem, options
+
+
+def _from_a(markers: list[re.Match[str]]) -> list[re.Match[str]]:
+    """Return the markers from the first `A)` on; letters with a bracket before it belong to the stem."""
+    return list(dropwhile(lambda marker: marker.group()[-2] != "A", markers))
 
 
 def _in_order(markers: list[re.Match[str]]) -> bool:

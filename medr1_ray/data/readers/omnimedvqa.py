@@ -80,10 +80,12 @@ def _question(root: Path, row: dict[str, Any], id_: str, images_needed: bool) ->
 
 
 def _options(row: dict[str, Any]) -> tuple[str, ...]:
-    keys = [f"option_{letter}" for letter in LETTERS]
-    present = [key for key in keys if row.get(key) not in (None, "")]
-    if len(present) < 2:
+    given = {key for key in row if key.startswith("option_") and row[key] not in (None, "")}
+    if len(given) < 2:
         raise RowError("fewer than two options")
-    if present != keys[: len(present)]:
+    if len(given) > len(LETTERS):
+        raise RowError(f"more than {len(LETTERS)} options")
+    keys = [f"option_{letter}" for letter in LETTERS[: len(given)]]
+    if given != set(keys):
         raise RowError("a letter is missing among the options")
-    return tuple(text_of(row, key) for key in present)
+    return tuple(text_of(row, key) for key in keys)

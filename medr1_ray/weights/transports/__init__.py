@@ -7,7 +7,7 @@ Door: this module.
 
 To add a transport: write `<name>.py` here with a `WeightSender` and a `WeightReceiver` (`weights/protocol.py`), write
 `weights/engine/<name>.py` with a class that extends `CheckedLoading` and one of vLLM's transfer engines, add a record
-to `TRANSPORTS` and the name to `cluster.weight_transport` (`config/cluster.py`). CONTRIBUTING.md has it step by step.
+to `TRANSPORTS` and the name to `WeightTransport` (`config/cluster.py`). CONTRIBUTING.md has it step by step.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from medr1_ray.config import (
 )
 from medr1_ray.learner import grpo
 from medr1_ray.learner.handle import Learner
-from medr1_ray.model.checkpoint_files import checkpoint_name, load_model
+from medr1_ray.model.checkpoint_files import load_model
+from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
 from tests.integration.learner.by_hand import plain_batch, train_twice

@@ -10,7 +10,8 @@ from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.learner import grpo
 from medr1_ray.learner.handle import Learner
 from medr1_ray.model import packing
-from medr1_ray.model.checkpoint_files import checkpoint_name, load_model
+from medr1_ray.model.checkpoint_files import load_model
+from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.image_patches import ImagePatcher
 from medr1_ray.model.lora import Adapters
 from medr1_ray.model.policy import Policy

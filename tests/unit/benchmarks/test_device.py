@@ -10,20 +10,15 @@ import sys
 import pytest
 import torch
 
-from tests.repository import REPOSITORY
-
-BENCHMARKS = REPOSITORY / "benchmarks"
-
 
 def test_it_measures_a_training_step_and_prints_a_result(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))  # where a command run by its path finds `helpers`
     monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "active"))  # which it sets for its process
     monkeypatch.setattr(sys, "argv", ["device.py", "--device", "cpu", "--model", "tiny", "--quick", "--json"])
     threads = torch.get_num_threads()  # of which it takes one
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(BENCHMARKS / "device.py"), run_name="__main__")
+        runpy.run_module("benchmarks.device", run_name="__main__")
     torch.set_num_threads(threads)
     assert ended.value.code == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

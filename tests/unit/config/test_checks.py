@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from medr1_ray.config import Config
+from medr1_ray.config import Config, automatic_transport
 
 APART: dict[str, Any] = {"learner": {"gpus_per_rank": 1}, "rollout": {"gpus_per_actor": 1}}
 SHARED: dict[str, Any] = {
@@ -31,9 +31,43 @@ def config(*changes: dict[str, Any]) -> Config:
 
 def test_what_goes_together_is_accepted() -> None:
     assert config().cluster.weight_transport == "object_store"
+    assert config(APART).cluster.weight_transport == "nccl"
     assert config(APART, {"cluster": {"weight_transport": "nccl"}}).cluster.weight_transport == "nccl"
     assert config(SHARED).cluster.colocated
     assert config(SHARED, {"cluster": {"weight_transport": "object_store"}}).cluster.colocated
+
+
+ON_ONE_GPU = [SHARED, {"cluster": {"weight_transport": "auto"}}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "transport", "why"),
+    [
+        ([], "object_store", "not both sides have GPUs"),
+        ([APART, {"rollout": {"gpus_per_actor": 0}}], "object_store", "not both sides have GPUs"),
+        ([APART, {"learner": {"gpus_per_rank": 0}}], "object_store", "not both sides have GPUs"),
+        ([APART], "nccl", "GPUs of their own"),
+        ([APART, {"rollout": {"gpus_per_actor": 2, "tensor_parallel_size": 2}}], "nccl", "GPUs of their own"),
+        ([APART, {"rollout": {"max_actors": 4}}], "nccl", "GPUs of their own"),
+        ([APART, {"rollout": {"gpus_per_actor": 0.5}}], "object_store", "may be of the same one"),
+        ([APART, {"learner": {"gpus_per_rank": 0.5}}], "object_store", "may be of the same one"),
+        (ON_ONE_GPU, "ipc", "shares its GPU"),
+    ],
+)
+def test_by_default_weights_take_the_best_way_that_the_hardware_has(
+    changes: list[dict[str, Any]], transport: str, why: str
+) -> None:
+    resolved = config(*changes)
+    assert resolved.cluster.weight_transport == transport
+    assert automatic_transport(resolved)[0] == transport
+    assert why in automatic_transport(resolved)[1]
+    given = config(*changes, {"cluster": {"weight_transport": "object_store"}})
+    assert given.cluster.weight_transport == "object_store", "what is given is not changed"
+
+
+def test_the_default_transport_is_there_however_the_settings_are_made() -> None:
+    sections = {"run": {"dir": "unused"}, "data": {"format": "phantoms", "root": "unused"}, "train": {"steps": 1}}
+    assert Config(**sections, **APART).cluster.weight_transport == "nccl"
 
 
 @pytest.mark.parametrize(
@@ -105,3 +139,9 @@ def test_what_would_be_silently_wrong_is_refused(changes: list[dict[str, Any]], 
 )
 def test_what_lies_beside_a_refused_combination_is_accepted(changes: list[dict[str, Any]]) -> None:
     config(*changes)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    config({"train": {"steps": 20}, "learner": {"warmup_steps": 20}})
+    with pytest.raises(ValueError, match=r"learner\.warmup_steps=21 is more than train\.steps=20"):
+        config({"train": {"steps": 20}, "learner": {"warmup_steps": 21}})

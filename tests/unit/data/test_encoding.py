@@ -16,6 +16,7 @@ from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.data.prompt_templates import chat_messages
 from medr1_ray.types import Prompt, Question
 from tests.unit.data.few_prompts import IMAGE_PAD_ID, encoder, ten_questions, tokenize
+from tests.unit.model.model_folders import template_in_json_only, tiny_in
 
 
 @pytest.fixture
@@ -83,6 +84,18 @@ def test_a_checkpoint_without_a_template_or_an_image_token_is_refused(
         PromptEncoder.from_checkpoint(str(tmp_path), "think", 84, "squash", 1024)
 
 
+def test_the_template_is_the_processors_where_it_has_one(questions: tuple[Question, ...], tmp_path: Path) -> None:
+    folder = tiny_in(tmp_path / "brought")
+    template_in_json_only(folder)
+    prompts = [
+        PromptEncoder.from_checkpoint(str(path), "think", 84, "squash", 1024).encode(questions[0], "p")
+        for path in (folder, tiny_model_path())
+    ]
+    assert isinstance(prompts[0], Prompt)
+    assert isinstance(prompts[1], Prompt)
+    assert prompts[0].token_ids.tolist() == prompts[1].token_ids.tolist()
+
+
 @pytest.mark.parametrize(("images", "read"), [(2, "0121"), (1, "01021")])
 def test_decoded_images_take_no_more_memory_than_they_may(
     questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch, images: int, read: str
@@ -129,3 +142,25 @@ def test_the_settings_of_a_run_make_its_encoder(tmp_path: Path, longest: int, fi
         assert (prompt.image[28:84].min(), prompt.image[:28].max(), prompt.image[84:].max()) == (255, 0, 0)
     else:
         assert prompt.detail == "q: 62 tokens; rollout.max_prompt_tokens=61"
+
+
+def test_a_runs_own_wording_reaches_the_model(tmp_path: Path) -> None:
+    question, *_ = ten_questions(tmp_path)
+    config = Config.model_validate(
+        {
+            "run": {"dir": "x"},
+            "data": {"format": "phantoms", "root": "x", "image_size": 84},
+            "train": {"steps": 1},
+            "prompt": {"system": "You read scans.", "no_think": "Q: {question}\nAnswer in <answer> tags."},
+        }
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path())
+    prompt = PromptEncoder.of(config).encode(question, "p")
+    assert isinstance(prompt, Prompt)
+    assert tokenizer.decode(prompt.token_ids) == (
+        "<|im_start|>system\nYou read scans.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+        "Q: What 0? A)x, B)y\nAnswer in <answer> tags.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    other = PromptEncoder.of(config).encode_as("Which?", question, "p")
+    assert isinstance(other, Prompt)
+    assert "You read scans." in tokenizer.decode(other.token_ids), "other requests too: it is the same model"

@@ -164,3 +164,16 @@ def test_what_is_no_evaluation_is_refused_before_an_engine_starts(
     with pytest.raises(ValueError, match="is not an evaluation"):
         evaluate(config, Plan("test", against=tmp_path))
     assert inference.opened_for == []
+
+
+def test_another_wording_is_asked_and_goes_into_another_folder(config: Config, inference: Inference) -> None:
+    evaluate(config, Plan("test"))
+    own = config.prompt.model_copy(update={"no_think": "Q: {question} Letter?", "think": "{question} Think."})
+    worded = config.model_copy(update={"prompt": own})
+    with pytest.raises(ValueError, match=r"holds an evaluation with system text and template None, .*Letter\?"):
+        evaluate(worded, Plan("test"))
+    elsewhere = config.run.model_copy(update={"dir": config.run.dir / "worded"})
+    evaluate(worded.model_copy(update={"run": elsewhere}), Plan("test"))
+    # The wording of a mode that is not evaluated changes nothing.
+    think_alone = config.prompt.model_copy(update={"think": "{question} Think."})
+    evaluate(config.model_copy(update={"prompt": think_alone}), Plan("test"))

@@ -42,6 +42,6 @@ def test_every_checkpoint_comes_as_a_later_version(pool: Pool) -> None:
 
 
 def test_a_folder_without_a_checkpoint_is_refused_before_anything_is_loaded(pool: Pool, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    with pytest.raises(ValueError, match="is empty"):
         Inference(pool).load(tmp_path)  # type: ignore[arg-type]
     assert pool.loaded == []

@@ -275,9 +275,9 @@ def test_one_rank_writes_the_weights_and_all_gather_them(
             yield name, shared.fill_(len(gathered))
 
     written: list[dict[str, list[float]]] = []
-    actor._source, actor._model = SimpleNamespace(tensors=tensors), None
+    actor._source = SimpleNamespace(tensors=tensors)
 
-    def save_model(model: Any, whole: dict[str, torch.Tensor], source: Path, folder: Path) -> None:
+    def save_model(whole: dict[str, torch.Tensor], source: Path, folder: Path) -> None:
         written.append({name: tensor.tolist() for name, tensor in whole.items()})
 
     monkeypatch.setattr("medr1_ray.learner.actor.save_model", save_model)

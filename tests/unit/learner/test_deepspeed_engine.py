@@ -22,6 +22,8 @@ class Fake(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("deepspeed")
+        # The real one's, whose files the check of setting names reads.
+        self.__spec__ = importlib.util.find_spec("deepspeed")
         self.told: dict[str, Any] = {}
         self.gathered: list[list[int]] = []
         self.utils = SimpleNamespace(logger=SimpleNamespace(setLevel=lambda level: None))

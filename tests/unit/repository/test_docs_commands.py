@@ -203,7 +203,7 @@ def test_a_wrong_command_is_found(line: str, monkeypatch: pytest.MonkeyPatch) ->
         "python -m medr1_ray.timeline",
         "python -m medr1_ray.evaluate --model tiny --data x --split test --scoring letters",
         "python -m medr1_ray.data.prepare --root x",
-        "python benchmarks/transformers_accuracy.py",
+        "python -m benchmarks.transformers_accuracy",
     ],
 )
 def test_a_wrong_argument_is_found(line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medr1_ray.rewards.parsing import parse_answer
+from tests.unit.rewards.answer_forms import COUNT, DO_NOT
 from tests.unit.rewards.completions import (
     COMPLETIONS,
     HOSTILE,
@@ -90,3 +91,15 @@ def test_of_a_long_answer_the_problem_shows_the_beginning() -> None:
 @pytest.mark.parametrize("completion", HOSTILE, ids=lambda completion: completion[:25])
 def test_a_long_completion_takes_no_more_than_linear_time(completion: str) -> None:
     assert takes_linear_time(lambda: parse_answer(completion, MODALITY, "think"))
+
+
+@pytest.mark.parametrize(("options", "answer", "letter"), COUNT)
+def test_forms_that_count(options: tuple[str, ...], answer: str, letter: str) -> None:
+    assert parse_answer(f"<answer>{answer}</answer>", with_options(*options), "no_think").letter == letter
+
+
+@pytest.mark.parametrize(("options", "answer"), DO_NOT)
+def test_forms_that_must_not_count(options: tuple[str, ...], answer: str) -> None:
+    parsed = parse_answer(f"<answer>{answer}</answer>", with_options(*options), "no_think")
+    assert parsed.letter is None
+    assert parsed.problem

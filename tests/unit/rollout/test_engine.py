@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from medr1_ray.config import ClusterSettings, ModelSettings, RolloutSettings, tiny_model_path
 from medr1_ray.data.encoding import continuations
 from medr1_ray.model.vocabulary import load_vocabulary
+from medr1_ray.rewards.parsing import parse_answer
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.rollout.engine import (
     continued_prompts,
     engine_arguments,
     engine_prompt,
     likelihood_params,
+    sampled_text,
     sampling_params,
     set_environment,
     to_completions,
@@ -43,7 +46,7 @@ def settings(cluster: dict[str, Any] | None = None, **rollout: Any) -> EngineSet
     return EngineSettings(
         ModelSettings(dtype="bfloat16"),
         RolloutSettings(max_prompt_tokens=100, max_tokens=20, **rollout),
-        ClusterSettings(**(cluster or {})),
+        ClusterSettings(**({"weight_transport": "object_store"} | (cluster or {}))),
         seed=40,
         logs=Path("logs"),
     )
@@ -147,18 +150,44 @@ def test_completions_are_laid_end_to_end() -> None:
         ],
         prompt_token_ids=[1, VOCABULARY.image_pad, VOCABULARY.image_pad, 3],
     )
-    tokenizer = SimpleNamespace(
-        batch_decode=lambda ids, skip_special_tokens: [f"{each} {skip_special_tokens}" for each in ids]
-    )
+    tokenizer = SimpleNamespace(convert_ids_to_tokens=lambda ids: list(map(str, ids)), decode=str)
     found = to_completions(output, PROMPT, "rollout-0", VOCABULARY, tokenizer, SPAN)
     assert found.token_ids.tolist() == [11, 12, 13, 14]
     assert found.rollout_logprobs.tolist() == [-5.5, -6.0, -6.5, -7.0]
     assert found.versions.tolist() == [4, 4, 5, 5]
     assert (found.lengths.tolist(), found.truncated.tolist()) == ([3, 1], [False, True])
-    assert found.texts == ("[11, 12, 13] True", "[14] True")
+    assert found.texts == ("[11, 12, 13]", "[14]")
     assert (found.prompt_id, found.actor, found.visual_tokens, found.span) == ("p", "rollout-0", 2, SPAN)
     arrays = (found.token_ids, found.rollout_logprobs, found.versions, found.lengths, found.truncated)
     assert [str(array.dtype) for array in arrays] == ["int32", "float32", "int32", "int32", "bool"]
+
+
+def test_the_text_is_what_was_sampled_without_its_stop_token(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path())
+    tokenizer.add_special_tokens({"extra_special_tokens": [*tokenizer.extra_special_tokens, "<answer>", "</answer>"]})
+    tokenizer.save_pretrained(tmp_path)
+    with_special_tags = AutoTokenizer.from_pretrained(tmp_path)
+    encoded = with_special_tags.encode("<answer>C</answer>", add_special_tokens=False)
+    assert with_special_tags.decode(encoded, skip_special_tokens=True) == "C", "the case that must not be lost"
+    start, (end, pad) = with_special_tags.convert_tokens_to_ids("<|im_start|>"), VOCABULARY.stop
+
+    def text(*token_ids: int) -> str:
+        return sampled_text(token_ids, VOCABULARY, with_special_tags)
+
+    assert text(*encoded, end) == text(*encoded, pad) == text(*encoded) == "<answer>C</answer>"
+    assert text(*encoded[:2], start, encoded[2], end) == "<answer>C<|im_start|></answer>"
+    # Logits beyond the tokenizer's last id.
+    beyond = len(with_special_tags)
+    assert text(*encoded[:2], beyond, beyond + 1, encoded[2], end) == "<answer>C\ufffd\ufffd</answer>"
+    assert text(end) == text() == ""
+
+
+@pytest.mark.parametrize("slipped_in", ["<|im_start|>", "\ufffd"])
+def test_what_the_model_must_not_write_costs_the_format(slipped_in: str) -> None:
+    assert parse_answer("<answer>A</answer>", QUESTION, "no_think").well_formed
+    inside = parse_answer(f"<answer>A{slipped_in}</answer>", QUESTION, "no_think")
+    outside = parse_answer(f"<answer>A</answer>{slipped_in}", QUESTION, "no_think")
+    assert (inside.letter, outside.letter, outside.well_formed) == (None, "A", False)
 
 
 def test_a_group_that_the_engine_gave_up_is_an_error() -> None:

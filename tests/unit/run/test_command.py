@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medr1_ray.config import Config, Objective
+from medr1_ray.config import Config, Objective, tiny_model_path
 from medr1_ray.run import command as module
 from medr1_ray.run.command import run_command
 
@@ -60,6 +60,31 @@ def test_a_dry_run_prints_and_starts_nothing(
     assert runs.given == []
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_model_that_cannot_be_used_is_found_before_anything_starts(
+    file: str, capsys: pytest.CaptureFixture[str], dry: list[str]
+) -> None:
+    runs = Runs()
+    assert run("grpo", runs, "--config", file, "model.path=Qwen/Qwen2-VL-2B-Instruct", *dry) == 1
+    assert run("sft", runs, "--config", file, "data.image_size=1024", *dry) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: model.path: 'Qwen/Qwen2-VL-2B-Instruct' is not a folder here")
+    assert second.startswith("error: data.image_size=1024 is outside what the image processor of")
+    assert runs.given == []
+
+
+def test_a_dry_run_needs_no_checkpoint_where_a_shape_is_given(
+    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "dry_run", lambda config: "a report")
+    shape = [f"model.shape={tiny_model_path()}", "model.path=models/not-here-yet"]
+    runs = Runs()
+    assert run("grpo", runs, "--config", file, *shape, "--dry-run") == 0
+    assert run("grpo", runs, "--config", file, *shape) == 1
+    assert "'models/not-here-yet' does not exist" in capsys.readouterr().err
+    assert runs.given == []
+
+
 def test_settings_of_grpo_serve_the_supervised_baseline_and_not_the_other_way_round(
     file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,11 +107,16 @@ def test_a_failure_is_one_line_and_an_exit_status(
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
-def test_a_bug_is_not_hidden(file: str) -> None:
+def test_a_bug_is_named_and_its_traceback_is_in_the_runs_logs(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").mkdir()
     runs = Runs()
     runs.error = TypeError("a bug")
-    with pytest.raises(TypeError, match="a bug"):
-        run("grpo", runs, "--config", file)
+    assert run("grpo", runs, "--config", file) == 1
+    (log,) = (tmp_path / "logs").iterdir()
+    assert capsys.readouterr().err == f"error: TypeError: a bug (traceback: {log})\n"
+    assert "in __call__" in log.read_text()
 
 
 def test_a_wrong_setting_is_an_error_and_not_a_traceback(file: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from medr1_ray.config import HardwareSettings
 from medr1_ray.config.loading import config_digest
 from medr1_ray.evaluation.in_training import EvaluationLog
+from medr1_ray.evaluation.settings import ASKED_WITH_FILE
 from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, PolicyStatistics, UpdateReport
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
@@ -323,7 +324,9 @@ def test_a_checkpoint_says_where_the_run_stands(world: World, tmp_path: Path) ->
     session = a_session(world, tmp_path, {"steps": 4}, actors=1)
     session.sync_weights()
     one_step(session)
-    state = read_state(session.save())
+    checkpoint = session.save()
+    assert json.loads((checkpoint / ASKED_WITH_FILE).read_text())["mode"] == session.config.mode
+    state = read_state(checkpoint)
     assert (state.step, state.groups_used, state.completions) == (1, 8, 32)
     assert state.unused_prompts == tuple(session.pool.unused_prompt_ids())
     assert len(state.unused_prompts) == 8, "of the next step, which the engines have begun"

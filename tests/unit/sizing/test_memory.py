@@ -9,9 +9,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from medr1_ray.config import tiny_model_path
+from medr1_ray.config.loading import load_config
 from medr1_ray.model.shape import ModelShape, read_shape
 from medr1_ray.sizing.memory import (
     Part,
+    checkpoint_bytes,
+    checkpoints_at_once,
     largest_micro_batch,
     layer_activation_bytes,
     learner_parts,
@@ -219,7 +223,7 @@ def test_a_rollout_actor(shape: ModelShape) -> None:
 
 
 def test_a_weight_sync_holds_the_weights_twice(shape: ModelShape) -> None:
-    assert weight_sync_bytes(recipe(), shape) == 3 * 2 * PARAMETERS_2B
+    assert weight_sync_bytes(recipe("cluster.weight_transport=object_store"), shape) == 3 * 2 * PARAMETERS_2B
 
 
 def test_weights_that_stay_on_gpus_take_no_main_memory_but_through_ipc_the_gpus(shape: ModelShape) -> None:
@@ -233,3 +237,19 @@ def test_weights_that_stay_on_gpus_take_no_main_memory_but_through_ipc_the_gpus(
     exported = by_name(learner_parts(shared, shape))["exported weights"]
     assert (exported.bytes, exported.place) == (2 * PARAMETERS_2B, "device")
     assert weight_sync_bytes(recipe("cluster.weight_transport=nccl"), shape) == 0
+
+
+def test_a_checkpoint_has_the_weights_twice_and_the_optimizer() -> None:
+    # Files of a checkpoint of the tiny model in float32, by DeepSpeed 0.19.8: weights, module states, optimizer.
+    measured = 6_212_088 + 6_231_461 + 18_621_375
+    tiny = load_config([CONFIGS / "phantom_cpu.yaml"])
+    assert checkpoint_bytes(tiny, read_shape(tiny_model_path())) == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [(["run.save_every=0"], 1), (["run.save_every=2"], 3), (["run.save_every=5"], 2), (["run.save_every=4"], 3)],
+)
+def test_one_more_checkpoint_than_are_kept_is_there_for_a_moment(settings: list[str], count: int) -> None:
+    config = load_config([CONFIGS / "phantom_cpu.yaml"], ["train.steps=10", "run.keep_checkpoints=2", *settings])
+    assert checkpoints_at_once(config) == count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,36 @@ def test_a_dry_run_with_hardware_tells_times_and_prices(hardware: Path, monkeypa
     assert "Best split of these devices: learner.world_size=1, rollout.actors=1" in time
     assert "; price " in time
     assert "none: hardware is not set" in dry_run(load_config([CONFIGS / "medr1_qwen2vl_2b_think.yaml"]))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "Weights reach the engines by nccl: both sides have GPUs of their own."),
+        (
+            ["cluster.weight_transport=object_store"],
+            "Weights reach the engines by object_store (by default it would be nccl: both sides have GPUs of their own)"
+            ".\nA weight sync needs 12.34 GiB in a node's object store and /dev/shm.",
+        ),
+        (
+            ["rollout.gpus_per_actor=0", "learner.gpus_per_rank=0"],
+            "Weights reach the engines by object_store: not both sides have GPUs.\nA weight sync needs 12.34 GiB",
+        ),
+    ],
+)
+def test_a_dry_run_says_how_weights_travel_and_why(given: list[str], said: str) -> None:
+    assert f"\n{said}" in dry_run(load_config([CONFIGS / "medr1_qwen2vl_2b_think.yaml"], given))
+
+
+def test_a_dry_run_compares_the_transports_whose_rates_are_known() -> None:
+    files = [CONFIGS / "medr1_qwen2vl_2b_think.yaml", CONFIGS / "hardware" / "h100_l40s.yaml"]
+    time = dry_run(load_config(files)).partition("\nTime (estimate")[2]
+    # 2,208,985,600 parameters of two bytes at 1.75e9, 5e11 and 2.8e8 bytes a second, and 0.2 s.
+    assert re.search(r"\n  weight sync +2\.72 s  by nccl, all rollout actors at once\n", time)
+    assert re.search(r"\n  nccl +2\.72 s  learner and engines on GPUs of their own \(chosen\)\n", time)
+    assert re.search(r"\n  ipc +0\.21 s  cluster\.colocated=true\n", time)
+    assert re.search(r"\n  object_store +15\.98 s  any hardware\n", time)
+    without = dry_run(load_config(files, ["hardware.nccl_bytes_per_second=null"]))
+    assert re.search(r"\n  weight sync +0\.20 s  hardware has no rate of nccl\n", without)
+    on_cores = [CONFIGS / "phantom_cpu.yaml", CONFIGS / "hardware" / "cpu_core.yaml"]
+    assert "weight sync by" not in dry_run(load_config(on_cores)), "there is nothing to choose"

@@ -6,7 +6,7 @@ import pytest
 
 from medr1_ray.config import tiny_model_path
 from medr1_ray.model.shape import ModelShape, read_shape
-from medr1_ray.sizing.time import best_split, epoch_cost, step_size, step_time
+from medr1_ray.sizing.time import best_split, epoch_cost, step_size, step_time, sync_seconds
 from medr1_ray.sizing.work import learner_work, rollout_work
 from tests.unit.sizing.tiny_step import SIZE, config, counted
 
@@ -37,6 +37,26 @@ def test_parts_of_a_step_add_up(shape: ModelShape) -> None:
     ahead = settings.model_copy(update={"train": settings.train.model_copy(update={"max_staleness": 1})})
     overlapped = step_time(ahead, shape, SIZE, ranks=1, actors=2)
     assert overlapped.seconds == pytest.approx(max(time.rollout_seconds, time.update_seconds) + 1.25)
+
+
+def test_a_weight_sync_takes_as_long_as_its_transport(shape: ModelShape) -> None:
+    rates = (
+        "hardware.sync_seconds=0.25",
+        f"hardware.sync_bytes_per_second={4 * shape.parameters}",
+        f"hardware.nccl_bytes_per_second={16 * shape.parameters}",
+        "hardware.learner.matmul_flops_per_second=1e15",
+        "hardware.rollout.matmul_flops_per_second=1e15",
+    )
+    on_gpus = ("learner.gpus_per_rank=1", "rollout.gpus_per_actor=1")
+    # The parameters are float32: all their bytes in 1 s and in 0.25 s; without a rate the fixed part is left.
+    assert sync_seconds(config(*rates), shape) == pytest.approx({"object_store": 1.25, "nccl": 0.5})
+    for settings, seconds in (
+        (config(*rates), 1.25),
+        (config(*rates, *on_gpus), 0.5),
+        (config(*rates, *on_gpus, "cluster.weight_transport=object_store"), 1.25),
+        (config(*rates, *on_gpus, "hardware.nccl_bytes_per_second=null"), 0.25),
+    ):
+        assert step_time(settings, shape, SIZE, 1, 1).weight_sync_seconds == pytest.approx(seconds)
 
 
 def test_a_supervised_step_is_an_update_of_one_completion_each(shape: ModelShape) -> None:

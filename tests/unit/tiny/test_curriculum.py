@@ -11,7 +11,7 @@ import pytest
 
 from medr1_ray.data.images import load_image
 from medr1_ray.data.phantoms import phantom_facts, phantom_questions, write_dataset
-from medr1_ray.data.prompt_templates import TEMPLATES, user_text
+from medr1_ray.data.prompt_templates import MEDR1_WORDING, user_text
 from medr1_ray.rewards.parsing import parse_answer
 from medr1_ray.tiny.curriculum import (
     DESCRIBE_PROMPTS,
@@ -160,4 +160,4 @@ def test_a_question_lesson_asks_the_question_of_its_type() -> None:
     assert turn in [choose_turn(item, mode) for mode in MODES]
     assert turn.user.startswith(f"{question.stem} A){question.options[0]}, B)")
     assert lesson.image is not None
-    assert set(TEMPLATES) == set(MODES)
+    assert set(MEDR1_WORDING.templates) == set(MODES)

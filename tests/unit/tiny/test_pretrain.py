@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medr1_ray.data.phantoms import phantom_facts
-from medr1_ray.data.prompt_templates import TEMPLATES
+from medr1_ray.data.prompt_templates import MEDR1_WORDING
 from medr1_ray.tiny import curriculum
 from medr1_ray.tiny.muon import Muon
 from medr1_ray.tiny.pretrain import ADAM_SHARE, Plan, learning_rate, lessons_of_step, optimizers
@@ -110,7 +110,7 @@ def test_only_the_cold_start_asks_about_phantoms() -> None:
     A lesson with a phantom's picture has its description and, unrelated to it, a named option.
     """
     describe = set(curriculum.DESCRIBE_PROMPTS)
-    instruction = {text.replace("{question}", "") for text in TEMPLATES.values()}
+    instruction = {text.replace("{question}", "") for text in MEDR1_WORDING.templates.values()}
     for step in range(400, 404):
         for lesson in lessons_of_step(PLAN, seed=0, step=step)[:8]:
             assert lesson.image is not None

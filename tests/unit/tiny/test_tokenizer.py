@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medr1_ray.config import tiny_model_path
-from medr1_ray.data.prompt_templates import TEMPLATES
+from medr1_ray.data.prompt_templates import MEDR1_WORDING
 from medr1_ray.tiny.curriculum import POOLS, corpus
 from medr1_ray.tiny.tokenizer import SPECIAL_TOKENS, TAGS, token_id, train_tokenizer
 
@@ -50,7 +50,7 @@ def test_every_option_word_is_one_token(tokenizer) -> None:
 
 @pytest.mark.parametrize("mode", ["think", "no_think", "think_after"])
 def test_instructions_are_short(tokenizer, mode) -> None:
-    assert len(tokenizer(TEMPLATES[mode].replace("{question}", ""))["input_ids"]) <= 9
+    assert len(tokenizer(MEDR1_WORDING.templates[mode].replace("{question}", ""))["input_ids"]) <= 9
 
 
 @pytest.mark.parametrize("text", ["Hällo, wörld! x\n\ny  z", "A) CT or B)MRI? 0.5 \t <tag> 医"])

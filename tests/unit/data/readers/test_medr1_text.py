@@ -30,6 +30,20 @@ from medr1_ray.data.readers.medr1_text import parse_solution, split_problem
             ("OCT (Optical Coherence Tomography", "MRI", "CT"),
         ),
         (" What?  A) left , B) right ", "What?", ("left", "right")),
+        # Other separators than Med-R1's, and several of them.
+        ("What? A)CT, B)MRI C)US", "What?", ("CT", "MRI", "US")),
+        ("What? A)CT B)MRI C)US", "What?", ("CT", "MRI", "US")),
+        ("What? A)CT; B)MRI;C)US", "What?", ("CT", "MRI", "US")),
+        ("What? A)CT,B)MRI,C)US", "What?", ("CT", "MRI", "US")),
+        ("What?\nA) CT\nB) MRI\n\nC) US\n", "What?", ("CT", "MRI", "US")),
+        ("What? A) x (see B) B) y", "What?", ("x (see B)", "y")),
+        # Letters with a bracket in the stem are none of the options.
+        ("Is it vitamin D) or E) here? A)x, B)y", "Is it vitamin D) or E) here?", ("x", "y")),
+        (
+            "Which? " + ", ".join(f"{letter}){letter}1" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+            "Which?",
+            tuple(f"{letter}1" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+        ),
     ],
 )
 def test_split_problem(problem: str, stem: str, options: tuple[str, ...]) -> None:
@@ -43,6 +57,9 @@ def test_split_problem(problem: str, stem: str, options: tuple[str, ...]) -> Non
         ("What? A)alone", "no options"),
         ("What? A)x, C)y", "no options"),
         ("What? B)x, A)y", "no options"),
+        # Neither is glued to the option before it.
+        ("What? A)CT, B)MRI D)US", "no options"),
+        ("What? A)CT, B)MRI C)US C)PET", "no options"),
         # Option B may be "y (a, C) z" or end before an option C.
         ("What? A)x, B)y (a, C)z", "ambiguous"),
         ("What? A), B)y", "empty"),

@@ -101,3 +101,13 @@ def test_files_are_read_by_name_whatever_the_order_in_which_they_are_listed(
     listed = Path.glob
     monkeypatch.setattr(Path, "glob", lambda self, pattern: sorted(listed(self, pattern), reverse=True))
     assert [question.id for question in read_omnimedvqa(tmp_path).questions] == ["a:0", "b:0", "c:0"]
+
+
+def test_options_beyond_h_are_read_and_none_is_left_out_silently(tmp_path: Path) -> None:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    many = ROW | {f"option_{letter}": f"text {letter}" for letter in letters} | {"gt_answer": "text Z"}
+    write_omnimedvqa(tmp_path, [many, many | {"option_AA": "one more"}, ROW | {"option_Other": "PET"}])
+    result = read_omnimedvqa(tmp_path)
+    (question,) = result.questions
+    assert (len(question.options), question.gold_letter) == (26, "Z")
+    assert dropped_by_reason(result.dropped) == {"more than 26 options": 1, "a letter is missing among the options": 1}

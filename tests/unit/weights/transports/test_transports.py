@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from medr1_ray.config import ClusterSettings
+from medr1_ray.config.cluster import WeightTransport
 from medr1_ray.weights.transports import TRANSPORTS
 from medr1_ray.weights.transports.ipc import IpcReceiver, IpcSender
 from medr1_ray.weights.transports.nccl import NcclReceiver, NcclSender
@@ -16,7 +16,7 @@ from medr1_ray.weights.transports.object_store import ObjectStoreReceiver, Objec
 
 
 def test_every_value_of_the_setting_has_a_transport_and_no_other() -> None:
-    assert set(TRANSPORTS) == set(get_args(ClusterSettings.model_fields["weight_transport"].annotation))
+    assert set(TRANSPORTS) == set(get_args(WeightTransport))
 
 
 def test_in_vllm_every_transport_has_a_name_and_a_class_of_its_own() -> None:

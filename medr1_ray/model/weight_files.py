@@ -1,0 +1,118 @@
+"""The weight files of a checkpoint folder, by their headers alone: which tensor is in which file, with what shape."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# A safetensors file begins with the length of its header, 8 bytes, and is refused by the library beyond this length.
+_LENGTH_BYTES = 8
+_LONGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file; `dtype` as safetensors writes it (`BF16`)."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return all tensors of a checkpoint by name, as its files' headers describe them.
+
+    Raises:
+        ValueError: a file is missing, cut off, or not the one that the index names for a tensor.
+    """
+    found: dict[str, StoredTensor] = {}
+    listed = read_index(folder)
+    for file in weight_files(folder):
+        for name, tensor in read_header(folder / file).items():
+            if name != "__metadata__":
+                found[name] = StoredTensor(file, str(tensor["dtype"]), tuple(tensor["shape"]))
+    for name, file in listed.items():
+        if name not in found:
+            raise ValueError(f"{folder / file}: lacks the tensor {name!r}, which {INDEX_FILE} says it has; {_ANEW}")
+    return found
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the files that transformers and vLLM read, sorted.
+
+    Raises:
+        ValueError: there are none, one is missing, or there are others, which not all readers would leave out.
+    """
+    present = {path.name for path in folder.glob("*.safetensors")}
+    listed = set(read_index(folder).values())
+    if not listed and SINGLE_FILE not in present:
+        raise ValueError(
+            f"{folder}: has {', '.join(sorted(present)[:3])}, but neither {SINGLE_FILE} nor {INDEX_FILE}, so that "
+            f"transformers does not find the weights; {_ANEW}"
+        )
+    read = listed or {SINGLE_FILE}
+    if missing := sorted(read - present):
+        raise ValueError(f"{folder / missing[0]}: is missing ({INDEX_FILE} lists {len(read)} files); {_ANEW}")
+    if extra := sorted(present - read):
+        raise ValueError(f"{folder / extra[0]}: is not one of the model's weight files; move it out of the folder")
+    return sorted(read)
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """Return the file of each tensor by the index, empty where there is none. Raises ValueError if it is damaged."""
+    path = folder / INDEX_FILE
+    if not path.exists():
+        return {}
+    index = read_json(path)
+    if not isinstance(index.get("weight_map"), dict):
+        raise ValueError(f"{path}: has no weight_map; {_ANEW}")
+    weight_map: dict[str, str] = index["weight_map"]
+    return weight_map
+
+
+def is_tied(checkpoint: Path) -> bool:
+    """Return whether config.json says that the head is the embedding.
+
+    By the rule of transformers 5 and vLLM, a head of its own in the files, with other values, counts all the same.
+    """
+    settings = json.loads((checkpoint / "config.json").read_text())
+    # Released checkpoints have the key at the top; transformers 4.52 and later also write it into text_config.
+    of_text = settings.get("text_config") or {}
+    return bool(settings.get("tie_word_embeddings") or of_text.get("tie_word_embeddings"))
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file, `__metadata__` included. Raises ValueError if the file is not whole."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if size < _LENGTH_BYTES or not 0 < length <= min(size - _LENGTH_BYTES, _LONGEST_HEADER):
+            raise ValueError(f"{path}: is cut off or not a safetensors file ({size:,} bytes); {_ANEW}")
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: is not a safetensors file; {_ANEW}") from error
+    whole = _LENGTH_BYTES + length + max(ends, default=0)
+    if size != whole:
+        raise ValueError(f"{path}: has {size:,} bytes where its header says {whole:,}; {_ANEW}")
+    return header
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's mapping. Raises ValueError if it is not a mapping in JSON."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON ({error}); {_ANEW}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: is not a mapping in JSON; {_ANEW}")
+    return found
+
+
+_ANEW = "copy or download the checkpoint again"

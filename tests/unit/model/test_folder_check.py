@@ -1,0 +1,212 @@
+"""What is wrong with a model folder is said in one line that names folder, file and remedy; a good one passes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from medr1_ray.config import Config
+from medr1_ray.model.folder_check import check_folder, check_model, require_checkpoint, stay_offline
+from tests.repository import REPOSITORY
+from tests.unit.model.model_folders import (
+    change_json,
+    change_weights,
+    in_shards,
+    template_in_json_only,
+    tiny_in,
+)
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 6212088\n"
+
+
+def unlink(*names: str) -> Callable[[Path], None]:
+    return lambda folder: [(folder / name).unlink() for name in names] and None
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+def cut(name: str, keep: int) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:keep]) and None
+
+
+def settings(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: change_json(folder / "config.json", lambda config: config.update(changes))
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    return lambda folder: change_weights(folder, change)
+
+
+def then(*steps: Callable[[Path], object]) -> Callable[[Path], None]:
+    return lambda folder: [step(folder) for step in steps] and None
+
+
+def only(*names: str) -> Callable[[Path], None]:
+    return lambda folder: [path.unlink() for path in folder.iterdir() if path.name not in names] and None
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (only(), "is empty; give the folder"),
+        (only("README.md"), "is not a checkpoint, it has no config.json"),
+        (only("config.json"), "config.json but no weights .*model.shape.; give the folder of a whole checkpoint"),
+        (write("adapter_config.json", '{"base_model_name_or_path": "Q/V"}'), "PEFT adapter of 'Q/V', .* merge it"),
+        (write("config.json", "{"), "config.json: is not JSON"),
+        (write("config.json", POINTER), "config.json: is a Git LFS pointer.*git lfs pull"),
+        (settings(model_type="llava"), "a model of type 'llava'; allowed: qwen2_vl, qwen2_5_vl"),
+        (settings(model_type=None), "a model of type None; allowed: qwen2_vl"),
+        (settings(quantization_config={"quant_method": "awq"}), r"is quantized \(awq\).*give the original one"),
+        (settings(text_config={"hidden_size": "wide"}), "config.json: transformers cannot read it"),
+        (
+            then(unlink("model.safetensors"), write("pytorch_model.bin", "x")),
+            "weights are in pytorch_model.bin; load it with transformers, save it",
+        ),
+        (write("model.safetensors", POINTER), "model.safetensors: is a Git LFS pointer.*git lfs pull"),
+        (write("tokenizer.json", POINTER), "tokenizer.json: is a Git LFS pointer"),
+        (cut("model.safetensors", 100_000), "has 100,000 bytes where its header says 6,212,088; copy or download"),
+        (cut("model.safetensors", 900), r"is cut off or not a safetensors file \(900 bytes\)"),
+        (cut("model.safetensors", 0), r"is cut off or not a safetensors file \(0 bytes\)"),
+        (write("model.safetensors", "\x05\0\0\0\0\0\0\0hello"), "is not a safetensors file"),
+        (then(in_shards, unlink("model-00002-of-00002.safetensors")), "00002-of-00002.safetensors: is missing .* 2 f"),
+        (then(in_shards, unlink("model.safetensors.index.json")), "neither model.safetensors nor model.saf"),
+        (write("adapter_model.safetensors", "x"), "adapter_model.safetensors: is not one of the model's weight files"),
+        (weights(lambda found: found.pop(NORM)), "its weights lack the tensor 'model.norm.weight'"),
+        (
+            weights(lambda found: found.update({NORM: torch.zeros(7)})),
+            r"model.safetensors: the tensor 'model.norm.weight' has shape \(7,\), by config.json \(128,\)",
+        ),
+        (weights(lambda found: found.update(more=torch.zeros(1))), "the tensor 'more' is not part of the model"),
+        (
+            weights(lambda found: found.update({NORM: torch.zeros(128, dtype=torch.int8)})),
+            "'model.norm.weight' is of type I8; allowed: BF16, F16, F32, F64",
+        ),
+        (settings(text_config=None), "the tensor '.*' has shape"),
+        (unlink("tokenizer.json"), r"has no tokenizer \(tokenizer.json or vocab.json\); copy it from"),
+        (write("tokenizer.json", "{}"), "tokenizer.json: transformers cannot read it"),
+        (settings(image_token_id=7), r"id of <\|image_pad\|> is 895, config.json's image_token_id 7"),
+        (unlink("processor_config.json"), "has no image processor .preprocessor_config.json or processor_config.json"),
+        (unlink("chat_template.jinja"), "has no chat template"),
+        (write("chat_template.jinja", "{{ messages[0]['content'] + 'x' }}"), "cannot write a turn with an image"),
+        (write("chat_template.jinja", "{{ messages[0]['role'] }}"), r"writes 0 <\|image_pad\|> tokens for one image"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_the_folder_and_what_to_do(
+    tmp_path: Path, spoil: Callable[[Path], None], says: str
+) -> None:
+    folder = tiny_in(tmp_path / "brought")
+    spoil(folder)
+    with pytest.raises(ValueError, match=says) as found:
+        check_folder(folder)
+    assert str(folder) in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: None,
+        in_shards,
+        template_in_json_only,
+        # A head beside a tied embedding, and the names of transformers' modules.
+        weights(lambda found: found.update({"lm_head.weight": torch.zeros(909, 128)})),
+        weights(lambda found: found.update({f"model.{n}": found.pop(n) for n in list(found) if n[0] == "v"})),
+        unlink("generation_config.json"),
+    ],
+)
+def test_a_folder_that_can_be_used_passes(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    folder = tiny_in(tmp_path / "brought")
+    change(folder)
+    check_folder(folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tiny_in(tmp_path / "brought")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"has the id 909, but the model only 909 rows .*resize_token_embeddings"):
+        check_folder(folder)
+
+
+def test_a_hub_id_is_not_looked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"hf download Qwen/Qwen2-VL-2B-Instruct --local-dir models/Qwen2-VL-2B"):
+        require_checkpoint(Path("Qwen/Qwen2-VL-2B-Instruct"))
+    Path("mine").mkdir()
+    for path in ("models/a/b", "./a", "/nowhere", "models/Qwen2-VL-2B-Instruct", "mine/qwen"):
+        with pytest.raises(ValueError, match=r"does not exist; give the folder"):
+            require_checkpoint(Path(path))
+    Path("file").touch()
+    with pytest.raises(ValueError, match=r"'file' is a file; give the folder"):
+        require_checkpoint(Path("file"))
+
+
+def test_a_runs_directory_leads_to_its_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("checkpoint-5\n")
+    with pytest.raises(ValueError, match=r"is a run's directory; give its checkpoint .*/checkpoints/checkpoint-5"):
+        require_checkpoint(tmp_path)
+
+
+def test_a_run_without_a_checkpoint_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ValueError, match=r"is a run's directory without a checkpoint; give one that has saved one"):
+        require_checkpoint(tmp_path)
+
+
+def test_a_shape_that_ships_is_not_a_model() -> None:
+    with pytest.raises(ValueError, match=r"which only --dry-run takes .model.shape"):
+        check_folder(REPOSITORY / "configs/models/qwen2_vl_2b")
+
+
+def test_libraries_are_told_to_stay_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "0")
+    stay_offline()
+    assert (os.environ["HF_HUB_OFFLINE"], os.environ["TRANSFORMERS_OFFLINE"]) == ("1", "1")
+
+
+@pytest.mark.parametrize(
+    ("size", "pixels", "allowed"),
+    [
+        (84, (3136, 153664), None),
+        (392, (3136, 153664), None),
+        (405, (3136, 153664), None),  # rounded to 392
+        (1024, (3136, 153664), "makes 169 visual tokens of such an image, not 1,369; allowed: 56 to 392, or change"),
+        (392, (3136, 132496), "makes 169 visual tokens of such an image, not 196; allowed: 56 to 364, or change"),
+        (28, (3136, 153664), "makes 4 visual tokens of such an image, not 1; allowed: 56 to 392, or change"),
+    ],
+)
+def test_an_image_size_that_the_processor_would_change_is_refused(
+    tmp_path: Path, size: int, pixels: tuple[int, int], allowed: str | None
+) -> None:
+    folder = tiny_in(tmp_path / "brought")
+    least, most = pixels
+    limits = {"shortest_edge": least, "longest_edge": most}
+    change_json(folder / "processor_config.json", lambda found: found["image_processor"].update(size=limits))
+    config = Config.model_validate(
+        {
+            "run": {"dir": "x"},
+            "model": {"path": str(folder)},
+            "data": {"format": "phantoms", "root": "x", "image_size": size},
+            "train": {"steps": 1},
+        }
+    )
+    if allowed is None:
+        check_model(config)
+    else:
+        with pytest.raises(ValueError, match=rf"data\.image_size={size} .*{allowed}") as found:
+            check_model(config)
+        assert "processor_config.json" in str(found.value)
