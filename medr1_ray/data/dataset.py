@@ -171,7 +171,8 @@ def _of_table(settings: DataSettings) -> _Sides:
     table = reader.read()
     if table.has_parts:
         parts = {part: tuple(row.question for row in table.rows if row.part == part) for part in PARTS}
-        return _sides(parts, settings, f"data.table.file={settings.table.file}", table.dropped, table.understood)
+        source = f"data.table.file={settings.table.file} (split anew with data.table.columns.split=)"
+        return _sides(parts, settings, source, table.dropped, table.understood)
     questions = tuple(row.question for row in table.rows)
     if table.has_groups:
         groups = [row.group for row in table.rows]

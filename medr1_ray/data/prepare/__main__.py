@@ -100,7 +100,7 @@ def _require_both_sides(split: Split, rows: Sequence[ManifestRow], grouping: Gro
         return
     counts = ", ".join(f"{part} {len(ids)}" for part, ids in split.parts.items())
     if split.seed is None:
-        advice = "name both training and held-out rows"
+        advice = "name both training and held-out rows, or split anew (--columns split=)"
     elif grouping == "images":
         advice = "add images, or divide all modalities together (--columns modality=)"
     else:
