@@ -59,7 +59,7 @@ def of_table(reader: TableReader, root: Path, out: Path) -> Source:
         ValueError: if the table cannot be read, or no row becomes a question.
     """
     table = reader.read()
-    print("\n".join(table.understood))
+    print(f"over all rows, {table.understood[-1]}")
     images: dict[tuple[str, int], str | RowError] = {}
     if reader.embedded:
         root = out / "images"
