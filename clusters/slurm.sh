@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # A Ray cluster inside a Slurm allocation, and one training on it. From the repository's root:
 #
-#   sbatch clusters/slurm.sh --config configs/medr1_qwen2vl_2b_think.yaml learner.world_size=4 rollout.actors=4
+#   sbatch clusters/slurm.sh --config configs/medr1_qwen2vl_2b_think.yaml model.path=/shared/models/Qwen2-VL-2B-Instruct \
+#     data.root=/shared/data/OmniMedVQA run.dir=/shared/runs/think learner.world_size=4 rollout.actors=4
 #
-# Arguments go to medr1_ray.train. The repository with its .venv, and run.dir, are on a file system that all nodes share.
+# Arguments go to medr1_ray.train. The repository with its .venv, and run.dir, model.path and data.root as absolute paths,
+# are on a file system that all nodes share.
 # Untested on a Slurm cluster; docs/cluster.md says what was checked. Edit the lines of #SBATCH.
 #SBATCH --job-name=medr1
 #SBATCH --nodes=2
@@ -16,7 +18,7 @@
 set -euo pipefail
 
 if (($# == 0)); then
-  echo "error: give the arguments of medr1_ray.train, e.g. sbatch $0 --config configs/medr1_qwen2vl_2b_think.yaml" >&2
+  echo "error: give the arguments of medr1_ray.train, e.g. sbatch $0 --config configs/phantom_cpu.yaml run.dir=$HOME/runs/tiny" >&2
   exit 2
 fi
 cd "${SLURM_SUBMIT_DIR:?this script runs under sbatch}"

@@ -10,14 +10,31 @@ from typing import get_args
 from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.evaluation.evaluate import Plan, evaluate
 from medr1_ray.evaluation.passes import SCORINGS
+from medr1_ray.evaluation.report_page import describe_against
 from medr1_ray.evaluation.settings import describe_asking, evaluation_config
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode
 
+OFTEN_CHANGED = """\
+settings that are changed most (by default those of the run that wrote the model):
+  rollout.max_tokens=256          longest answer
+  rollout.max_prompt_tokens=1024  longest question, its image included
+  data.image_size=384             side of the images in pixels
+  model.dtype=bfloat16            precision
+  rollout.gpus_per_actor=1        a GPU for each engine; 0 computes on the CPU
+  rollout.actors=2                engines
+
+Ctrl-C keeps the answers so far; the same command goes on. What the numbers mean: docs/evaluation.md."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m medr1_ray.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m medr1_ray.evaluate",
+        description=__doc__.splitlines()[0],
+        epilog=OFTEN_CHANGED,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
     parser.add_argument("--data", type=Path, required=True, help="written by data.prepare, or a table, or OmniMedVQA")
     parser.add_argument("--split", required=True, help="NAME or NAME/PART of prepared data, else a part")
@@ -54,6 +71,8 @@ def _evaluate(options: argparse.Namespace, ending: Ending) -> int:
     plan = Plan(options.split, tuple(options.scoring), options.samples, options.questions, options.against)
     report = evaluate(config, plan)
     print("\n".join(report.verdict))
+    if report.against:
+        print(describe_against(report.against))
     print(f"{config.run.dir}/report.md")
     return 0
 

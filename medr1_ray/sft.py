@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medr1_ray.base.stopping import finishing
 from medr1_ray.config import Config
 from medr1_ray.run.command import run_command
 
@@ -27,6 +28,7 @@ def sft(config: Config, *, resume: bool = False, engines: SharedActors | None = 
         ValueError: a setting, the data or the run directory is not usable; nothing has been trained.
         RuntimeError: an actor failed or exceeded its deadline, or engine and learner disagree (`ParityError`). The run
             can be resumed from its last checkpoint.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; in the loop the run is saved first.
     """
     from medr1_ray.data.demonstrations import Teacher
     from medr1_ray.run.startup import open_session
@@ -35,14 +37,16 @@ def sft(config: Config, *, resume: bool = False, engines: SharedActors | None = 
     with open_session(config, resume=resume, engines=engines) as session:
         session.sync_for_evaluation()
         session.evaluate_before()
-        while session.step < config.train.steps:
-            demonstrations = teacher.demonstrate(session.take_prompts(), session.encoder.visual_tokens)
-            report = session.imitate(demonstrations)
-            session.log_imitation(demonstrations, report)
-            if session.evaluation_is_due():
-                session.sync_for_evaluation()
-                session.evaluate_if_due()
-            session.save_if_due()
+        with finishing("this step"):
+            while session.step < config.train.steps:
+                demonstrations = teacher.demonstrate(session.take_prompts(), session.encoder.visual_tokens)
+                report = session.imitate(demonstrations)
+                session.log_imitation(demonstrations, report)
+                if session.evaluation_is_due():
+                    session.sync_for_evaluation()
+                    session.evaluate_if_due()
+                session.save_if_due()
+                session.stop_if_asked()
         session.sync_for_evaluation()
         session.save()
         session.evaluate_after()

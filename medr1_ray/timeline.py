@@ -1,4 +1,7 @@
-"""`python -m medr1_ray.timeline RUN [--first STEP] [--last STEP]`: write a run's spans as a Chrome trace."""
+"""`python -m medr1_ray.timeline RUN [--first STEP] [--last STEP]`: write a run's spans as a Chrome trace.
+
+The whole run is `timeline.json`; some of its steps are `timeline-FIRST-LAST.json`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m medr1_ray.timeline", description="Write a run's Chrome trace.")
     parser.add_argument("run", type=Path, help="a run's directory")
-    parser.add_argument("--first", type=int, default=0, help="first step of the trace")
-    parser.add_argument("--last", type=int, default=sys.maxsize, help="last step of the trace")
+    parser.add_argument("--first", type=int, help="first step of the trace")
+    parser.add_argument("--last", type=int, help="last step of the trace")
     options = parser.parse_args(arguments)
 
     def work(ending: Ending) -> int:

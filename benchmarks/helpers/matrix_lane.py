@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import sys
 import threading
 import time
@@ -113,8 +112,6 @@ def _train(settings: MatrixSettings, row: Trained, kept: _Kept) -> None:
 
     directory = run_directory(settings, row)
     begun = (directory / "checkpoints" / "latest").exists()
-    if directory.exists() and not begun:
-        shutil.rmtree(directory)  # interrupted before its first checkpoint: nothing to resume from
     command = settings.methods[row.method].command
     objective = ["objective=sft"] if command == "sft" else []
     config = load_config(settings.configs, [*overrides(settings, row), *objective])

@@ -5,24 +5,73 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import socket
+import threading
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from medr1_ray.cluster.placement import require_possible
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
+
+# A node of the same network answers in milliseconds.
+_REACH_SECONDS = 5.0
+
+
+def require_reachable(config: Config) -> None:
+    """Check that the cluster to join answers, if there is one: Ray tries for two minutes.
+
+    Raises:
+        ValueError: nothing listens at its address, or that is the address of something else.
+    """
+    key, address = _address(config)
+    if address.startswith(("http://", "https://", "ray://")):
+        raise ValueError(
+            f"{key}={address!r} is not where a cluster is joined; give HOST:6379, as `ray start --head` prints it, or "
+            "submit the command with `ray job submit`, which takes this address"
+        )
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+        except OSError as error:
+            raise ValueError(
+                f"{key}={address!r} does not answer ({error}); start Ray there with `ray start --head`, or unset "
+                f"{key} to run on this machine alone"
+            ) from None
 
 
 def connect(config: Config) -> None:
     """Join the cluster at `cluster.address` or, in a Ray job, RAY_ADDRESS; without either, start one on this machine.
 
     Raises:
-        ValueError: the run does not fit on this machine, or on a cluster that cannot grow.
+        ValueError: the cluster cannot be joined; or the run does not fit on this machine, or on a cluster that cannot
+            grow.
     """
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _connect(config)
+    finally:
+        # Ray puts a handler of its own in place of the command's, which lets a run save before it ends.
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _connect(config: Config) -> None:
+    key, address = _address(config)
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        require_reachable(config)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, AuthenticationError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"{key}={address!r} cannot be joined ({reason}); on the head `ray status` must show the cluster, with "
+                "RAY_AUTH_MODE and ~/.ray/auth_token as here"
+            ) from None
         require_possible(config)
         return
     # A local cluster cannot grow, so it starts with room for the most actors.
@@ -40,3 +89,10 @@ def connect(config: Config) -> None:
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}},
     )
     require_possible(config)
+
+
+def _address(config: Config) -> tuple[str, str]:
+    """Return where the address of the cluster to join comes from, and the address; empty to start a local cluster."""
+    if config.cluster.address:
+        return "cluster.address", config.cluster.address
+    return "RAY_ADDRESS", os.environ.get("RAY_ADDRESS", "")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
 
 from medr1_ray.config.field_types import Settings
+from medr1_ray.types import LETTERS
 
 TableAnswers = Literal["letter", "text", "index_from_0", "index_from_1"]
 
@@ -32,9 +35,32 @@ class TableColumns(Settings):
 class TableSettings(Settings):
     """A table of questions."""
 
-    file: str
+    file: str | tuple[str, ...]
     """A CSV, TSV, JSON, JSON Lines or Parquet file, a folder or pattern (`*`) of such files, or a folder written by
-    `datasets`' `save_to_disk`; relative to `data.root`."""
+    `datasets`' `save_to_disk`; relative to `data.root`. Several together are one table."""
     columns: TableColumns = TableColumns()
     answers: TableAnswers | None = None
     """What the answers are; null finds it out, and refuses a table that can be read in two ways."""
+    options: tuple[str, ...] = ()
+    """The options of every row, e.g. yes and no, where the table has none. Rows with another answer are left out."""
+    where: dict[str, str] = Field(default_factory=dict)
+    """Columns and the value that a row must have there, whatever its case; an empty one asks for an empty cell."""
+    question_until: str | None = None
+    """Text from which on a question is cut off, e.g. what comes before the options where they are in its text too."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that `file` names."""
+        return (self.file,) if isinstance(self.file, str) else self.file
+
+    @model_validator(mode="after")
+    def _options(self) -> Self:
+        given = f"data.table.options={list(self.options)}"
+        if self.options and self.columns.options:
+            raise ValueError(
+                f"{given} with data.table.columns.options={self.columns.options}: either the table has options or "
+                "these are the same for all rows; give one of them"
+            )
+        if self.options and not (2 <= len(set(self.options)) == len(self.options) <= len(LETTERS)):
+            raise ValueError(f"{given}: give 2 to {len(LETTERS)} different options, or none")
+        return self

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +14,13 @@ from medr1_ray.config import DataSettings
 from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates
 from medr1_ray.data.phantoms import ensure_dataset
 from medr1_ray.data.prepare.scans import proposal
+from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES
 from medr1_ray.data.readers.medr1 import read_medr1_files
 from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
 from medr1_ray.data.readers.prepared import PARTS, read_split
 from medr1_ray.data.readers.rows import Dropped, ReadResult, dropped_by_reason, relative_path
 from medr1_ray.data.readers.table.reader import TableReader
+from medr1_ray.data.readers.views import medical_format, split_view
 from medr1_ray.data.splits import split_by_image
 from medr1_ray.data.stream import visits_per_epoch
 from medr1_ray.types import Question
@@ -67,22 +71,24 @@ class Dataset:
         )
 
 
-def open_dataset(settings: DataSettings) -> Dataset:
+def open_dataset(settings: DataSettings, train_needed: bool = True) -> Dataset:
     """Read the dataset of a run; draw phantoms first if they are not on disk yet.
 
-    The result depends only on the settings and the files.
+    The result depends only on the settings and the files. Benchmarks have no questions to train on: `train_needed` says
+    whether they are refused.
 
     Raises:
         ValueError: if the root or its files are missing, a filter or a weight names nothing that the data has, or no
             question is left.
     """
+    check_dataset(settings)
     sides = _read(settings)
     every = (*sides.train, *sides.held_out)
     _check_names("modalities", "modality", settings.modalities, {question.modality for question in every})
     _check_names("question_types", "question type", settings.question_types, {q.question_type for q in every})
     train, held_out = _filtered(sides.train, settings), _filtered(sides.held_out, settings)
     for name, questions in (("training", train), ("evaluation", held_out)):
-        if not questions:
+        if not questions and (train_needed or name == "evaluation"):
             raise ValueError(
                 f"data.root={settings.root}: no {name} question is left. Check data.modalities="
                 f"{list(settings.modalities)} and data.question_types={list(settings.question_types)} (empty "
@@ -90,7 +96,8 @@ def open_dataset(settings: DataSettings) -> Dataset:
                 + "".join(f"; {note}" for note in sides.notes)
             )
     # Before the pass rates, whose file may be for other questions.
-    visits_per_epoch(train, settings.sampling_weights)
+    if train:
+        visits_per_epoch(train, settings.sampling_weights)
     # Pass rates filter only the training questions, so that evaluations stay comparable.
     evaluation = stratified_sample(held_out, settings.eval_questions, settings.seed)
     train, notes = _within_pass_rates(train, settings)
@@ -98,6 +105,21 @@ def open_dataset(settings: DataSettings) -> Dataset:
     # Others may bring splits of their own, and Med-R1's released ones were made by row.
     assert settings.format not in ("phantoms", "omnimedvqa") or dataset.shared_images == 0
     return dataset
+
+
+def check_dataset(settings: DataSettings) -> bool:
+    """Return whether there are data to read; phantoms may have yet to be drawn, but their kinds are known.
+
+    Raises:
+        ValueError: a filter or a weight names what no phantom is.
+    """
+    if settings.format != "phantoms":
+        return True
+    _check_names("modalities", "modality", settings.modalities, set(MODALITIES))
+    _check_names("question_types", "question type", settings.question_types, set(QUESTION_TYPES))
+    kinds, weighted = {*MODALITIES, *QUESTION_TYPES}, tuple(settings.sampling_weights)
+    _check_names("sampling_weights", "modality or question type", weighted, kinds)
+    return _phantoms_folder(settings).exists()
 
 
 def stratified_sample(questions: tuple[Question, ...], wanted: int, seed: int) -> tuple[Question, ...]:
@@ -133,8 +155,7 @@ class _Sides:
 def _read(settings: DataSettings) -> _Sides:
     root = settings.root
     if settings.format == "phantoms":
-        # One folder per seed and number of images: `ensure_dataset` refuses a folder with other parameters.
-        root = root / f"seed-{settings.seed}-images-{settings.phantom_images}"
+        root = _phantoms_folder(settings)
         try:
             ensure_dataset(root, settings.phantom_images, settings.seed)
         except ValueError as error:
@@ -163,12 +184,12 @@ def _of_table(settings: DataSettings) -> _Sides:
         raise ValueError(f"data.image_root={image_root} is not a folder; give the one that image paths start from")
     reader = TableReader(settings.table, settings.root, image_root, images_needed=True)
     if reader.embedded:
-        raise ValueError(
-            f"data.table.file={settings.table.file}: its images are in the table itself; write them to files first: "
-            f"python -m medr1_ray.data.prepare --table {reader.path} --out DIR, then train with data.format=prepared "
-            "data.root=DIR data.table=null"
-        )
+        raise _unprepared(settings, "its images are in the table itself")
     table = reader.read()
+    scans = [row for row in table.rows if medical_format(split_view(row.question.image_path)[0])]
+    if scans:
+        first = scans[0].question.image_path
+        raise _unprepared(settings, f"{len(scans)} rows name DICOM files or NIfTI volumes, e.g. {first}")
     if table.has_parts:
         parts = {part: tuple(row.question for row in table.rows if row.part == part) for part in PARTS}
         source = f"data.table.file={settings.table.file} (split anew with data.table.columns.split=)"
@@ -183,6 +204,21 @@ def _of_table(settings: DataSettings) -> _Sides:
         "the patient (data.table.columns.group), or medr1_ray.data.prepare with --groups paths, keeps them together",
     )
     return _divided(questions, image_root, settings, table.dropped, (*table.understood, *alone))
+
+
+def _unprepared(settings: DataSettings, problem: str) -> ValueError:
+    """Return the error about images that training does not read, with the command that writes them to files."""
+    assert settings.table is not None
+    table = settings.table.model_dump(mode="json", exclude_defaults=True)
+    command = ["python", "-m", "medr1_ray.data.prepare", "data.format=table", f"data.root={settings.root}"]
+    if settings.image_root:
+        command.append(f"data.image_root={settings.image_root}")
+    command.append(f"data.table={json.dumps(table, ensure_ascii=False)}")
+    return ValueError(
+        f"data.table.file={settings.table.file}: {problem}; write them to image files first: "
+        f"{shlex.join(command)} --out DIR, then train with data.format=prepared data.root=DIR data.table=null "
+        "data.image_root=null"
+    )
 
 
 def _sides(
@@ -216,6 +252,11 @@ def _divided(
     return _Sides(division.train, division.evaluation, dropped, notes)
 
 
+def _phantoms_folder(settings: DataSettings) -> Path:
+    # One per seed and number of images: `ensure_dataset` refuses a folder with other parameters.
+    return settings.root / f"seed-{settings.seed}-images-{settings.phantom_images}"
+
+
 def _within_pass_rates(
     train: tuple[Question, ...], settings: DataSettings
 ) -> tuple[tuple[Question, ...], tuple[str, ...]]:
@@ -241,12 +282,19 @@ def _filtered(questions: tuple[Question, ...], settings: DataSettings) -> tuple[
     )
 
 
+_ALL_KEPT = {
+    "modalities": "data.modalities=[] keeps all",
+    "question_types": "data.question_types=[] keeps all",
+    "sampling_weights": "data.sampling_weights={} weighs all alike",
+}
+
+
 def _check_names(key: str, what: str, given: tuple[str, ...], present: set[str]) -> None:
     for name in given:
         if name not in present:
             raise ValueError(
                 f"data.{key}={list(given)}: {name!r} is not a {what} of the data; it has {', '.join(sorted(present))} "
-                f"(data.{key}=[] keeps all)"
+                f"({_ALL_KEPT[key]})"
             )
 
 

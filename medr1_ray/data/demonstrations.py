@@ -8,11 +8,14 @@ from functools import partial
 
 import numpy as np
 
-from medr1_ray.data.prompt_templates import target_text
+from medr1_ray.config import Config
+from medr1_ray.data.prompt_templates import TARGETS, target_text
 from medr1_ray.model.vocabulary import STOP_TOKENS
 from medr1_ray.types import Completions, Mode, Prompt, Span
 
 TEACHER = "teacher"
+THINKING_TOKENS = 8
+"""Fewest tokens that a run's limit must leave for the thinking; a sentence has more."""
 
 
 class Teacher:
@@ -72,4 +75,21 @@ class Teacher:
             texts=(text,),
             visual_tokens=visual_tokens,
             span=Span(TEACHER, "demonstrate", started, time.time()),
+        )
+
+
+def require_room_for_an_answer(config: Config) -> None:
+    """Raise ValueError if `rollout.max_tokens` is too small for an answer in the form that the mode asks for."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(config.model.folder))
+    shortest = TARGETS[config.mode].replace("{letter}", "A")
+    thinking = 0 if config.mode == "no_think" else THINKING_TOKENS
+    # The end of the turn is a token too.
+    needed = len(tokenizer.encode(shortest, add_special_tokens=False)) + thinking + 1
+    if config.rollout.max_tokens < needed:
+        with_thinking = f" with {thinking} tokens of thinking" if thinking else ""
+        raise ValueError(
+            f"rollout.max_tokens={config.rollout.max_tokens} has no room for an answer of mode={config.mode}: "
+            f"{shortest!r}{with_thinking} and the end of the turn are {needed} tokens; use at least {needed}"
         )

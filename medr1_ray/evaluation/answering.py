@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medr1_ray.config import Config
+from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder, Refused, continuations
 from medr1_ray.data.questions import UNKNOWN
 from medr1_ray.rewards.parsing import parse_answer
@@ -41,7 +42,12 @@ class Explained:
 
 
 def encode(config: Config, questions: Sequence[Question]) -> list[Prompt | Refused]:
-    """Return each question as a prompt, or why it cannot be asked."""
+    """Return each question as a prompt, or why it cannot be asked.
+
+    Raises:
+        ValueError: no answer has room within `rollout.max_tokens`.
+    """
+    require_room_for_an_answer(config)
     encoder = PromptEncoder.of(config)
     return [encoder.encode(question, question.id) for question in questions]
 

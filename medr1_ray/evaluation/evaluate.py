@@ -13,6 +13,7 @@ from pathlib import Path
 
 from medr1_ray.config import Config
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
+from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.prompt_templates import MEDR1_WORDING
 from medr1_ray.data.readers.rows import dropped_by_reason
@@ -59,6 +60,9 @@ def evaluate(config: Config, plan: Plan) -> Report:
     """
     from medr1_ray.evaluation.inference import open_inference
 
+    require_room_for_an_answer(config)
+    if config.run.dir.exists() and not config.run.dir.is_dir():
+        raise ValueError(f"--out {config.run.dir} is a file; give a folder")
     other = None if plan.against is None else _result_to_compare(plan.against)
     dataset = _read(config, plan)
     print(dataset.description, file=sys.stderr)
@@ -77,8 +81,10 @@ def evaluate(config: Config, plan: Plan) -> Report:
 def _read(config: Config, plan: Plan) -> Dataset:
     """Return the data, with the questions to ask as its `evaluation`."""
     # A training evaluates on a sample; here the default is all questions.
-    dataset = open_dataset(config.data.model_copy(update={"eval_questions": plan.questions or sys.maxsize}))
-    if part_of(config, plan.split) != "train":
+    on_training = part_of(config, plan.split) == "train"
+    settings = config.data.model_copy(update={"eval_questions": plan.questions or sys.maxsize})
+    dataset = open_dataset(settings, train_needed=on_training)
+    if not on_training:
         return dataset
     limit = plan.questions or len(dataset.train)
     return replace(dataset, evaluation=stratified_sample(dataset.train, limit, config.data.seed))

@@ -240,14 +240,20 @@ def verdict(overall: Share) -> list[str]:
     else:
         sentences = ["The model is better than every blind baseline: it uses the image."]
     for name, baseline in overall.baselines.items():
+        if name == SHUFFLED_OPTIONS:
+            continue
         relation = "above" if baseline.better else "not above"
         sentences.append(
             f"{overall.accuracy:.3f} is {relation} {name.replace('_', ' ')} at {baseline.accuracy:.3f}: difference "
             f"{_signed(baseline.difference, baseline.interval)}."
         )
     order = overall.baselines.get(SHUFFLED_OPTIONS)
-    if order is not None and order.better:
-        sentences.append("Its accuracy depends on the order of the options: it falls when they are shuffled.")
+    if order is not None:
+        sentences.append(
+            f"With the options shuffled it is {order.accuracy:.3f}: "
+            + ("its accuracy depends on their order" if order.better else "their order is not shown to matter")
+            + f", difference {_signed(order.difference, order.interval)}."
+        )
     return sentences
 
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
-from medr1_ray.config import Config, tiny_model_path
+from medr1_ray.config import Config, require_lasting, tiny_model_path
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
 from medr1_ray.evaluation.devices import place_engines, visible_gpus
 from medr1_ray.model.folder_check import check_model
 
+PARTS = ("train", "validation", "test")
 # The filters and weights of the training data do not apply to the evaluation.
 _ALL_QUESTIONS = (
     "data.modalities=[]",
@@ -83,13 +85,19 @@ def evaluation_config(
     whether the engines run on GPUs.
 
     Raises:
-        ValueError: a setting is not valid, or the format of the data is unknown.
+        ValueError: a setting is not valid, the format of the data is unknown, or the result would go with a Ray job.
     """
     given = [f"data.root={json.dumps(str(data.parent if data.is_file() else data))}", "run.dir=runs/evaluations"]
     if not files:
         given += _ALL_QUESTIONS
     if (data / MANIFEST_FILE).exists():
         name, _, part = split.partition("/")
+        if part not in ("", *PARTS):
+            near = get_close_matches(part, PARTS, n=1)
+            raise ValueError(
+                f"--split {split}: {part!r} is not a part of a split; "
+                + (f"did you mean {name}/{near[0]}?" if near else f"give {name}/PART with one of {', '.join(PARTS)}")
+            )
         # The settings need a held-out part in any case; `evaluate._read` replaces its questions by those of training.
         held_out = "test" if part == "train" else part or "test"
         given += [*_NO_TABLE, "data.format=prepared"]
@@ -100,6 +108,8 @@ def evaluation_config(
         # Columns and the images' folder stay those of the training, if it read a table.
         given += ["data.format=table", f"data.table.file={json.dumps(data.name)}"]
         given += [f"data.eval_part={json.dumps(split)}"] if split in ("validation", "test") else []
+    elif not data.is_dir():
+        raise ValueError(f"--data {data} does not exist; give the folder or the table of the questions")
     elif not files:
         raise ValueError(
             f"--data {data} has neither a manifest nor QA_information, so its format is unknown; give a folder written "
@@ -108,7 +118,9 @@ def evaluation_config(
     config = _load(checkpoint, mode, files, given, overrides, count_gpus)
     part_of(config, split)
     named = f"{data.name}-{split}-{config.mode}".replace("/", "-")
-    return without_learner(config, out or config.run.dir / model_name(checkpoint) / named)
+    folder = out or config.run.dir / model_name(checkpoint) / named
+    require_lasting("--out", folder)
+    return without_learner(config, folder)
 
 
 def answering_config(
@@ -136,7 +148,7 @@ def part_of(config: Config, split: str) -> str:
         ValueError: there is no such part.
     """
     if config.data.format == "prepared":
-        part, allowed = split.partition("/")[2] or "test", ["train", "validation", "test"]
+        part, allowed = split.partition("/")[2] or "test", list(PARTS)
     else:
         part = split
         allowed = ["train", "validation", "test"] if config.data.format == "table" else ["train", "test"]

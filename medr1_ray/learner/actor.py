@@ -24,6 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medr1_ray.base.process_output import write_output_to
+from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.learner import grpo
 from medr1_ray.learner.messages import (
     GroupLogprobs,
@@ -37,6 +39,7 @@ from medr1_ray.learner.messages import (
     UpdateRequest,
 )
 from medr1_ray.learner.schedule import learning_rate
+from medr1_ray.learner.shard_files import files_of_rank
 from medr1_ray.model.checkpoint_files import is_frozen, load_model
 from medr1_ray.model.checkpoint_saving import save_model
 from medr1_ray.model.family import checkpoint_name
@@ -44,7 +47,7 @@ from medr1_ray.model.folder_check import stay_offline
 from medr1_ray.model.lora import Adapters
 from medr1_ray.model.packing import Images, PackedBatch, pack_groups, pack_plain
 from medr1_ray.model.vocabulary import load_vocabulary
-from medr1_ray.types import CompletedPrompt, Group, Span
+from medr1_ray.types import CompletedPrompt, Span
 from medr1_ray.weights.messages import WeightGroup, WeightUpdate
 from medr1_ray.weights.transports import TRANSPORTS
 
@@ -78,6 +81,19 @@ class LearnerActor:
 
     def __repr__(self) -> str:
         return self._name
+
+    def exchange_marks(self, files: tuple[SharedFile, ...], run: Path) -> SharedFile:
+        """Check that this node sees the driver's files, and leave one in the run directory for the driver to see.
+
+        Raises ValueError where it sees them not, or cannot write there.
+        """
+        for file in files:
+            file.require()
+        return SharedFile.mark("run.dir", run, run / "logs" / f".{self._name}")
+
+    def write_output_to(self, folder: Path) -> None:
+        """Send what this process prints to a log of its own."""
+        write_output_to(folder / f"{self._name}.log", self._name)
 
     def rendezvous_address(self) -> str:
         """host:port at which this rank can be joined, a new port each time; asked of rank 0."""
@@ -233,8 +249,11 @@ class LearnerActor:
         """Meet the engines of a broadcast (`cluster.weight_transport: nccl`)."""
         self._weights.join(group)
 
-    def save(self, folder: Path) -> None:
-        """Write Hugging Face files on top of `folder` and the optimizer's shards into `learner_state/`."""
+    def save(self, folder: Path) -> list[str]:
+        """Write Hugging Face files on top of `folder` and the optimizer's shards into `learner_state/`.
+
+        Returns the names of the files below `folder` that are this rank's, for the driver to look for.
+        """
         if self._rank == 0:
             # copy=True matters where the model is on the CPU already: a gathered tensor is valid only until the next is
             # requested.
@@ -246,6 +265,7 @@ class LearnerActor:
             deque(self._whole_parameters(), maxlen=0)  # take part in the gathering
         # Every rank writes its own shard. DeepSpeed's file `latest` is not needed: there is only one tag.
         self._engine.save_checkpoint(str(folder / LEARNER_STATE), tag="zero", save_latest=False)
+        return files_of_rank(folder, self._rank)
 
     def load(self, folder: Path) -> None:
         """Continue from a folder that `save` wrote.
@@ -326,7 +346,9 @@ class LearnerActor:
             weights=torch.zeros_like(weights) if micro_batch.padding else weights,
             rollout_logprobs=torch.from_numpy(np.concatenate([c.rollout_logprobs for c in completions])),
             versions=torch.from_numpy(np.concatenate([c.versions for c in completions])),
-            reference_logprobs=None if self._reference is None else _reference_logprobs(groups),
+            reference_logprobs=None
+            if self._reference is None
+            else torch.from_numpy(np.concatenate([group.reference_logprobs for group in groups])),
         )
         return _Work(self._pack(pairs, self._patched(pairs), plain=False), tokens, micro_batch.padding)
 
@@ -352,8 +374,3 @@ class LearnerActor:
         start = time.time()
         yield
         self._spans.append(Span(self._name, phase, start, time.time()))
-
-
-def _reference_logprobs(groups: Sequence[Group]) -> Tensor:
-    """Float32 [S] of all groups, which `prepare` has scored."""
-    return torch.from_numpy(np.concatenate([group.reference_logprobs for group in groups]))

@@ -10,7 +10,8 @@ from typing import Any
 
 import ray
 
-from medr1_ray.cluster.pending_calls import remote
+from medr1_ray.cluster.driver_files import DriverFiles
+from medr1_ray.cluster.pending_calls import describe_error, remote
 from medr1_ray.cluster.placement import Place, SharedPlace, ask_for_place, wait_for_place
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
@@ -81,11 +82,13 @@ class Learner:
     rank's own ValueError.
 
     Args:
+        files: of the driver's, which the nodes of the ranks must see; none where all run on the driver's own.
         name: the ranks are the actors `<name>-0`, `<name>-1`, ...
     """
 
-    def __init__(self, config: Config, name: str = "learner") -> None:
+    def __init__(self, config: Config, files: DriverFiles = (), name: str = "learner") -> None:
         self._config = config
+        self._files = files
         self._name = name
         settings, cluster = config.learner, config.cluster
         self._start_deadline = Deadline("cluster.start_timeout_seconds", cluster.start_timeout_seconds)
@@ -111,8 +114,18 @@ class Learner:
         """Wait until every rank is placed and has loaded the model.
 
         `say` takes a line about what is missing; `meanwhile` is called repeatedly while this waits.
+        Raises ValueError where a rank's node and the driver's do not see the same files.
         """
         wait_for_place(self._place, self._config.cluster.placement_timeout_seconds, say, meanwhile)
+        if self._files:
+            # Before anything is loaded: ranks write the checkpoints that the driver publishes.
+            what, run = "looking for the driver's files", self._config.run.dir
+            call = self._start_all(LearnerActor.exchange_marks, what, self._start_deadline, self._files, run)
+            for mark in self._wait(call, meanwhile):
+                mark.require()
+                mark.path.unlink()
+        logs = self._config.run.dir / "logs"
+        self._call_all(LearnerActor.write_output_to, "opening its log", self._start_deadline, logs, meanwhile=meanwhile)
         address = self._address(self._start_deadline, meanwhile)
         device, *_ = self._call_all(LearnerActor.start, "starting", self._start_deadline, address, meanwhile=meanwhile)
         peak = self._config.learner.peak_flops or peak_flops(device)
@@ -240,10 +253,11 @@ class Learner:
         """Wait for a call that was started."""
         self._wait(call)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[str]:
         """Write a checkpoint into `folder` (on a file system that all ranks share): Hugging Face files on top,
-        `learner_state/` for `load`."""
-        self._call_all(LearnerActor.save, f"saving to {folder}", self._update_deadline, folder.resolve())
+        `learner_state/` for `load`. Returns the names of the files that the ranks wrote, each seen on its own node."""
+        written = self._call_all(LearnerActor.save, f"saving to {folder}", self._update_deadline, folder.resolve())
+        return [name for names in written for name in names]
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint that `save` wrote."""
@@ -343,10 +357,13 @@ class Learner:
                 if isinstance(error.cause, ValueError):
                     raise error.cause from None
                 name = f"{self._name}-{references.index(ready[0])}"
-                raise RuntimeError(f"{name} failed while {call.what}: {error}") from error
+                raise RuntimeError(f"{name} failed while {call.what}: {describe_error(error)}") from error
             except ray.exceptions.RayActorError as error:
                 name = f"{self._name}-{references.index(ready[0])}"
-                raise RuntimeError(f"{name} died while {call.what}: {error}") from error
+                raise RuntimeError(
+                    f"{name} died while {call.what}: {describe_error(error)}; its output is in "
+                    f"{self._config.run.dir}/logs/{name}.log"
+                ) from error
         answers: list[Any] = ray.get(references)
         return answers
 

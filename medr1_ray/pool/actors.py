@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from medr1_ray.base.code_digest import code_digest
+from medr1_ray.cluster.driver_files import DriverFiles
 from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_own_failure, remote
 from medr1_ray.cluster.placement import (
     Place,
@@ -42,9 +43,10 @@ _HOPELESS_FAILURES = 3
 _UP = (ActorStage.JOINING, ActorStage.SERVING, ActorStage.DRAINING)
 
 
-def launch_rollout_actor(config: Config, index: int, options: Mapping[str, Any]) -> Any:
-    """Start an actor with a vLLM engine."""
-    return ray.remote(RolloutActor).options(**options).remote(EngineSettings.of(config), index, code_digest())
+def launch_rollout_actor(files: DriverFiles, config: Config, index: int, options: Mapping[str, Any]) -> Any:
+    """Start an actor with a vLLM engine, on a node that must see the driver's files."""
+    actor = ray.remote(RolloutActor).options(**options)
+    return actor.remote(EngineSettings.of(config, files), index, code_digest())
 
 
 @dataclass
@@ -63,7 +65,7 @@ class RolloutActors:
         config: the run's settings.
         calls: where answers are awaited, shared with the pool.
         say: takes a line for the operator whenever an actor comes or goes.
-        launch: starts an actor; a simulation passes another launcher.
+        launch: starts an actor; a simulation passes a launcher of its own.
         clock: seconds, monotonic.
         ask: returns the place for an actor, given its name; by default a placement group of its own.
     """
@@ -73,7 +75,7 @@ class RolloutActors:
         config: Config,
         calls: PendingCalls,
         say: Callable[[str], None],
-        launch: Launcher = launch_rollout_actor,
+        launch: Launcher,
         clock: Callable[[], float] = time.monotonic,
         ask: Callable[[str], Place] | None = None,
     ) -> None:
@@ -184,7 +186,8 @@ class RolloutActors:
         if self._states.stage(name) is None:
             return
         if own_failure and self._begun_seconds is None:
-            raise RuntimeError(f"{name} did not start: {reason} (more in {self._config.run.dir}/logs/{name}.log)")
+            log = self._config.run.dir / "logs" / f"{name}.log"
+            raise RuntimeError(f"{name} did not start: {reason}" + (f" (more in {log})" if log.exists() else ""))
         self._last_failure = f"{name}: {reason}"
         self._end(name, Leave.FAILED if own_failure else Leave.LOST, reason)
 

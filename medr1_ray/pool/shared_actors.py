@@ -7,20 +7,24 @@ a series of small trainings would spend most of its time on starts if it did not
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from medr1_ray.cluster.connect import connect
+from medr1_ray.cluster.driver_files import DriverFiles, driver_files
 from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, remote
 from medr1_ray.cluster.placement import Place, describe_missing
 from medr1_ray.cluster.resources import REWARD_ACTOR_CPUS, demands
 from medr1_ray.config import Config
 from medr1_ray.config.loading import first_difference
-from medr1_ray.pool.actors import RolloutActors
+from medr1_ray.pool.actors import RolloutActors, launch_rollout_actor
 from medr1_ray.rewards.actor import RewardActor
 
 _SCORE_RETRIES = 2
@@ -35,16 +39,21 @@ class SharedActors:
 
     Args:
         config: the settings that the actors are started with; their logs go to its `run.dir`.
+        files: of the driver's, which the nodes of the rollout actors must see.
         say: takes a line for the operator.
         ask: returns the place for a rollout actor, given its name; by default a placement group of its own.
     """
 
     def __init__(
-        self, config: Config, say: Callable[[str], None], ask: Callable[[str], Place] | None = None
+        self,
+        config: Config,
+        files: DriverFiles,
+        say: Callable[[str], None],
+        ask: Callable[[str], Place] | None = None,
     ) -> None:
         self._config = config
         self.calls = PendingCalls()
-        self.rollout_actors = RolloutActors(config, self.calls, say, ask=ask)
+        self.rollout_actors = RolloutActors(config, self.calls, say, partial(launch_rollout_actor, files), ask=ask)
         self.reward_actors = start_reward_actors(config)
 
     def wait_until_up(self) -> None:
@@ -77,18 +86,26 @@ class SharedActors:
         self.rollout_actors.forget_run()
 
 
+def _to_stderr(text: str) -> None:
+    # stdout is for answers.
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
-def open_engines(config: Config, say: Callable[[str], None] = print) -> Iterator[SharedActors]:
+def open_engines(config: Config, say: Callable[[str], None] = _to_stderr) -> Iterator[SharedActors]:
     """Actors that are up, on the cluster that `config` names or a new local one; everything is ended on leaving.
 
     Raises:
-        ValueError: this machine has fewer GPUs than the engines ask for.
+        ValueError: this machine has fewer GPUs than the engines ask for, or run.dir cannot be written.
         RuntimeError: an actor did not start within `cluster.start_timeout_seconds`.
     """
+    started = time.monotonic()
+    say(f"starting {config.rollout.actors} engine{'s' * (config.rollout.actors != 1)}; half a minute or more")
     connect(config)
     try:
-        actors = SharedActors(config, say)
+        actors = SharedActors(config, driver_files(config), say)
         actors.wait_until_up()
+        say(f"up after {time.monotonic() - started:.0f} s")
         yield actors
     finally:
         # Ends the actors too: they belong to this driver.

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from medr1_ray.base.atomic_files import write_text
 from medr1_ray.data.stream import StreamState
 
 STATE_FILE = "state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,15 @@ class Checkpoints:
         self._folder = folder
         self._keep = keep
 
-    def publish(self, state: RunState, write: Callable[[Path], None]) -> Path:
-        """Let `write` fill a folder, add the state, and rename the folder into place; returns its path."""
+    def publish(self, state: RunState, write: Callable[[Path], Iterable[str]]) -> Path:
+        """Let `write` fill a folder, add the state, and rename the folder into place; returns its path.
+
+        Args:
+            write: returns the names of the files that it wrote below the folder, on whatever node.
+
+        Raises:
+            RuntimeError: one of them is not there; nothing has been published or deleted.
+        """
         name = f"checkpoint-{state.step}"
         target = self._folder / name
         partial = self._folder / f".{name}.partial"
@@ -60,7 +69,13 @@ class Checkpoints:
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
-        write(partial)
+        missing = [name for name in write(partial) if not (partial / name).exists()]
+        if missing:
+            raise RuntimeError(
+                f"the checkpoint of step {state.step} is not complete: {len(missing)} files that learner ranks wrote "
+                f"are not in {partial} on the driver's node, e.g. {missing[0]}. It is not published, older ones stay. "
+                "All nodes must see the same run.dir; mount it again, and continue with --resume"
+            )
         (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1))
         # A step that is saved twice: the last one of a run, or one that a resumed run repeats.
         if target.exists():
@@ -73,19 +88,30 @@ class Checkpoints:
 
     def latest(self) -> Path:
         """The newest checkpoint. Raises ValueError when there is none."""
-        pointer = self._folder / "latest"
-        if not pointer.exists():
-            raise ValueError(
-                f"no checkpoint to resume from: {pointer} does not exist. Start without --resume, or set run.dir to a "
-                "run that has saved one (run.save_every)"
-            )
-        return self._folder / pointer.read_text().strip()
+        return latest_checkpoint(self._folder)
 
     def _forget_old(self) -> None:
-        # Partial folders do not match: their names begin with a dot.
-        steps = sorted(int(path.name.split("-")[1]) for path in self._folder.glob("checkpoint-*"))
+        # Partial folders do not match, since their names begin with a dot, nor do copies that somebody made.
+        steps = sorted(int(found[1]) for path in self._folder.iterdir() if (found := _NAME.fullmatch(path.name)))
         for step in steps[: -self._keep]:
             shutil.rmtree(self._folder / f"checkpoint-{step}")
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """Return the newest checkpoint in a run's folder of checkpoints. Raises ValueError when there is none."""
+    pointer = folder / "latest"
+    if not pointer.exists():
+        raise ValueError(
+            f"no checkpoint to resume from: {pointer} does not exist. Start without --resume, or set run.dir to a "
+            "run that has saved one (run.save_every)"
+        )
+    checkpoint = folder / pointer.read_text().strip()
+    if not checkpoint.is_dir():
+        raise ValueError(
+            f"{pointer} names {checkpoint.name}, which is not there; bring it back, or write the name of another "
+            "checkpoint into that file"
+        )
+    return checkpoint
 
 
 def read_state(checkpoint: Path) -> RunState:

@@ -1,23 +1,42 @@
-"""Where a run writes: refuses a directory that belongs to another run.
+"""Where a run writes: refuses a directory that belongs to another run, or that another process is writing to.
 
     runs/<name>/ config.yaml  metrics.jsonl  spans.jsonl  timeline.json  summary.json
                  rollouts/  evaluations/  checkpoints/  logs/
+                 earlier-<n>/   what a run left that ended before its first checkpoint
+
+A run that has saved a checkpoint is continued with --resume. One that has not can be started again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import tempfile
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
+from medr1_ray.base.file_lock import FileLock
 from medr1_ray.config import Config
 from medr1_ray.config.loading import changeable_settings, first_difference, load_config, write_config
+from medr1_ray.records.checkpoints import latest_checkpoint
+
+LOCK_FILE = ".lock"
+# What a run leaves of its training; its settings are written anew, and its logs go on.
+_OF_A_TRAINING = ("metrics*.jsonl", "spans.jsonl", "timeline*.json", "summary.json", "rollouts", "evaluations")
+_OF_TRACKERS = ("wandb", "wandb_id", "tensorboard")
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """An opened run directory; all paths are absolute, because actors have other working directories."""
+    """A run directory; all paths are absolute, because actors have other working directories.
+
+    Once opened it is locked for this process, until `close`. `set_aside` is the folder with the files of a run that
+    ended before its first checkpoint.
+    """
 
     path: Path
+    set_aside: Path | None = None
+    _lock: FileLock | None = field(default=None, repr=False)
 
     @property
     def config(self) -> Path:
@@ -35,41 +54,90 @@ class RunDirectory:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
 
 def check_run_directory(config: Config, *, resume: bool) -> RunDirectory:
     """Check that a new run may use its directory, or that it holds the run to resume; creates nothing.
 
     Raises:
-        ValueError: a new run's directory holds a run already, a run to resume is not there, or settings that make
-            the run what it is were changed.
+        ValueError: the directory cannot be made or is in use; a new run's directory holds a run with a checkpoint; a
+            run to resume is not there or has no checkpoint, or settings that make the run what it is were changed.
     """
     directory = RunDirectory(config.run.dir.absolute())
+    _check_place(config, directory)
+    if (directory.path / LOCK_FILE).exists():
+        _lock(config, directory).release()
     if resume:
         _check_same_run(config, directory)
-    elif directory.config.exists():
+        latest_checkpoint(directory.checkpoints)
+    elif (directory.checkpoints / "latest").exists():
+        saved = latest_checkpoint(directory.checkpoints).name
         raise ValueError(
-            f"run.dir={str(config.run.dir)!r} holds a run already; continue it with --resume, choose another run.dir, "
-            "or delete it"
+            f"run.dir={str(config.run.dir)!r} holds a run already ({saved}); continue it with --resume, choose another "
+            "run.dir, or delete it"
         )
     return directory
 
 
 def open_run_directory(config: Config, *, resume: bool) -> RunDirectory:
-    """Create the directory of a new run, or open that of a run to resume.
+    """Create and lock the directory of a new run, or open that of a run to resume.
 
     Raises:
         ValueError: as `check_run_directory`, or the directory cannot be written.
     """
     directory = check_run_directory(config, resume=resume)
     try:
-        directory.logs.mkdir(parents=True, exist_ok=True)
+        directory.path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(config, directory)
+        set_aside = None if resume else _set_aside(directory)
+        directory.logs.mkdir(exist_ok=True)
         directory.checkpoints.mkdir(exist_ok=True)
         write_config(config, directory.config)
     except OSError as error:
         raise ValueError(
             f"run.dir={str(config.run.dir)!r} cannot be written ({error.strerror}); choose a folder that can"
         ) from error
-    return directory
+    return RunDirectory(directory.path, set_aside, lock)
+
+
+def _check_place(config: Config, directory: RunDirectory) -> None:
+    """Raise ValueError where the directory could not be made or written."""
+    there = next(path for path in (directory.path, *directory.path.parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"run.dir={str(config.run.dir)!r} cannot be made: {there} is a file; choose another folder")
+    try:
+        # Tried, because permissions do not tell: they say nothing to root, nor of what a file system allows.
+        os.rmdir(tempfile.mkdtemp(dir=there, prefix=".medr1_ray-"))
+    except OSError as error:
+        raise ValueError(
+            f"run.dir={str(config.run.dir)!r} cannot be made: {there} cannot be written ({error.strerror}); choose "
+            "another folder"
+        ) from None
+
+
+def _lock(config: Config, directory: RunDirectory) -> FileLock:
+    try:
+        return FileLock(directory.path / LOCK_FILE)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"run.dir={str(config.run.dir)!r} is in use by {error}; wait for it, stop it, or choose another run.dir"
+        ) from None
+
+
+def _set_aside(directory: RunDirectory) -> Path | None:
+    """Move what a run left that ended before its first checkpoint; return the folder, or None if there is nothing."""
+    left = [path for pattern in (*_OF_A_TRAINING, *_OF_TRACKERS) for path in directory.path.glob(pattern)]
+    # `rollouts` and `evaluations` are made before anything is trained.
+    if not any(path.is_file() or any(path.iterdir()) for path in left):
+        return None
+    target = next(folder for n in count(1) if not (folder := directory.path / f"earlier-{n}").exists())
+    target.mkdir()
+    for path in left:
+        path.rename(target / path.name)
+    return target
 
 
 def _check_same_run(config: Config, directory: RunDirectory) -> None:
@@ -79,9 +147,16 @@ def _check_same_run(config: Config, directory: RunDirectory) -> None:
             "start without --resume"
         )
     before = load_config([directory.config])
-    found = first_difference(before, config, changeable=False)
+    found = first_difference(before, _with_model_path_of(before, config), changeable=False)
     if found:
         raise ValueError(
             f"{found.key} is {found.now!r}, but the run in {directory.path} was started with {found.before!r}; a "
             f"resumed run may change only {', '.join(changeable_settings())}. Set it back, or start a new run"
         )
+
+
+def _with_model_path_of(before: Config, config: Config) -> Config:
+    """Return the settings with the model's path as it was, if the path given now leads to the same folder."""
+    if config.model.folder.resolve() != before.model.folder.resolve():
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": before.model.path})})

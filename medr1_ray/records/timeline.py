@@ -8,7 +8,6 @@ Format", JSON object form, complete ("X") and metadata ("M").
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,8 +58,8 @@ def chrome_trace(spans: Iterable[tuple[int, Span]]) -> dict[str, Any]:
     return {"displayTimeUnit": "ms", "otherData": {"start_seconds": zero}, "traceEvents": events}
 
 
-def write_timeline(directory: Path, first: int = 0, last: float = math.inf) -> Path:
-    """Write `timeline.json` of the spans that ended in steps `first` to `last`; returns its path.
+def write_timeline(directory: Path, first: int | None = None, last: int | None = None) -> Path:
+    """Write a run's trace as `timeline.json`, or that of some of its steps as another file; returns its path.
 
     Raises:
         ValueError: there are no spans in these steps, or the directory is not that of a run.
@@ -70,12 +69,17 @@ def write_timeline(directory: Path, first: int = 0, last: float = math.inf) -> P
         raise ValueError(
             f"{directory} holds no spans.jsonl: give the directory of a run that has completed a step"
         )
-    spans = [(step, span) for step, span in _read(source) if first <= step <= last]
+    every = list(_read(source))
+    steps = [step for step, _ in every] or [0]
+    begin, end = min(steps) if first is None else first, max(steps) if last is None else last
+    spans = [(step, span) for step, span in every if begin <= step <= end]
     if not spans:
+        given = (f"--{name} {step}" for name, step in (("first", first), ("last", last)) if step is not None)
         raise ValueError(
-            f"{source} has no spans of steps {first} to {last:g}; choose other values of --first and --last"
+            f"{' '.join(given)}: {source} has no spans of these steps; it has steps {min(steps)} to {max(steps)}"
         )
-    path = directory / "timeline.json"
+    whole = first is None and last is None
+    path = directory / ("timeline.json" if whole else f"timeline-{begin}-{end}.json")
     write_text(path, json.dumps(chrome_trace(spans)))
     return path
 

@@ -16,10 +16,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +34,8 @@ from medr1_ray.records.timeline import write_timeline
 from medr1_ray.types import Group, Span
 
 _log = logging.getLogger(__name__)
+
+_ROLLOUTS = re.compile(r"step-(\d+)\.jsonl")
 
 
 class Tracker:
@@ -126,10 +130,14 @@ class Tracker:
     def _discard_after(self, step: int) -> None:
         lines = whole_lines(self._metrics)
         kept = [line for line in lines if json.loads(line)["step"] <= step]
-        rollouts = [path for path in self._rollouts.glob("step-*.jsonl") if int(path.stem[5:]) > step]
+        rollouts = [
+            path
+            for path in self._rollouts.iterdir()
+            if (found := _ROLLOUTS.fullmatch(path.name)) and int(found[1]) > step
+        ]
         if len(kept) == len(lines) and not rollouts:
             return
-        n = 1 + sum(1 for _ in self._directory.glob("metrics.discarded-*.jsonl"))
+        n = next(n for n in count(1) if not (self._directory / f"metrics.discarded-{n}.jsonl").exists())
         discarded = [line for line in lines if json.loads(line)["step"] > step]
         # The copy first: an interruption before the next line loses nothing.
         write_text(self._directory / f"metrics.discarded-{n}.jsonl", "".join(f"{line}\n" for line in discarded))

@@ -8,8 +8,6 @@ generation.
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import time
 import uuid
 from collections import OrderedDict
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from medr1_ray.base.code_digest import code_digest
+from medr1_ray.base.process_output import last_error, write_output_to
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.rollout.engine_weights import EngineWeights
 from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span
@@ -59,7 +58,7 @@ class RolloutActor:
         driver_code_digest: `code_digest()` of the driver.
 
     Raises:
-        ValueError: this process runs other code than the driver.
+        ValueError: this process runs other code than the driver, or this node does not see the driver's files.
     """
 
     def __init__(self, settings: EngineSettings, index: int, driver_code_digest: str) -> None:
@@ -68,7 +67,10 @@ class RolloutActor:
         self._driver_code_digest = driver_code_digest
         # First, because starting an engine takes seconds to minutes.
         self._require_same_code("the actor", code_digest())
-        _write_output_to(settings.logs / f"{self._name}.log")
+        for file in settings.files:
+            file.require()
+        self._log = settings.logs / f"{self._name}.log"
+        self._log_begin = write_output_to(self._log, self._name)
 
         # Below, because vLLM reads the environment when it is imported.
         from medr1_ray.rollout import engine as rollout_engine
@@ -85,7 +87,12 @@ class RolloutActor:
         model = str(settings.model.folder)
         self._vocabulary = load_vocabulary(model)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._engine = rollout_engine.start_engine(settings, model, index)
+        try:
+            self._engine = rollout_engine.start_engine(settings, model, index)
+        except Exception as error:
+            # vLLM says "see root cause above", in a log of hundreds of lines.
+            cause = last_error(self._log, self._log_begin) or f"{type(error).__name__}: {error}"
+            raise RuntimeError(f"vLLM did not start: {cause}") from error
         self._loader = EngineWeights(self._engine, TRANSPORTS[settings.cluster.weight_transport].receiver())
         self._incarnation = uuid.uuid4().hex
         self._requests: OrderedDict[str, asyncio.Task[Completions]] = OrderedDict()
@@ -285,7 +292,8 @@ class RolloutActor:
             task.cancel()
 
     def _death(self) -> RuntimeError:
-        return RuntimeError(f"{self._name}: the engine process died; see logs/{self._name}.log in run.dir")
+        cause = last_error(self._log, self._log_begin) or "it left no error"
+        return RuntimeError(f"{self._name}: the engine process died: {cause} (more in {self._log})")
 
     def _require_serving(self) -> None:
         if self._failure is not None:
@@ -314,15 +322,3 @@ class RolloutActor:
     def _forget_finished(self) -> None:
         for request_id in [key for key, task in self._requests.items() if task.done()]:
             del self._requests[request_id]
-
-
-def _write_output_to(path: Path) -> None:
-    """Send the output of this process and its children to a file: vLLM prints a lot."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    # What Python has buffered so far belongs to the old destination.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)

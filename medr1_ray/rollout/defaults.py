@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.config import ClusterSettings, Config, ModelSettings, RolloutSettings
 
 KV_CACHE_BYTES_ON_CPU = 2**30
@@ -16,7 +17,8 @@ MAX_NUM_SEQS = 256
 class EngineSettings:
     """The sections of the settings that a rollout actor reads.
 
-    `seed` is `train.seed`; `logs` is the folder that the actor's output goes to.
+    `seed` is `train.seed`; `logs` is the folder that the actor's output goes to; `files` are those of the driver that
+    the actor's node must see, none where it runs on the driver's own.
     """
 
     model: ModelSettings
@@ -24,10 +26,11 @@ class EngineSettings:
     cluster: ClusterSettings
     seed: int
     logs: Path
+    files: tuple[SharedFile, ...] = ()
 
     @classmethod
-    def of(cls, config: Config) -> EngineSettings:
-        return cls(config.model, config.rollout, config.cluster, config.train.seed, config.run.dir / "logs")
+    def of(cls, config: Config, files: tuple[SharedFile, ...] = ()) -> EngineSettings:
+        return cls(config.model, config.rollout, config.cluster, config.train.seed, config.run.dir / "logs", files)
 
 
 def sequences_at_once(rollout: RolloutSettings) -> int:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.config import Config, Objective
 from medr1_ray.config.loading import load_config
-from medr1_ray.model.folder_check import check_model
-from medr1_ray.rewards.functions import resolve
+from medr1_ray.records.checkpoints import latest_checkpoint, read_state
+from medr1_ray.records.directory import check_run_directory
+from medr1_ray.run.start_checks import problems_of_a_start
 from medr1_ray.sizing.report import dry_run
 
 
@@ -23,19 +27,59 @@ class Run(Protocol):
 COMMANDS: dict[Objective, str] = {"grpo": "medr1_ray.train", "sft": "medr1_ray.sft"}
 
 
+OFTEN_CHANGED = """\
+settings that are changed most:
+  run.dir=FOLDER                  where to write; one folder per run
+  run.save_every=50               steps between checkpoints (0: only at the end)
+  run.evaluate_every=50           steps between evaluations (0: before and after)
+  model.path=FOLDER               the checkpoint to start from, or `tiny`
+  data.format= data.root=         what the data are, and their folder
+  mode=think                      or no_think, think_after: what the model is asked to write
+  train.steps=1000                optimizer steps
+  train.prompts_per_step=32       questions of a step
+  train.group_size=8              answers to each question
+  rollout.max_tokens=256          longest answer
+  rollout.actors=2                vLLM engines
+  learner.learning_rate=1e-6
+  reward.functions={accuracy: 1, format: 1}
+
+Ctrl-C saves a checkpoint and ends; --resume goes on. --dry-run prints every setting with its value. What each means:
+docs/training.md, docs/data.md, docs/models.md and the files of medr1_ray/config/. What a run leaves: docs/runs.md."""
+
+
 def run_command(objective: Objective, description: str, run: Run, arguments: list[str] | None) -> int:
     """Read the arguments and run; returns the exit status."""
-    parser = argparse.ArgumentParser(prog=f"python -m {COMMANDS[objective]}", description=description)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {COMMANDS[objective]}",
+        description=description,
+        epilog=OFTEN_CHANGED,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; later files win")
-    parser.add_argument("--dry-run", action="store_true", help="print settings, actors and memory; start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print settings, actors and memory, and check a start")
     parser.add_argument("--resume", action="store_true", help="continue from the run's latest checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the files")
     # Intermixed, so that overrides may stand before, between and after the options.
     options = parser.parse_intermixed_args(arguments)
-    return run_to_status(lambda ending: _run(objective, run, options, ending))
+    given = sys.argv[1:] if arguments is None else arguments
+
+    def work(ending: Ending) -> int:
+        config = _settings(objective, options)
+        if options.dry_run:
+            return _dry_run(config, resume=options.resume)
+        ending.logs = config.run.dir / "logs"
+        ending.how_to_go_on = lambda: _how_to_go_on(config, COMMANDS[objective], given)
+        finished = _finished(config) if options.resume else None
+        if finished:
+            print(finished)
+        else:
+            run(config, resume=options.resume)
+        return 0
+
+    return run_to_status(work)
 
 
-def _run(objective: Objective, run: Run, options: argparse.Namespace, ending: Ending) -> int:
+def _settings(objective: Objective, options: argparse.Namespace) -> Config:
     # A GRPO config also serves the supervised baseline, on the same data. Not the other way round: the settings of
     # the baseline (its learning rate, for one) would silently ruin a policy.
     supervised = ["objective=sft"] if objective == "sft" else []
@@ -45,14 +89,35 @@ def _run(objective: Objective, run: Run, options: argparse.Namespace, ending: En
             f"objective={config.objective}: these settings are for python -m {COMMANDS[config.objective]}; "
             f"run that, or give objective={objective}"
         )
-    ending.logs = config.run.dir / "logs"
-    # A wrong name of a reward function is a wrong setting, also for --dry-run.
-    resolve(config.reward.functions, config.mode)
-    # A dry run of a model that is not here yet needs its shape alone.
-    if not options.dry_run or config.model.shape is None or config.model.folder.exists():
-        check_model(config)
-    if options.dry_run:
-        print(dry_run(config))
-    else:
-        run(config, resume=options.resume)
-    return 0
+    return config
+
+
+def _dry_run(config: Config, *, resume: bool) -> int:
+    print(dry_run(config))
+    # After the report, which is of use even where data and model are on another machine.
+    problems = problems_of_a_start(config, resume=resume)
+    for problem in problems:
+        print(f"error: a start would fail: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _finished(config: Config) -> str | None:
+    """Return what to say of a run that has nothing left to do; None if there is something."""
+    directory = check_run_directory(config, resume=True)
+    step = read_state(latest_checkpoint(directory.checkpoints)).step
+    summary = directory.path / "summary.json"
+    if step < config.train.steps or not summary.exists():
+        return None
+    return f"nothing left to do: {step} of train.steps={config.train.steps} steps are done, see {summary}"
+
+
+def _how_to_go_on(config: Config, module: str, given: Sequence[str]) -> str:
+    try:
+        checkpoint = latest_checkpoint(config.run.dir / "checkpoints")
+    except ValueError:
+        return "nothing was saved; the same command starts again"
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    again = [str(python), "-m", module, *(word for word in given if word != "--resume"), "--resume"]
+    return f"{checkpoint} is saved; go on with\n  {shlex.join(again)}"

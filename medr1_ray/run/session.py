@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medr1_ray.base.stopping import asked_to_stop
 from medr1_ray.config import Config
 from medr1_ray.config.loading import config_digest
 from medr1_ray.data.encoding import PromptEncoder
@@ -54,6 +55,7 @@ class Session:
     scaling: Scaling
     _busy: BusyTime = field(default_factory=BusyTime)
     _syncs: int = 0
+    _saved: tuple[int, Path] | None = None
     _spans: list[Span] = field(default_factory=list)
 
     def take_groups(self) -> list[Group]:
@@ -185,8 +187,22 @@ class Session:
         if self._due(self.config.run.save_every):
             self.save()
 
+    def stop_if_asked(self) -> None:
+        """Publish a checkpoint and end the run where Ctrl-C or SIGTERM asked for it.
+
+        Raises:
+            KeyboardInterrupt: a signal came since the loop began.
+        """
+        if asked_to_stop():
+            self.progress.message(f"stopping after step {self.step}: saving a checkpoint")
+            self.save()
+            self.tracker.log_spans(self.step, self._take_spans(()))
+            raise KeyboardInterrupt
+
     def save(self) -> Path:
-        """Publish a checkpoint of this step."""
+        """Publish a checkpoint of this step, unless the last one was of this step; returns its path."""
+        if self._saved is not None and self._saved[0] == self.step:
+            return self._saved[1]
         with self._phase("checkpoint"):
             # Counts, stream position and unused prompts must be of the same moment (no poll in between); otherwise a
             # resumed run would skip or repeat questions.
@@ -204,20 +220,26 @@ class Session:
                 seconds=self.totals.seconds,
                 config_digest=config_digest(self.config),
             )
-            return self.checkpoints.publish(state, self._write)
+            path = self.checkpoints.publish(state, self._write)
+        self._saved = self.step, path
+        return path
 
     def summarise(self) -> Path:
         """Write `summary.json` and print its main figures; returns its path."""
         summary = summarise(
             self.config, self.step, self.evaluations, self.totals, self.pool.ledger.counts(), self.pool.actor_counts()
         )
+        # The last checkpoint and the last evaluations come after the last step.
+        self.tracker.log_spans(self.step, self._take_spans(()))
         path = self.tracker.write_summary(summary)
         self.progress.close(summary)
+        self.progress.message(f"metrics, evaluations and checkpoints are in {path.parent}")
         return path
 
-    def _write(self, folder: Path) -> None:
-        self.learner.save(folder)
+    def _write(self, folder: Path) -> list[str]:
+        written = self.learner.save(folder)
         write_asked_with(self.config, folder)
+        return written
 
     def _sync(self, *, check: bool) -> None:
         if not self._syncs:

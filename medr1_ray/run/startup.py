@@ -9,13 +9,14 @@ from contextlib import ExitStack, contextmanager
 
 import ray
 
-from medr1_ray.cluster.connect import connect
+from medr1_ray.cluster.connect import connect, require_reachable
+from medr1_ray.cluster.driver_files import driver_files
 from medr1_ray.cluster.placement import release_nodes
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
+from medr1_ray.config.loading import load_config
 from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.encoding import PromptEncoder, Refused
-from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation.in_training import EvaluationLog
 from medr1_ray.learner.handle import Learner
 from medr1_ray.pool.group_ledger import Ledger
@@ -23,17 +24,17 @@ from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.pool.shared_actors import SharedActors
 from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
-from medr1_ray.records.directory import check_run_directory, open_run_directory
+from medr1_ray.records.directory import open_run_directory
 from medr1_ray.records.prometheus import LiveMetrics
 from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
-from medr1_ray.rewards.functions import resolve
 from medr1_ray.run.parity import ParityGate
 from medr1_ray.run.rehearsal import rehearse_checkpoint
 from medr1_ray.run.session import Session
+from medr1_ray.run.start_checks import about_resuming, check_settings, open_stream
 from medr1_ray.run.weight_sync import make_weight_sync
-from medr1_ray.types import Prompt, Question, Sampling
+from medr1_ray.types import Prompt, Question, Sampling, Span
 
 # More than one, or the probe would not exercise the shared prompt's mask.
 _PROBE_GROUP_SIZE = 2
@@ -53,18 +54,22 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     def since_start() -> float:
         return time.time() - started
 
-    resolve(config.reward.functions, config.mode)  # a wrong name is an error before anything has been started
+    progress = Progress(config.train.steps)
+    progress.message(f"writing to {config.run.dir.absolute()}")
+    # Before the data, which may take minutes to read.
+    check_settings(config, resume=resume)
     if engines is not None:
         engines.require_fit(config)
-    progress = Progress(config.train.steps)
+    else:
+        require_reachable(config)
     drawing = "; phantoms that are not there yet are drawn first" if config.data.format == "phantoms" else ""
     progress.message(f"reading {config.data.format} data below {config.data.root}{drawing}")
-    # Before the data, which may take minutes to read.
-    check_run_directory(config, resume=resume)
     encoder = PromptEncoder.of(config)
     dataset = open_dataset(config.data)
-    # After the checks of settings and data: once its files exist, the same command is refused as a second run.
+    before = load_config([config.run.dir / "config.yaml"]) if resume else config
     directory = open_run_directory(config, resume=resume)
+    if directory.set_aside:
+        progress.message(f"{directory.set_aside} has what a run left here that ended before its first checkpoint")
     # Absolute, because actors have other working directories.
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": directory.path})})
     checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
@@ -72,22 +77,17 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     checkpoint = checkpoints.latest() if resume else None
     state = read_state(checkpoint) if checkpoint else None
     # Refuses a state of other data or another seed, before any actor is started.
-    stream = PromptStream(
-        dataset.train,
-        encoder,
-        config.train.seed,
-        state.stream if state else None,
-        config.data.sampling_weights,
-        config.data.shuffle_options,
-        config.data.online_pass_rate_limits,
-    )
+    stream = open_stream(config, dataset, encoder, state.stream if state else None)
     progress.message(dataset.description)
+    for line in about_resuming(before, config, state) if state else ():
+        progress.message(line)
     evaluation_prompts, refused = _encode_all(dataset.evaluation, encoder)
     for reason, count in refused.items():
         progress.message(f"evaluation: {count} questions left out: {reason}")
     live_metrics = LiveMetrics(directory.path.name)
     tracker = Tracker(config, directory.path, state.step if state else 0, live_metrics.set)
     with ExitStack() as at_end:
+        at_end.callback(directory.close)
         lent = engines is not None
         if not lent:
             at_end.callback(_leave_cluster, config)
@@ -98,15 +98,16 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
         at_end.callback(tracker.close)
         at_end.callback(progress.close)
         # First, so that its ranks ask for their place before rollout actors can take the room.
-        learner = Learner(config)
+        files = driver_files(config)
+        learner = Learner(config, files)
         if engines is not None:
             at_end.callback(learner.close)
             engines.forget_run()
         elif config.cluster.colocated:
             learner.start(progress.message)  # first, because an engine takes all the memory that its GPU has left
-            engines = SharedActors(config, progress.message, ask=learner.places_on_same_gpus())
+            engines = SharedActors(config, files, progress.message, ask=learner.places_on_same_gpus())
         else:
-            engines = SharedActors(config, progress.message)
+            engines = SharedActors(config, files, progress.message)
         if not config.cluster.colocated:
             learner.start(progress.message, meanwhile=engines.rollout_actors.poll)  # the engines start at the same time
         if checkpoint:
@@ -144,6 +145,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
             checkpoints=checkpoints,
             totals=totals,
             scaling=Scaling.of(config),
+            _spans=[Span("driver", "startup", started, started + startup_seconds)],
         )
         # Not after an exception: the engines may still be busy, and their owner ends them.
         if lent:

@@ -12,6 +12,7 @@ from medr1_ray import evaluate as module
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.evaluate import main
 from medr1_ray.evaluation.evaluate import Plan
+from medr1_ray.evaluation.report import Against
 
 
 @pytest.fixture
@@ -21,7 +22,8 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Plan]]:
 
     def evaluate(config: Config, plan: Plan) -> Any:
         calls.append((config, plan))
-        return SimpleNamespace(verdict=("it sees the image", "and more"))
+        against = Against("other.json", 39, 0.9, 0.75, 0.15, (0.05, 0.25), 8, 2, 0.109375) if plan.against else None
+        return SimpleNamespace(verdict=("it sees the image", "and more"), against=against)
 
     monkeypatch.setattr(module, "evaluate", evaluate)
     return calls
@@ -45,7 +47,9 @@ def test_every_argument_reaches_the_evaluation(
     assert config.model.folder == tiny_model_path()
     assert (config.mode, config.rollout.max_tokens) == ("think", 33)
     assert (config.data.root, config.run.dir) == (data, tmp_path / "out")
-    assert capsys.readouterr().out == f"it sees the image\nand more\n{tmp_path / 'out'}/report.md\n"
+    first, second, against, page = capsys.readouterr().out.splitlines()
+    assert (first, second, page) == ("it sees the image", "and more", f"{tmp_path / 'out'}/report.md")
+    assert against.startswith("Against other.json on 39 questions: 0.900 vs 0.750")
 
 
 def test_letters_of_all_questions_are_scored_unless_more_is_asked_for(
@@ -59,6 +63,8 @@ def test_letters_of_all_questions_are_scored_unless_more_is_asked_for(
     ("changes", "says"),
     [
         (["--samples", "-1"], "--samples -1 is negative"),
+        (["--questions", "-5"], "--questions -5: give 1 or more"),
+        (["--questions", "0"], "--questions 0: give 1 or more"),
         (["--model", "/nowhere"], "model.path: '/nowhere' does not exist"),
         (["rollout.max_tokens=0"], "rollout.max_tokens=0"),
     ],

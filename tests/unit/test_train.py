@@ -58,6 +58,9 @@ class Session:
         assert self.logged[-1][1] == f"report of step {self.step}", "a resumed run does not log the step again"
         self.saved.append(self.step)
 
+    def stop_if_asked(self) -> None:
+        assert self.saved[-1] == self.step or self.logged
+
     def save(self) -> None:
         self.saved.append(self.step)
 

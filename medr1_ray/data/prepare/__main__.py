@@ -17,12 +17,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from medr1_ray.base.command_line import Ending, run_to_status
-from medr1_ray.config import TableAnswers, TableColumns, TableSettings
+from medr1_ray.config import DataSettings, TableAnswers, TableColumns, TableSettings
+from medr1_ray.config.loading import load_config
 from medr1_ray.data.prepare.grouping import Grouping, describe, regrouped
 from medr1_ray.data.prepare.image_facts import ImageFacts
 from medr1_ray.data.prepare.image_scan import facts_of_images
 from medr1_ray.data.prepare.leakage import leakage
-from medr1_ray.data.prepare.recipes import empty_or_far, grouped_splits, own_splits, released_splits
+from medr1_ray.data.prepare.recipes import (
+    empty_or_far,
+    grouped_splits,
+    own_splits,
+    released_families,
+    released_splits,
+)
 from medr1_ray.data.prepare.sources import Source, of_omnimedvqa, of_table
 from medr1_ray.data.prepare.writing import write_prepared, write_split
 from medr1_ray.data.readers.manifest import ManifestRow
@@ -50,9 +57,13 @@ def prepare(source: Source, plan: Plan) -> None:
     Raises:
         ValueError: if no row can be used, a part that is needed is empty, or `medr1` holds no annotation files.
     """
+    if plan.medr1:
+        released_families(plan.medr1)  # before hours of reading images
+    if plan.out.exists() and not plan.out.is_dir():
+        raise ValueError(f"--out {plan.out} is a file; give a folder")
     started = time.monotonic()
     grouping = plan.grouping or source.grouping
-    rows = regrouped(source.rows, grouping)
+    rows = regrouped(source.rows, grouping, source.files)
     paths = sorted({row.image_path for row in rows if row.image_path is not None})
     plan.out.mkdir(parents=True, exist_ok=True)
     facts = facts_of_images(source.root, paths, plan.out / "images.jsonl", plan.workers)
@@ -90,13 +101,16 @@ def prepare(source: Source, plan: Plan) -> None:
         for part, leak in leakages.items():
             if leak:
                 print(f"  {part}: {leak.description}")
+    if not splits[0].parts["train"]:
+        print(f"evaluate on it with --data {plan.out} --split {splits[0].name}/test (or another part)")
+        return
     part = "" if splits[0].parts["validation"] else " data.eval_part=test"
     print(f"train on it with data.format=prepared data.root={plan.out} data.split={splits[0].name}{part}")
 
 
 def _require_both_sides(split: Split, rows: Sequence[ManifestRow], grouping: Grouping) -> None:
-    """Raise ValueError if there is nothing to train on, or nothing to evaluate on."""
-    if split.parts["train"] and (split.parts["validation"] or split.parts["test"]):
+    """Raise ValueError if there is nothing to evaluate on, or nothing to train on but in a benchmark."""
+    if (split.parts["train"] or split.name == "own") and (split.parts["validation"] or split.parts["test"]):
         return
     counts = ", ".join(f"{part} {len(ids)}" for part, ids in split.parts.items())
     if split.seed is None:
@@ -119,7 +133,7 @@ def _with_image(row: ManifestRow, facts: Mapping[str, ImageFacts]) -> ManifestRo
         width=image.width,
         height=image.height,
         left_out=image.left_out,
-        remark=image.remark,
+        remark="; ".join(filter(None, (row.remark, image.remark))) or None,
     )
 
 
@@ -128,9 +142,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m medr1_ray.data.prepare", description="Check a dataset once; write a manifest and splits."
     )
-    data = parser.add_mutually_exclusive_group(required=True)
+    data = parser.add_mutually_exclusive_group()
     data.add_argument("--root", type=Path, help="OmniMedVQA's folder, which holds QA_information and Images")
     data.add_argument("--table", type=Path, help="a table: CSV, TSV, JSON, JSON Lines, Parquet, or saved by `datasets`")
+    data.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        help="YAML with the settings of a table, such as those in configs/datasets; later files win",
+    )
+    parser.add_argument("settings", nargs="*", metavar="data.key=value", help="settings that win over those files")
     parser.add_argument(
         "--out", type=Path, required=True, help="a new folder, or one that this command wrote earlier"
     )
@@ -144,6 +165,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--answers", choices=get_args(TableAnswers), help="what a table's answers are (default: found out)"
+    )
+    parser.add_argument(
+        "--window",
+        nargs=2,
+        type=float,
+        metavar=("CENTER", "WIDTH"),
+        help="values of DICOM files and NIfTI volumes that are shown, for rows that name none (default: the file's)",
     )
     parser.add_argument(
         "--groups",
@@ -160,7 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
         default=os.cpu_count(),
         help="number of processes that read images (default: number of cores)",
     )
-    options = parser.parse_args(arguments)
+    # Intermixed, so that settings may stand before, between and after the options.
+    options = parser.parse_intermixed_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: give a number of 1 or more")
 
@@ -177,26 +206,56 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _source(options: argparse.Namespace) -> Source:
     """Return what is to be prepared; of a table, first print what its first rows are taken for."""
-    if options.table is None:
-        for name in ("image_root", "columns", "answers"):
-            if getattr(options, name):
-                raise ValueError(f"--{name.replace('_', '-')} is for --table, not for --root; leave it out")
+    configured = options.config or options.settings
+    given = "--root" if options.root else "--table" if options.table else "--config"
+    if not (options.root or options.table or configured):
+        raise ValueError("nothing to prepare: give --table or --config for a table, or --root for OmniMedVQA's folder")
+    for name, of in {"image_root": "--table", "columns": "--table", "answers": "--table", "medr1": "--root"}.items():
+        if getattr(options, name) and of != given:
+            raise ValueError(f"--{name.replace('_', '-')} is for {of}, not for {given}; leave it out")
+    if configured and given != "--config":
+        raise ValueError(f"{options.settings[0]} is for --config, not for {given}; leave it out")
+    if options.root:
         if options.groups == "column":
             raise ValueError("--groups column is for --table; give paths or images with --root")
+        if options.window:
+            raise ValueError("--window is for tables of DICOM files and NIfTI volumes, not for --root; leave it out")
         return of_omnimedvqa(options.root)
-    if options.medr1:
-        raise ValueError("--medr1 is for --root, not for --table; leave it out")
-    table: Path = options.table.absolute()
-    root = options.image_root or (table if table.is_dir() else table.parent)
-    if not root.is_dir():
-        raise ValueError(f"--image-root {root} is not a folder; give the one that the table's image paths start from")
-    settings = TableSettings(file=str(table), columns=_columns(options.columns), answers=options.answers)
-    reader = TableReader(settings, table.parent, root, images_needed=False)
-    print("\n".join([f"the first rows of {table}:", *reader.preview(ROWS_SHOWN)]), flush=True)
-    source = of_table(reader, root, options.out)
+    if options.window and not options.window[1] > 0:
+        raise ValueError(f"--window {options.window[0]:g} {options.window[1]:g}: give a width above 0")
+    data = _data_settings(options)
+    assert data.table is not None
+    root = data.image_root or data.root
+    reader = TableReader(data.table, data.root, root, images_needed=False)
+    print("\n".join([f"the first rows of {reader.path}:", *reader.preview(ROWS_SHOWN)]), flush=True)
+    window = (options.window[0], options.window[1]) if options.window else None
+    source = of_table(reader, root, options.out, window, options.workers)
     if options.groups == "column" and source.grouping != "column":
-        raise ValueError(f"--groups column: {table} has no group column; name it with --columns group=NAME")
+        raise ValueError(f"--groups column: {reader.path} has no group column; name it with --columns group=NAME")
     return source
+
+
+def _data_settings(options: argparse.Namespace) -> DataSettings:
+    """Return the settings of a table that the options name, or that they have."""
+    if options.table:
+        table: Path = options.table.absolute()
+        root = options.image_root or (table if table.is_dir() else table.parent)
+        if not root.is_dir():
+            raise ValueError(
+                f"--image-root {root} is not a folder; give the one that the table's image paths start from"
+            )
+        settings = TableSettings(file=str(table), columns=_columns(options.columns), answers=options.answers)
+        return DataSettings(format="table", root=table.parent, image_root=root, table=settings)
+    # What a run needs and preparing does not use.
+    data = load_config(options.config or [], ["run.dir=unused", "train.steps=1", *options.settings]).data
+    if data.format != "table":
+        raise ValueError(
+            f"data.format={data.format}: --config is for data.format=table; give OmniMedVQA's folder with --root"
+        )
+    for key, folder in (("root", data.root), ("image_root", data.image_root or data.root)):
+        if not folder.is_dir():
+            raise ValueError(f"data.{key}={folder} is not a folder; give the one of the table, or of its images")
+    return data
 
 
 def _columns(given: Sequence[str]) -> TableColumns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -13,12 +13,20 @@ from medr1_ray.data.readers.manifest import ManifestRow
 Grouping = Literal["column", "paths", "images"]
 
 
-def regrouped(rows: Sequence[ManifestRow], grouping: Grouping) -> list[ManifestRow]:
-    """Return the rows with `scan` as the grouping has it; `column` keeps the groups that the rows have."""
+def regrouped(
+    rows: Sequence[ManifestRow], grouping: Grouping, files: Mapping[str, str] | None = None
+) -> list[ManifestRow]:
+    """Return the rows with `scan` as the grouping has it; `column` keeps the groups that the rows have.
+
+    `files` has the file that an image was made from; the images of one file belong together.
+    """
     if grouping == "column":
         return list(rows)
     scan = scan_of if grouping == "paths" else str
-    return [row if row.image_path is None else replace(row, scan=scan(row.image_path)) for row in rows]
+    return [
+        row if row.image_path is None else replace(row, scan=scan((files or {}).get(row.image_path, row.image_path)))
+        for row in rows
+    ]
 
 
 def describe(rows: Sequence[ManifestRow], grouping: Grouping) -> str:
@@ -27,10 +35,14 @@ def describe(rows: Sequence[ManifestRow], grouping: Grouping) -> str:
     if grouping != "images":
         source = "file names" if grouping == "paths" else "the group column"
         return f"groups, from {source}: {described(Counter(images.values()))}; --groups images splits image by image"
-    alone, found = f"groups: each of the {len(images)} images on its own", proposal(images)
+    files = set(images.values())
+    own = f"groups: each of the {len(files)} images on its own"
+    if len(files) < len(images):
+        own = f"groups: {len(images)} images of {len(files)} files, those of one file together"
+    found = proposal(list(images.values()))
     if found is None:
-        return alone
+        return own
     return (
-        f"{alone}. By their file names some may belong together: {found}; --groups paths keeps these whole, a column "
+        f"{own}. By their file names some may belong together: {found}; --groups paths keeps these whole, a column "
         "that names the patient is better"
     )

@@ -51,7 +51,7 @@ def facts_of_images(root: Path, paths: Sequence[str], record: Path, workers: int
             mininterval=0.1 if sys.stderr.isatty() else 10,
         ) as bar,
     ):
-        for found in run_checks(partial(check_images, root), _batches(unknown), workers):
+        for found in run_checks(partial(check_images, root), batches(unknown), workers):
             for one in found:
                 facts[one.path] = one
                 file.write(json.dumps(asdict(one)) + "\n")
@@ -93,7 +93,8 @@ def run_checks(check: Check, batches: Sequence[Sequence[str]], workers: int) -> 
             yield from run_checks(check, [[path] for path in suspects], workers=1)
 
 
-def _batches(paths: Sequence[str]) -> list[tuple[str, ...]]:
+def batches(paths: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the paths in batches of a size for `run_checks`."""
     return [tuple(paths[start : start + _BATCH]) for start in range(0, len(paths), _BATCH)]
 
 

@@ -96,6 +96,18 @@ def released_splits(rows: Sequence[ManifestRow], root: Path, folder: Path) -> It
     Raises:
         ValueError: if `folder` holds no such files, or one of them is not a list of rows.
     """
+    families = released_families(folder)
+    for family, files in families.items():
+        name = "medr1" if family.name == "modality" or len(families) == 1 else f"medr1-{slug(family.name)}"
+        yield _released_split(name, rows, root, dict(zip(("train", "test"), files, strict=True)))
+
+
+def released_families(folder: Path) -> dict[Path, list[list[Path]]]:
+    """Return the training and test files of every folder with both: `folder` and those in it.
+
+    Raises:
+        ValueError: if there are none.
+    """
     families = {
         family: files
         for family in [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
@@ -106,9 +118,7 @@ def released_splits(rows: Sequence[ManifestRow], root: Path, folder: Path) -> It
             f"--medr1 {folder}: neither this folder nor one in it holds train/*.json and test/*.json (or train*.json "
             "and test*.json); give the folder of Med-R1's released annotation files"
         )
-    for family, files in families.items():
-        name = "medr1" if family.name == "modality" or len(families) == 1 else f"medr1-{slug(family.name)}"
-        yield _released_split(name, rows, root, dict(zip(("train", "test"), files, strict=True)))
+    return families
 
 
 def slug(name: str) -> str:

@@ -60,9 +60,9 @@ def scan_of(image_path: str) -> str:
 
 
 def proposal(image_paths: Collection[str]) -> str | None:
-    """Return what groups these images' paths tell of, in a few words; None if each image is on its own."""
+    """Return what groups the paths of images tell of, in a few words; None if each file is on its own."""
     sizes = Counter(map(scan_of, image_paths))
-    return described(sizes) if len(sizes) < len(image_paths) else None
+    return described(sizes) if len(sizes) < len(set(image_paths)) else None
 
 
 def described(sizes: Counter[str]) -> str:

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from medr1_ray.data.prepare.converted_images import Window, write_converted
 from medr1_ray.data.prepare.embedded_images import write_embedded
 from medr1_ray.data.prepare.grouping import Grouping
+from medr1_ray.data.prepare.image_facts import ImageFacts
 from medr1_ray.data.prepare.scans import scan_of
 from medr1_ray.data.questions import RowError
 from medr1_ray.data.readers.manifest import ManifestRow
 from medr1_ray.data.readers.omnimedvqa import QUESTIONS, file_name, read_annotation_file
 from medr1_ray.data.readers.rows import relative_path
 from medr1_ray.data.readers.table.reader import TableReader, TableRow
+from medr1_ray.data.readers.views import medical_format, split_view
 from medr1_ray.types import Question
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows in their order, the folder of their images, what groups these, and each row's part if the data has parts."""
+    """What is prepared.
+
+    Args:
+        rows: in their order.
+        root: folder of their images.
+        grouping: what groups these.
+        parts: the part of each row, by id, if the data has parts.
+        files: the file that an image was made from, if it was.
+    """
 
     rows: list[ManifestRow]
     root: Path
     grouping: Grouping
     parts: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def of_omnimedvqa(root: Path) -> Source:
@@ -49,29 +61,37 @@ def of_omnimedvqa(root: Path) -> Source:
     return Source([row for file in files for row in _annotations(root, file)], root, "paths")
 
 
-def of_table(reader: TableReader, root: Path, out: Path) -> Source:
-    """Return every row of a table; images that the table holds itself are written to files in `out`.
+def of_table(reader: TableReader, root: Path, out: Path, window: Window | None, workers: int) -> Source:
+    """Return every row of a table; images that are in the table, or in files of scans, are written to files in `out`.
 
     Args:
         root: folder of the images that are files.
+        window: center and width for scans whose row names none.
+        workers: number of processes that read scans.
 
     Raises:
         ValueError: if the table cannot be read, or no row becomes a question.
     """
     table = reader.read()
     print(f"over all rows, {table.understood[-1]}")
-    images: dict[tuple[str, int], str | RowError] = {}
+    order = {file.name: index for index, file in enumerate(reader.files)}
+    rows = [ManifestRow(f"{row.file}:{row.row}", row.file, row.row, left_out=row.reason) for row in table.dropped]
+    files: dict[str, str] = {}
     if reader.embedded:
         root = out / "images"
         images = write_embedded(reader, {(row.file, row.number) for row in table.rows}, root)
-    order = {file.name: index for index, file in enumerate(reader.files)}
-    rows = [ManifestRow(f"{row.file}:{row.row}", row.file, row.row, left_out=row.reason) for row in table.dropped]
-    for row in table.rows:
-        image = images.get((row.file, row.number)) or relative_path(root, row.question.image_path)
-        rows.append(_of_table_row(row, image))
+        rows += [_of_table_row(row, images[row.file, row.number]) for row in table.rows]
+    else:
+        paths = [relative_path(root, row.question.image_path) for row in table.rows]
+        if any(medical_format(root / split_view(path)[0]) for path in paths):
+            written = write_converted(root, list(set(paths)), window, out / "images", workers)
+            root, files = out / "images", {written[path].path: split_view(path)[0] for path in paths}
+            rows += [_of_scan_row(row, written[path]) for row, path in zip(table.rows, paths, strict=True)]
+        else:
+            rows += [_of_table_row(row, path) for row, path in zip(table.rows, paths, strict=True)]
     rows.sort(key=lambda row: (order[row.file], row.row))
     parts = {row.question.id: row.part for row in table.rows if row.part is not None}
-    return Source(rows, root, "column" if table.has_groups else "images", parts)
+    return Source(rows, root, "column" if table.has_groups else "images", parts, files)
 
 
 def _annotations(root: Path, file: Path) -> list[ManifestRow]:
@@ -95,6 +115,12 @@ def _of_table_row(row: TableRow, image: str | RowError) -> ManifestRow:
         return ManifestRow(row.question.id, row.file, row.number, left_out=str(image))
     # A path cannot be the name of a group: it names a file.
     return _row_of(row.question, row.file, row.number, image, image if row.group is None else f"group {row.group}")
+
+
+def _of_scan_row(row: TableRow, facts: ImageFacts) -> ManifestRow:
+    if facts.left_out:
+        return ManifestRow(row.question.id, row.file, row.number, left_out=facts.left_out, remark=facts.remark)
+    return replace(_of_table_row(row, facts.path), remark=facts.remark)
 
 
 def _row_of(question: Question, file: str, number: int, image: str, scan: str) -> ManifestRow:

@@ -36,9 +36,9 @@ def config(**learner) -> Config:
 
 @pytest.fixture(scope="module")
 def learners(ray_cluster):
-    one = Learner(config(world_size=1, zero_stage=1), "lora-one")
+    one = Learner(config(world_size=1, zero_stage=1), name="lora-one")
     # So few tokens that ranks need several micro-batches and one of them padding.
-    two = Learner(config(world_size=2, zero_stage=3, micro_batch_tokens=64), "lora-two")
+    two = Learner(config(world_size=2, zero_stage=3, micro_batch_tokens=64), name="lora-two")
     one.start()
     two.start()
     yield one, two

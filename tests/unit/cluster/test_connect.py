@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import AuthenticationError
 
 import medr1_ray
 from medr1_ray.cluster import connect as module
@@ -42,6 +44,7 @@ def test_the_address_of_the_settings_comes_before_that_of_the_job(
     started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "of-the-job:6379")
+    monkeypatch.setattr(module, "require_reachable", lambda config: None)
     for config, address in ((a_config("given:6379"), "given:6379"), (a_config(), "of-the-job:6379")):
         connect(config)
         assert started[-2]["address"] == address
@@ -61,3 +64,49 @@ def test_without_an_address_a_cluster_of_this_machine_fits_the_largest_run(
         assert started[-1] == {"checked": config}
     path = started[-2]["runtime_env"]["env_vars"]["PYTHONPATH"]
     assert Path(path) == Path(medr1_ray.__file__).parents[1], "workers import this copy of the package"
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def test_an_address_at_which_nothing_listens_is_an_error_at_once(
+    free_port: int, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"127.0.0.1:{free_port}"
+    said = rf"'{address}' does not answer \(.*refused.*\); start Ray there .* or unset"
+    with pytest.raises(ValueError, match=rf"^cluster\.address={said} cluster\.address to run on this machine alone$"):
+        connect(a_config(address))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match=rf"^RAY_ADDRESS={said} RAY_ADDRESS to run on this machine alone$"):
+        connect(a_config())
+    assert started == []
+
+
+def test_an_address_at_which_something_listens_is_tried(started: list[dict[str, Any]]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        connect(a_config(address))
+    assert started[0]["address"] == address
+    connect(a_config("auto"))
+    assert started[2]["address"] == "auto", "Ray looks for it"
+
+
+@pytest.mark.parametrize("address", ["http://head:8265", "https://head", "ray://head:10001"])
+def test_the_address_for_submissions_is_not_that_of_the_cluster(address: str, started: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match=rf"^cluster\.address='{address}' is not where .* HOST:6379, .* job submit"):
+        connect(a_config(address))
+    assert started == []
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no cluster\nmore"), AuthenticationError("no cluster\nmore")])
+def test_a_cluster_that_refuses_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ValueError, match=r"^cluster\.address='auto' cannot be joined \(no cluster.*\); .* as here$"):
+        connect(a_config("auto"))

@@ -36,6 +36,20 @@ def test_columns_and_answers() -> None:
         load("data.format=table", "data.table={file: x.csv, columns: {img: y}}")
 
 
+def test_the_same_options_for_all_rows(tmp_path: Path) -> None:
+    given = ["data.format=table", "data.table={file: [a.csv, b.csv], options: [yes, no], where: {kind: CLOSED}}"]
+    config = load(*given)
+    assert config.data.table is not None
+    assert (config.data.table.files, config.data.table.options) == (("a.csv", "b.csv"), ("yes", "no"))
+    (tmp_path / "config.yaml").write_text(config_yaml(config))
+    assert load_config([tmp_path / "config.yaml"]) == config
+    with pytest.raises(ValueError, match=r"data\.table\.options=.*data\.table\.columns\.options=o: .*give one of them"):
+        load(*given, "data.table.columns.options=o")
+    for options in ("[yes]", "[yes, yes]", str(["a" + str(n) for n in range(27)])):
+        with pytest.raises(ValueError, match=r"data\.table\.options=.*give 2 to .* different options, or none"):
+            load(*given, f"data.table.options={options}")
+
+
 @pytest.mark.parametrize("given", ["data.table.file=x.csv", "data.image_root=images"])
 def test_settings_of_tables_are_refused_for_other_formats(given: str) -> None:
     key = ".".join(given.partition("=")[0].split(".")[:2])

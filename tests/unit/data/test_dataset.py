@@ -107,7 +107,7 @@ def test_filters(phantoms: DataSettings) -> None:
         ({"modalities": ("Unknown",)}, r"'Unknown' is not a modality of the data"),
         (
             {"sampling_weights": {"PET": 2.0}},
-            r"data\.sampling_weights: 'PET' is not .*data\.sampling_weights={} weighs all",
+            r"data\.sampling_weights=.*'PET' is not .*data\.sampling_weights={} weighs all",
         ),
         ({"phantom_images": 8}, "no evaluation question is left.*evaluation has 0 of 8 images instead of 20%"),
     ],
@@ -238,5 +238,30 @@ def test_images_in_the_table_itself_are_prepared_first(tmp_path: Path) -> None:
     columns = {"image": [{"bytes": b"1"}], "question": ["Which?"], "A": ["x"], "B": ["y"], "answer": ["A"]}
     Saved.from_dict(columns).to_parquet(tmp_path / "x.parquet")
     settings = table(tmp_path, table={"file": "x.parquet"})
-    with pytest.raises(ValueError, match=r"data\.prepare --table .*x\.parquet --out DIR, then train with .*=prepared"):
+    with pytest.raises(ValueError, match=r"data\.prepare data\.format=table .*x\.parquet.* --out DIR, .*=prepared"):
         open_dataset(settings)
+
+
+def test_scans_are_prepared_first(tmp_path: Path) -> None:
+    settings = table(tmp_path)
+    (tmp_path / "images" / "3.dcm").touch()
+    text = (tmp_path / "x.csv").read_text()
+    (tmp_path / "x.csv").write_text(text.replace("3.png", "3.dcm#frame=2"))
+    with pytest.raises(
+        ValueError,
+        match=r"x\.csv: 1 rows name DICOM files or NIfTI volumes, e\.g\. .*3\.dcm#frame=2; .*data\.prepare ",
+    ):
+        open_dataset(settings)
+
+
+def test_a_benchmark_has_no_training_part(tmp_path: Path) -> None:
+    settings = table(tmp_path)
+    text = (tmp_path / "x.csv").read_text().splitlines()
+    for name, lines in (("test", text[:-1]), ("validation", [text[0], text[-1]])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    both = TableSettings(file=("test.csv", "validation.csv"))
+    settings = settings.model_copy(update={"table": both, "eval_part": "test"})
+    with pytest.raises(ValueError, match="no training question is left"):
+        open_dataset(settings)
+    dataset = open_dataset(settings, train_needed=False)
+    assert (len(dataset.train), len(dataset.evaluation)) == (0, 19)

@@ -67,7 +67,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
     held_out = tuple(question("held", i) for i in range(4))
     train = tuple(question("train", i) for i in range(8))
-    def opened(settings: DataSettings) -> Dataset:
+    def opened(settings: DataSettings, train_needed: bool) -> Dataset:
         return Dataset(train, held_out[: settings.eval_questions], ())
 
     monkeypatch.setattr(module, "open_dataset", opened)

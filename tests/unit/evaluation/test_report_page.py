@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from medr1_ray.evaluation.report import Against, Comparison, Report, Share
-from medr1_ray.evaluation.report_page import report_page
+from medr1_ray.evaluation.report_page import _table, report_page
 
 CHANCE = Comparison(accuracy=0.5, difference=0.4, interval=(0.3, 0.5), better=True)
 BLANK = Comparison(accuracy=0.88, difference=0.02, interval=(-0.1, 0.1), better=False)
@@ -68,3 +70,12 @@ def test_samples_and_another_model_are_told_where_there_are_any() -> None:
         "Against other on 39 questions: 0.900 vs 0.750, difference +0.150 [+0.050, +0.250]; 8 right only here, 2 right "
         "only there, McNemar's exact p = 0.11."
     ) in lines
+
+
+def test_options_in_another_order_are_marked_only_where_the_order_matters() -> None:
+    same = Comparison(accuracy=0.9, difference=0.0, interval=(-0.05, 0.05), better=False)
+    worse = Comparison(accuracy=0.6, difference=0.3, interval=(0.2, 0.4), better=True)
+    for other, cell in ((same, "| 0.900 |"), (worse, "| 0.600 (order matters) |")):
+        assert _table("all", {"all": replace(ALL, baselines={"shuffled_options": other})}, ["shuffled_options"])[
+            -1
+        ].endswith(cell)

@@ -122,7 +122,7 @@ def test_prepared_data_names_a_split_and_a_part(tmp_path: Path) -> None:
         config = _config(data=tmp_path, split=split)
         assert (config.data.format, config.data.split, part_of(config, split)) == ("prepared", "grouped", part)
     assert config.data.eval_part == "test"
-    with pytest.raises(ValueError, match=r"data\.eval_part='tets'"):
+    with pytest.raises(ValueError, match=r"'tets' is not a part of a split; did you mean grouped/test\?"):
         _config(data=tmp_path, split="grouped/tets")
 
 

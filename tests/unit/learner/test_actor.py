@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.config import Config
 from medr1_ray.learner.actor import LearnerActor
 from medr1_ray.learner.messages import (
@@ -281,7 +282,10 @@ def test_one_rank_writes_the_weights_and_all_gather_them(
         written.append({name: tensor.tolist() for name, tensor in whole.items()})
 
     monkeypatch.setattr("medr1_ray.learner.actor.save_model", save_model)
-    actor.save(tmp_path)
+    shard = f"learner_state/zero/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+    (tmp_path / shard).parent.mkdir(parents=True)
+    (tmp_path / shard).touch()
+    assert actor.save(tmp_path) == (["learner_state/layout.json", shard] if rank == 0 else [shard])
     assert gathered == ["frozen", "a", "b"]
     assert engine.saved == [str(tmp_path / "learner_state")], "each rank its own shard"
     if rank == 0:
@@ -291,3 +295,15 @@ def test_one_rank_writes_the_weights_and_all_gather_them(
     else:
         assert written == []
         assert not (tmp_path / "learner_state" / "layout.json").exists()
+
+
+def test_a_rank_looks_for_the_drivers_files_and_leaves_one_for_the_driver(tmp_path: Path) -> None:
+    actor, _ = a_rank(1)
+    run = tmp_path / "run"
+    ours = SharedFile.mark("run.dir", run, run / "logs" / ".driver")
+    mark = actor.exchange_marks((ours,), run)
+    assert (mark.key, mark.path) == ("run.dir", run / "logs" / ".learner-1")
+    mark.require()
+    ours.path.unlink()
+    with pytest.raises(ValueError, match=r"^run\.dir=.* does not see .*/logs/\.driver of node"):
+        actor.exchange_marks((ours,), run)

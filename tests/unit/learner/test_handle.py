@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
+from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.config import Config
 from medr1_ray.learner import handle as module
 from medr1_ray.learner.batching import in_order
@@ -99,6 +100,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
     monkeypatch.setattr(module.ray, "kill", lambda rank: ranks.killed.append(rank.number))
     monkeypatch.setattr(module.time, "monotonic", lambda: ranks.now)
     ranks.answers["rendezvous_address"] = lambda rank: "host:1"
+    ranks.answers["write_output_to"] = lambda rank, folder: None
     ranks.answers["start"] = lambda rank, address: "cpu"
     ranks.answers["update"] = update_report
     ranks.answers["prepare"] = prepared
@@ -118,7 +120,9 @@ def prepared(rank: int, request: LogprobsRequest) -> list[Any]:
     return [np.full(1, request.groups[i][1].token_ids.size, np.float32) for i in order]
 
 
-def a_learner(ranks: Ranks, *, kl_beta: float = 0.0, updates: int = 1, **settings: Any) -> Learner:
+def a_learner(
+    ranks: Ranks, files: tuple[SharedFile, ...] = (), *, kl_beta: float = 0.0, updates: int = 1, **settings: Any
+) -> Learner:
     config = Config.model_validate(
         {
             "run": {"dir": Path("run")},
@@ -130,7 +134,7 @@ def a_learner(ranks: Ranks, *, kl_beta: float = 0.0, updates: int = 1, **setting
             "cluster": {"update_timeout_seconds": 20, "sync_timeout_seconds": 10, "start_timeout_seconds": 40},
         }
     )
-    return Learner(config)
+    return Learner(config, files)
 
 
 GROUPS = [group(name, tokens, (1.0, 0.0)) for name, tokens in zip("abcde", (10, 24, 9, 16, 12), strict=True)]
@@ -139,7 +143,26 @@ EQUAL = [group(name, 20, (1.0, 1.0)) for name in "xy"]
 
 def test_all_ranks_start_at_the_address_of_the_first(ranks: Ranks) -> None:
     a_learner(ranks, peak_flops=1e12).start()
-    assert ranks.asked == [(0, "rendezvous_address", ()), (0, "start", ("host:1",)), (1, "start", ("host:1",))]
+    logs, *started = [ranks.asked[:2], *ranks.asked[2:]]
+    assert [(number, method) for number, method, _ in logs] == [(0, "write_output_to"), (1, "write_output_to")]
+    assert started == [(0, "rendezvous_address", ()), (0, "start", ("host:1",)), (1, "start", ("host:1",))]
+
+
+def test_ranks_and_driver_look_for_each_others_files_before_a_model_is_loaded(ranks: Ranks, tmp_path: Path) -> None:
+    ours = SharedFile.mark("run.dir", tmp_path, tmp_path / "logs" / ".driver")
+    theirs = [SharedFile.mark("run.dir", tmp_path, tmp_path / f".learner-{rank}") for rank in (0, 1)]
+    ranks.answers["exchange_marks"] = lambda rank, files, run: theirs[rank]
+    a_learner(ranks, (ours,), peak_flops=1e12).start()
+    assert [method for _, method, _ in ranks.asked[:3]] == ["exchange_marks", "exchange_marks", "rendezvous_address"]
+    assert ranks.arguments_of("exchange_marks")[0] == ((ours,), Path("run"))
+    assert not any(mark.path.exists() for mark in theirs), "they are not left behind"
+    SharedFile.mark("run.dir", tmp_path, theirs[0].path)
+    with pytest.raises(ValueError, match=r"^run\.dir=.* does not see .*\.learner-0 of node .* \(with other content\)"):
+        a_learner(ranks, (ours,)).start()
+    theirs[0].path.unlink()
+    with pytest.raises(ValueError, match=r"\.learner-0 of node .* \(No such file or directory\)"):
+        a_learner(ranks, (ours,)).start()
+    assert len(ranks.arguments_of("start")) == 2, "nothing is loaded after that"
 
 
 def test_groups_of_equal_rewards_skip_the_model_and_count_in_the_normalisers(ranks: Ranks) -> None:

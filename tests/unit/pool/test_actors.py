@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,7 +158,17 @@ def test_scaling_down_cancels_who_waits_and_drains_who_serves(world: World) -> N
 def test_a_failure_before_the_first_weights_ends_the_run(world: World) -> None:
     actors = some_actors(world, actors=1)
     actors.wait_until_up()
-    with pytest.raises(RuntimeError, match="rollout-0 did not start: wrong model"):
+    with pytest.raises(RuntimeError, match=r"rollout-0 did not start: wrong model$"):
+        actors.lose("rollout-0", "wrong model", own_failure=True)
+
+
+def test_a_failed_start_points_at_the_actors_log_if_there_is_one(world: World, tmp_path: Path) -> None:
+    config = a_config(actors=1)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"dir": tmp_path})})
+    actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rollout-0.log").touch()
+    with pytest.raises(RuntimeError, match=rf"wrong model \(more in {tmp_path}/logs/rollout-0\.log\)$"):
         actors.lose("rollout-0", "wrong model", own_failure=True)
 
 

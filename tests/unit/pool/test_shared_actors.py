@@ -17,7 +17,7 @@ from tests.unit.pool.world import Method, a_config
 def engines_for(config: Config, monkeypatch: pytest.MonkeyPatch) -> SharedActors:
     monkeypatch.setattr(module, "RolloutActors", lambda *arguments, **named: None)
     monkeypatch.setattr(module, "start_reward_actors", lambda config: {})
-    return SharedActors(config, print)
+    return SharedActors(config, (), print)
 
 
 def test_a_run_may_differ_in_what_its_learner_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +104,8 @@ def test_engines_that_are_opened_end_with_their_cluster_even_where_one_does_not_
     calls: list[str] = []
 
     class Actors:
-        def __init__(self, config: Config, say: Any) -> None:
-            calls.append("ask")
+        def __init__(self, config: Config, files: Any, say: Any) -> None:
+            calls.append(f"ask with {files}")
 
         def wait_until_up(self) -> None:
             calls.append("wait")
@@ -113,12 +113,13 @@ def test_engines_that_are_opened_end_with_their_cluster_even_where_one_does_not_
                 raise RuntimeError("an actor did not start")
 
     monkeypatch.setattr(module, "connect", lambda config: calls.append("connect"))
+    monkeypatch.setattr(module, "driver_files", lambda config: "files")
     monkeypatch.setattr(module, "SharedActors", Actors)
     monkeypatch.setattr(module.ray, "shutdown", lambda: calls.append("shutdown"))
     with open_engines(a_config()):
         calls.append("use")
-    assert calls == ["connect", "ask", "wait", "use", "shutdown"]
+    assert calls == ["connect", "ask with files", "wait", "use", "shutdown"]
     calls[:] = ["broken"]
     with pytest.raises(RuntimeError, match="did not start"), open_engines(a_config()):
         pass
-    assert calls == ["broken", "connect", "ask", "wait", "shutdown"]
+    assert calls == ["broken", "connect", "ask with files", "wait", "shutdown"]

@@ -27,8 +27,9 @@ def _state(step: int) -> RunState:
     )
 
 
-def _write(folder: Path) -> None:
+def _write(folder: Path) -> list[str]:
     (folder / "model.safetensors").write_bytes(b"weights")
+    return ["model.safetensors"]
 
 
 def test_a_published_checkpoint_is_read_back(tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-100"]
 
 
-def _fail(folder: Path) -> None:
+def _fail(folder: Path) -> list[str]:
     (folder / "model.safetensors").write_bytes(b"half")
     (folder / "left_over").touch()
     raise OSError("disk full")
@@ -77,14 +78,15 @@ def test_after_a_write_that_failed_the_same_step_is_published_without_what_it_le
 def test_a_step_that_is_published_again_has_the_new_content_alone(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
 
-    def write_more(folder: Path) -> None:
-        _write(folder)
+    def write_more(folder: Path) -> list[str]:
         (folder / "extra").touch()
+        return [*_write(folder), "extra"]
 
     checkpoints.publish(_state(5), write_more)
 
-    def write_other(folder: Path) -> None:
+    def write_other(folder: Path) -> list[str]:
         (folder / "model.safetensors").write_bytes(b"other weights")
+        return ["model.safetensors"]
 
     again = replace(_state(5), groups_used=40)
     published = checkpoints.publish(again, write_other)
@@ -102,6 +104,18 @@ def test_a_step_stays_as_it_was_where_publishing_it_again_fails(tmp_path: Path) 
     assert checkpoints.latest().name == "checkpoint-5"
     assert read_state(checkpoints.latest()) == _state(5)
     assert (checkpoints.latest() / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_checkpoint_whose_shards_are_on_another_node_is_not_published(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.publish(_state(5), _write)
+    shard = "learner_state/zero/zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    for step in (5, 6):
+        with pytest.raises(RuntimeError, match=rf"step {step} is not complete: 1 files .*, e\.g\. {shard}\."):
+            checkpoints.publish(replace(_state(step), groups_used=40), lambda folder: [*_write(folder), shard])
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
+    assert checkpoints.latest() == tmp_path / "checkpoint-5"
+    assert read_state(checkpoints.latest()) == _state(5)
 
 
 def test_no_checkpoint_is_a_clear_error(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from medr1_ray.config import Config
-from medr1_ray.records.directory import open_run_directory
+from medr1_ray.records.directory import RunDirectory, check_run_directory, open_run_directory
 
 
 def _config(directory: Path, **sections: dict[str, Any]) -> Config:
@@ -22,10 +22,76 @@ def _config(directory: Path, **sections: dict[str, Any]) -> Config:
     return Config.model_validate(settings)
 
 
+def opened(config: Config, *, resume: bool = False) -> RunDirectory:
+    """Open a directory as a run does, and leave it as one that has ended."""
+    directory = open_run_directory(config, resume=resume)
+    directory.close()
+    return directory
+
+
+def saved(config: Config) -> None:
+    """Leave a run with a checkpoint."""
+    directory = opened(config)
+    (directory.checkpoints / "checkpoint-2").mkdir()
+    (directory.checkpoints / "latest").write_text("checkpoint-2\n")
+
+
 def test_a_second_run_in_the_same_place_is_refused(tmp_path: Path) -> None:
-    open_run_directory(_config(tmp_path), resume=False)
-    with pytest.raises(ValueError, match="--resume"):
+    saved(_config(tmp_path))
+    with pytest.raises(ValueError, match=r"holds a run already \(checkpoint-2\); continue it with --resume"):
         open_run_directory(_config(tmp_path), resume=False)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(tmp_path: Path) -> None:
+    first = opened(_config(tmp_path))
+    (tmp_path / "rollouts").mkdir()
+    (first.logs / "rollout-0.log").touch()
+    again = opened(_config(tmp_path, train={"seed": 1}))
+    assert again.set_aside is None, "nothing was trained"
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "mine.txt").touch()
+    for n in (1, 2):
+        third = opened(_config(tmp_path, train={"seed": 2}))
+        assert third.set_aside == tmp_path / f"earlier-{n}"
+        assert (third.set_aside / "metrics.jsonl").exists()
+        assert not (tmp_path / "metrics.jsonl").exists()
+        assert (tmp_path / "mine.txt").exists()
+        (tmp_path / "metrics.jsonl").write_text("{}\n")
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    running = open_run_directory(_config(tmp_path), resume=False)
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=r"is in use by process \d+ on .*; wait for it, stop it"):
+            check_run_directory(_config(tmp_path), resume=resume)
+    running.close()
+    check_run_directory(_config(tmp_path), resume=False)
+
+
+def test_a_directory_that_cannot_be_made_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=r"cannot be made: .*file is a file; choose another folder"):
+            check_run_directory(_config(place), resume=False)
+    check_run_directory(_config(tmp_path / "a" / "b"), resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_is_resumed_with_its_data_and_model_under_other_paths(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (tmp_path / "link").symlink_to(model)
+    run = tmp_path / "run"
+    saved(_config(run, model={"path": str(model)}))
+    opened(_config(run, model={"path": str(tmp_path / "link")}, data={"root": "elsewhere"}), resume=True)
+    with pytest.raises(ValueError, match=r"model\.path is"):
+        opened(_config(run, model={"path": "other"}), resume=True)
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed(tmp_path: Path) -> None:
+    opened(_config(tmp_path))
+    with pytest.raises(ValueError, match=r"no checkpoint to resume from: .* Start without --resume"):
+        check_run_directory(_config(tmp_path), resume=True)
 
 
 def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
@@ -34,8 +100,8 @@ def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_may_go_on_for_longer(tmp_path: Path) -> None:
-    open_run_directory(_config(tmp_path), resume=False)
-    open_run_directory(_config(tmp_path, train={"steps": 8}, rollout={"actors": 2}), resume=True)
+    saved(_config(tmp_path))
+    opened(_config(tmp_path, train={"steps": 8}, rollout={"actors": 2}), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -50,13 +116,13 @@ def test_a_resumed_run_may_go_on_for_longer(tmp_path: Path) -> None:
 def test_a_resumed_run_stays_the_same_run(
     tmp_path: Path, section: str, values: dict[str, Any], key: str
 ) -> None:
-    open_run_directory(_config(tmp_path), resume=False)
+    saved(_config(tmp_path))
     with pytest.raises(ValueError, match=key):
         open_run_directory(_config(tmp_path, **{section: values}), resume=True)
 
 
 def test_neither_command_resumes_a_run_of_the_other(tmp_path: Path) -> None:
     supervised = _config(tmp_path).model_copy(update={"objective": "sft"})
-    open_run_directory(supervised, resume=False)
+    saved(supervised)
     with pytest.raises(ValueError, match=r"objective is 'grpo', but the run .* was started with 'sft'"):
         open_run_directory(_config(tmp_path), resume=True)

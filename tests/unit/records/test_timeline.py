@@ -41,13 +41,12 @@ def test_a_timeline_has_the_spans_of_the_steps_asked_for(tmp_path: Path) -> None
     (tmp_path / "spans.jsonl").write_text(lines + '{"step": 4, "act')  # a run that is still writing
 
     def steps(path: Path) -> list[int]:
-        assert path == tmp_path / "timeline.json"
         events = json.loads(path.read_text())["traceEvents"]
         return [event["args"]["step"] for event in events if event["ph"] == "X"]
 
     assert steps(write_timeline(tmp_path)) == [1, 2, 3]
     assert steps(write_timeline(tmp_path, first=2, last=2)) == [2]
-    with pytest.raises(ValueError, match="no spans of steps 9 to inf"):
+    with pytest.raises(ValueError, match=r"--first 9: .* it has steps 1 to 3"):
         write_timeline(tmp_path, first=9)
 
 

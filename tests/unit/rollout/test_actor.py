@@ -6,6 +6,7 @@ The same with vLLM is in tests/integration/rollout/test_actor.py.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.config import ClusterSettings, ModelSettings, RolloutSettings
 from medr1_ray.rollout import actor as module
 from medr1_ray.rollout.actor import NotServingError, RolloutActor, WeightLoadError
@@ -116,7 +118,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs a test's coroutine with a new case."""
     fake_vllm.install(monkeypatch)
     monkeypatch.setattr(module, "code_digest", lambda: CODE)
-    monkeypatch.setattr(module, "_write_output_to", lambda path: None)
+    monkeypatch.setattr(module, "write_output_to", lambda path, name: 0)
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.02)
 
     def runs(test: Callable[[Case], Awaitable[None]], **cluster: Any) -> None:
@@ -217,7 +219,7 @@ def test_a_request_that_failed_can_be_repeated(run: Callable[..., None]) -> None
         with pytest.raises(ValueError, match="rollout-3: the engine refused prompt 'p': the prompt is too long"):
             await case.actor.generate("a", PROMPT, SAMPLING)
         case.engine.error = fake_vllm.EngineDeadError()
-        with pytest.raises(RuntimeError, match=r"rollout-3: the engine process died; see logs/rollout-3\.log"):
+        with pytest.raises(RuntimeError, match=r"rollout-3: the engine process died: .*rollout-3\.log"):
             await case.actor.generate("a", PROMPT, SAMPLING)
         case.engine.error = None
         assert (await case.actor.generate("a", PROMPT, SAMPLING)).prompt_id == "p"
@@ -375,3 +377,16 @@ def test_a_shutdown_ends_what_runs(run: Callable[..., None]) -> None:
             await running
 
     run(test)
+
+
+def test_a_node_that_does_not_see_the_drivers_files_starts_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "code_digest", lambda: CODE)
+    run = tmp_path / "run"
+    mark = SharedFile.mark("run.dir", run, run / "logs" / ".driver")
+    shutil.rmtree(run)
+    settings = EngineSettings(ModelSettings(), RolloutSettings(), ClusterSettings(), 0, run / "logs", (mark,))
+    with pytest.raises(ValueError, match=rf"^run\.dir='{run}' is not the same folder on all nodes: node "):
+        RolloutActor(settings, 3, CODE)
+    assert not run.exists(), "nor makes it a folder that would look like the driver's"

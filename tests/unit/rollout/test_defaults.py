@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.config import Config
 from medr1_ray.rollout.defaults import MAX_NUM_SEQS, EngineSettings, sequences_at_once
 
@@ -30,6 +31,8 @@ def test_an_engine_gets_the_sections_that_it_reads_and_they_travel() -> None:
     assert settings.rollout.engine == {"max_num_seqs": 4}
     assert settings.cluster.sync_timeout_seconds == 11
     assert settings.logs == Path("/runs/mine/logs")
+    mark = SharedFile("run.dir", Path("/runs/mine"), Path("/runs/mine/logs/.driver"), "digest", "head")
+    assert (settings.files, EngineSettings.of(config, (mark,)).files) == ((), (mark,))
 
 
 def test_an_engine_samples_as_many_sequences_as_it_is_told_to() -> None:

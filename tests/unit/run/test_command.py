@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from medr1_ray.config import Config, Objective, tiny_model_path
+from medr1_ray.config.loading import load_config, write_config
+from medr1_ray.data.stream import StreamState
+from medr1_ray.records.checkpoints import Checkpoints, RunState
 from medr1_ray.run import command as module
 from medr1_ray.run.command import run_command
 
@@ -43,11 +49,22 @@ def test_settings_come_from_the_files_in_their_order_and_then_from_the_overrides
     later = tmp_path / "b.yaml"
     later.write_text("train: {steps: 5, seed: 7}")
     runs = Runs()
-    assert run("grpo", runs, "--config", file, "train.seed=8", "--config", str(later), "--resume") == 0
+    given = ["--config", file, "train.seed=8", "--config", str(later)]
+    saved(tmp_path, step=2, given=given)
+    assert run("grpo", runs, *given, "--resume") == 0
     ((config, resume),) = runs.given
     assert (config.train.steps, config.train.seed, config.learner.learning_rate, resume) == (5, 8, 1e-3, True)
     run("grpo", runs, "--config", file)
     assert runs.given[1][1] is False
+
+
+def saved(directory: Path, step: int, given: list[str]) -> None:
+    """Leave what a run of these arguments leaves that was stopped after a step."""
+    overrides = [word for word in given if "=" in word]
+    files = [Path(word) for word in given if word.endswith(".yaml")]
+    write_config(load_config(files, overrides), directory / "config.yaml")
+    state = RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, 0, {}, "c")
+    Checkpoints(directory / "checkpoints", keep=2).publish(state, lambda folder: None)
 
 
 def test_a_dry_run_prints_and_starts_nothing(
@@ -60,16 +77,16 @@ def test_a_dry_run_prints_and_starts_nothing(
     assert runs.given == []
 
 
-@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_a_model_that_cannot_be_used_is_found_before_anything_starts(
-    file: str, capsys: pytest.CaptureFixture[str], dry: list[str]
+    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "dry_run", lambda config: "the report")
     runs = Runs()
-    assert run("grpo", runs, "--config", file, "model.path=Qwen/Qwen2-VL-2B-Instruct", *dry) == 1
-    assert run("sft", runs, "--config", file, "data.image_size=1024", *dry) == 1
+    assert run("grpo", runs, "--config", file, "model.path=Qwen/Qwen2-VL-2B-Instruct", "--dry-run") == 1
+    assert run("sft", runs, "--config", file, "data.image_size=1024", "--dry-run") == 1
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("error: model.path: 'Qwen/Qwen2-VL-2B-Instruct' is not a folder here")
-    assert second.startswith("error: data.image_size=1024 is outside what the image processor of")
+    assert first.startswith("error: a start would fail: model.path: 'Qwen/Qwen2-VL-2B-Instruct' is not a folder here")
+    assert second.startswith("error: a start would fail: data.image_size=1024 is outside what the image processor of")
     assert runs.given == []
 
 
@@ -80,9 +97,52 @@ def test_a_dry_run_needs_no_checkpoint_where_a_shape_is_given(
     shape = [f"model.shape={tiny_model_path()}", "model.path=models/not-here-yet"]
     runs = Runs()
     assert run("grpo", runs, "--config", file, *shape, "--dry-run") == 0
-    assert run("grpo", runs, "--config", file, *shape) == 1
-    assert "'models/not-here-yet' does not exist" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
     assert runs.given == []
+def test_a_dry_run_names_what_a_start_would_fail_of(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "dry_run", lambda config: "the report")
+    saved(tmp_path, step=2, given=["--config", file])
+    wrong = ["reward.functions={acuracy: 1}", "data.modalities=[Xray]", "rollout.max_tokens=2"]
+    assert run("grpo", Runs(), "--config", file, *wrong, "--dry-run") == 1
+    said = capsys.readouterr()
+    assert said.out == "the report\n"
+    lines = said.err.splitlines()
+    assert all(line.startswith("error: a start would fail: ") for line in lines)
+    for word, line in zip(("acuracy", "holds a run already", "rollout.max_tokens=2", "'Xray'"), lines, strict=True):
+        assert word in line
+
+
+def test_a_finished_run_has_nothing_left_to_do(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path, step=4, given=["--config", file])
+    runs = Runs()
+    assert run("grpo", runs, "--config", file, "--resume") == 0
+    assert len(runs.given) == 1, "the last evaluation may be missing"
+    (tmp_path / "summary.json").write_text("{}")
+    assert run("grpo", runs, "--config", file, "--resume") == 0
+    assert len(runs.given) == 1
+    assert "nothing left to do: 4 of train.steps=4 steps are done, see " in capsys.readouterr().out
+    assert run("grpo", runs, "--config", file, "train.steps=6", "--resume") == 0
+    assert len(runs.given) == 2
+
+
+def test_a_stopped_run_says_how_to_go_on(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Stopped(Runs):
+        def __call__(self, config: Config, *, resume: bool) -> Path:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it is stopped before")
+
+    given = ["--config", file, "train.seed=1"]
+    assert run("grpo", Stopped(), *given) == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM: nothing was saved; the same command starts again\n"
+    saved(tmp_path, step=3, given=given)
+    assert run("grpo", Stopped(), *given, "--resume") == 143
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"stopped by SIGTERM: {tmp_path}/checkpoints/checkpoint-3 is saved; go on with"
+    assert second.endswith(f"python -m medr1_ray.train --config {file} train.seed=1 --resume")
 
 
 def test_settings_of_grpo_serve_the_supervised_baseline_and_not_the_other_way_round(
@@ -122,3 +182,40 @@ def test_a_bug_is_named_and_its_traceback_is_in_the_runs_logs(
 def test_a_wrong_setting_is_an_error_and_not_a_traceback(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("grpo", Runs(), "--config", file, "train.stps=3") == 1
     assert "train.stps is not a setting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [[], ["--dry-run"], ["--resume"]])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "run.dir='runs/a' lies in this Ray job's temporary copy"),
+        (["run.dir=/runs/a", "model.path=models/b"], "model.path='models/b' is not in this Ray job's temporary copy"),
+        (["run.dir=/runs/a", "data.format=omnimedvqa"], "data.root='x' is not in this Ray job's temporary copy"),
+        (
+            ["run.dir=/runs/a", "data.pass_rates=rates.jsonl", "data.min_pass_rate=0.1"],
+            "data.pass_rates='rates.jsonl' is not in this Ray job's temporary copy",
+        ),
+    ],
+)
+def test_paths_that_a_job_would_not_have_are_refused_before_anything_else(
+    given: list[str],
+    said: str,
+    option: list[str],
+    file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = {"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    monkeypatch.chdir(tmp_path)
+    runs = Runs()
+    assert run("grpo", runs, "--config", file, "run.dir=runs/a", *given, *option) == 1
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert runs.given == []
+
+
+def test_a_job_may_draw_phantoms_in_its_copy(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}')
+    monkeypatch.chdir(tmp_path)
+    assert run("grpo", Runs(), "--config", file, "run.dir=/runs/a") == 0

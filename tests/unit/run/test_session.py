@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import StringIO
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medr1_ray.base.stopping import finishing, heeding_signals
 from medr1_ray.config import HardwareSettings
 from medr1_ray.config.loading import config_digest
 from medr1_ray.evaluation.in_training import EvaluationLog
@@ -21,7 +24,7 @@ from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
-from medr1_ray.records.checkpoints import Checkpoints, read_state
+from medr1_ray.records.checkpoints import Checkpoints, latest_checkpoint, read_state
 from medr1_ray.records.metrics import Resources
 from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
@@ -68,8 +71,9 @@ class Learner:
     def publish_weights(self, version: int) -> WeightUpdate:
         return update(version)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[str]:
         (folder / "weights").write_text("")
+        return ["weights"]
 
 
 class Gate:
@@ -364,14 +368,19 @@ def test_a_person_is_told_of_steps_and_evaluations_and_of_the_results(world: Wor
     one_step(session)
     for name in ("after", "blank_image", "shuffled_image"):
         session._evaluate(name, session.evaluation_prompts)
+    session.save()
     path = session.summarise()
     summary = json.loads(path.read_text())
+    spans = [json.loads(each) for each in (tmp_path / "spans.jsonl").read_text().splitlines()]
+    phases = [each["phase"] for each in spans if each["actor"] == "driver"]
+    assert phases[-4:] == ["evaluation", "evaluation", "evaluation", "checkpoint"], "also what came after the last step"
     assert (path, summary["steps"], summary["completions"]) == (tmp_path / "summary.json", 1, 32)
     said = stream.getvalue()
     # One answer to each of five questions: the first of a group, which is wrong.
     assert "evaluation before: accuracy 0.000, format 0.000, n 5" in said
     assert "step 1/1  reward 0.50  accuracy 0.50" in said
-    assert said.rstrip().splitlines()[-3].startswith("accuracy 0.000 before, 0.000 after 1 steps")
+    assert said.rstrip().splitlines()[-4].startswith("accuracy 0.000 before, 0.000 after 1 steps")
+    assert said.endswith(f"\nmetrics, evaluations and checkpoints are in {tmp_path}\n")
 
 
 def test_every_phase_of_a_step_is_a_span_of_it(world: World, tmp_path: Path) -> None:
@@ -386,3 +395,26 @@ def test_every_phase_of_a_step_is_a_span_of_it(world: World, tmp_path: Path) -> 
         *((2, phase) for phase in ("rollout", "update", "weight_sync")),
     ]
     assert {span["actor"] for span in spans} == {"driver", "rollout-0", "reward-0"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_and_ends_the_run(world: World, tmp_path: Path, number: signal.Signals) -> None:
+    session = a_session(world, tmp_path, {"steps": 4}, actors=1)
+    session.sync_weights()
+    with heeding_signals(), finishing("this step"):
+        session.stop_if_asked()
+        os.kill(os.getpid(), number)
+        one_step(session)
+        with pytest.raises(KeyboardInterrupt):
+            session.stop_if_asked()
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-1"
+
+
+def test_a_step_is_saved_once(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 4}, actors=1)
+    session.sync_weights()
+    one_step(session)
+    first = session.save()
+    (first / "mark").touch()
+    assert session.save() == first
+    assert (first / "mark").exists()

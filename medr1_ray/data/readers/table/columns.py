@@ -38,7 +38,10 @@ _OPTION = re.compile(rf"(?:option|choice|opt|op|answer)?([{LETTERS}]|\d+)", re.I
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table by what they hold; `options` is empty if the options are in the question's text."""
+    """The columns of a table by what they hold.
+
+    `options` is empty if the options are in the question's text, or those in `all_options` are the options of all rows.
+    """
 
     image: str
     question: str
@@ -50,6 +53,7 @@ class Columns:
     split: str | None
     group: str | None
     id: str | None
+    all_options: tuple[str, ...]
 
     @property
     def texts(self) -> list[str]:
@@ -63,7 +67,7 @@ class Columns:
         found = {
             "image": self.image,
             "question": self.question,
-            "options": ", ".join(self.options) or f"in the text of {self.question}",
+            "options": ", ".join(self.options) or " or ".join(self.all_options) or f"in the text of {self.question}",
             "answer": self.answer,
             "modality": self.modality,
             "question type": self.question_type,
@@ -75,8 +79,12 @@ class Columns:
         return ", ".join(f"{key} = {name}" for key, name in found.items() if name is not None)
 
 
-def find_columns(names: Sequence[str], given: TableColumns, table: str) -> Columns:
+def find_columns(
+    names: Sequence[str], given: TableColumns, table: str, all_options: tuple[str, ...] = ()
+) -> Columns:
     """Return the columns of a table that has columns with these `names`; `table` names it in errors.
+
+    Columns of options are not looked for where all rows have the same, `all_options`.
 
     Raises:
         ValueError: if a given column is not there, or one that is needed is not found or found twice.
@@ -92,7 +100,8 @@ def find_columns(names: Sequence[str], given: TableColumns, table: str) -> Colum
         raise _absent("id", given.id, names, table)
     return Columns(
         **found,  # type: ignore[arg-type]  # those that are needed are there
-        options=_options(names, given.options, table),
+        options=() if all_options else _options(names, given.options, table),
+        all_options=all_options,
         id=given.id or None,
     )
 

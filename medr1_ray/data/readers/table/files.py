@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _PART_NAMES = {
     "training": "train",
     "validation": "validation",
     "valid": "validation",
+    "validate": "validation",
     "val": "validation",
     "dev": "validation",
     "test": "test",
@@ -70,29 +72,26 @@ def part_named(text: str) -> str | None:
     return _PART_NAMES.get(text.strip().lower())
 
 
-def open_table(path: Path) -> tuple[TableFile, ...]:
-    """Open the files of the table at `path`: a file, a folder, a pattern, or a folder saved by `datasets`.
+def open_table(*paths: Path) -> tuple[TableFile, ...]:
+    """Open the files of the table at `paths`: files, folders, patterns, or one folder saved by `datasets`.
 
     Raises:
         ValueError: if there is none, or a file cannot be read.
     """
-    if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return _saved_by_datasets(path)
-        files, base = sorted(found for found in path.rglob("*") if _is_table(found.relative_to(path))), path
-    elif path.is_file():
-        files, base = [path], path.parent
-    else:
-        files, base = [Path(found) for found in sorted(glob.glob(str(path), recursive=True))], path.parent
-    if not files:
-        raise ValueError(f"{path}: no such table; {_ALLOWED}")
+    if len(paths) == 1 and any((paths[0] / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return _saved_by_datasets(paths[0])
+    found = [_files_at(path) for path in paths]
+    files = list(dict.fromkeys(file for _, of_path in found for file in of_path))
     suffixes = sorted({file.suffix.lower() for file in files})
     if len(suffixes) > 1:
-        raise ValueError(f"{path}: holds files of several kinds ({', '.join(suffixes)}); give a pattern such as *.csv")
+        raise ValueError(
+            f"{paths[0]}: holds files of several kinds ({', '.join(suffixes)}); give a pattern such as *.csv"
+        )
     if suffixes[0] not in SUFFIXES:
         raise ValueError(f"{files[0]}: not a table; {_ALLOWED}")
-    parts = _parts_of(files)
-    return tuple(_open(file, _name(file, base), part) for file, part in zip(files, parts, strict=True))
+    base = os.path.commonpath([os.path.abspath(base) for base, _ in found])
+    names = [Path(os.path.relpath(file, base)).with_suffix("").as_posix() for file in files]
+    return tuple(_open(*each) for each in zip(files, names, _parts_of(files), strict=True))
 
 
 def _is_table(path: Path) -> bool:
@@ -100,9 +99,18 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-def _name(file: Path, base: Path) -> str:
-    inner = file.relative_to(base) if file.is_relative_to(base) else Path(file.name)
-    return inner.with_suffix("").as_posix()
+def _files_at(path: Path) -> tuple[Path, list[Path]]:
+    """Return the folder that names of files are relative to, and the files."""
+    if path.is_dir():
+        base, files = path, sorted(found for found in path.rglob("*") if _is_table(found.relative_to(path)))
+    elif path.is_file():
+        base, files = path.parent, [path]
+    else:
+        base = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+        files = [Path(found) for found in sorted(glob.glob(str(path), recursive=True))]
+    if not files:
+        raise ValueError(f"{path}: no such table; {_ALLOWED}")
+    return base, files
 
 
 def _parts_of(files: Sequence[Path]) -> list[str | None]:

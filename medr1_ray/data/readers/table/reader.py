@@ -18,6 +18,7 @@ from medr1_ray.data.readers.table.columns import Columns, find_columns
 from medr1_ray.data.readers.table.files import Row, TableFile, open_table, part_named
 from medr1_ray.data.readers.table.gold import NAMES, Ambiguous, option_of, settle
 from medr1_ray.data.readers.table.options import options_of, plain_text, split_text
+from medr1_ray.data.readers.views import split_view
 from medr1_ray.types import LETTERS, Question
 
 _SEVERAL_FILES = re.compile(r"\.[a-z0-9]{3,4}['\"]?\s*[;,|]\s*['\"]?\S", re.IGNORECASE)
@@ -30,7 +31,8 @@ _SHOWN = 300
 class TableRow:
     """A row that became a question. `group` and `part` are None where the table does not tell.
 
-    The image of `question` is its absolute path; of an image that is in the table itself, the path is empty.
+    The image of `question` is its absolute path, with the frame or slice that the table names (`readers/views.py`); of
+    an image that is in the table itself, the path is empty.
     """
 
     question: Question
@@ -83,8 +85,8 @@ class TableReader:
     """
 
     def __init__(self, settings: TableSettings, root: Path, image_root: Path, images_needed: bool) -> None:
-        self.path = root / settings.file
-        self.files = open_table(self.path)
+        self.path = root / settings.files[0]
+        self.files = open_table(*(root / file for file in settings.files))
         self._settings = settings
         self._image_root = image_root
         self._images_needed = images_needed
@@ -95,7 +97,13 @@ class TableReader:
                     f"{self.path}: {file.name} has the columns {', '.join(file.columns)}, but {self.files[0].name} has "
                     f"{', '.join(columns)}; give files with the same columns"
                 )
-        self.columns: Columns = find_columns(columns, settings.columns, str(self.path))
+        self.columns: Columns = find_columns(columns, settings.columns, str(self.path), settings.options)
+        for name in settings.where:
+            if name not in columns:
+                raise ValueError(
+                    f"data.table.where.{name}={settings.where[name]} is about no column of {self.path}; it has "
+                    f"{', '.join(columns)}"
+                )
 
     @property
     def embedded(self) -> bool:
@@ -173,8 +181,10 @@ class TableReader:
 
     def _drafts(self) -> Iterator[_Draft | Dropped]:
         for file in self.files:
-            texts = self.columns.texts
-            for row in file.read(texts if self.embedded else [*texts, self.columns.image]):
+            names = dict.fromkeys([*self.columns.texts, *self._settings.where])
+            if not self.embedded:
+                names[self.columns.image] = None
+            for row in file.read(list(names)):
                 try:
                     yield self._draft(file, row)
                 except RowError as reason:
@@ -184,6 +194,9 @@ class TableReader:
         if row.problem:
             raise RowError(row.problem)
         columns, cells = self.columns, row.cells
+        for name, value in self._settings.where.items():
+            if not _is(cells.get(name), value):
+                raise RowError(f"{name} is not {value or 'empty'}")
 
         def text(key: str, column: str | None) -> str:
             # Under the key, so that reasons are the same whatever a table calls its columns.
@@ -193,7 +206,11 @@ class TableReader:
             return text(key, column) if column and plain_text(cells.get(column)) else None
 
         stem = text("question", columns.question)
-        if columns.options:
+        if self._settings.question_until:
+            stem = stem.partition(self._settings.question_until)[0].strip()
+        if columns.all_options:
+            options = columns.all_options
+        elif columns.options:
             options = options_of([cells.get(name) for name in columns.options])
         else:
             stem, options = split_text(stem)
@@ -227,7 +244,7 @@ class TableReader:
         if self.embedded:
             return "an image in the table"
         try:
-            image_path(self._image_root, image, images_needed=True)
+            image_path(self._image_root, split_view(image)[0], images_needed=True)
         except RowError as reason:
             return f"{image} ({reason}; images are looked for below {self._image_root})"
         return image
@@ -240,7 +257,8 @@ class TableReader:
         if gold is None:
             raise RowError("answer is none of the options")
         refuse_ambiguous_gold(draft.options, gold)
-        image = draft.image and image_path(self._image_root, draft.image, self._images_needed)
+        file, _ = split_view(draft.image)
+        image = draft.image and image_path(self._image_root, file, self._images_needed) + draft.image[len(file) :]
         question = Question(
             id=draft.id,
             image_path=image,
@@ -270,6 +288,13 @@ def _only(cell: Any) -> Any:
     return cell
 
 
+def _is(cell: Any, value: str) -> bool:
+    """Tell whether a cell has this value; without an image, a cell for one is empty."""
+    if isinstance(cell, dict | bytes):
+        return not value and not (any(cell.values()) if isinstance(cell, dict) else cell)
+    return plain_text(cell).casefold() == value.strip().casefold()
+
+
 def _path_of(cell: Any) -> str:
     """Return the one path in an image cell.
 
@@ -278,7 +303,7 @@ def _path_of(cell: Any) -> str:
     """
     cell = _only(cell)
     text = plain_text(cell)
-    if isinstance(cell, list) or _SEVERAL_FILES.search(text):
+    if isinstance(cell, list) or _SEVERAL_FILES.search(split_view(text)[0]):
         raise RowError("several images")
     return text
 

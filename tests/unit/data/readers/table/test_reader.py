@@ -135,6 +135,59 @@ def test_options_in_the_question(folder: Path) -> None:
     assert (table.rows[0].question.stem, table.rows[0].question.answer) == ("Which?", 1)
 
 
+def test_rows_are_chosen_by_their_values(folder: Path) -> None:
+    header = ["image", "question", "answer", "kind", "image_2"]
+    rows = [
+        ["a.png", "Is it?", "Yes ", " closed", ""],
+        ["a.png", "Is it?", "no", "OPEN", ""],
+        ["a.png", "Is it?", "no", "CLOSED", "b.png"],
+        ["a.png", "Is it?", "maybe", "CLOSED", " "],
+    ]
+    chosen = {"options": ("yes", "no"), "where": {"kind": "CLOSED", "image_2": ""}}
+    table = reader(folder, rows, header, **chosen).read()
+    assert [(row.question.options, row.question.answer) for row in table.rows] == [(("yes", "no"), 0)]
+    assert dropped_by_reason(table.dropped) == {
+        "kind is not CLOSED": 1,
+        "image_2 is not empty": 1,
+        "answer is none of the options": 1,
+    }
+    assert "options = yes or no" in table.understood[0]
+    with pytest.raises(ValueError, match=r"data\.table\.where\.knid=CLOSED is about no column of .*; it has image, "):
+        reader(folder, rows, header, where={"knid": "CLOSED"})
+
+
+def test_questions_are_cut_where_told(folder: Path) -> None:
+    rows = [changed(question="Which? Choices: (A) x (B) y"), changed(question="Choices: (A) x"), GOOD]
+    table = read(folder, *rows, question_until="Choices:")
+    assert [row.question.stem for row in table.rows] == ["Which?", "Which?"]
+    assert dropped_by_reason(table.dropped) == {"no question": 1}
+
+
+def test_frames_and_slices_are_named_after_the_path(folder: Path) -> None:
+    for name in ("scan.dcm", "volume.nii.gz"):
+        (folder / "images" / name).touch()
+    good = ("scan.dcm#frame=3", "volume.nii.gz#slice=4,axis=0,center=40.125,width=400")
+    table = read(folder, *(changed(image=image) for image in (*good, "scan.dcm#fram=3", "b.nii#slice=1")))
+    assert [row.question.image_path for row in table.rows] == [str(folder / "images" / image) for image in good]
+    assert dropped_by_reason(table.dropped) == {
+        "what follows # in the image path is not like frame=3 or slice=40,axis=2": 1,
+        "image file not found": 1,
+    }
+
+
+def test_several_files_are_one_table(folder: Path) -> None:
+    for name in ("one/train", "two/test", "two/others"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([HEADER, GOOD])
+    settings = TableSettings(file=("one", "two/test.csv"), columns={"split": ""})  # type: ignore[arg-type]
+    table = TableReader(settings, folder, folder / "images", images_needed=True).read()
+    assert [(row.question.id, row.part) for row in table.rows] == [("one/train:0", "train"), ("two/test:0", "test")]
+    # Files of a pattern that have the same name are told apart by their folders.
+    pattern = TableReader(TableSettings(file="*/t*.csv"), folder, folder / "images", images_needed=True)
+    assert [file.name for file in pattern.files] == ["one/train", "two/test"]
+
+
 def test_files_with_different_columns_are_refused(folder: Path) -> None:
     (folder / "tables").mkdir()
     (folder / "tables" / "a.csv").write_text("image,question,answer\n")

@@ -1,0 +1,109 @@
+"""Writing the pictures of DICOM files and NIfTI volumes that a table names to PNG files, once each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from medr1_ray.base.atomic_files import publish
+from medr1_ray.data.prepare.image_facts import ImageFacts, stamp
+from medr1_ray.data.prepare.image_scan import batches, run_checks
+from medr1_ray.data.prepare.medical_images import read_medical_image, refuse_missing_package
+from medr1_ray.data.questions import RowError
+from medr1_ray.data.readers.rows import refuse_missing_image
+from medr1_ray.data.readers.views import View, medical_format, split_view
+
+Window = tuple[float, float]
+
+_REMARK = "remark"
+"""Key of the text in a PNG file that says what is unusual about it, so that it need not be written anew for that."""
+
+
+def write_converted(
+    root: Path, paths: Sequence[str], window: Window | None, folder: Path, workers: int
+) -> dict[str, ImageFacts]:
+    """Write the pictures at `paths`, relative to `root` and without duplicates, into `folder`; copy ordinary images.
+
+    Returns what became of each; usable ones have the name of their file in `folder` as `path`. `window` is for paths
+    that name none. Pictures that an earlier call wrote are kept unless their source or window has changed.
+
+    Raises:
+        ValueError: if a package that reads one of them is not installed.
+    """
+    # In the order of files, so that their slices come one after the other.
+    paths = sorted(paths)
+    for kind, path in {medical_format(root / split_view(path)[0]): path for path in paths}.items():
+        if kind:
+            refuse_missing_package(kind, path)
+    found: dict[str, ImageFacts] = {}
+    quiet = 0.1 if sys.stderr.isatty() else 10
+    with tqdm(total=len(paths), desc="writing images", unit="image", mininterval=quiet) as bar:
+        for some in run_checks(partial(_write_pictures, root, window, folder), batches(paths), workers):
+            found |= {facts.path: facts for facts in some}
+            bar.update(len(some))
+    return {path: replace(facts, path=_name(root, path, window)[0]) for path, facts in found.items()}
+
+
+def _name(root: Path, path: str, window: Window | None) -> tuple[str, View]:
+    """Return the name of a picture's file, which is that of its source with whatever is shown of it, and the view."""
+    file, view = split_view(path)
+    if medical_format(root / file) is None:
+        return path, view
+    view = replace(view, window=view.window or window)
+    center, width = view.window or (None, None)
+    axis = None if view.axis == View.axis else view.axis
+    shown = {"frame": view.frame, "slice": view.slice, "axis": axis, "center": center, "width": width}
+    parts = ",".join(f"{key}={value:.12g}" for key, value in shown.items() if value is not None)
+    return f"{file}.{parts}.png" if parts else f"{file}.png", view
+
+
+def _write_pictures(root: Path, window: Window | None, folder: Path, paths: Sequence[str]) -> list[ImageFacts]:
+    return [write_picture(root, path, window, folder) for path in paths]
+
+
+def write_picture(root: Path, path: str, window: Window | None, folder: Path) -> ImageFacts:
+    """Write one picture into `folder`; the facts have its path as it was given.
+
+    Never raises because of the file: `left_out` says what is wrong with it.
+    """
+    file, _ = split_view(path)
+    name, view = _name(root, path, window)
+    source, target = root / file, folder / name
+    size, modified = stamp(root, file)
+    facts = ImageFacts(path, size, modified)
+    try:
+        refuse_missing_image(root, str(source.absolute()))
+        kind = medical_format(source)
+        if target.is_file() and target.stat().st_mtime_ns == modified:
+            return replace(facts, remark=_remark_in(target) if kind else None)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with publish(target) as partial_file:
+            remark = None
+            if kind is None:
+                shutil.copyfile(source, partial_file)
+            else:
+                picture, remarks = read_medical_image(source, kind, view)
+                remark = "; ".join(remarks) or None
+                text = PngInfo()
+                text.add_text(_REMARK, remark or "")
+                picture.save(partial_file, "PNG", pnginfo=text)
+            os.utime(partial_file, ns=(modified, modified))
+        return replace(facts, remark=remark)
+    except RowError as reason:
+        return replace(facts, left_out=str(reason))
+    except (ValueError, OSError) as error:
+        return replace(facts, left_out="image cannot be decoded", remark=" ".join(str(error).split()))
+
+
+def _remark_in(path: Path) -> str | None:
+    with Image.open(path, formats=("PNG",)) as picture:
+        return picture.info.get(_REMARK) or None

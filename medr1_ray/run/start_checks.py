@@ -1,0 +1,114 @@
+"""What can be known of a start before anything is started. A run asks for it, and so does `--dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from medr1_ray.config import Config, DataSettings, require_copied, require_lasting
+from medr1_ray.data.dataset import Dataset, check_dataset, open_dataset
+from medr1_ray.data.demonstrations import require_room_for_an_answer
+from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.stream import PromptStream, StreamState
+from medr1_ray.learner.schedule import learning_rate
+from medr1_ray.model.folder_check import check_model
+from medr1_ray.records.checkpoints import RunState
+from medr1_ray.records.directory import check_run_directory
+from medr1_ray.rewards.functions import resolve
+
+
+def check_settings(config: Config, *, resume: bool) -> None:
+    """Check what takes seconds at most; creates nothing.
+
+    Raises:
+        ValueError: a reward function, the run directory, the model folder or a length limit is not usable.
+    """
+    for check in _of_settings(config, resume=resume):
+        check()
+    _check_model(config)
+
+
+def problems_of_a_start(config: Config, *, resume: bool) -> list[str]:
+    """Return why a start with these settings would fail, one line each: all checks that a start does, data included.
+
+    Phantoms that are not there yet are not drawn.
+    """
+    found = []
+    checks: list[Callable[[], object]] = [*_of_settings(config, resume=resume), lambda: _check_data(config.data)]
+    # A dry run of a model that is not here yet needs its shape alone.
+    if config.model.shape is None or config.model.folder.exists():
+        checks.append(lambda: _check_model(config))
+    for check in checks:
+        try:
+            check()
+        except (ValueError, OSError) as error:
+            found.append(str(error))
+    return found
+
+
+def open_stream(
+    config: Config, dataset: Dataset, encoder: PromptEncoder, state: StreamState | None = None
+) -> PromptStream:
+    """Return the run's stream of prompts, at the position of `state`. Raises as `PromptStream`."""
+    return PromptStream(
+        dataset.train,
+        encoder,
+        config.train.seed,
+        state,
+        config.data.sampling_weights,
+        config.data.shuffle_options,
+        config.data.online_pass_rate_limits,
+    )
+
+
+def about_resuming(before: Config, now: Config, state: RunState) -> list[str]:
+    """Return lines on where a resumed run goes on, and on what is not as it was."""
+    lines = [f"resuming after step {state.step} of {now.train.steps}"]
+    if before.data.root.resolve() != now.data.root.resolve():
+        lines.append(f"data.root was {before.data.root}, is {now.data.root}: the questions are the same")
+    was, is_now = (learning_rate(now.learner, state.step, each.train.steps) for each in (before, now))
+    if was != is_now:
+        last = learning_rate(now.learner, max(0, state.step - 1), before.train.steps)
+        lines.append(
+            f"WARNING: train.steps was {before.train.steps}, is {now.train.steps}, and learner.schedule="
+            f"{now.learner.schedule} is stretched over all of them: the learning rate goes from {last:.2e} to "
+            f"{is_now:.2e}. To go on at a low rate, start a new run from this checkpoint (model.path) with its own "
+            "learner.learning_rate"
+        )
+    return lines
+
+
+def _of_settings(config: Config, *, resume: bool) -> tuple[Callable[[], object], ...]:
+    return (
+        lambda: resolve(config.reward.functions, config.mode),
+        lambda: _require_paths_of_a_job(config),
+        lambda: check_run_directory(config, resume=resume),
+    )
+
+
+def _check_model(config: Config) -> None:
+    check_model(config)
+    require_room_for_an_answer(config)
+    encoder = PromptEncoder.of(config)
+    if encoder.visual_tokens >= config.rollout.max_prompt_tokens:
+        raise ValueError(
+            f"rollout.max_prompt_tokens={config.rollout.max_prompt_tokens} has no room for an image, which is "
+            f"{encoder.visual_tokens} tokens at data.image_size={config.data.image_size}; raise the one or lower the "
+            "other"
+        )
+
+
+def _require_paths_of_a_job(config: Config) -> None:
+    require_lasting("run.dir", config.run.dir)
+    if config.model.path != "tiny":
+        require_copied("model.path", config.model.folder)
+    # Phantoms are drawn where they are missing.
+    if config.data.format != "phantoms":
+        require_copied("data.root", config.data.root)
+    if isinstance(config.data.pass_rates, Path):
+        require_copied("data.pass_rates", config.data.pass_rates)
+
+
+def _check_data(settings: DataSettings) -> None:
+    if check_dataset(settings):
+        open_dataset(settings)

@@ -1,0 +1,84 @@
+"""What is found out before anything starts, and what a resumed run says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medr1_ray.config import Config
+from medr1_ray.config.loading import load_config
+from medr1_ray.data.stream import StreamState
+from medr1_ray.records.checkpoints import RunState
+from medr1_ray.run.start_checks import about_resuming, check_settings, problems_of_a_start
+from tests.repository import REPOSITORY
+
+
+def config(tmp_path: Path, *overrides: str) -> Config:
+    places = (f"run.dir={tmp_path / 'run'}", f"data.root={tmp_path / 'data'}")
+    return load_config([REPOSITORY / "configs/phantom_cpu.yaml"], [*places, *overrides])
+
+
+def state(step: int) -> RunState:
+    return RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, 0, {}, "c")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("reward.functions={acuracy: 1}", "acuracy"),
+        ("data.modalities=[Xray]", "data.modalities: 'Xray' is unknown"),
+        ("data.sampling_weights={Xray: 2}", "data.sampling_weights: 'Xray' is unknown"),
+        ("mode=think", "rollout.max_tokens=8 has no room for an answer of mode=think"),
+        ("rollout.max_tokens=3", "rollout.max_tokens=3 has no room for an answer of mode=no_think"),
+        ("rollout.max_prompt_tokens=9", "rollout.max_prompt_tokens=9 has no room for an image, which is 9 tokens"),
+        ("data.image_size=1024", "data.image_size=1024: the image processor of"),
+        ("model.path=nowhere", "nowhere"),
+        ("data.format=omnimedvqa", "is not a folder"),
+        ("run.dir=/dev/null/x", "run.dir='/dev/null/x' cannot be made"),
+    ],
+)
+def test_each_wrong_setting_is_one_line_and_leaves_nothing(tmp_path: Path, override: str, says: str) -> None:
+    (problem,) = problems_of_a_start(config(tmp_path, override), resume=False)
+    assert says in problem
+    assert "\n" not in problem
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_right_settings_have_no_problem_and_draw_no_phantoms(tmp_path: Path) -> None:
+    assert problems_of_a_start(config(tmp_path), resume=False) == []
+    check_settings(config(tmp_path), resume=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_leave_no_question_are_found_in_the_data(tmp_path: Path) -> None:
+    few = config(tmp_path, "data.phantom_images=40", "data.eval_questions=4")
+    from medr1_ray.data.dataset import open_dataset
+
+    modalities = {question.modality for question in open_dataset(few.data).train}
+    weights = "{" + ", ".join(f"'{modality}': 0" for modality in modalities) + "}"
+    (problem,) = problems_of_a_start(
+        config(tmp_path, "data.phantom_images=40", f"data.sampling_weights={weights}", "data.eval_questions=4"),
+        resume=False,
+    )
+    assert "all training questions have weight 0" in problem
+
+
+def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path) -> None:
+    before = config(tmp_path)
+    assert about_resuming(before, before, state(120)) == ["resuming after step 120 of 450"]
+    moved = config(tmp_path, "data.root=elsewhere")
+    assert about_resuming(before, moved, state(120))[1:] == [
+        f"data.root was {tmp_path / 'data'}, is elsewhere: the questions are the same"
+    ]
+
+
+def test_a_learning_rate_that_jumps_is_said_loudly(tmp_path: Path) -> None:
+    before, longer = config(tmp_path), config(tmp_path, "train.steps=900")
+    _, warning = about_resuming(before, longer, state(450))
+    assert warning.startswith("WARNING: train.steps was 450, is 900, and learner.schedule=linear is stretched")
+    # After 20 steps of warm-up (of 900: 40) the rate falls linearly to 0: 1/430 of it, then 450/860.
+    assert f"from {4e-4 / 430:.2e} to {4e-4 * 450 / 860:.2e}" in warning
+    constant = ["learner.schedule=constant", "learner.warmup_steps=0"]
+    before, longer = config(tmp_path, *constant), config(tmp_path, *constant, "train.steps=900")
+    assert len(about_resuming(before, longer, state(9))) == 1

@@ -1,0 +1,241 @@
+"""What people get wrong, over all commands: one line that says what to do, before anything is started or written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+from PIL import Image
+
+from benchmarks import matrix
+from medr1_ray import __main__ as entry
+from medr1_ray import answer, evaluate, sft, timeline, train
+from medr1_ray.config.loading import load_config, write_config
+from medr1_ray.data.phantoms import __main__ as phantoms
+from medr1_ray.data.prepare import __main__ as prepare
+from medr1_ray.data.readers.manifest import MANIFEST_FILE
+from medr1_ray.tiny import __main__ as tiny
+from tests.repository import REPOSITORY
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train.main,
+    "sft": sft.main,
+    "evaluate": evaluate.main,
+    "answer": answer.main,
+    "timeline": timeline.main,
+    "prepare": prepare.main,
+    "phantoms": phantoms.main,
+    "tiny": tiny.main,
+    "matrix": matrix.main,
+    "medr1-ray": entry.main,
+}
+CONFIG = f"--config {REPOSITORY}/configs/phantom_cpu.yaml"
+RUN = f"{CONFIG} run.dir=new data.root=phantoms"
+EVALUATE = "--model tiny --data data --split test"
+ASK = "--model tiny --image scan.png --question Which? --options CT;MRI"
+FILE = "--model tiny --image . --csv questions.csv"
+
+# Command, arguments, and what its line must say: what was given, and what to do.
+CASES = [
+    # Files of settings.
+    ("train", "--config absent.yaml", ["absent.yaml does not exist"]),
+    ("train", "--config scan.png", ["scan.png cannot be read", "give a YAML file"]),
+    ("train", "--config folder", ["folder is a folder", "give a YAML file"]),
+    ("train", "--config torn.yaml", ["torn.yaml is not valid YAML", "line 1"]),
+    ("train", "--config list.yaml", ["list.yaml must hold a mapping of settings, not list"]),
+    ("train", "--config twice.yaml", ["'steps' is given twice"]),
+    ("train", "--config empty.yaml", ["run is required", "data is required", "train is required"]),
+    ("train", "--config based.yaml", ["absent.yaml does not exist (named as a base by"]),
+    # Names and values of settings.
+    ("train", f"{RUN} train.stpes=3", ["train.stpes is not a setting", "did you mean train.steps?"]),
+    ("train", f"{RUN} optimizer.lr=1", ["optimizer is not a setting", "the top level has:"]),
+    ("train", f"{RUN} train.steps", ["'train.steps' is not of the form key.sub=value"]),
+    ("train", f"{RUN} train.steps=many", ["train.steps='many'", "valid integer"]),
+    ("train", f"{RUN} train.steps=0", ["train.steps=0", "greater than or equal to 1"]),
+    ("train", f"{RUN} train.steps=true", ["train.steps=True", "a number"]),
+    ("train", f"{RUN} train.steps=2.5", ["train.steps=2.5", "integer"]),
+    ("train", f"{RUN} train.steps=null", ["train.steps=None", "integer"]),
+    ("train", f"{RUN} train.steps=[", ["'train.steps=[' is not valid YAML"]),
+    ("train", f"{RUN} train=3", ["train=3"]),
+    ("train", f"{RUN} learner.learning_rate=.inf", ["learner.learning_rate=inf", "finite"]),
+    ("train", f"{RUN} learner.learning_rate=.nan", ["learner.learning_rate=nan", "finite"]),
+    ("train", f"{RUN} learner.learning_rate=-1", ["learner.learning_rate=-1", "greater than 0"]),
+    ("train", f"{RUN} loss.clip_low=1.5", ["loss.clip_low=1.5", "less than 1"]),
+    ("train", f"{RUN} learner.warmup_steps=500", ["learner.warmup_steps=500", "use at most 450"]),
+    ("train", f"{RUN} learner.betas=[0.9]", ["learner.betas"]),
+    ("train", f"{RUN} mode=thinking", ["mode='thinking'", "'think', 'no_think' or 'think_after'"]),
+    ("train", f"{RUN} objective=sft", ["objective=sft", "python -m medr1_ray.sft"]),
+    ("train", f"{RUN} learner.deepspeed.zero_optimisation.offload_optimizer.device=cpu", ["zero_optimization?"]),
+    ("train", f"{RUN} learner.deepspeed.zero_optimization=2", ["zero_optimization=2", "learner.zero_stage"]),
+    ("train", f"{RUN} learner.deepspeed.bf16.enabled=true", ["learner.deepspeed.bf16", "remove it"]),
+    ("train", f"{RUN} rollout.engine.gpu_mem_util=0.3", ["gpu_mem_util=0.3", "gpu_memory_utilization?"]),
+    ("train", f"{RUN} rollout.engine=8", ["rollout.engine=8", "dictionary"]),
+    ("train", f"{RUN} cluster.weight_transport=nccl", ["cluster.weight_transport=nccl", "object_store"]),
+    ("train", f"{RUN} train.prompts_per_step=1 learner.world_size=2", ["prompts_per_step=1", "use at least 2"]),
+    ("train", f"{RUN} data.min_pass_rate=0.2", ["data.min_pass_rate=0.2", "set pass_rates"]),
+    ("train", f"{RUN} data.format=csvs", ["data.format='csvs'", "phantoms"]),
+    ("train", f"{RUN} reward.functions={{acuracy:1}}", ["acuracy"]),
+    ("train", f"{RUN} reward.functions.acuracy=1", ["acuracy", "accuracy"]),
+    ("train", f"{RUN} reward.functions={{nowhere:f:1}}", ["nowhere"]),
+    ("train", f"{RUN} --epochs 3", ["unrecognized arguments: --epochs"]),
+    # What the settings name.
+    ("train", f"{RUN} data.modalities=[Xray]", ["data.modalities: 'Xray' is unknown", "use names from CT"]),
+    ("train", f"{RUN} data.question_types=[Grading]", ["data.question_types: 'Grading' is unknown"]),
+    ("train", f"{RUN} data.sampling_weights.Grading=2", ["data.sampling_weights: 'Grading' is unknown"]),
+    ("train", f"{RUN} data.format=omnimedvqa data.root=absent", ["data.root=absent is not a folder"]),
+    ("train", f"{RUN} data.format=omnimedvqa data.root=folder", ["folder"]),
+    ("train", f"{RUN} data.format=prepared data.root=folder", ["folder"]),
+    ("train", f"{RUN} data.format=medr1", ["data.train_file=None", "needs both"]),
+    ("train", f"{RUN} data.image_size=1024", ["data.image_size=1024", "use at most 364"]),
+    ("train", f"{RUN} model.path=absent", ["absent", "is not a checkpoint"]),
+    ("train", f"{RUN} model.path=folder", ["folder", "is not a checkpoint"]),
+    ("train", f"{RUN} mode=think", ["rollout.max_tokens=8", "use at least 14"]),
+    ("train", f"{RUN} rollout.max_prompt_tokens=5", ["rollout.max_prompt_tokens=5", "9 tokens"]),
+    # Where to write, and what to resume.
+    ("train", f"{RUN} run.dir=scan.png", ["run.dir='scan.png' cannot be made", "choose another folder"]),
+    ("train", f"{RUN} run.dir=scan.png/new", ["run.dir='scan.png/new' cannot be made", "choose another folder"]),
+    ("train", f"{RUN} run.dir=/proc/new", ["run.dir='/proc/new' cannot be", "choose"]),
+    ("train", f"{RUN} run.dir=done", ["run.dir='done' holds a run already", "--resume"]),
+    ("train", f"{RUN} --resume", ["run.dir='new' holds no run to resume", "start without --resume"]),
+    ("train", f"{RUN} run.dir=begun --resume", ["no checkpoint to resume from", "Start without --resume"]),
+    ("train", f"{RUN} run.dir=done train.seed=9 --resume", ["train.seed is 9", "was started with 0", "Set it back"]),
+    ("train", f"{RUN} run.dir=lost --resume", ["names checkpoint-7, which is not there"]),
+    ("sft", f"{RUN} rollout.temperature=0.5", ["rollout.temperature=0.5", "set it to 1"]),
+    ("sft", f"{RUN} data.modalities=[PETT]", ["data.modalities: 'PETT' is unknown"]),
+    ("sft", f"{RUN} rollout.max_tokens=2", ["rollout.max_tokens=2", "use at least 4"]),
+    # Evaluating.
+    ("evaluate", "--model absent --data data --split test", ["absent", "is not a checkpoint"]),
+    ("evaluate", "--model tiny --data absent --split test", ["--data absent is not a folder"]),
+    ("evaluate", "--model tiny --data folder --split test", ["--data folder has neither a manifest", "--config"]),
+    ("evaluate", "--model tiny --data data --split tset", ["--split 'tset'", "train, test"]),
+    ("evaluate", "--model tiny --data prepared --split grouped/tset", ["--split grouped/tset", "mean grouped/test?"]),
+    ("evaluate", f"{EVALUATE} --questions -5", ["--questions -5", "give 1 or more"]),
+    ("evaluate", f"{EVALUATE} --questions 0", ["--questions 0", "give 1 or more"]),
+    ("evaluate", f"{EVALUATE} --samples -1", ["--samples -1", "0 for none"]),
+    ("evaluate", f"{EVALUATE} --samples x", ["--samples: invalid int value: 'x'"]),
+    ("evaluate", f"{EVALUATE} --scoring letters", ["invalid choice: 'letters'", "likelihood"]),
+    ("evaluate", f"{EVALUATE} --against absent", ["--against absent is not an evaluation", "report.json"]),
+    ("evaluate", f"{EVALUATE} --config scan.png", ["scan.png cannot be read"]),
+    ("evaluate", f"{EVALUATE} --out scan.png", ["scan.png"]),
+    ("evaluate", f"{EVALUATE} --mode think rollout.max_tokens=4", ["rollout.max_tokens=4", "use at least 14"]),
+    ("evaluate", f"{EVALUATE} rollout.max_token=4", ["did you mean rollout.max_tokens?"]),
+    # Answering.
+    ("answer", "--model tiny --image scan.png", ["give --question and --options, or --csv"]),
+    ("answer", f"{ASK} --csv questions.csv", ["but not both"]),
+    ("answer", f"{ASK} --model absent", ["absent", "is not a checkpoint"]),
+    ("answer", f"{ASK} --image absent.png", ["--image absent.png"]),
+    ("answer", f"{ASK} --image torn.yaml", ["--image torn.yaml"]),
+    ("answer", f"{ASK} --image folder", ["--image folder"]),
+    ("answer", f"{ASK} --options CT", ["the options are 'CT'"]),
+    ("answer", f"{ASK} --mode thinking", ["invalid choice: 'thinking'"]),
+    ("answer", f"{ASK} rollout.max_tokens=1", ["rollout.max_tokens=1", "use at least 4"]),
+    ("answer", f"{FILE} --out no/such/dir/a.csv", ["--out no/such/dir/a.csv", "create it, or choose another"]),
+    ("answer", f"{FILE} --out folder", ["--out folder is a folder"]),
+    ("answer", "--model tiny --image . --csv absent.csv", ["--csv absent.csv: cannot be read"]),
+    ("answer", "--model tiny --image . --csv scan.png", ["--csv scan.png: cannot be read", "UTF-8"]),
+    ("answer", "--model tiny --image . --csv header.csv", ["--csv header.csv: no questions"]),
+    ("answer", "--model tiny --image . --csv torn.yaml", ["--csv torn.yaml: no column 'image'"]),
+    # What a run left.
+    ("timeline", "absent", ["absent holds no spans.jsonl", "give the directory of a run"]),
+    ("timeline", "spans --first 2000", ["--first 2000", "it has steps 1 to 1"]),
+    ("timeline", "spans --last 0", ["--last 0", "it has steps 1 to 1"]),
+    ("timeline", "spans --first x", ["--first: invalid int value: 'x'"]),
+    # Data.
+    ("prepare", "--root absent --out out", ["--root absent"]),
+    ("prepare", "--root folder --out out", ["--root folder"]),
+    ("prepare", "--root data --out scan.png", ["--out scan.png is a file"]),
+    ("prepare", "--root data --out out --medr1 absent", ["--medr1 absent", "give the folder of Med-R1's"]),
+    ("prepare", "--root data --out out --workers 0", ["--workers 0", "1 or more"]),
+    ("phantoms", "--out out --images 0 --seed 0", ["0"]),
+    ("phantoms", "--out out --images 2 --seed -1", ["-1"]),
+    ("phantoms", "--out scan.png --images 2 --seed 0", ["scan.png"]),
+    ("phantoms", "--out folder --images 2 --seed 0", ["folder"]),
+    ("tiny", "--out out --steps 0", ["--steps 0", "1 or more"]),
+    ("tiny", "--out out --threads 0", ["--threads 0", "1 or more"]),
+    # Experiments, and the name of a command.
+    ("matrix", "--config absent.yaml", ["--config absent.yaml cannot be read as YAML", "configs/matrix"]),
+    ("matrix", "--config scan.png", ["--config scan.png cannot be read as YAML"]),
+    ("matrix", "--config list.yaml", ["--config list.yaml"]),
+    ("matrix", "--config matrix.yaml", ["outt is not a setting", "did you mean out?", "out is required"]),
+    ("medr1-ray", "trian", ["'trian' is not a command", "did you mean train?"]),
+    ("medr1-ray", "train", ["the following arguments are required: --config"]),
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the arguments name, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30)).save("scan.png")
+    texts = {
+        "torn.yaml": "train: [",
+        "list.yaml": "- 1",
+        "twice.yaml": "train: {steps: 1, steps: 2}",
+        "empty.yaml": "",
+        "based.yaml": "base: absent.yaml",
+        "matrix.yaml": "outt: x\nconfigs: [a]\nmethods: {grpo: {command: train}}\naxes: {no_think: {modality: []}}",
+        "questions.csv": "image,question,options\nscan.png,Which?,CT;MRI\n",
+        "header.csv": "image,question,options\n",
+    }
+    for name, text in texts.items():
+        Path(name).write_text(text)
+    for folder in ("folder", "data/QA_information/Open-access", "prepared/splits", "spans"):
+        Path(folder).mkdir(parents=True)
+    Path("folder/notes.txt").touch()
+    Image.new("RGB", (40, 30)).save("data/scan.png")
+    question = {"question": "Which?", "option_A": "CT", "option_B": "MRI", "gt_answer": "CT", "image_path": "scan.png"}
+    question |= {"dataset": "d", "question_type": "Modality Recognition", "modality_type": "CT(Computed Tomography)"}
+    rows = [{"question_id": str(n), **question} for n in range(3)]
+    Path("data/QA_information/Open-access/d.json").write_text(json.dumps(rows))
+    (Path("prepared") / MANIFEST_FILE).touch()
+    span = {"step": 1, "actor": "driver", "phase": "update", "start_seconds": 1, "end_seconds": 2}
+    Path("spans/spans.jsonl").write_text(json.dumps(span) + "\n")
+    for name, checkpoint in (("begun", None), ("done", "checkpoint-2"), ("lost", "checkpoint-7")):
+        checkpoints = Path(name) / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        files = [REPOSITORY / "configs/phantom_cpu.yaml"]
+        write_config(load_config(files, ["run.dir=done", "data.root=phantoms"]), Path(name) / "config.yaml")
+        if checkpoint:
+            (checkpoints / "latest").write_text(checkpoint)
+    Path("done/checkpoints/checkpoint-2").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(("command", "arguments", "says"), CASES, ids=[f"{c} {a[-60:]}" for c, a, _ in CASES])
+def test_a_wrong_input_is_one_line(
+    command: str,
+    arguments: str,
+    says: list[str],
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("Ray is started")
+
+    monkeypatch.setattr(ray, "init", start)
+    before = sorted(place.rglob("*"))
+    words = arguments.replace(str(REPOSITORY), "\0").split()
+    try:
+        status = COMMANDS[command]([word.replace("\0", str(REPOSITORY)) for word in words])
+    except SystemExit as error:  # argparse's own, which prints its usage first
+        status = int(str(error.code))
+    said = capsys.readouterr()
+    assert status in (1, 2)
+    everything = said.out + said.err
+    assert "raceback" not in everything, everything
+    *_, line = said.err.splitlines()
+    for text in says:
+        assert text in everything
+    if status == 1:
+        (only,) = (each for each in said.err.splitlines() if each.startswith("error: "))
+        assert "is not valid:" in only or only == line, "several problems of settings are a list"
+    assert sorted(place.rglob("*")) == before, "nothing is written"
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(CASES) >= 60
+    assert {command for command, _, _ in CASES} == set(COMMANDS)
