@@ -116,7 +116,7 @@ class ModelSettings(Settings):
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
     """Attention of the learner's vision tower. The language model always uses that of the shared prompt
     (`model/attention.py`): FlexAttention on a GPU, SDPA on a CPU."""
-    shape: Annotated[Path | None, MayChange] = None
+    shape: Path | None = None
     """Folder with the model's config.json, for `--dry-run` without the checkpoint."""
 
     @property

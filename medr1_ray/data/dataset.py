@@ -14,7 +14,7 @@ from medr1_ray.config import DataSettings
 from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates
 from medr1_ray.data.phantoms import ensure_dataset
 from medr1_ray.data.prepare.scans import proposal
-from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES
+from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES, UNKNOWN
 from medr1_ray.data.readers.medr1 import read_medr1_files
 from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
 from medr1_ray.data.readers.prepared import PARTS, read_split
@@ -26,7 +26,7 @@ from medr1_ray.data.stream import visits_per_epoch
 from medr1_ray.types import Question
 
 _FEW, _FEW_OF_ALL = 3, 0.02
-"""So many rows, or so large a part of all, may be dropped without a warning."""
+"""So many rows, or so large a part of all, may be dropped without a warning, if the settings do not ask for it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Dataset:
 
     def _left_out(self) -> str:
         first = self.dropped[0]
-        many = len(self.dropped) > max(_FEW, _FEW_OF_ALL * (len(self.dropped) + len(self.train) + len(self.evaluation)))
+        unasked = sum(not row.chosen for row in self.dropped)
+        many = unasked > max(_FEW, _FEW_OF_ALL * (unasked + len(self.train) + len(self.evaluation)))
         return (
             f"{'WARNING: many rows dropped' if many else 'dropped'}: {len(self.dropped)} rows: "
             f"{_counts(dropped_by_reason(self.dropped))}; the first is row {first.row} (from 0) of {first.file}"
@@ -81,7 +82,6 @@ def open_dataset(settings: DataSettings, train_needed: bool = True) -> Dataset:
         ValueError: if the root or its files are missing, a filter or a weight names nothing that the data has, or no
             question is left.
     """
-    check_dataset(settings)
     sides = _read(settings)
     every = (*sides.train, *sides.held_out)
     _check_names("modalities", "modality", settings.modalities, {question.modality for question in every})
@@ -107,19 +107,20 @@ def open_dataset(settings: DataSettings, train_needed: bool = True) -> Dataset:
     return dataset
 
 
-def check_dataset(settings: DataSettings) -> bool:
-    """Return whether there are data to read; phantoms may have yet to be drawn, but their kinds are known.
+def are_there(settings: DataSettings) -> bool:
+    """Return whether there are data to read: phantoms are drawn when they are first opened."""
+    return settings.format != "phantoms" or _phantoms_folder(settings).exists()
 
-    Raises:
-        ValueError: a filter or a weight names what no phantom is.
-    """
-    if settings.format != "phantoms":
-        return True
-    _check_names("modalities", "modality", settings.modalities, set(MODALITIES))
-    _check_names("question_types", "question type", settings.question_types, set(QUESTION_TYPES))
-    kinds, weighted = {*MODALITIES, *QUESTION_TYPES}, tuple(settings.sampling_weights)
-    _check_names("sampling_weights", "modality or question type", weighted, kinds)
-    return _phantoms_folder(settings).exists()
+
+def check_dataset(settings: DataSettings) -> None:
+    """Raise ValueError for a filter or weight with a name that phantoms will not have, before they are drawn."""
+    if are_there(settings):
+        return
+    modalities, types = ({*names} - {UNKNOWN} for names in (MODALITIES, QUESTION_TYPES))
+    _check_names("modalities", "modality", settings.modalities, modalities)
+    _check_names("question_types", "question type", settings.question_types, types)
+    weighted = tuple(settings.sampling_weights)
+    _check_names("sampling_weights", "modality or question type", weighted, modalities | types)
 
 
 def stratified_sample(questions: tuple[Question, ...], wanted: int, seed: int) -> tuple[Question, ...]:

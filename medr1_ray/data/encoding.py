@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -82,8 +81,7 @@ class PromptEncoder:
         """Return the encoder for a Qwen2-VL or Qwen2.5-VL checkpoint folder.
 
         Raises:
-            ValueError: if the checkpoint has no chat template or no image pad token, or its processor shrinks images
-                of this size.
+            ValueError: if the checkpoint has no chat template or no image pad token.
         """
         # Imported here because the import takes seconds and reading a stream's state does not need it.
         from transformers import AutoImageProcessor, AutoTokenizer
@@ -96,14 +94,7 @@ class PromptEncoder:
             raise ValueError(f"model.path={path} has no {missing}; give a Qwen2-VL or Qwen2.5-VL checkpoint")
         # All backends count patches alike; the PIL backend does not need torchvision.
         processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-        visual_tokens = processor.get_number_of_image_patches(image_size, image_size) // processor.merge_size**2
-        token_pixels = processor.patch_size * processor.merge_size
-        if visual_tokens < round(image_size / token_pixels) ** 2:
-            raise ValueError(
-                f"data.image_size={image_size}: the image processor of model.path={path} shrinks such an image to "
-                f"{visual_tokens} visual tokens; use at most {math.isqrt(visual_tokens) * token_pixels}, or raise its "
-                "limit (max_pixels or size.longest_edge in the checkpoint's processor settings)"
-            )
+        patches = processor.get_number_of_image_patches(image_size, image_size)
         return cls(
             partial(
                 tokenizer.apply_chat_template,
@@ -112,7 +103,7 @@ class PromptEncoder:
                 return_dict=False,
             ),
             image_pad_id,
-            visual_tokens,
+            patches // processor.merge_size**2,
             mode,
             image_size,
             image_fit,

@@ -117,15 +117,11 @@ class Learner:
         Raises ValueError where a rank's node and the driver's do not see the same files.
         """
         wait_for_place(self._place, self._config.cluster.placement_timeout_seconds, say, meanwhile)
-        if self._files:
-            # Before anything is loaded: ranks write the checkpoints that the driver publishes.
-            what, run = "looking for the driver's files", self._config.run.dir
-            call = self._start_all(LearnerActor.exchange_marks, what, self._start_deadline, self._files, run)
-            for mark in self._wait(call, meanwhile):
-                mark.require()
-                mark.path.unlink()
-        logs = self._config.run.dir / "logs"
-        self._call_all(LearnerActor.write_output_to, "opening its log", self._start_deadline, logs, meanwhile=meanwhile)
+        # Before anything is loaded: ranks write the checkpoints that the driver publishes.
+        opening = LearnerActor.open_log, "opening its log", self._start_deadline, self._files, self._config.run.dir
+        for mark in self._call_all(*opening, meanwhile=meanwhile):
+            mark.require()
+            mark.path.unlink()
         address = self._address(self._start_deadline, meanwhile)
         device, *_ = self._call_all(LearnerActor.start, "starting", self._start_deadline, address, meanwhile=meanwhile)
         peak = self._config.learner.peak_flops or peak_flops(device)
@@ -361,8 +357,7 @@ class Learner:
             except ray.exceptions.RayActorError as error:
                 name = f"{self._name}-{references.index(ready[0])}"
                 raise RuntimeError(
-                    f"{name} died while {call.what}: {describe_error(error)}; its output is in "
-                    f"{self._config.run.dir}/logs/{name}.log"
+                    f"{name} died while {call.what}: {describe_error(error)} (see logs/{name}.log in run.dir)"
                 ) from error
         answers: list[Any] = ray.get(references)
         return answers

@@ -12,6 +12,7 @@ from typing import Protocol
 from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.config import Config, Objective
 from medr1_ray.config.loading import load_config
+from medr1_ray.model.folder_check import check_model
 from medr1_ray.records.checkpoints import latest_checkpoint, read_state
 from medr1_ray.records.directory import check_run_directory
 from medr1_ray.run.start_checks import problems_of_a_start
@@ -65,6 +66,9 @@ def run_command(objective: Objective, description: str, run: Run, arguments: lis
 
     def work(ending: Ending) -> int:
         config = _settings(objective, options)
+        # A dry run of a model that is not here yet needs its shape alone.
+        if not options.dry_run or config.model.shape is None or config.model.folder.exists():
+            check_model(config)
         if options.dry_run:
             return _dry_run(config, resume=options.resume)
         ending.logs = config.run.dir / "logs"

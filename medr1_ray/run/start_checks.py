@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from medr1_ray.config import Config, DataSettings, require_copied, require_lasting
-from medr1_ray.data.dataset import Dataset, check_dataset, open_dataset
+from medr1_ray.config import Config, DataSettings, require_copied
+from medr1_ray.data.dataset import are_there, check_dataset, open_dataset
 from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
-from medr1_ray.data.stream import PromptStream, StreamState
 from medr1_ray.learner.schedule import learning_rate
-from medr1_ray.model.folder_check import check_model
 from medr1_ray.records.checkpoints import RunState
 from medr1_ray.records.directory import check_run_directory
 from medr1_ray.rewards.functions import resolve
@@ -21,11 +19,10 @@ def check_settings(config: Config, *, resume: bool) -> None:
     """Check what takes seconds at most; creates nothing.
 
     Raises:
-        ValueError: a reward function, the run directory, the model folder or a length limit is not usable.
+        ValueError: a reward function, the run directory, a length limit or a name in a filter is not usable.
     """
     for check in _of_settings(config, resume=resume):
         check()
-    _check_model(config)
 
 
 def problems_of_a_start(config: Config, *, resume: bool) -> list[str]:
@@ -35,30 +32,12 @@ def problems_of_a_start(config: Config, *, resume: bool) -> list[str]:
     """
     found = []
     checks: list[Callable[[], object]] = [*_of_settings(config, resume=resume), lambda: _check_data(config.data)]
-    # A dry run of a model that is not here yet needs its shape alone.
-    if config.model.shape is None or config.model.folder.exists():
-        checks.append(lambda: _check_model(config))
     for check in checks:
         try:
             check()
         except (ValueError, OSError) as error:
             found.append(str(error))
     return found
-
-
-def open_stream(
-    config: Config, dataset: Dataset, encoder: PromptEncoder, state: StreamState | None = None
-) -> PromptStream:
-    """Return the run's stream of prompts, at the position of `state`. Raises as `PromptStream`."""
-    return PromptStream(
-        dataset.train,
-        encoder,
-        config.train.seed,
-        state,
-        config.data.sampling_weights,
-        config.data.shuffle_options,
-        config.data.online_pass_rate_limits,
-    )
 
 
 def about_resuming(before: Config, now: Config, state: RunState) -> list[str]:
@@ -79,27 +58,29 @@ def about_resuming(before: Config, now: Config, state: RunState) -> list[str]:
 
 
 def _of_settings(config: Config, *, resume: bool) -> tuple[Callable[[], object], ...]:
+    def check_lengths() -> None:
+        if not config.model.folder.exists():  # a dry run of a shape
+            return
+        require_room_for_an_answer(config)
+        encoder = PromptEncoder.of(config)
+        if encoder.visual_tokens >= config.rollout.max_prompt_tokens:
+            raise ValueError(
+                f"rollout.max_prompt_tokens={config.rollout.max_prompt_tokens} has no room for an image, which is "
+                f"{encoder.visual_tokens} tokens at data.image_size={config.data.image_size}; raise the one or lower "
+                "the other"
+            )
+
     return (
         lambda: resolve(config.reward.functions, config.mode),
-        lambda: _require_paths_of_a_job(config),
+        lambda: _require_files_of_a_job(config),
         lambda: check_run_directory(config, resume=resume),
+        check_lengths,
+        # Before phantoms are drawn.
+        lambda: check_dataset(config.data),
     )
 
 
-def _check_model(config: Config) -> None:
-    check_model(config)
-    require_room_for_an_answer(config)
-    encoder = PromptEncoder.of(config)
-    if encoder.visual_tokens >= config.rollout.max_prompt_tokens:
-        raise ValueError(
-            f"rollout.max_prompt_tokens={config.rollout.max_prompt_tokens} has no room for an image, which is "
-            f"{encoder.visual_tokens} tokens at data.image_size={config.data.image_size}; raise the one or lower the "
-            "other"
-        )
-
-
-def _require_paths_of_a_job(config: Config) -> None:
-    require_lasting("run.dir", config.run.dir)
+def _require_files_of_a_job(config: Config) -> None:
     if config.model.path != "tiny":
         require_copied("model.path", config.model.folder)
     # Phantoms are drawn where they are missing.
@@ -110,5 +91,5 @@ def _require_paths_of_a_job(config: Config) -> None:
 
 
 def _check_data(settings: DataSettings) -> None:
-    if check_dataset(settings):
+    if are_there(settings):
         open_dataset(settings)

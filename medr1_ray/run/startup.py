@@ -17,6 +17,7 @@ from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation.in_training import EvaluationLog
 from medr1_ray.learner.handle import Learner
 from medr1_ray.pool.group_ledger import Ledger
@@ -32,7 +33,7 @@ from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityGate
 from medr1_ray.run.rehearsal import rehearse_checkpoint
 from medr1_ray.run.session import Session
-from medr1_ray.run.start_checks import about_resuming, check_settings, open_stream
+from medr1_ray.run.start_checks import about_resuming, check_settings
 from medr1_ray.run.weight_sync import make_weight_sync
 from medr1_ray.types import Prompt, Question, Sampling, Span
 
@@ -77,7 +78,15 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     checkpoint = checkpoints.latest() if resume else None
     state = read_state(checkpoint) if checkpoint else None
     # Refuses a state of other data or another seed, before any actor is started.
-    stream = open_stream(config, dataset, encoder, state.stream if state else None)
+    stream = PromptStream(
+        dataset.train,
+        encoder,
+        config.train.seed,
+        state.stream if state else None,
+        config.data.sampling_weights,
+        config.data.shuffle_options,
+        config.data.online_pass_rate_limits,
+    )
     progress.message(dataset.description)
     for line in about_resuming(before, config, state) if state else ():
         progress.message(line)

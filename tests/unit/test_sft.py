@@ -84,8 +84,9 @@ class Actors:
     def unused_prompt_ids(self) -> list[str]:
         return []
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[str]:
         (folder / "version").write_text(str(len(self.imitated)))
+        return ["version"]
 
 
 def config_of(run: Path, **train: Any) -> Config:

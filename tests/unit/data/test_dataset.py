@@ -107,7 +107,7 @@ def test_filters(phantoms: DataSettings) -> None:
         ({"modalities": ("Unknown",)}, r"'Unknown' is not a modality of the data"),
         (
             {"sampling_weights": {"PET": 2.0}},
-            r"data\.sampling_weights=.*'PET' is not .*data\.sampling_weights={} weighs all",
+            r"data\.sampling_weights.*'PET' is not .*data\.sampling_weights={} weighs all",
         ),
         ({"phantom_images": 8}, "no evaluation question is left.*evaluation has 0 of 8 images instead of 20%"),
     ],
@@ -202,6 +202,13 @@ def test_many_dropped_rows_are_loud(tmp_path: Path) -> None:
     for index in range(5, 9):
         (tmp_path / "images" / f"{index}.png").unlink()
     assert "WARNING: many rows dropped: 5 rows: image file not found 5" in open_dataset(settings).description
+
+
+def test_rows_that_the_settings_leave_out_are_no_warning(tmp_path: Path) -> None:
+    settings = table(tmp_path, table={"file": "x.csv", "where": {"answer": "A"}})
+    said = open_dataset(settings).description
+    assert "dropped: 10 rows: answer is not A 10; the first is row 1 (from 0) of x" in said
+    assert "WARNING" not in open_dataset(settings).description
 
 
 def test_one_group_cannot_be_split(tmp_path: Path) -> None:
