@@ -54,10 +54,13 @@ class Dataset:
             f"train: {len(self.train)} questions on {len(_images(self.train))} images",
             f"evaluation: {len(self.evaluation)} questions on {len(_images(self.evaluation))} images, "
             f"{self.shared_images} of them also in training",
-            "train by modality: " + _counts(Counter(question.modality for question in self.train)),
-            "train by question type: " + _counts(Counter(question.question_type for question in self.train)),
-            *self.notes,
         ]
+        if self.train:  # benchmarks have no such part
+            lines += [
+                "train by modality: " + _counts(Counter(question.modality for question in self.train)),
+                "train by question type: " + _counts(Counter(question.question_type for question in self.train)),
+            ]
+        lines += self.notes
         if self.dropped:
             lines.append(self._left_out())
         return "\n".join(lines)

@@ -215,8 +215,6 @@ def _source(options: argparse.Namespace) -> Source:
         for name in names:
             if getattr(options, name) and of != given:
                 raise ValueError(f"--{name.replace('_', '-')} is for {of}, not for {given}; leave it out")
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a file; give a new folder, or one that this command wrote earlier")
     if configured and given != "--config":
         raise ValueError(f"{options.settings[0]} is for --config, not for {given}; leave it out")
     if options.root:

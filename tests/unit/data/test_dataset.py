@@ -272,3 +272,4 @@ def test_a_benchmark_has_no_training_part(tmp_path: Path) -> None:
         open_dataset(settings)
     dataset = open_dataset(settings, train_needed=False)
     assert (len(dataset.train), len(dataset.evaluation)) == (0, 19)
+    assert "train by" not in dataset.description
