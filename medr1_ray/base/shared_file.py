@@ -37,7 +37,8 @@ class SharedFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(secrets.token_hex(16))
-            return cls.of(key, folder, path)
+            # Absolute, because who looks for it has another working directory.
+            return cls.of(key, folder, path.absolute())
         except OSError as error:
             raise ValueError(
                 f"{key}={str(folder)!r} cannot be written on node {socket.gethostname()} ({error.strerror}: {path}); "

@@ -168,7 +168,8 @@ def _parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+        problem = " ".join(str(error).split())
+        raise ValueError(f"{source} is not valid YAML: {problem}; put a text with braces or colons in quotes") from None
 
 
 def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:

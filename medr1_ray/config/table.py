@@ -54,6 +54,12 @@ class TableSettings(Settings):
         return (self.file,) if isinstance(self.file, str) else self.file
 
     @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.files or not all(self.files):
+            raise ValueError(f"data.table.file={self.file!r} names no file; give one, relative to data.root")
+        return self
+
+    @model_validator(mode="after")
     def _options(self) -> Self:
         given = f"data.table.options={list(self.options)}"
         if self.options and self.columns.options:

@@ -25,7 +25,7 @@ from medr1_ray.data.stream import visits_per_epoch
 from medr1_ray.types import Question
 
 _FEW, _FEW_OF_ALL = 3, 0.02
-"""So many rows, or so large a part of all, may be dropped without a warning."""
+"""So many rows, or so large a part of all, may be dropped without a warning, if the settings do not ask for it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Dataset:
 
     def _left_out(self) -> str:
         first = self.dropped[0]
-        many = len(self.dropped) > max(_FEW, _FEW_OF_ALL * (len(self.dropped) + len(self.train) + len(self.evaluation)))
+        unasked = sum(not row.chosen for row in self.dropped)
+        many = unasked > max(_FEW, _FEW_OF_ALL * (unasked + len(self.train) + len(self.evaluation)))
         return (
             f"{'WARNING: many rows dropped' if many else 'dropped'}: {len(self.dropped)} rows: "
             f"{_counts(dropped_by_reason(self.dropped))}; the first is row {first.row} of {first.file}"

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from medr1_ray.data.readers.views import medical_format
+
 ImageFit = Literal["squash", "pad"]
 
 MAX_PIXELS = 89_478_485
@@ -60,7 +62,9 @@ def read_rgb(path: str | Path) -> Image.Image:
                 picture = picture.convert("RGBA")
             return picture.convert("RGB")
     except Exception as error:  # on damaged files Pillow's decoders raise exceptions of many types
-        raise ValueError(f"{path}: cannot be read as an image ({error}); replace the file") from error
+        scan = medical_format(path)
+        remedy = f"write the pictures of {scan} files with medr1_ray.data.prepare" if scan else "replace the file"
+        raise ValueError(f"{path}: cannot be read as an image ({error}); {remedy}") from error
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

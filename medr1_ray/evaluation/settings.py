@@ -88,6 +88,7 @@ def evaluation_config(
         ValueError: a setting is not valid, the format of the data is unknown, or the result would go with a Ray job.
     """
     given = [f"data.root={json.dumps(str(data.parent if data.is_file() else data))}", "run.dir=runs/evaluations"]
+    held_out_part = [f"data.eval_part={json.dumps(split)}"] if split in ("validation", "test") else []
     if not files:
         given += _ALL_QUESTIONS
     if (data / MANIFEST_FILE).exists():
@@ -106,11 +107,12 @@ def evaluation_config(
         given += [*_NO_TABLE, "data.format=omnimedvqa"]
     elif data.is_file():
         # Columns and the images' folder stay those of the training, if it read a table.
-        given += ["data.format=table", f"data.table.file={json.dumps(data.name)}"]
-        given += [f"data.eval_part={json.dumps(split)}"] if split in ("validation", "test") else []
+        given += ["data.format=table", f"data.table.file={json.dumps(data.name)}", *held_out_part]
     elif not data.exists():
         raise ValueError(f"--data {data} does not exist; give the folder of the questions, or a table's file")
-    elif not files:
+    elif files:
+        given += held_out_part
+    else:
         raise ValueError(
             f"--data {data} has neither a manifest nor QA_information, so its format is unknown; give a folder written "
             "by data.prepare, one in OmniMedVQA's layout, or a table's file, or the data settings with --config"

@@ -82,12 +82,14 @@ class LearnerActor:
     def __repr__(self) -> str:
         return self._name
 
-    def exchange_marks(self, files: tuple[SharedFile, ...], run: Path) -> SharedFile:
-        """Check that this node sees the driver's files, and leave one in the run directory for the driver to see.
-        Raises ValueError where it sees them not, or cannot write there."""
+    def open_log(self, files: tuple[SharedFile, ...], run: Path) -> SharedFile:
+        """Send what this process prints to a log of its own, and leave a mark for the driver to see; raises ValueError
+        where this node does not see the driver's files, or cannot write."""
         for file in files:
             file.require()
-        return SharedFile.mark("run.dir", run, run / "logs" / f".{self._name}")
+        mark = SharedFile.mark("run.dir", run, run / "logs" / f".{self._name}")
+        write_output_to(run / "logs" / f"{self._name}.log", self._name)
+        return mark
 
     def rendezvous_address(self) -> str:
         """host:port at which this rank can be joined, a new port each time; asked of rank 0."""
@@ -100,10 +102,8 @@ class LearnerActor:
             port = free.getsockname()[1]
         return f"{ray.util.get_node_ip_address()}:{port}"
 
-    def start(self, address: str, logs: Path | None = None) -> str:
-        """Join the other ranks, load the model, build the engine, with its output in `logs`; returns the device."""
-        if logs:
-            write_output_to(logs / f"{self._name}.log", self._name)
+    def start(self, address: str) -> str:
+        """Join the other ranks, load the model, build the engine; returns the name of the device."""
         # Not at the top: the driver imports this module to create the actor. It must stay free of DeepSpeed, and
         # would spend seconds on models and kernels that it never uses.
         from medr1_ray.learner import deepspeed_engine
@@ -244,10 +244,7 @@ class LearnerActor:
         self._weights.join(group)
 
     def save(self, folder: Path) -> list[str]:
-        """Write Hugging Face files on top of `folder` and the optimizer's shards into `learner_state/`.
-
-        Returns the names of the files below `folder` that are this rank's, for the driver to look for.
-        """
+        """Write Hugging Face files and the optimizer's shards (`learner_state/`); returns the names of this rank's."""
         if self._rank == 0:
             # copy=True matters where the model is on the CPU already: a gathered tensor is valid only until the next is
             # requested.
@@ -340,9 +337,9 @@ class LearnerActor:
             weights=torch.zeros_like(weights) if micro_batch.padding else weights,
             rollout_logprobs=torch.from_numpy(np.concatenate([c.rollout_logprobs for c in completions])),
             versions=torch.from_numpy(np.concatenate([c.versions for c in completions])),
-            reference_logprobs=None
-            if self._reference is None
-            else torch.from_numpy(np.concatenate([group.reference_logprobs for group in groups])),
+            reference_logprobs=torch.from_numpy(np.concatenate([group.reference_logprobs for group in groups]))
+            if self._reference is not None
+            else None,
         )
         return _Work(self._pack(pairs, self._patched(pairs), plain=False), tokens, micro_batch.padding)
 

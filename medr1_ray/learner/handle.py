@@ -117,16 +117,13 @@ class Learner:
         Raises ValueError where a rank's node and the driver's do not see the same files.
         """
         wait_for_place(self._place, self._config.cluster.placement_timeout_seconds, say, meanwhile)
-        if self._files:
-            # Before anything is loaded: ranks write the checkpoints that the driver publishes.
-            what, run = "looking for the driver's files", self._config.run.dir
-            call = self._start_all(LearnerActor.exchange_marks, what, self._start_deadline, self._files, run)
-            for mark in self._wait(call, meanwhile):
-                mark.require()
-                mark.path.unlink()
+        # Before anything is loaded: ranks write the checkpoints that the driver publishes.
+        opening = LearnerActor.open_log, "opening its log", self._start_deadline, self._files, self._config.run.dir
+        for mark in self._call_all(*opening, meanwhile=meanwhile):
+            mark.require()
+            mark.path.unlink()
         address = self._address(self._start_deadline, meanwhile)
-        start, logs = LearnerActor.start, self._config.run.dir / "logs"
-        device, *_ = self._call_all(start, "starting", self._start_deadline, address, logs, meanwhile=meanwhile)
+        device, *_ = self._call_all(LearnerActor.start, "starting", self._start_deadline, address, meanwhile=meanwhile)
         peak = self._config.learner.peak_flops or peak_flops(device)
         self._peak_flops = peak and peak * self._config.learner.world_size
 

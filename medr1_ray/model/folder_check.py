@@ -45,6 +45,11 @@ def check_model(config: Config) -> None:
         check_folder(folder)
     except ValueError as error:
         raise ValueError(f"model.path: {error}") from None
+    except OSError as error:
+        # For example a link of the hub's cache whose file was not copied with it.
+        raise ValueError(
+            f"model.path: {error.filename}: cannot be read ({error.strerror}); {_AGAIN}, as files and not as links"
+        ) from None
     _check_image_size(folder, config.data.image_size)
 
 
@@ -237,9 +242,9 @@ def _check_image_size(folder: Path, size: int) -> None:
     if tokens(size) != wanted:
         fitting = [k * side for k in range(1, _LONGEST_SIDE // side) if tokens(k * side) == k**2]
         raise ValueError(
-            f"data.image_size={size} is outside what the image processor of {folder} leaves as it is: it makes "
-            f"{tokens(size):,} visual tokens of such an image, not {wanted:,}; allowed: {fitting[0]} to {fitting[-1]}, "
-            f"or change min_pixels and max_pixels in {file.name}"
+            f"data.image_size={size}: the image processor of {folder} makes {tokens(size):,} visual tokens of such an "
+            f"image, not {wanted:,}; allowed: {fitting[0]} to {fitting[-1]}, or change min_pixels and max_pixels in "
+            f"its {file.name}"
         )
 
 

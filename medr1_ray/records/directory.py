@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 from medr1_ray.base.file_lock import FileLock
-from medr1_ray.config import Config
+from medr1_ray.config import Config, require_lasting
 from medr1_ray.config.loading import changeable_settings, first_difference, load_config, write_config
 from medr1_ray.records.checkpoints import latest_checkpoint
 
@@ -63,9 +63,11 @@ def check_run_directory(config: Config, *, resume: bool) -> RunDirectory:
     """Check that a new run may use its directory, or that it holds the run to resume; creates nothing.
 
     Raises:
-        ValueError: the directory cannot be made or is in use; a new run's directory holds a run with a checkpoint; a
-            run to resume is not there or has no checkpoint, or settings that make the run what it is were changed.
+        ValueError: the directory cannot be made, is in use, or would go with a Ray job; a new run's directory holds a
+            run with a checkpoint; a run to resume is not there or has no checkpoint, or settings that make the run what
+            it is were changed.
     """
+    require_lasting("run.dir", config.run.dir)
     directory = RunDirectory(config.run.dir.absolute())
     _check_place(config, directory)
     if (directory.path / LOCK_FILE).exists():

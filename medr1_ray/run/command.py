@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from medr1_ray.base.command_line import Ending, run_to_status
-from medr1_ray.config import Config, Objective, require_copied, require_lasting
+from medr1_ray.config import Config, Objective
 from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder_check import check_model
 from medr1_ray.records.checkpoints import latest_checkpoint, read_state
@@ -93,7 +93,6 @@ def _settings(objective: Objective, options: argparse.Namespace) -> Config:
             f"objective={config.objective}: these settings are for python -m {COMMANDS[config.objective]}; "
             f"run that, or give objective={objective}"
         )
-    _require_paths_of_a_job(config)
     return config
 
 
@@ -126,14 +125,3 @@ def _how_to_go_on(config: Config, module: str, given: Sequence[str]) -> str:
         python = python.relative_to(Path.cwd())
     again = [str(python), "-m", module, *(word for word in given if word != "--resume"), "--resume"]
     return f"{checkpoint} is saved; go on with\n  {shlex.join(again)}"
-
-
-def _require_paths_of_a_job(config: Config) -> None:
-    require_lasting("run.dir", config.run.dir)
-    if config.model.path != "tiny":
-        require_copied("model.path", config.model.folder)
-    # Phantoms are drawn where they are missing.
-    if config.data.format != "phantoms":
-        require_copied("data.root", config.data.root)
-    if isinstance(config.data.pass_rates, Path):
-        require_copied("data.pass_rates", config.data.pass_rates)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from medr1_ray.config import Config, DataSettings
+from medr1_ray.config import Config, DataSettings, require_copied
 from medr1_ray.data.dataset import are_there, check_dataset, open_dataset
 from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
@@ -71,11 +72,22 @@ def _of_settings(config: Config, *, resume: bool) -> tuple[Callable[[], object],
 
     return (
         lambda: resolve(config.reward.functions, config.mode),
+        lambda: _require_files_of_a_job(config),
         lambda: check_run_directory(config, resume=resume),
         check_lengths,
         # Before phantoms are drawn.
         lambda: check_dataset(config.data),
     )
+
+
+def _require_files_of_a_job(config: Config) -> None:
+    if config.model.path != "tiny":
+        require_copied("model.path", config.model.folder)
+    # Phantoms are drawn where they are missing.
+    if config.data.format != "phantoms":
+        require_copied("data.root", config.data.root)
+    if isinstance(config.data.pass_rates, Path):
+        require_copied("data.pass_rates", config.data.pass_rates)
 
 
 def _check_data(settings: DataSettings) -> None:

@@ -63,7 +63,7 @@ on() {
   local name=$1 line=${2//HEAD/${address[head]}}
   echo "$name\$ $line"
   nsenter --target "${first[$name]}" --mount --uts --ipc --net --pid \
-    env -i HOME=/mnt/home TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    env -i HOME=/mnt/home TERM=dumb PYTHONUNBUFFERED=1 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     bash -c "cd /mnt/medr1_ray && . $venv/bin/activate && $environment && $line"
 }
 

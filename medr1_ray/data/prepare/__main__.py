@@ -8,6 +8,8 @@ stopped.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import sys
 import time
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from medr1_ray.base.command_line import Ending, run_to_status
-from medr1_ray.config import DataSettings, TableAnswers, TableColumns, TableSettings
+from medr1_ray.config import DataSettings, TableAnswers, TableColumns
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.prepare.grouping import Grouping, describe, regrouped
 from medr1_ray.data.prepare.image_facts import ImageFacts
@@ -154,6 +156,9 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"columns of a table without a usual name; keys: {', '.join(TableColumns.model_fields)}",
     )
     parser.add_argument(
+        "--options", nargs="+", metavar="TEXT", help="the options of every row, e.g. yes no, if the table has none"
+    )
+    parser.add_argument(
         "--answers", choices=get_args(TableAnswers), help="what a table's answers are (default: found out)"
     )
     parser.add_argument(
@@ -200,9 +205,12 @@ def _source(options: argparse.Namespace) -> Source:
     given = "--root" if options.root else "--table" if options.table else "--config"
     if not (options.root or options.table or configured):
         raise ValueError("nothing to prepare: give --table or --config for a table, or --root for OmniMedVQA's folder")
-    for name, of in {"image_root": "--table", "columns": "--table", "answers": "--table", "medr1": "--root"}.items():
-        if getattr(options, name) and of != given:
-            raise ValueError(f"--{name.replace('_', '-')} is for {of}, not for {given}; leave it out")
+    for of, names in {"--table": ("image_root", "columns", "options", "answers"), "--root": ("medr1",)}.items():
+        for name in names:
+            if getattr(options, name) and of != given:
+                raise ValueError(f"--{name.replace('_', '-')} is for {of}, not for {given}; leave it out")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a file; give a new folder, or one that this command wrote earlier")
     if configured and given != "--config":
         raise ValueError(f"{options.settings[0]} is for --config, not for {given}; leave it out")
     if options.root:
@@ -211,8 +219,8 @@ def _source(options: argparse.Namespace) -> Source:
         if options.window:
             raise ValueError("--window is for tables of DICOM files and NIfTI volumes, not for --root; leave it out")
         return of_omnimedvqa(options.root)
-    if options.window and not options.window[1] > 0:
-        raise ValueError(f"--window {options.window[0]:g} {options.window[1]:g}: give a width above 0")
+    if options.window and not (all(map(math.isfinite, options.window)) and options.window[1] > 0):
+        raise ValueError(f"--window {options.window[0]:g} {options.window[1]:g}: give two numbers, the width above 0")
     data = _data_settings(options)
     assert data.table is not None
     root = data.image_root or data.root
@@ -226,7 +234,8 @@ def _source(options: argparse.Namespace) -> Source:
 
 
 def _data_settings(options: argparse.Namespace) -> DataSettings:
-    """Return the settings of a table that the options name, or that they have."""
+    """Return the settings of the table that the options name or describe."""
+    settings = list(options.settings)
     if options.table:
         table: Path = options.table.absolute()
         root = options.image_root or (table if table.is_dir() else table.parent)
@@ -234,10 +243,12 @@ def _data_settings(options: argparse.Namespace) -> DataSettings:
             raise ValueError(
                 f"--image-root {root} is not a folder; give the one that the table's image paths start from"
             )
-        settings = TableSettings(file=str(table), columns=_columns(options.columns), answers=options.answers)
-        return DataSettings(format="table", root=table.parent, image_root=root, table=settings)
+        given = {"file": str(table), "columns": _columns(options.columns), "answers": options.answers}
+        settings = ["data.format=table", f"data.root={json.dumps(str(table.parent))}"]
+        settings.append(f"data.image_root={json.dumps(str(root))}")
+        settings.append(f"data.table={json.dumps(given | {'options': options.options or []})}")
     # What a run needs and preparing does not use.
-    data = load_config(options.config or [], ["run.dir=unused", "train.steps=1", *options.settings]).data
+    data = load_config(options.config or [], ["run.dir=unused", "train.steps=1", *settings]).data
     if data.format != "table":
         raise ValueError(
             f"data.format={data.format}: --config is for data.format=table; give OmniMedVQA's folder with --root"
@@ -248,7 +259,7 @@ def _data_settings(options: argparse.Namespace) -> DataSettings:
     return data
 
 
-def _columns(given: Sequence[str]) -> TableColumns:
+def _columns(given: Sequence[str]) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for one in given:
         key, equals, name = one.partition("=")
@@ -258,7 +269,7 @@ def _columns(given: Sequence[str]) -> TableColumns:
                 "column of the table (empty: it has none)"
             )
         columns[key] = tuple(name.split(",")) if key == "options" and "," in name else name
-    return TableColumns(**columns)
+    return columns
 
 
 if __name__ == "__main__":

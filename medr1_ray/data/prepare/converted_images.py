@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from medr1_ray.data.prepare.image_scan import batches, run_checks
 from medr1_ray.data.prepare.medical_images import read_medical_image, refuse_missing_package
 from medr1_ray.data.questions import RowError
 from medr1_ray.data.readers.rows import refuse_missing_image
-from medr1_ray.data.readers.views import View, medical_format, split_view
+from medr1_ray.data.readers.views import MedicalFormat, View, medical_format, split_view
 
 Window = tuple[float, float]
 
@@ -71,37 +71,41 @@ def _write_pictures(root: Path, window: Window | None, folder: Path, paths: Sequ
 
 
 def write_picture(root: Path, path: str, window: Window | None, folder: Path) -> ImageFacts:
-    """Write one picture into `folder`; the facts have its path as it was given.
+    """Write one picture into `folder`; the facts have its path as it was given, and say if its source is not usable.
 
-    Never raises because of the file: `left_out` says what is wrong with it.
+    Raises:
+        OSError: if it cannot be written.
     """
     file, _ = split_view(path)
     name, view = _name(root, path, window)
     source, target = root / file, folder / name
     size, modified = stamp(root, file)
     facts = ImageFacts(path, size, modified)
+    kind = medical_format(source)
     try:
         refuse_missing_image(root, str(source.absolute()))
-        kind = medical_format(source)
         if target.is_file() and target.stat().st_mtime_ns == modified:
             return replace(facts, remark=_remark_in(target) if kind else None)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with publish(target) as partial_file:
-            remark = None
-            if kind is None:
-                shutil.copyfile(source, partial_file)
-            else:
-                picture, remarks = read_medical_image(source, kind, view)
-                remark = "; ".join(remarks) or None
-                text = PngInfo()
-                text.add_text(_REMARK, remark or "")
-                picture.save(partial_file, "PNG", pnginfo=text)
-            os.utime(partial_file, ns=(modified, modified))
-        return replace(facts, remark=remark)
+        content, remark = _png_of(source, kind, view) if kind else (source.read_bytes(), None)
     except RowError as reason:
         return replace(facts, left_out=str(reason))
     except (ValueError, OSError) as error:
         return replace(facts, left_out="image cannot be decoded", remark=" ".join(str(error).split()))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with publish(target) as partial_file:
+        partial_file.write_bytes(content)
+        os.utime(partial_file, ns=(modified, modified))
+    return replace(facts, remark=remark)
+
+
+def _png_of(source: Path, kind: MedicalFormat, view: View) -> tuple[bytes, str | None]:
+    picture, remarks = read_medical_image(source, kind, view)
+    remark = "; ".join(remarks)
+    text = PngInfo()
+    text.add_text(_REMARK, remark)
+    content = io.BytesIO()
+    picture.save(content, "PNG", pnginfo=text)
+    return content.getvalue(), remark or None
 
 
 def _remark_in(path: Path) -> str | None:

@@ -19,11 +19,15 @@ MAX_ANNOTATION_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that did not become a question; `file` is relative to the dataset's root, `row` counts from 0."""
+    """A row that did not become a question; `file` is relative to the dataset's root, `row` counts from 0.
+
+    `chosen` says that the settings ask for it: rows of another kind, in another language.
+    """
 
     file: str
     row: int
     reason: str
+    chosen: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Real DeepSpeed under Ray: one rank at ZeRO-1 and two at ZeRO-3, against an update written out in plain torch."""
 
+import tempfile
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +39,7 @@ STEP_BOUND = RATE / 10
 
 def config(**learner) -> Config:
     return Config(
-        run=RunSettings(dir="unused"),
+        run=RunSettings(dir=tempfile.mkdtemp()),
         model=ModelSettings(path="tiny"),
         data=DataSettings(format="phantoms", root="unused"),
         train=TrainSettings(steps=STEPS, prompts_per_step=7, group_size=4),

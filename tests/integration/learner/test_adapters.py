@@ -1,5 +1,7 @@
 """Adapters and supervised steps under real DeepSpeed: one rank at ZeRO-1 and two at ZeRO-3, against plain torch."""
 
+import tempfile
+
 import numpy as np
 import pytest
 import ray
@@ -24,7 +26,7 @@ RATE, STEPS = 1e-3, 4
 def config(**learner) -> Config:
     return Config.model_validate(
         {
-            "run": {"dir": "unused"},
+            "run": {"dir": tempfile.mkdtemp()},
             "model": {"lora": {"rank": 4, "alpha": 8}},
             "data": {"format": "phantoms", "root": "unused"},
             "train": {"steps": STEPS, "prompts_per_step": 7, "group_size": 4},

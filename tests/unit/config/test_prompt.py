@@ -20,6 +20,9 @@ REQUIRED = ["run.dir=a", "data.format=phantoms", "data.root=x", "train.steps=4"]
         ('prompt.think="{question} {options}"', r"holds \{options\}; the one placeholder is \{question\}"),
         ('prompt.think="{question}<|im_end|>"', r"prompt\.think=.* contains '<\|'"),
         ('prompt.system="<|vision_start|>"', r"prompt\.system=.* contains '<\|'"),
+        # As a shell leaves it of `prompt.think="{question} Think."`.
+        ("prompt.think={question} Think.", r"is not valid YAML: .*; put a text with braces or colons in quotes"),
+        ("prompt.think={question}", r"prompt\.think=\{'question': None\}: input should be a valid string"),
         ("prompt.think=5", r"prompt\.think=5: input should be a valid string"),
         ("prompt.template=x", r"prompt has: system, think, no_think, think_after"),
     ],

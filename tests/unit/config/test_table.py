@@ -45,6 +45,9 @@ def test_the_same_options_for_all_rows(tmp_path: Path) -> None:
     assert load_config([tmp_path / "config.yaml"]) == config
     with pytest.raises(ValueError, match=r"data\.table\.options=.*data\.table\.columns\.options=o: .*give one of them"):
         load(*given, "data.table.columns.options=o")
+    for file in ("[]", '""', '[a.csv, ""]'):
+        with pytest.raises(ValueError, match=r"data\.table\.file=.* names no file; give one, relative to data\.root"):
+            load(*given, f"data.table.file={file}")
     for options in ("[yes]", "[yes, yes]", str(["a" + str(n) for n in range(27)])):
         with pytest.raises(ValueError, match=r"data\.table\.options=.*give 2 to .* different options, or none"):
             load(*given, f"data.table.options={options}")

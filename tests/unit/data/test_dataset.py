@@ -205,6 +205,12 @@ def test_many_dropped_rows_are_loud(tmp_path: Path) -> None:
     assert "WARNING: many rows dropped: 5 rows: image file not found 5" in open_dataset(settings).description
 
 
+def test_rows_that_the_settings_leave_out_are_no_warning(tmp_path: Path) -> None:
+    settings = table(tmp_path, table={"file": "x.csv", "where": {"answer": "A"}})
+    assert "dropped: 10 rows: answer is not A 10; the first is row 1 of x" in open_dataset(settings).description
+    assert "WARNING" not in open_dataset(settings).description
+
+
 def test_one_group_cannot_be_split(tmp_path: Path) -> None:
     settings = table(tmp_path)
     header, *lines = (tmp_path / "x.csv").read_text().splitlines()

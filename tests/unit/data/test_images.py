@@ -101,6 +101,9 @@ def test_errors_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "cut.bmp").write_bytes(whole[:-30])
     with pytest.raises(ValueError, match=r"cut\.bmp"):
         load_image(tmp_path / "cut.bmp", 8, "squash")
+    (tmp_path / "scan.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    with pytest.raises(ValueError, match=r"scan\.dcm: .*; write the pictures of DICOM files with medr1_ray\.data"):
+        load_image(tmp_path / "scan.dcm", 8, "squash")
     monkeypatch.setattr(images, "MAX_PIXELS", 35)
     with pytest.raises(ValueError, match=r"whole\.bmp.*6 x 6 pixels are more than 35"):
         load_image(tmp_path / "whole.bmp", 8, "squash")

@@ -21,6 +21,7 @@ from medr1_ray.evaluation.settings import (
     write_asked_with,
 )
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
+from tests.repository import REPOSITORY
 
 
 def _config(**changes: Any) -> Config:
@@ -159,6 +160,13 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "QA_information").mkdir()
     with pytest.raises(ValueError, match=r"--split 'grouped': the data has no part 'grouped'; it has train, test"):
         _config(data=tmp_path, split="grouped")
+
+
+@pytest.mark.parametrize(("split", "part"), [("test", "test"), ("validation", "validation"), ("train", "test")])
+def test_a_published_dataset_is_evaluated_on_the_part_that_is_named(tmp_path: Path, split: str, part: str) -> None:
+    files = [REPOSITORY / "configs" / "datasets" / "medxpertqa_mm.yaml"]
+    config = _config(data=tmp_path, split=split, files=files)
+    assert (config.data.format, config.data.root, config.data.eval_part) == ("table", tmp_path, part)
 
 
 def test_a_base_model_is_asked_on_gpus_with_its_own_wording(tmp_path: Path) -> None:

@@ -297,13 +297,19 @@ def test_one_rank_writes_the_weights_and_all_gather_them(
         assert not (tmp_path / "learner_state" / "layout.json").exists()
 
 
-def test_a_rank_looks_for_the_drivers_files_and_leaves_one_for_the_driver(tmp_path: Path) -> None:
+def test_a_rank_looks_for_the_drivers_files_and_leaves_one_for_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     actor, _ = a_rank(1)
+    logs: list[Path] = []
+    monkeypatch.setattr("medr1_ray.learner.actor.write_output_to", lambda path, name: logs.append(path))
     run = tmp_path / "run"
     ours = SharedFile.mark("run.dir", run, run / "logs" / ".driver")
-    mark = actor.exchange_marks((ours,), run)
+    mark = actor.open_log((ours,), run)
     assert (mark.key, mark.path) == ("run.dir", run / "logs" / ".learner-1")
+    assert logs == [run / "logs" / "learner-1.log"]
     mark.require()
     ours.path.unlink()
     with pytest.raises(ValueError, match=r"^run\.dir=.* does not see .*/logs/\.driver of node"):
-        actor.exchange_marks((ours,), run)
+        actor.open_log((ours,), run)
+    assert len(logs) == 1, "no log where the driver would not see it"

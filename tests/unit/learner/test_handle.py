@@ -90,7 +90,7 @@ class Place:
 
 
 @pytest.fixture
-def ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
+def ranks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     ranks = Ranks()
     monkeypatch.setattr(module, "ask_for_place", lambda name, demand, strategy: Place(ranks))
     monkeypatch.setattr(module, "wait_for_place", lambda place, limit, say, meanwhile: None)
@@ -100,7 +100,9 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
     monkeypatch.setattr(module.ray, "kill", lambda rank: ranks.killed.append(rank.number))
     monkeypatch.setattr(module.time, "monotonic", lambda: ranks.now)
     ranks.answers["rendezvous_address"] = lambda rank: "host:1"
-    ranks.answers["start"] = lambda rank, address, logs: "cpu"
+    marks = tmp_path_factory.mktemp("marks")
+    ranks.answers["open_log"] = lambda rank, files, run: SharedFile.mark("run.dir", marks, marks / f".learner-{rank}")
+    ranks.answers["start"] = lambda rank, address: "cpu"
     ranks.answers["update"] = update_report
     ranks.answers["prepare"] = prepared
     return ranks
@@ -142,17 +144,18 @@ EQUAL = [group(name, 20, (1.0, 1.0)) for name in "xy"]
 
 def test_all_ranks_start_at_the_address_of_the_first(ranks: Ranks) -> None:
     a_learner(ranks, peak_flops=1e12).start()
-    given = ("host:1", Path("run/logs"))
-    assert ranks.asked == [(0, "rendezvous_address", ()), (0, "start", given), (1, "start", given)]
+    logs, *started = [ranks.asked[:2], *ranks.asked[2:]]
+    assert [(number, method) for number, method, _ in logs] == [(0, "open_log"), (1, "open_log")]
+    assert started == [(0, "rendezvous_address", ()), (0, "start", ("host:1",)), (1, "start", ("host:1",))]
 
 
 def test_ranks_and_driver_look_for_each_others_files_before_a_model_is_loaded(ranks: Ranks, tmp_path: Path) -> None:
     ours = SharedFile.mark("run.dir", tmp_path, tmp_path / "logs" / ".driver")
     theirs = [SharedFile.mark("run.dir", tmp_path, tmp_path / f".learner-{rank}") for rank in (0, 1)]
-    ranks.answers["exchange_marks"] = lambda rank, files, run: theirs[rank]
+    ranks.answers["open_log"] = lambda rank, files, run: theirs[rank]
     a_learner(ranks, (ours,), peak_flops=1e12).start()
-    assert [method for _, method, _ in ranks.asked[:3]] == ["exchange_marks", "exchange_marks", "rendezvous_address"]
-    assert ranks.arguments_of("exchange_marks")[0] == ((ours,), Path("run"))
+    assert [method for _, method, _ in ranks.asked[:3]] == ["open_log", "open_log", "rendezvous_address"]
+    assert ranks.arguments_of("open_log")[0] == ((ours,), Path("run"))
     assert not any(mark.path.exists() for mark in theirs), "they are not left behind"
     SharedFile.mark("run.dir", tmp_path, theirs[0].path)
     with pytest.raises(ValueError, match=r"^run\.dir=.* does not see .*\.learner-0 of node .* \(with other content\)"):

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from medr1_ray.config import Config
-from medr1_ray.model.folder_check import check_folder, check_model, require_checkpoint, stay_offline
+from medr1_ray.model.folder_check import (
+    _check_weights,
+    _model_config,
+    check_folder,
+    check_model,
+    require_checkpoint,
+    stay_offline,
+)
 from tests.repository import REPOSITORY
 from tests.unit.model.model_folders import (
     change_json,
@@ -19,6 +27,7 @@ from tests.unit.model.model_folders import (
     template_in_json_only,
     tiny_in,
 )
+from tests.unit.model.small_models import qwen2_5_vl, qwen2_vl
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 6212088\n"
 
@@ -129,6 +138,24 @@ def test_a_folder_that_can_be_used_passes(tmp_path: Path, change: Callable[[Path
     check_folder(folder)
 
 
+@pytest.mark.parametrize("make", [qwen2_vl, qwen2_5_vl])
+def test_weights_of_every_family_are_found_under_their_names(tmp_path: Path, make: Callable[[], Any]) -> None:
+    make().save_pretrained(tmp_path)
+    config = _model_config(tmp_path)
+    _check_weights(tmp_path, config)
+    change_weights(tmp_path, lambda found: found.pop("visual.blocks.0.norm1.weight"))
+    with pytest.raises(ValueError, match=r"its weights lack the tensor 'visual.blocks.0.norm1.weight'"):
+        _check_weights(tmp_path, config)
+
+
+def test_sliding_window_layers_are_refused(tmp_path: Path) -> None:
+    folder = tiny_in(tmp_path / "brought")
+    layers = ["sliding_attention", *["full_attention"] * 3]
+    change_json(folder / "config.json", lambda config: config["text_config"].update(layer_types=layers))
+    with pytest.raises(ValueError, match=r"config.json: its language model has sliding-window layers.*use_sliding"):
+        check_folder(folder)
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -138,6 +165,16 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_pat
     tokenizer.save_pretrained(folder)
     with pytest.raises(ValueError, match=r"has the id 909, but the model only 909 rows .*resize_token_embeddings"):
         check_folder(folder)
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    folder = tiny_in(tmp_path / "brought")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../../blobs/123")
+    given = {"run": {"dir": "x"}, "data": {"format": "phantoms", "root": "x"}, "train": {"steps": 1}}
+    config = Config.model_validate({**given, "model": {"path": str(folder)}})
+    with pytest.raises(ValueError, match=r"model.path: .*brought/model.safetensors: cannot be read \(No such file"):
+        check_model(config)
 
 
 def test_a_hub_id_is_not_looked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -207,6 +244,6 @@ def test_an_image_size_that_the_processor_would_change_is_refused(
     if allowed is None:
         check_model(config)
     else:
-        with pytest.raises(ValueError, match=rf"data\.image_size={size} .*{allowed}") as found:
+        with pytest.raises(ValueError, match=rf"data\.image_size={size}: .*{allowed}") as found:
             check_model(config)
         assert "processor_config.json" in str(found.value)

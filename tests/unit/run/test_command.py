@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -132,7 +131,7 @@ def test_a_model_that_cannot_be_used_is_found_before_anything_starts(
     assert run("sft", runs, "--config", file, "data.image_size=1024", *dry) == 1
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("error: model.path: 'Qwen/Qwen2-VL-2B-Instruct' is not a folder here")
-    assert second.startswith("error: data.image_size=1024 is outside what the image processor of")
+    assert second.startswith("error: data.image_size=1024: the image processor of")
     assert runs.given == []
 
 
@@ -185,40 +184,3 @@ def test_a_bug_is_named_and_its_traceback_is_in_the_runs_logs(
 def test_a_wrong_setting_is_an_error_and_not_a_traceback(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("grpo", Runs(), "--config", file, "train.stps=3") == 1
     assert "train.stps is not a setting" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("option", [[], ["--dry-run"], ["--resume"]])
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ([], "run.dir='runs/a' lies in this Ray job's temporary copy"),
-        (["run.dir=/runs/a", "model.path=models/b"], "model.path='models/b' is not in this Ray job's temporary copy"),
-        (["run.dir=/runs/a", "data.format=omnimedvqa"], "data.root='x' is not in this Ray job's temporary copy"),
-        (
-            ["run.dir=/runs/a", "data.pass_rates=rates.jsonl", "data.min_pass_rate=0.1"],
-            "data.pass_rates='rates.jsonl' is not in this Ray job's temporary copy",
-        ),
-    ],
-)
-def test_paths_that_a_job_would_not_have_are_refused_before_anything_else(
-    given: list[str],
-    said: str,
-    option: list[str],
-    file: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    job = {"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
-    monkeypatch.chdir(tmp_path)
-    runs = Runs()
-    assert run("grpo", runs, "--config", file, "run.dir=runs/a", *given, *option) == 1
-    assert capsys.readouterr().err.startswith(f"error: {said}")
-    assert runs.given == []
-
-
-def test_a_job_may_draw_phantoms_in_its_copy(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}')
-    monkeypatch.chdir(tmp_path)
-    assert run("grpo", Runs(), "--config", file, "run.dir=/runs/a") == 0

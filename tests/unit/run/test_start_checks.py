@@ -80,3 +80,43 @@ def test_a_learning_rate_that_jumps_is_said_loudly(tmp_path: Path) -> None:
     constant = ["learner.schedule=constant", "learner.warmup_steps=0"]
     before, longer = config(tmp_path, *constant), config(tmp_path, *constant, "train.steps=900")
     assert len(about_resuming(before, longer, state(9))) == 1
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is a Ray job, which runs in a copy of `--working-dir`."""
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}')
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["run.dir=runs/a"], "run.dir='runs/a' lies in this Ray job's temporary copy"),
+        (["model.path=models/b"], "model.path='models/b' is not in this Ray job's temporary copy"),
+        (["data.format=omnimedvqa", "data.root=x"], "data.root='x' is not in this Ray job's temporary copy"),
+        (
+            ["data.pass_rates=rates.jsonl", "data.min_pass_rate=0.1"],
+            "data.pass_rates='rates.jsonl' is not in this Ray job's temporary copy",
+        ),
+    ],
+)
+def test_paths_that_a_job_would_not_have_are_refused(
+    job: None, tmp_path: Path, overrides: list[str], says: str, resume: bool
+) -> None:
+    given = config(tmp_path, *overrides)
+    assert any(problem.startswith(says) for problem in problems_of_a_start(given, resume=resume))
+    if not resume:
+        with pytest.raises(ValueError, match=f"^{says}"):
+            check_settings(given, resume=False)
+
+
+def test_a_run_in_the_copy_is_not_looked_for(job: None, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^run\.dir='runs/a' lies in"):
+        check_settings(config(tmp_path, "run.dir=runs/a"), resume=True)
+
+
+def test_a_job_may_draw_phantoms_in_its_copy(job: None, tmp_path: Path) -> None:
+    check_settings(config(tmp_path, "data.root=runs/data"), resume=False)

@@ -53,6 +53,10 @@ class Table:
     has_groups: bool
 
 
+class _NotChosen(RowError):
+    """A row that the settings leave out: by `data.table.where`, or by naming the options of all rows."""
+
+
 @dataclass(frozen=True)
 class _Draft:
     """A row of a file without its gold option."""
@@ -161,13 +165,16 @@ class TableReader:
                     raise RowError("id occurs twice")
                 rows.append(self._row(draft, ways))
             except RowError as reason:
-                dropped.append(Dropped(draft.file.name, draft.number, str(reason)))
+                dropped.append(_dropped(draft.file, draft.number, reason))
         understood = (f"columns: {self.columns.description}", f"answers: {_names(ways)}")
         if not rows:
+            same = ""
+            if not (self.columns.options or self.columns.all_options):
+                same = "; where all rows have the same options: data.table.options=[yes,no], prepare --options yes no"
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped_by_reason(tuple(dropped)).items())
             raise ValueError(
                 f"{self.path}: none of its {len(dropped)} rows became a question: {reasons or 'it has no rows'} "
-                f"({'; '.join(understood)}; images below {self._image_root}, data.image_root)"
+                f"({'; '.join(understood)}; images below {self._image_root}, data.image_root{same})"
             )
         has_groups = any(row.group is not None for row in rows)
         return Table(tuple(rows), tuple(dropped), understood, self.has_parts, has_groups)
@@ -188,7 +195,7 @@ class TableReader:
                 try:
                     yield self._draft(file, row)
                 except RowError as reason:
-                    yield Dropped(file.name, row.number, str(reason))
+                    yield _dropped(file, row.number, reason)
 
     def _draft(self, file: TableFile, row: Row) -> _Draft:
         if row.problem:
@@ -196,7 +203,7 @@ class TableReader:
         columns, cells = self.columns, row.cells
         for name, value in self._settings.where.items():
             if not _is(cells.get(name), value):
-                raise RowError(f"{name} is not {value or 'empty'}")
+                raise _NotChosen(f"{name} is not {value or 'empty'}")
 
         def text(key: str, column: str | None) -> str:
             # Under the key, so that reasons are the same whatever a table calls its columns.
@@ -255,7 +262,7 @@ class TableReader:
     def _row(self, draft: _Draft, ways: tuple[TableAnswers, ...]) -> TableRow:
         gold = _gold(draft, ways)
         if gold is None:
-            raise RowError("answer is none of the options")
+            raise (_NotChosen if self.columns.all_options else RowError)("answer is none of the options")
         refuse_ambiguous_gold(draft.options, gold)
         file, _ = split_view(draft.image)
         image = draft.image and image_path(self._image_root, file, self._images_needed) + draft.image[len(file) :]
@@ -270,6 +277,10 @@ class TableReader:
             dataset=draft.source,
         )
         return TableRow(question, draft.file.name, draft.number, draft.group, draft.part)
+
+
+def _dropped(file: TableFile, number: int, reason: RowError) -> Dropped:
+    return Dropped(file.name, number, str(reason), chosen=isinstance(reason, _NotChosen))
 
 
 def _gold(draft: _Draft, ways: tuple[TableAnswers, ...]) -> int | None:

@@ -83,6 +83,12 @@ def test_a_picture_that_cannot_be_written_leaves_no_file(root: Path, path: str, 
     assert [path for path in out.rglob("*") if path.is_file()] == []
 
 
+def test_a_folder_that_cannot_be_written_is_no_fault_of_the_images(root: Path) -> None:
+    (root.parent / "out").write_text("a file")
+    with pytest.raises(OSError, match="out"):
+        write_picture(root, "p1/a.dcm", None, root.parent / "out")
+
+
 def test_a_missing_package_is_told_before_anything_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(medical_images, "find_spec", lambda name: None if name == "nibabel" else True)
     with pytest.raises(ValueError, match=r"v\.nii\.gz#slice=0,axis=1: NIfTI files are read with nibabel, which is not"):

@@ -108,7 +108,9 @@ def test_training_says_the_command_that_prepares(folder: Path, capsys: pytest.Ca
 def test_a_window_is_given_for_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--table", str(folder / "q.csv"), "--image-root", str(folder / "scans"), "--out", str(folder / "out")]
     assert main([*given, "--window", "-600", "0"]) == 1
-    assert capsys.readouterr().err == "error: --window -600 0: give a width above 0\n"
+    assert capsys.readouterr().err == "error: --window -600 0: give two numbers, the width above 0\n"
+    assert main([*given, "--window", "nan", "3"]) == 1
+    assert capsys.readouterr().err == "error: --window nan 3: give two numbers, the width above 0\n"
     assert main([*given, "--window", "-600", "2"]) == 0
     with Image.open(folder / "out" / "images" / "p0" / "ct.dcm.center=-600,width=2.png") as picture:
         assert set(np.unique(np.asarray(picture))) <= {0, 128, 255}
@@ -133,6 +135,25 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_the_same_options_for_all_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["image,question,answer,split"]
+    for index in range(4):
+        Image.new("L", (9, 9), index).save(tmp_path / f"{index}.png")
+        rows.append(f"{index}.png,Is it?,{('Yes', 'no', 'no', 'maybe')[index]},{('train', 'test')[index % 2]}")
+    (tmp_path / "q.csv").write_text("\n".join(rows))
+    given = ["--table", str(tmp_path / "q.csv"), "--out"]
+    assert main([*given, str(tmp_path / "out")]) == 1
+    assert "data.table.options=[yes,no], prepare --options yes no" in capsys.readouterr().err
+    assert main([*given, str(tmp_path / "q.csv"), "--options", "yes", "no"]) == 1
+    assert "q.csv is a file; give a new folder" in capsys.readouterr().err
+    assert main([*given, str(tmp_path / "out"), "--options", "yes"]) == 1
+    assert "data.table.options=['yes']: give 2 to" in capsys.readouterr().err
+    assert main([*given, str(tmp_path / "out"), "--options", "yes", "no"]) == 0
+    said = capsys.readouterr().out
+    assert "gold: 'Yes', which is A) yes" in said
+    assert "left out: 1 rows: answer is none of the options" in said
 
 
 def test_a_published_dataset_is_prepared_by_its_configuration(
