@@ -119,6 +119,9 @@ def check_dataset(settings: DataSettings) -> None:
     """Raise ValueError for a filter or weight with a name that phantoms will not have, before they are drawn."""
     if are_there(settings):
         return
+    there = next(path for path in (settings.root, *settings.root.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"data.root={settings.root}: {there} is a file; give a folder to draw phantoms in")
     modalities, types = ({*names} - {UNKNOWN} for names in (MODALITIES, QUESTION_TYPES))
     _check_names("modalities", "modality", settings.modalities, modalities)
     _check_names("question_types", "question type", settings.question_types, types)
