@@ -8,12 +8,20 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+# Types that are checked; a whole number may be written as 5e8.
+_PLAIN: dict[str, Callable[[Any], bool]] = {
+    "int": lambda value: not isinstance(value, bool) and isinstance(value, int | float) and value == int(value),
+    "float": lambda value: not isinstance(value, bool) and isinstance(value, int | float),
+    "bool": lambda value: isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+    "None": lambda value: value is None,
+}
 # How DeepSpeed names a key in its sources: as a constant, or where it reads it.
 _NAMED = re.compile(
     r"""^[A-Z_0-9]+\ =\ ["']([a-z_0-9]+)["']
@@ -24,12 +32,18 @@ _NAMED = re.compile(
 
 
 def require_known_keys(library: str, where: str, given: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise ValueError for a key that the library does not know; does nothing where the library is not installed."""
+    """Raise ValueError for a key that the library does not know; does nothing where the library is not installed.
+
+    Where `known` maps keys to the text of their types, a value of another plain type is refused as well.
+    """
     for key, value in given.items():
         if known and key not in known:
             near = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {where}.{near[0]}?" if near else f"remove it, or look it up in {library}'s documents"
             raise ValueError(f"{where}.{key}={value!r} is not a setting of {library}; {hint}")
+        kinds = [kind.strip() for kind in str(known[key]).split("|")] if isinstance(known, Mapping) and known else []
+        if kinds and _PLAIN.keys() >= set(kinds) and not any(_PLAIN[kind](value) for kind in kinds):
+            raise ValueError(f"{where}.{key}={value!r}: {library} takes {' or '.join(kinds)} here")
 
 
 def require_engine_keys(where: str, given: Mapping[str, Any]) -> None:

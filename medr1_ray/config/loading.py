@@ -32,6 +32,14 @@ Keys = tuple[str, ...]
 # Likeness of two names (0 to 1) from which one is taken for a slip of the other.
 _CLOSE = 0.7
 
+# Where pydantic speaks of Python.
+_WORDS = {
+    "path_type": "input should be a path",
+    "model_type": "input should be a mapping of settings",
+    "dict_type": "input should be a mapping",
+    "too_short": "at least one is needed",
+}
+
 REPLACED_AS_A_WHOLE: Keys = ("reward", "functions")
 
 
@@ -227,7 +235,7 @@ def explain(details: ErrorDetails, model: type[BaseModel] = Config) -> str:
         return f"{dotted} is not a setting; {hint}({group} has: {allowed})"
     if details["type"] == "missing":
         return f"{dotted} is required but missing"
-    message = details["msg"].removeprefix("Value error, ")
+    message = _WORDS.get(details["type"]) or details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error":  # from a validator of several settings, whose message names them
         return message
     return f"{dotted}={details['input']!r}: {message[0].lower()}{message[1:]}"

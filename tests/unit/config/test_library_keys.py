@@ -34,6 +34,7 @@ def test_engine_arguments_of_vllm_pass(given: dict[str, Any]) -> None:
     [
         {"zero_optimization": {"offload_optimizer": {"device": "cpu", "pin_memory": True}, "overlap_comm": True}},
         {"zero_optimization": {"stage3_prefetch_bucket_size": 1, "offload_param": {"device": "cpu"}}},
+        {"zero_optimization": {"reduce_bucket_size": 5e8}},
         {"wall_clock_breakdown": True, "data_types": {"grad_accum_dtype": "fp32"}, "comms_logger": {}},
         {"tensorboard": {}},
         {"activation_checkpointing": {}, "flops_profiler": {}, "aio": {}, "communication_data_type": "fp32"},
@@ -47,6 +48,8 @@ def test_settings_of_deepspeed_pass(given: dict[str, Any]) -> None:
     ("given", "says"),
     [
         ({"gpu_mem_util": 0.3}, r"gpu_mem_util=0\.3 is not a setting of vLLM; did you mean .*gpu_memory_utilization\?"),
+        ({"max_num_seqs": "abc"}, r"rollout\.engine\.max_num_seqs='abc': vLLM takes int or None here"),
+        ({"enforce_eager": 1}, r"rollout\.engine\.enforce_eager=1: vLLM takes bool here"),
         ({"xyz": 1}, r"rollout\.engine\.xyz=1 is not a setting of vLLM; remove it"),
     ],
 )
@@ -58,6 +61,7 @@ def test_other_engine_arguments_are_refused(given: dict[str, Any], says: str) ->
 @pytest.mark.parametrize(
     ("given", "says"),
     [
+        ({"zero_optimization": {"contiguous_gradients": 3}}, r"contiguous_gradients=3: DeepSpeed takes bool here"),
         ({"zero_optimisation": {}}, r"did you mean learner\.deepspeed\.zero_optimization\?"),
         ({"zero_optimization": {"ofload_optimizer": {}}}, r"zero_optimization\.offload_optimizer\?"),
         ({"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}}, r"offload_optimizer\.device\?"),
