@@ -75,7 +75,8 @@ def write_config(config: Config, path: Path) -> None:
 def config_yaml(config: Config) -> str:
     """Return every setting, defaults included, as YAML in the order of `Config`."""
     settings = config.model_dump(mode="json")
-    text: str = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=88)
+    # A line ends with the word that crosses the width, so it is longer by up to a word.
+    text: str = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=90)
     return text
 
 

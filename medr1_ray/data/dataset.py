@@ -13,11 +13,12 @@ from pathlib import Path
 from medr1_ray.config import DataSettings
 from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates
 from medr1_ray.data.phantoms import ensure_dataset
+from medr1_ray.data.prepare.scans import proposal
 from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES, UNKNOWN
 from medr1_ray.data.readers.medr1 import read_medr1_files
 from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
 from medr1_ray.data.readers.prepared import PARTS, read_split
-from medr1_ray.data.readers.rows import Dropped, ReadResult, dropped_by_reason
+from medr1_ray.data.readers.rows import Dropped, ReadResult, dropped_by_reason, relative_path
 from medr1_ray.data.readers.table.reader import TableReader
 from medr1_ray.data.readers.views import medical_format, split_view
 from medr1_ray.data.splits import split_by_image
@@ -53,10 +54,13 @@ class Dataset:
             f"train: {len(self.train)} questions on {len(_images(self.train))} images",
             f"evaluation: {len(self.evaluation)} questions on {len(_images(self.evaluation))} images, "
             f"{self.shared_images} of them also in training",
-            "train by modality: " + _counts(Counter(question.modality for question in self.train)),
-            "train by question type: " + _counts(Counter(question.question_type for question in self.train)),
-            *self.notes,
         ]
+        if self.train:  # benchmarks have no such part
+            lines += [
+                "train by modality: " + _counts(Counter(question.modality for question in self.train)),
+                "train by question type: " + _counts(Counter(question.question_type for question in self.train)),
+            ]
+        lines += self.notes
         if self.dropped:
             lines.append(self._left_out())
         return "\n".join(lines)
@@ -67,7 +71,7 @@ class Dataset:
         many = unasked > max(_FEW, _FEW_OF_ALL * (unasked + len(self.train) + len(self.evaluation)))
         return (
             f"{'WARNING: many rows dropped' if many else 'dropped'}: {len(self.dropped)} rows: "
-            f"{_counts(dropped_by_reason(self.dropped))}; the first is row {first.row} of {first.file}"
+            f"{_counts(dropped_by_reason(self.dropped))}; the first is row {first.row} (from 0) of {first.file}"
         )
 
 
@@ -183,6 +187,8 @@ def _read(settings: DataSettings) -> _Sides:
 def _of_table(settings: DataSettings) -> _Sides:
     assert settings.table is not None  # config/checks.py requires it for this format
     image_root = settings.image_root or settings.root
+    if not image_root.is_dir():
+        raise ValueError(f"data.image_root={image_root} is not a folder; give the one that image paths start from")
     reader = TableReader(settings.table, settings.root, image_root, images_needed=True)
     if reader.embedded:
         raise _unprepared(settings, "its images are in the table itself")
@@ -193,10 +199,18 @@ def _of_table(settings: DataSettings) -> _Sides:
         raise _unprepared(settings, f"{len(scans)} rows name DICOM files or NIfTI volumes, e.g. {first}")
     if table.has_parts:
         parts = {part: tuple(row.question for row in table.rows if row.part == part) for part in PARTS}
-        return _sides(parts, settings, f"data.table.file={settings.table.file}", table.dropped, table.understood)
-    groups = [row.group for row in table.rows] if table.has_groups else None
+        source = f"data.table.file={settings.table.file} (split anew with data.table.columns.split=)"
+        return _sides(parts, settings, source, table.dropped, table.understood)
     questions = tuple(row.question for row in table.rows)
-    return _divided(questions, image_root, settings, table.dropped, table.understood, groups)
+    if table.has_groups:
+        groups = [row.group for row in table.rows]
+        return _divided(questions, image_root, settings, table.dropped, table.understood, groups)
+    found = proposal({relative_path(image_root, question.image_path) for question in questions})
+    alone = () if found is None else (
+        f"images are split one by one, but by their file names some may belong together: {found}; a column that names "
+        "the patient (data.table.columns.group), or medr1_ray.data.prepare with --groups paths, keeps them together",
+    )
+    return _divided(questions, image_root, settings, table.dropped, (*table.understood, *alone))
 
 
 def _unprepared(settings: DataSettings, problem: str) -> ValueError:
@@ -275,12 +289,19 @@ def _filtered(questions: tuple[Question, ...], settings: DataSettings) -> tuple[
     )
 
 
+_ALL_KEPT = {
+    "modalities": "data.modalities=[] keeps all",
+    "question_types": "data.question_types=[] keeps all",
+    "sampling_weights": "data.sampling_weights={} weighs all alike",
+}
+
+
 def _check_names(key: str, what: str, given: tuple[str, ...], present: set[str]) -> None:
     for name in given:
         if name not in present:
             raise ValueError(
                 f"data.{key}={list(given)}: {name!r} is not a {what} of the data; it has {', '.join(sorted(present))} "
-                f"(data.{key}=[] keeps all)"
+                f"({_ALL_KEPT[key]})"
             )
 
 

@@ -58,12 +58,12 @@ _QUESTION_TYPE_OF = {_letters_only(name): name for name in QUESTION_TYPES}
 
 def canonical_modality(name: str) -> str:
     """Return the canonical name of a modality as a file spells it, or the name itself if none of the eight."""
-    return _MODALITY_OF.get(_letters_only(name), name.strip())
+    return _MODALITY_OF.get(_letters_only(name), " ".join(name.split()))
 
 
 def canonical_question_type(name: str) -> str:
     """Return the canonical name of a question type as a file spells it, or the name itself if none of the five."""
-    return _QUESTION_TYPE_OF.get(_letters_only(name), name.strip())
+    return _QUESTION_TYPE_OF.get(_letters_only(name), " ".join(name.split()))
 
 
 def shuffle_options(question: Question, generator: np.random.Generator) -> Question:

@@ -41,7 +41,7 @@ def split_by_image(
     for question, key in zip(questions, keys, strict=True):
         sides[key in held_out].append(question)
     every = {key: size for of in sizes.values() for key, size in of.items()}
-    return Division(tuple(sides[False]), tuple(sides[True]), departure(every, held_out, fractions))
+    return Division(tuple(sides[False]), tuple(sides[True]), departure(every, held_out, fractions, len(sizes)))
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def linked(pairs: Sequence[tuple[str, str]]) -> list[str]:
     return [find(one) for one, _ in pairs]
 
 
-def departure(sizes: Mapping[str, int], part_of: Mapping[str, str], fractions: Mapping[str, float]) -> str | None:
+def departure(
+    sizes: Mapping[str, int], part_of: Mapping[str, str], fractions: Mapping[str, float], modalities: int
+) -> str | None:
     """Return a sentence if parts are empty or far from the fraction of images that they should have; otherwise None.
 
     Far is more than one image and more than half of what the part should have, too many or too few.
@@ -80,6 +82,7 @@ def departure(sizes: Mapping[str, int], part_of: Mapping[str, str], fractions: M
         sizes: number of images in each group.
         part_of: part of each group that is held out.
         fractions: what each part should have.
+        modalities: how many there are, each of which was divided on its own.
     """
     total = sum(sizes.values())
     found = []
@@ -93,6 +96,7 @@ def departure(sizes: Mapping[str, int], part_of: Mapping[str, str], fractions: M
     return (
         f"{', '.join(found)}; the images are in {len(sizes)} group{'s' * (len(sizes) != 1)} that stay whole, the "
         f"largest ({largest}) has {sizes[largest]}"
+        + (f", and each of {modalities} modalities is divided on its own" if modalities > 1 else "")
     )
 
 

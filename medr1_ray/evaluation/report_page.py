@@ -63,7 +63,7 @@ def _table(title: str, shares: Mapping[str, Share], baselines: list[str]) -> lis
     rows = [head, "|---" * (head.count("|") - 1) + "|"]
     for name, share in shares.items():
         cells = [
-            name,
+            name.replace("|", r"\|"),
             str(share.n),
             str(share.images),
             f"{share.accuracy:.3f}",

@@ -77,8 +77,11 @@ def _write_weights(
         total += sum(tensor.nbytes for tensor in tensors.values())
     if (source / INDEX_FILE).exists():
         index = read_json(source / INDEX_FILE)
-        index["metadata"] = {**index.get("metadata", {}), "total_size": total}
-        _write_json(folder / INDEX_FILE, index)
+        changed = {**index, "metadata": {**index.get("metadata", {}), "total_size": total}}
+        if changed == index:
+            shutil.copyfile(source / INDEX_FILE, folder / INDEX_FILE)
+        else:
+            _write_json(folder / INDEX_FILE, changed)
 
 
 def _write_dtype(path: Path, dtype: str) -> None:

@@ -5,7 +5,9 @@ A new family begins here; CONTRIBUTING.md says which files read the record, and 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # The same for all families so far; a family that differs takes them into its record.
@@ -25,12 +27,14 @@ class Family:
 
     Args:
         model_type: as in config.json.
+        architecture: the class in transformers and vLLM, as in config.json.
         gated_vision: the vision tower has SwiGLU MLPs and RMSNorms, of width `hidden_size`; otherwise plain MLPs and
             LayerNorms, of width `embed_dim`.
         special_tokens: attributes of the configuration with the ids that only an image may put into a prompt.
     """
 
     model_type: str
+    architecture: str
     gated_vision: bool
     special_tokens: tuple[str, ...] = (
         "image_token_id",
@@ -50,8 +54,8 @@ class Family:
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("qwen2_vl", gated_vision=False),
-        Family("qwen2_5_vl", gated_vision=True),
+        Family("qwen2_vl", "Qwen2VLForConditionalGeneration", gated_vision=False),
+        Family("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", gated_vision=True),
     )
 }
 
@@ -68,6 +72,11 @@ def family_of(config: Any, where: object) -> Family:
             "Give a checkpoint of one of these families as model.path"
         )
     return family
+
+
+def architecture_of(folder: Path) -> str:
+    """Return the class of the model in a checked folder."""
+    return FAMILIES[json.loads((folder / "config.json").read_text())["model_type"]].architecture
 
 
 def checkpoint_name(name: str) -> str:

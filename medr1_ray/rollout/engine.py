@@ -10,11 +10,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medr1_ray.model.family import architecture_of
 from medr1_ray.model.folder_check import stay_offline
 from medr1_ray.model.vocabulary import Vocabulary
 from medr1_ray.rollout.defaults import KV_CACHE_BYTES_ON_CPU, MAX_NUM_SEQS, EngineSettings
@@ -49,6 +51,8 @@ def engine_arguments(settings: EngineSettings, model: str, index: int) -> dict[s
     on_cpu = rollout.gpus_per_actor == 0
     arguments: dict[str, Any] = {
         "model": model,
+        # transformers 4.57 does not write it where vLLM reads it, which then takes the model for one of embeddings.
+        "hf_overrides": {"architectures": [architecture_of(Path(model))]},
         "dtype": settings.model.dtype,
         "tensor_parallel_size": rollout.tensor_parallel_size,
         "max_model_len": rollout.max_prompt_tokens + rollout.max_tokens,

@@ -57,12 +57,12 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
 
     progress = Progress(config.train.steps)
     progress.message(f"writing to {config.run.dir.absolute()}")
-    # Before the data, which may take minutes to read.
-    check_settings(config, resume=resume)
     if engines is not None:
         engines.require_fit(config)
     else:
         require_reachable(config)
+    # Before the data, which may take minutes to read.
+    check_settings(config, resume=resume)
     drawing = "; phantoms that are not there yet are drawn first" if config.data.format == "phantoms" else ""
     progress.message(f"reading {config.data.format} data below {config.data.root}{drawing}")
     encoder = PromptEncoder.of(config)

@@ -86,8 +86,8 @@ done
 on head "$(line get-auth-token)" >/dev/null
 mkdir -p "/proc/${first[worker]}/root/mnt/home/.ray"
 cp -p "/proc/${first[head]}/root/mnt/home/.ray/auth_token" "/proc/${first[worker]}/root/mnt/home/.ray/auth_token"
-on head "$(line 'start --head') --num-cpus=2" | grep -m1 -i started
-on worker "$(line 'start --address') --num-cpus=2" | grep -m1 -i started
+on head "$(line 'start --head') --num-cpus=2" | grep -i "runtime started"
+on worker "$(line 'start --address') --num-cpus=2" | grep -i "runtime started"
 
 submit="$(line configs/phantom_cpu.yaml) ${settings[*]}"
 # A job that must end before its first step, with an error that has all of these parts.

@@ -78,10 +78,13 @@ def prepare(source: Source, plan: Plan) -> None:
         for reason, rest in account[what].items():
             print(f"{title}: {rest['rows']} rows: {reason} ({', '.join(rest['first'])}, ...)")
     if not account["questions"]:
-        raise ValueError("no row can be used, for the reasons above; mend the data and run this again")
+        raise ValueError(
+            "no row can be used, for the reasons above; mend the data and run this again (--table also reads answers "
+            "that are letters or numbers, and other names of columns)"
+        )
     print(describe(rows, grouping))
     splits = list(own_splits(rows, source.parts) if source.parts else grouped_splits(rows, plan.seed))
-    _require_both_sides(splits[0], rows)
+    _require_both_sides(splits[0], rows, grouping)
     if plan.medr1:
         splits += released_splits(rows, source.root, plan.medr1)
     by_id = {row.id: row for row in rows if row.left_out is None}
@@ -105,13 +108,18 @@ def prepare(source: Source, plan: Plan) -> None:
     print(f"train on it with data.format=prepared data.root={plan.out} data.split={splits[0].name}{part}")
 
 
-def _require_both_sides(split: Split, rows: Sequence[ManifestRow]) -> None:
+def _require_both_sides(split: Split, rows: Sequence[ManifestRow], grouping: Grouping) -> None:
     """Raise ValueError if there is nothing to evaluate on, or nothing to train on but in a benchmark."""
     if (split.parts["train"] or split.name == "own") and (split.parts["validation"] or split.parts["test"]):
         return
     counts = ", ".join(f"{part} {len(ids)}" for part, ids in split.parts.items())
-    advice = "name both training and held-out rows" if split.name == "own" else "--groups images splits image by image"
-    raise ValueError(f"split {split.name}: {counts}: {empty_or_far(split, rows)}; {advice}, or add data")
+    if split.seed is None:
+        advice = "name both training and held-out rows, or split anew (--columns split=)"
+    elif grouping == "images":
+        advice = "add images, or divide all modalities together (--columns modality=)"
+    else:
+        advice = "--groups images splits image by image"
+    raise ValueError(f"split {split.name}: {counts}: {empty_or_far(split, rows)}; {advice}")
 
 
 def _with_image(row: ManifestRow, facts: Mapping[str, ImageFacts]) -> ManifestRow:
@@ -190,8 +198,6 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(ending: Ending) -> int:
         ending.how_to_go_on = lambda: "the same command continues"
-        if options.out.exists() and not options.out.is_dir():
-            raise ValueError(f"--out {options.out} is a file; give a folder")
         source = _source(options)
         prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
         return 0
@@ -209,8 +215,6 @@ def _source(options: argparse.Namespace) -> Source:
         for name in names:
             if getattr(options, name) and of != given:
                 raise ValueError(f"--{name.replace('_', '-')} is for {of}, not for {given}; leave it out")
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a file; give a new folder, or one that this command wrote earlier")
     if configured and given != "--config":
         raise ValueError(f"{options.settings[0]} is for --config, not for {given}; leave it out")
     if options.root:

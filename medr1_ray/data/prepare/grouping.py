@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from medr1_ray.data.prepare.scans import scan_of
+from medr1_ray.data.prepare.scans import described, proposal, scan_of
 from medr1_ray.data.readers.manifest import ManifestRow
 
 Grouping = Literal["column", "paths", "images"]
@@ -34,21 +34,15 @@ def describe(rows: Sequence[ManifestRow], grouping: Grouping) -> str:
     images = {row.image_path: str(row.scan) for row in rows if row.left_out is None and row.image_path is not None}
     if grouping != "images":
         source = "file names" if grouping == "paths" else "the group column"
-        return f"groups, from {source}: {_sizes(images.values())}; --groups images splits image by image"
+        return f"groups, from {source}: {described(Counter(images.values()))}; --groups images splits image by image"
     files = set(images.values())
     own = f"groups: each of the {len(files)} images on its own"
     if len(files) < len(images):
         own = f"groups: {len(images)} images of {len(files)} files, those of one file together"
-    proposed = [scan_of(file) for file in images.values()]
-    if len(set(proposed)) == len(files):
+    found = proposal(list(images.values()))
+    if found is None:
         return own
     return (
-        f"{own}. By their file names some may belong together: "
-        f"{_sizes(proposed)}; --groups paths keeps these whole, a column that names the patient is better"
+        f"{own}. By their file names some may belong together: {found}; --groups paths keeps these whole, a column "
+        "that names the patient is better"
     )
-
-
-def _sizes(scans: Iterable[str | None]) -> str:
-    sizes = Counter(scans)
-    largest = ", ".join(f"{scan} {count}" for scan, count in sizes.most_common(3))
-    return f"{sizes.total()} images in {len(sizes)} groups, the largest {largest}"

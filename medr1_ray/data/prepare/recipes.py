@@ -52,11 +52,12 @@ def empty_or_far(split: Split, rows: Sequence[ManifestRow]) -> str | None:
         empty = [part for part in PARTS if not split.parts[part]]
         return f"no question in {' and '.join(empty)}" if empty else None
     chosen = {id_: part for part, ids in split.parts.items() for id_ in ids}
-    groups = groups_of([row for row in rows if row.id in chosen])
+    used = [row for row in rows if row.id in chosen]
+    groups = groups_of(used)
     # Under the name of the patient or volume, which says more than the key.
     sizes = {str(members[0].scan): _images(members) for members in groups.values()}
     parts = {str(members[0].scan): chosen[members[0].id] for members in groups.values()}
-    return departure(sizes, parts, FRACTIONS)
+    return departure(sizes, parts, FRACTIONS, len({row.modality for row in used}))
 
 
 def _images(rows: Sequence[ManifestRow]) -> int:

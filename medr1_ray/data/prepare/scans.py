@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 
 from medr1_ray.data.readers.manifest import ManifestRow
@@ -57,6 +57,18 @@ def scan_of(image_path: str) -> str:
     if volume := _VOLUME.fullmatch(path.stem):
         return str(path.parent / (volume[1] or volume[2] or ""))
     return str(path.with_suffix(""))
+
+
+def proposal(image_paths: Collection[str]) -> str | None:
+    """Return what groups the paths of images tell of, in a few words; None if each file is on its own."""
+    sizes = Counter(map(scan_of, image_paths))
+    return described(sizes) if len(sizes) < len(set(image_paths)) else None
+
+
+def described(sizes: Counter[str]) -> str:
+    """Return number, groups and the largest groups of images, given the number of images in each group."""
+    largest = ", ".join(f"{name} with {count}" for name, count in sizes.most_common(3))
+    return f"{sizes.total()} images in {len(sizes)} group{'s' * (len(sizes) != 1)}, the largest {largest}"
 
 
 def groups_of(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:

@@ -73,7 +73,7 @@ def of_table(reader: TableReader, root: Path, out: Path, window: Window | None, 
         ValueError: if the table cannot be read, or no row becomes a question.
     """
     table = reader.read()
-    print("\n".join(table.understood))
+    print(f"over all rows, {table.understood[-1]}")
     order = {file.name: index for index, file in enumerate(reader.files)}
     rows = [ManifestRow(f"{row.file}:{row.row}", row.file, row.row, left_out=row.reason) for row in table.dropped]
     files: dict[str, str] = {}

@@ -111,7 +111,7 @@ def image_path(root: Path, path: str, images_needed: bool) -> str:
     absolute = os.path.abspath(root)
     # Not `realpath`: the images' folder may be a link to another disk. `refuse_missing_image` looks at links.
     full = os.path.normpath(os.path.join(absolute, path))
-    if not full.startswith(absolute + os.sep):
+    if not full.startswith(absolute.rstrip(os.sep) + os.sep):  # the root may be `/`
         raise RowError("image path leads out of the dataset's folder")
     if images_needed:
         refuse_missing_image(root, full)

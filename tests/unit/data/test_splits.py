@@ -110,9 +110,10 @@ def test_a_part_far_from_its_fraction_is_told_with_the_reason() -> None:
         "has 1"
     )
     sizes, test = {"a": 60, "b": 30, "c": 10}, {"test": 0.2}
-    assert departure(sizes, {"c": "test"}, test) is None
-    assert departure(sizes, {"b": "test"}, test) is None
-    assert "test has 60 of 100 images instead of 20%;" in str(departure(sizes, {"a": "test"}, test))
-    both = str(departure(sizes, {}, {"test": 0.2, "validation": 0.05}))
+    assert departure(sizes, {"c": "test"}, test, 1) is None
+    assert departure(sizes, {"b": "test"}, test, 1) is None
+    assert "test has 60 of 100 images instead of 20%;" in str(departure(sizes, {"a": "test"}, test, 1))
+    both = str(departure(sizes, {}, {"test": 0.2, "validation": 0.05}, 3))
     assert both.startswith("test has 0 of 100 images instead of 20%, validation has 0 of 100 images instead of 5%; ")
-    assert departure({str(i): 1 for i in range(4)}, {"0": "test"}, {"test": 0.05}) is None  # one image is the least
+    assert both.endswith("has 60, and each of 3 modalities is divided on its own")
+    assert departure({str(i): 1 for i in range(4)}, {"0": "test"}, {"test": 0.05}, 1) is None  # one image is the least

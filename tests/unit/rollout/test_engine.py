@@ -34,6 +34,7 @@ from tests.unit.rollout.fake_vllm import answer
 QUESTION = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "d")
 PROMPT = Prompt("p", QUESTION, np.array([1, 2, 3], np.int32), np.full((2, 4, 3), 9, np.uint8))
 VOCABULARY = load_vocabulary(tiny_model_path())
+MODEL = str(tiny_model_path())
 SPAN = Span("rollout-0", "rollout", 0.0, 1.0)
 
 
@@ -53,14 +54,21 @@ def settings(cluster: dict[str, Any] | None = None, **rollout: Any) -> EngineSet
 
 
 def test_every_engine_has_room_for_a_prompt_with_its_completion_and_a_seed_of_its_own() -> None:
-    first, second = (engine_arguments(settings(), "/model", index) for index in range(2))
-    assert (first["model"], first["dtype"], first["max_model_len"]) == ("/model", "bfloat16", 120)
+    first, second = (engine_arguments(settings(), MODEL, index) for index in range(2))
+    assert (first["model"], first["dtype"], first["max_model_len"]) == (MODEL, "bfloat16", 120)
     assert (first["seed"], second["seed"]) == (40, 41)
     assert first["worker_extension_cls"] == "the extension"
 
 
+def test_an_engine_is_told_the_class_of_its_model(tmp_path: Path) -> None:
+    # transformers 4.57 writes it into text_config, and vLLM would take the model for one that embeds.
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    overrides = engine_arguments(settings(), str(tmp_path), 0)["hf_overrides"]
+    assert overrides == {"architectures": ["Qwen2_5_VLForConditionalGeneration"]}
+
+
 def test_log_probabilities_are_those_of_what_is_sampled_and_nothing_comes_from_the_checkpoint() -> None:
-    arguments = engine_arguments(settings(), "/model", 0)
+    arguments = engine_arguments(settings(), MODEL, 0)
     assert (arguments["logprobs_mode"], arguments["generation_config"]) == ("processed_logprobs", "vllm")
 
 
@@ -75,15 +83,15 @@ def test_log_probabilities_are_those_of_what_is_sampled_and_nothing_comes_from_t
 def test_the_transport_decides_how_weights_arrive_and_colocation_who_sleeps(
     cluster: dict[str, Any], backend: str, sleeps: bool
 ) -> None:
-    arguments = engine_arguments(settings(cluster, gpus_per_actor=1), "/model", 0)
+    arguments = engine_arguments(settings(cluster, gpus_per_actor=1), MODEL, 0)
     assert arguments["weight_transfer_config"] == {"backend": backend}
     assert arguments["enable_sleep_mode"] is sleeps
 
 
 def test_on_a_cpu_an_engine_is_one_process_and_eager_and_on_gpus_it_is_neither() -> None:
-    on_cpu = engine_arguments(settings(), "/model", 0)
-    on_gpu = engine_arguments(settings(gpus_per_actor=1), "/model", 0)
-    on_two = engine_arguments(settings(gpus_per_actor=2, tensor_parallel_size=2), "/model", 0)
+    on_cpu = engine_arguments(settings(), MODEL, 0)
+    on_gpu = engine_arguments(settings(gpus_per_actor=1), MODEL, 0)
+    on_two = engine_arguments(settings(gpus_per_actor=2, tensor_parallel_size=2), MODEL, 0)
     assert on_cpu["enforce_eager"]
     assert on_cpu["distributed_executor_backend"].endswith("UniProcExecutor")
     assert not {"enforce_eager", "kv_cache_memory_bytes", "block_size"} & (on_gpu.keys() | on_two.keys())
@@ -94,7 +102,7 @@ def test_on_a_cpu_an_engine_is_one_process_and_eager_and_on_gpus_it_is_neither()
 
 def test_what_the_user_sets_wins() -> None:
     given = {"max_num_seqs": 8, "block_size": 16, "async_scheduling": True, "enable_prefix_caching": False}
-    arguments = engine_arguments(settings(engine=given), "/model", 0)
+    arguments = engine_arguments(settings(engine=given), MODEL, 0)
     assert arguments.items() >= given.items()
     assert arguments["scheduler_cls"] == "asynchronous True"
 

@@ -94,7 +94,7 @@ def find_columns(
         if found[key] is None:
             raise ValueError(
                 f"{table}: no column is known to hold the {key}; it has {', '.join(names)}; name it with "
-                f"data.table.columns.{key}"
+                f"data.table.columns.{key}=NAME (prepare: --columns {key}=NAME)"
             )
     if given.id is not None and given.id not in names:
         raise _absent("id", given.id, names, table)
@@ -119,7 +119,7 @@ def _find(key: str, names: Sequence[str], given: str | None, table: str) -> str 
         if len(found) > 1:
             raise ValueError(
                 f"{table}: {' and '.join(found)} may each hold the {key}; it has {', '.join(names)}; choose with "
-                f"data.table.columns.{key}={found[0]}"
+                f"data.table.columns.{key}={found[0]} (prepare: --columns {key}={found[0]})"
             )
         if found:
             return found[0]
@@ -150,7 +150,7 @@ def _options(names: Sequence[str], given: str | tuple[str, ...] | None, table: s
     if len(series) > 1:
         raise ValueError(
             f"{table}: {' or '.join(', '.join(columns) for columns in series)} may hold the options; choose with "
-            f"data.table.columns.options=[{', '.join(series[0])}]"
+            f"data.table.columns.options=[{', '.join(series[0])}] (prepare: --columns options={','.join(series[0])})"
         )
     return series[0] if series else ()
 

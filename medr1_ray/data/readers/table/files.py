@@ -94,10 +94,15 @@ def open_table(*paths: Path) -> tuple[TableFile, ...]:
     return tuple(_open(*each) for each in zip(files, names, _parts_of(files), strict=True))
 
 
+def _is_table(path: Path) -> bool:
+    # Not hidden: editors and notebooks leave copies in such folders.
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
 def _files_at(path: Path) -> tuple[Path, list[Path]]:
     """Return the folder that names of files are relative to, and the files."""
     if path.is_dir():
-        base, files = path, sorted(found for found in path.rglob("*") if found.suffix.lower() in SUFFIXES)
+        base, files = path, sorted(found for found in path.rglob("*") if _is_table(found.relative_to(path)))
     elif path.is_file():
         base, files = path.parent, [path]
     else:
@@ -136,7 +141,7 @@ def _open(file: Path, name: str, part: str | None) -> TableFile:
         raise ValueError(f"{file}: not in UTF-8 ({error}); save it as UTF-8") from None
     # pyarrow's ArrowInvalid and json's JSONDecodeError are ValueErrors; json raises RecursionError when deeply nested.
     except (OSError, ValueError, csv.Error, RecursionError) as error:
-        raise ValueError(f"{file}: cannot be read as a table ({_one_line(error)}); {_ALLOWED}") from None
+        raise ValueError(f"{file}: cannot be read as a table ({_one_line(error)}); mend it or save it anew") from None
 
 
 def _open_delimited(file: Path, name: str, part: str | None) -> TableFile:
@@ -184,7 +189,7 @@ def _open_json(file: Path, name: str, part: str | None) -> TableFile:
                     raise ValueError(f"holds a {type(content).__name__}, not a list of rows")
                 yield from content
             else:
-                yield from (json.loads(line) for line in lines if line.strip())
+                yield from (_parsed(line, number) for number, line in enumerate(lines, 1) if line.strip())
 
     def read(_: Sequence[str]) -> Iterator[Row]:
         for number, value in enumerate(values()):
@@ -198,6 +203,13 @@ def _open_json(file: Path, name: str, part: str | None) -> TableFile:
     if not columns:
         raise ValueError("holds no rows with names")
     return TableFile(name, part, tuple(columns), frozenset(), _named(file, read))
+
+
+def _parsed(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from None
 
 
 def _open_parquet(file: Path, name: str, part: str | None) -> TableFile:

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Sequence
+from itertools import dropwhile
 from typing import Any
 
 from medr1_ray.data.questions import RowError
@@ -46,8 +47,9 @@ def split_text(text: str) -> tuple[str, tuple[str, ...]]:
     """
     readings = []
     for form in _FORMS:
-        markers = list(form.finditer(text))
-        letters = "".join(marker[1].strip("().:") for marker in markers)
+        # Letters before the first A, as in `Vitamin D. or not? A. yes B. no`, belong to the stem.
+        markers = list(dropwhile(lambda marker: _letter(marker) != "A", form.finditer(text)))
+        letters = "".join(map(_letter, markers))
         if len(letters) >= 2 and letters == LETTERS[: len(letters)]:
             starts = [marker.end() for marker in markers]
             ends = [marker.start() for marker in markers[1:]] + [len(text)]
@@ -60,6 +62,10 @@ def split_text(text: str) -> tuple[str, tuple[str, ...]]:
     if len(readings) > 1:
         raise RowError("ambiguous options in the text")
     return readings[0]
+
+
+def _letter(marker: re.Match[str]) -> str:
+    return marker[1].strip("().:")
 
 
 def plain_text(value: Any) -> str:

@@ -155,7 +155,7 @@ class TableReader:
             ways = self._ways(drafts)
         except Ambiguous as error:
             raise ValueError(
-                f"data.table.answers=null: {self.path}: {error}; set it to one of {', '.join(NAMES)}"
+                f"data.table.answers=null: {self.path}: {error}; set it (prepare: --answers) to {', '.join(NAMES)}"
             ) from None
         ids = Counter(draft.id for draft in drafts)
         rows = []
@@ -174,7 +174,7 @@ class TableReader:
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped_by_reason(tuple(dropped)).items())
             raise ValueError(
                 f"{self.path}: none of its {len(dropped)} rows became a question: {reasons or 'it has no rows'} "
-                f"({'; '.join(understood)}; images below {self._image_root}, data.image_root{same})"
+                f"({'; '.join(understood)}; images below {self._image_root}: data.image_root or --image-root{same})"
             )
         has_groups = any(row.group is not None for row in rows)
         return Table(tuple(rows), tuple(dropped), understood, self.has_parts, has_groups)
@@ -230,7 +230,7 @@ class TableReader:
             image="" if self.embedded else text_of({"image": _path_of(cells.get(columns.image))}, "image"),
             stem=text_of({"question": stem}, "question"),
             options=options,
-            answer=text("answer", columns.answer),
+            answer=text_of({"answer": plain_text(_only(cells.get(columns.answer)))}, "answer"),
             modality=canonical_modality(optional("modality", columns.modality) or UNKNOWN),
             question_type=canonical_question_type(optional("question_type", columns.question_type) or UNKNOWN),
             source=optional("source", columns.source) or file.name,
@@ -292,6 +292,13 @@ def _names(ways: tuple[TableAnswers, ...]) -> str:
     return " and ".join(NAMES[way] for way in ways) or "none is an option"
 
 
+def _only(cell: Any) -> Any:
+    """Return the element of a list that has one, None of an empty list, any other cell as it is."""
+    if isinstance(cell, list) and len(cell) < 2:
+        return cell[0] if cell else None
+    return cell
+
+
 def _is(cell: Any, value: str) -> bool:
     """Tell whether a cell has this value; without an image, a cell for one is empty."""
     if isinstance(cell, dict | bytes):
@@ -305,21 +312,17 @@ def _path_of(cell: Any) -> str:
     Raises:
         RowError: if there are several.
     """
-    if isinstance(cell, list | tuple):
-        if len(cell) > 1:
-            raise RowError("several images")
-        cell = cell[0] if cell else None
+    cell = _only(cell)
     text = plain_text(cell)
-    if _SEVERAL_FILES.search(split_view(text)[0]):
+    if isinstance(cell, list) or _SEVERAL_FILES.search(split_view(text)[0]):
         raise RowError("several images")
     return text
 
 
 def _bytes_of(cell: Any) -> bytes | RowError:
     """Return the one image in a cell of bytes, of `datasets`' Image, or of a list of these."""
+    cell = _only(cell)
     if isinstance(cell, list):
-        if len(cell) > 1:
-            return RowError("several images")
-        cell = cell[0] if cell else None
+        return RowError("several images")
     content: bytes | None = cell.get("bytes") if isinstance(cell, dict) else cell
     return content or RowError("no image")

@@ -162,6 +162,26 @@ def test_wrong_arguments(
     assert error.count("\n") == 1
 
 
+def test_a_modality_for_each_image_leaves_nothing_to_hold_out(
+    prepare: Prepare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = ["imaging modality", *(f"kind {index}" for index in range(60))]
+    assert prepare("--columns", "modality=imaging modality", column=kinds) == 1
+    error = capsys.readouterr().err
+    assert "each of 60 modalities is divided on its own; add images, or divide all modalities together" in error
+    assert prepare("--columns", "modality=", column=kinds) == 0
+
+
+def test_the_folder_to_write_is_not_a_file(
+    prepare: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").touch()
+    assert prepare() == 1
+    found = capsys.readouterr()
+    assert found.err.startswith(f"error: --out {tmp_path / 'out'} is a file; give a new folder")
+    assert found.out == ""
+
+
 def test_options_of_tables_are_refused_for_omnimedvqa(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(tmp_path), "--out", "x", "--answers", "letter"]) == 1
     assert main(["--root", str(tmp_path), "--out", "x", "--groups", "column"]) == 1

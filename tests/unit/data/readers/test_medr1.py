@@ -12,6 +12,8 @@ import pytest
 from medr1_ray.data.readers.medr1 import read_medr1_files, read_medr1_rows
 from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
 from medr1_ray.data.readers.rows import dropped_by_reason
+from medr1_ray.rewards.parsing import parse_answer
+from medr1_ray.types import Question
 
 
 def test_medr1_file_name_gives_modality_or_question_type(tmp_path: Path) -> None:
@@ -32,12 +34,14 @@ def test_medr1_file_name_gives_modality_or_question_type(tmp_path: Path) -> None
     }
 
 
-def test_every_released_medr1_row(shared_data: Path) -> None:
+def test_every_released_medr1_row_is_read_word_for_word_and_its_gold_answer_counts(shared_data: Path) -> None:
     root = shared_data / "medr1_splits"
     files = sorted(path.relative_to(root).as_posix() for path in root.glob("modality/*/*.json"))
     assert len(files) == 16
     by_modality: Counter[str] = Counter()
     by_options: Counter[int] = Counter()
+    # Many rows offer the same options, which are graded alike.
+    offers: dict[tuple[tuple[str, ...], int], Question] = {}
     for file in files:
         rows = json.loads((root / file).read_text())
         result = read_medr1_rows(root, file, images_needed=False)
@@ -49,6 +53,12 @@ def test_every_released_medr1_row(shared_data: Path) -> None:
         ]
         by_modality.update(question.modality for question in result.questions)
         by_options.update(len(question.options) for question in result.questions)
+        offers.update({(question.options, question.answer): question for question in result.questions})
+    for question in offers.values():
+        gold = question.options[question.answer]
+        for answer in (question.gold_letter, gold, f"{question.gold_letter}) {gold}"):
+            parsed = parse_answer(f"<answer>{answer}</answer>", question, "no_think")
+            assert parsed.letter == question.gold_letter, f"{question.text}: {answer}"
     # Train plus test as the paper's authors released them; of MRI only the test file is in the folder.
     assert by_modality == {
         "CT": 12567 + 3241,

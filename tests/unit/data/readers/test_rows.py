@@ -56,6 +56,8 @@ def test_an_image_path_is_absolute_and_stays_in_the_dataset(tmp_path: Path, monk
     for path in ("../database/a.png", ".", "Images/.."):  # the folder itself is no image either
         with pytest.raises(RowError, match="leads out of the dataset's folder"):
             image_path(Path("data"), path, False)
+    # Who names the root of everything may give any absolute path.
+    assert image_path(Path("/"), str(tmp_path / "a.png"), False) == str(tmp_path / "a.png")
 
 
 def test_the_folder_of_the_images_may_be_a_link_to_another_disk_but_no_image_may(tmp_path: Path) -> None:

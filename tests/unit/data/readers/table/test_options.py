@@ -73,7 +73,8 @@ def test_options_that_cannot_be_told(cells: list[Any], reason: str) -> None:
 def test_options_in_the_text_of_the_question() -> None:
     assert split_text("Which? A)x, B)y") == ("Which?", ("x", "y"))
     assert split_text("Which?\nA. x\nB. y, z") == ("Which?", ("x", "y, z"))
+    assert split_text("Hepatitis B) or not? A) yes B) no") == ("Hepatitis B) or not?", ("yes", "no"))
     with pytest.raises(RowError, match="no options"):
-        split_text("Hepatitis B) or not? A) yes B) no")
+        split_text("Which? A) vitamin A) B) none")
     with pytest.raises(RowError, match="ambiguous"):
         split_text("Which? A) one A: x B) two B: y")
