@@ -178,7 +178,7 @@ def test_the_folder_to_write_is_not_a_file(
     (tmp_path / "out").touch()
     assert prepare() == 1
     found = capsys.readouterr()
-    assert found.err.startswith(f"error: --out {tmp_path / 'out'} is a file; give a new folder")
+    assert found.err.startswith(f"error: --out {tmp_path / 'out'} is a file; give a folder")
     assert found.out == ""
 
 
