@@ -7,7 +7,7 @@ that this package sets itself are refused there.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -60,7 +60,6 @@ DEEPSPEED_KEYS_OF_OURS = frozenset(
 )
 
 
-S = TypeVar("S", bound=Settings)
 
 
 def tiny_model_path() -> Path:
@@ -76,14 +75,13 @@ def _whole_or_fraction(steps: float) -> float:
     return steps
 
 
-def _refuse_own_keys(settings: S, where: str, given: dict[str, Any], ours: frozenset[str]) -> S:
+def _refuse_own_keys(where: str, given: dict[str, Any], ours: frozenset[str]) -> None:
     clash = sorted(ours & given.keys())
     if clash:
         raise ValueError(
             f"{where}.{clash[0]}={given[clash[0]]!r} is set by this package from other settings; remove it "
             f"(set by the package: {', '.join(sorted(ours))})"
         )
-    return settings
 
 
 class RunSettings(Settings):
@@ -162,8 +160,9 @@ class RolloutSettings(PoolSize):
 
     @model_validator(mode="after")
     def _engine_keys(self) -> Self:
+        _refuse_own_keys("rollout.engine", self.engine, ENGINE_KEYS_OF_OURS)
         require_engine_keys("rollout.engine", self.engine)
-        return _refuse_own_keys(self, "rollout.engine", self.engine, ENGINE_KEYS_OF_OURS)
+        return self
 
 
 class LearnerSettings(Settings):
@@ -192,15 +191,16 @@ class LearnerSettings(Settings):
 
     @model_validator(mode="after")
     def _deepspeed_keys(self) -> Self:
-        require_deepspeed_keys("learner.deepspeed", self.deepspeed)
+        _refuse_own_keys("learner.deepspeed", self.deepspeed, DEEPSPEED_KEYS_OF_OURS)
         sharding = self.deepspeed.get("zero_optimization", {})
         if not isinstance(sharding, dict):
             raise ValueError(
                 f"learner.deepspeed.zero_optimization={sharding!r}: give a mapping of DeepSpeed's settings; the stage "
                 "is learner.zero_stage"
             )
-        _refuse_own_keys(self, "learner.deepspeed.zero_optimization", sharding, frozenset({"stage"}))
-        return _refuse_own_keys(self, "learner.deepspeed", self.deepspeed, DEEPSPEED_KEYS_OF_OURS)
+        _refuse_own_keys("learner.deepspeed.zero_optimization", sharding, frozenset({"stage"}))
+        require_deepspeed_keys("learner.deepspeed", self.deepspeed)
+        return self
 
 
 class ParitySettings(Settings):

@@ -198,6 +198,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(ending: Ending) -> int:
         ending.how_to_go_on = lambda: "the same command continues"
+        # Before a table is read, or pictures of it are written there.
+        if options.out.exists() and not options.out.is_dir():
+            raise ValueError(f"--out {options.out} is a file; give a new folder")
         source = _source(options)
         prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,9 +13,14 @@ from medr1_ray.config.library_keys import require_deepspeed_keys, require_engine
 
 
 @pytest.fixture(autouse=True)
-def _forgotten() -> None:
-    library_keys._fields.cache_clear()
-    library_keys._deepspeed_keys.cache_clear()
+def _forgotten() -> Iterator[None]:
+    caches = (library_keys._fields, library_keys._deepspeed_keys)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    # Other tests must not find what these left out.
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.mark.parametrize(
