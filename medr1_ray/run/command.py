@@ -66,9 +66,6 @@ def run_command(objective: Objective, description: str, run: Run, arguments: lis
 
     def work(ending: Ending) -> int:
         config = _settings(objective, options)
-        # A dry run of a model that is not here yet needs its shape alone.
-        if not options.dry_run or config.model.shape is None or config.model.folder.exists():
-            check_model(config)
         if options.dry_run:
             return _dry_run(config, resume=options.resume)
         ending.logs = config.run.dir / "logs"
@@ -97,6 +94,9 @@ def _settings(objective: Objective, options: argparse.Namespace) -> Config:
 
 
 def _dry_run(config: Config, *, resume: bool) -> int:
+    # A report needs the model; one that is not here yet needs its shape alone.
+    if config.model.shape is None or config.model.folder.exists():
+        check_model(config)
     print(dry_run(config))
     # After the report, which is of use even where data and model are on another machine.
     problems = problems_of_a_start(config, resume=resume)

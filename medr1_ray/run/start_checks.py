@@ -10,6 +10,7 @@ from medr1_ray.data.dataset import are_there, check_dataset, open_dataset
 from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.learner.schedule import learning_rate
+from medr1_ray.model.folder_check import check_model
 from medr1_ray.records.checkpoints import RunState
 from medr1_ray.records.directory import check_run_directory
 from medr1_ray.rewards.functions import resolve
@@ -23,6 +24,8 @@ def check_settings(config: Config, *, resume: bool) -> None:
     """
     for check in _of_settings(config, resume=resume):
         check()
+    _check_model(config)
+    check_dataset(config.data)  # before phantoms are drawn
 
 
 def problems_of_a_start(config: Config, *, resume: bool) -> list[str]:
@@ -31,7 +34,11 @@ def problems_of_a_start(config: Config, *, resume: bool) -> list[str]:
     Phantoms that are not there yet are not drawn.
     """
     found = []
-    checks: list[Callable[[], object]] = [*_of_settings(config, resume=resume), lambda: _check_data(config.data)]
+    checks: list[Callable[[], object]] = [*_of_settings(config, resume=resume)]
+    # A dry run of a model that is not here yet needs its shape alone.
+    if config.model.shape is None or config.model.folder.exists():
+        checks.append(lambda: _check_model(config))
+    checks.append(lambda: _check_data(config.data))
     for check in checks:
         try:
             check()
@@ -58,26 +65,23 @@ def about_resuming(before: Config, now: Config, state: RunState) -> list[str]:
 
 
 def _of_settings(config: Config, *, resume: bool) -> tuple[Callable[[], object], ...]:
-    def check_lengths() -> None:
-        if not config.model.folder.exists():  # a dry run of a shape
-            return
-        require_room_for_an_answer(config)
-        encoder = PromptEncoder.of(config)
-        if encoder.visual_tokens >= config.rollout.max_prompt_tokens:
-            raise ValueError(
-                f"rollout.max_prompt_tokens={config.rollout.max_prompt_tokens} has no room for an image, which is "
-                f"{encoder.visual_tokens} tokens at data.image_size={config.data.image_size}; raise the one or lower "
-                "the other"
-            )
-
     return (
         lambda: resolve(config.reward.functions, config.mode),
         lambda: _require_files_of_a_job(config),
         lambda: check_run_directory(config, resume=resume),
-        check_lengths,
-        # Before phantoms are drawn.
-        lambda: check_dataset(config.data),
     )
+
+
+def _check_model(config: Config) -> None:
+    check_model(config)
+    require_room_for_an_answer(config)
+    encoder = PromptEncoder.of(config)
+    if encoder.visual_tokens >= config.rollout.max_prompt_tokens:
+        raise ValueError(
+            f"rollout.max_prompt_tokens={config.rollout.max_prompt_tokens} has no room for an image, which is "
+            f"{encoder.visual_tokens} tokens at data.image_size={config.data.image_size}; raise the one or lower the "
+            "other"
+        )
 
 
 def _require_files_of_a_job(config: Config) -> None:
@@ -91,5 +95,6 @@ def _require_files_of_a_job(config: Config) -> None:
 
 
 def _check_data(settings: DataSettings) -> None:
+    check_dataset(settings)
     if are_there(settings):
         open_dataset(settings)

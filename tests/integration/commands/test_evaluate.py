@@ -139,7 +139,7 @@ def test_a_finished_evaluation_starts_no_engine(evaluated: tuple[Path, tuple[str
     assert {path for path, content in before.items() if path.read_bytes() != content} == {out / "report.json"}
     against = json.loads((out / "report.json").read_text())["against"]
     assert (against["n"], against["difference"], against["p"]) == (QUESTIONS, 0, 1)
-    other = _command("evaluate", *arguments, "--mode", "think")
+    other = _command("evaluate", *arguments, "--mode", "think", "rollout.max_tokens=32")
     assert other.returncode == 1
     assert "mode 'no_think', this one has 'think'" in other.stderr
 

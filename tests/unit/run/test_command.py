@@ -14,6 +14,7 @@ from medr1_ray.data.stream import StreamState
 from medr1_ray.records.checkpoints import Checkpoints, RunState
 from medr1_ray.run import command as module
 from medr1_ray.run.command import run_command
+from medr1_ray.run.start_checks import check_settings
 
 
 class Runs:
@@ -122,29 +123,24 @@ def test_a_stopped_run_says_how_to_go_on(file: str, tmp_path: Path, capsys: pyte
     assert second.endswith(f"python -m medr1_ray.train --config {file} train.seed=1 --resume")
 
 
-@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_a_model_that_cannot_be_used_is_found_before_anything_starts(
-    file: str, capsys: pytest.CaptureFixture[str], dry: list[str]
-) -> None:
+def test_a_dry_run_needs_a_model_that_can_be_used(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     runs = Runs()
-    assert run("grpo", runs, "--config", file, "model.path=Qwen/Qwen2-VL-2B-Instruct", *dry) == 1
-    assert run("sft", runs, "--config", file, "data.image_size=1024", *dry) == 1
+    assert run("grpo", runs, "--config", file, "model.path=Qwen/Qwen2-VL-2B-Instruct", "--dry-run") == 1
+    assert run("sft", runs, "--config", file, "data.image_size=1024", "--dry-run") == 1
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("error: model.path: 'Qwen/Qwen2-VL-2B-Instruct' is not a folder here")
     assert second.startswith("error: data.image_size=1024: the image processor of")
     assert runs.given == []
 
 
-def test_a_dry_run_needs_no_checkpoint_where_a_shape_is_given(
-    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dry_run_needs_no_checkpoint_where_a_shape_is_given(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "dry_run", lambda config: "a report")
     shape = [f"model.shape={tiny_model_path()}", "model.path=models/not-here-yet"]
     runs = Runs()
     assert run("grpo", runs, "--config", file, *shape, "--dry-run") == 0
-    assert run("grpo", runs, "--config", file, *shape) == 1
-    assert "'models/not-here-yet' does not exist" in capsys.readouterr().err
     assert runs.given == []
+    with pytest.raises(ValueError, match="'models/not-here-yet' does not exist"):
+        check_settings(load_config([Path(file)], shape), resume=False)
 
 
 def test_settings_of_grpo_serve_the_supervised_baseline_and_not_the_other_way_round(

@@ -32,6 +32,8 @@ def state(step: int) -> RunState:
         ("mode=think", "rollout.max_tokens=8 has no room for an answer of mode=think"),
         ("rollout.max_tokens=3", "rollout.max_tokens=3 has no room for an answer of mode=no_think"),
         ("rollout.max_prompt_tokens=9", "rollout.max_prompt_tokens=9 has no room for an image, which is 9 tokens"),
+        ("model.path=nowhere", "model.path: 'nowhere' does not exist"),
+        ("data.image_size=1024", "data.image_size=1024: the image processor of"),
         ("data.format=omnimedvqa", "is not a folder"),
         ("run.dir=/dev/null/x", "run.dir='/dev/null/x' cannot be made"),
     ],
