@@ -17,6 +17,7 @@ from tests.repository import REPOSITORY
 def test_trainings_share_an_engine_and_a_failed_one_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     small = ["rollout.actors=1", "train.steps=2", "train.prompts_per_step=4", "train.group_size=4", "loss.kl_beta=0.1"]
+    small.append("learner.warmup_steps=1")
     data = [f"data.root={tmp_path / 'phantoms'}", "data.phantom_images=160", "data.eval_questions=12"]
     settings = MatrixSettings.model_validate(
         {

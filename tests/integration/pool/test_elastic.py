@@ -263,6 +263,7 @@ def test_the_autoscaler_follows_the_request_up_and_down(tmp_path: Path, simulate
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     )
     with head:
+        wait_for_nodes(address, 1, ())
         rollout = {"actors": 1, "max_actors": 4, "scale_every": 2, **SLOTS}
         run = simulate(
             address,
