@@ -139,9 +139,9 @@ def test_a_finished_evaluation_starts_no_engine(evaluated: tuple[Path, tuple[str
     assert {path for path, content in before.items() if path.read_bytes() != content} == {out / "report.json"}
     against = json.loads((out / "report.json").read_text())["against"]
     assert (against["n"], against["difference"], against["p"]) == (QUESTIONS, 0, 1)
-    other = _command("evaluate", *arguments, "--mode", "think", "rollout.max_tokens=32")
+    other = _command("evaluate", *arguments, "rollout.max_tokens=32")
     assert other.returncode == 1
-    assert "mode 'no_think', this one has 'think'" in other.stderr
+    assert "max_tokens 8, this one has 32" in other.stderr
 
 
 def test_the_served_checkpoint_answers_as_it_was_evaluated(
