@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.data.encoding import Refused
 from medr1_ray.evaluation.answering import (
     COLUMNS,
     answer,
@@ -50,6 +51,8 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
         raise ValueError("give --question and --options, or --csv, but not both")
     if options.csv:
         require_writable(options.out)
+        if options.out.resolve() == options.csv.resolve():
+            raise ValueError(f"--out {options.out} is the file of the questions; choose another file for the answers")
         questions, problems = read_questions(options.csv, options.image)
     else:
         questions, problems = [make_question("2", options.image, options.question, options.options)], {}
@@ -59,8 +62,9 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
     # Before the engines, which take half a minute to start: what they would be asked.
     encoded = encode(config, questions)
     answers = without_engines(questions, encoded)
-    if not options.csv and answers:
-        raise ValueError(f"--image {options.image}: {answers[0].problem}")
+    if not options.csv and isinstance(refused := encoded[0], Refused):
+        key = f"--image {options.image}" if refused.reason == "image unreadable" else "--question"
+        raise ValueError(f"{key}: {refused.reason} ({refused.detail.removeprefix(f'{questions[0].id}: ')})")
     if len(answers) < len(questions):
         from medr1_ray.evaluation.inference import open_inference
 

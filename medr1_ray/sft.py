@@ -33,8 +33,8 @@ def sft(config: Config, *, resume: bool = False, engines: SharedActors | None = 
     from medr1_ray.data.demonstrations import Teacher
     from medr1_ray.run.startup import open_session
 
-    teacher = Teacher.from_checkpoint(str(config.model.folder), config.mode, config.rollout.max_tokens)
     with open_session(config, resume=resume, engines=engines) as session:
+        teacher = Teacher.from_checkpoint(str(config.model.folder), config.mode, config.rollout.max_tokens)
         session.sync_for_evaluation()
         session.evaluate_before()
         with finishing("this step"):

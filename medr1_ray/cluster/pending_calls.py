@@ -67,4 +67,5 @@ def describe_error(error: RayError) -> str:
         _, found, reason = line.partition("OOM kill reason: ")
         if found:  # Ray adds a page of advice after this line
             return f"Ray killed the actor because its node ran out of memory: {reason}. Put fewer actors on a node"
-    return lines[-1]
+    # pydantic ends its messages with a link, after the cause.
+    return next((line for line in reversed(lines) if not line.startswith("For further information visit")), lines[-1])

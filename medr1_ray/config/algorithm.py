@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medr1_ray.config.field_types import (
     Float,
@@ -45,6 +45,15 @@ class RewardSettings(Settings):
     `overlong_buffer_tokens` tokens before `rollout.max_tokens`; 0 disables it."""
     timeout_seconds: PositiveFloat = 10.0
     actors: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> Self:
+        if not any(self.functions.values()):
+            raise ValueError(
+                f"reward.functions={self.functions}: all weights are 0, so that no completion is better than another; "
+                "give one of them another weight"
+            )
+        return self
 
 
 class ReferenceSettings(Settings):

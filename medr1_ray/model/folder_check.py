@@ -50,6 +50,7 @@ def check_model(config: Config) -> None:
         raise ValueError(
             f"model.path: {error.filename}: cannot be read ({error.strerror}); {_AGAIN}, as files and not as links"
         ) from None
+    _check_lengths(folder, config)
     _check_image_size(folder, config.data.image_size)
 
 
@@ -221,6 +222,18 @@ def _check_tokenizer(folder: Path) -> None:
         raise ValueError(
             f"{folder}: its chat template writes {images} {IMAGE_PAD} tokens for one image, not 1; {_OF_THE_SOURCE} "
             "(chat_template.json or chat_template.jinja)"
+        )
+
+
+def _check_lengths(folder: Path, config: Config) -> None:
+    settings = read_json(folder / "config.json")
+    longest = settings.get("text_config", settings).get("max_position_embeddings")
+    rollout = config.rollout
+    if isinstance(longest, int) and rollout.max_prompt_tokens + rollout.max_tokens > longest:
+        raise ValueError(
+            f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} and rollout.max_tokens={rollout.max_tokens} are "
+            f"{rollout.max_prompt_tokens + rollout.max_tokens:,} tokens together, and the model has {longest:,} "
+            f"positions (max_position_embeddings in {folder / 'config.json'}); lower one of the two"
         )
 
 

@@ -146,7 +146,11 @@ def _check_same_run(config: Config, directory: RunDirectory) -> None:
     if not directory.config.exists():
         raise ValueError(
             f"run.dir={str(config.run.dir)!r} holds no run to resume ({directory.config.name} is missing); "
-            "start without --resume"
+            + (
+                f"bring {directory.config.name} back, or start a new run from a checkpoint of it (model.path)"
+                if (directory.checkpoints / "latest").exists()
+                else "start without --resume"
+            )
         )
     before = load_config([directory.config])
     found = first_difference(before, _with_model_path_of(before, config), changeable=False)

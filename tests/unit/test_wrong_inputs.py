@@ -99,6 +99,9 @@ CASES = [
     ("train", f"{RUN} model.path=absent", ["'absent' does not exist", "`tiny`"]),
     ("train", f"{RUN} model.path=folder", ["folder", "is not a checkpoint"]),
     ("train", f"{RUN} mode=think", ["rollout.max_tokens=8", "use at least 14"]),
+    ("train", f"{RUN} rollout.max_tokens=20000", ["rollout.max_tokens=20000", "8,192 positions", "lower one"]),
+    ("train", f"{RUN} reward.functions={{\"accuracy\":0}}", ["all weights are 0"]),
+    ("sft", f"{RUN} model.path=Qwen/Qwen2-VL-2B-Instruct", ["not a folder here", "hf download"]),
     ("train", f"{RUN} rollout.max_prompt_tokens=5", ["rollout.max_prompt_tokens=5", "9 tokens"]),
     # Where to write, and what to resume.
     ("train", f"{RUN} run.dir=scan.png", ["run.dir='scan.png' cannot be made", "choose another folder"]),
@@ -131,6 +134,7 @@ CASES = [
     # Answering.
     ("answer", "--model tiny --image scan.png", ["give --question and --options, or --csv"]),
     ("answer", f"{ASK} --csv questions.csv", ["but not both"]),
+    ("answer", "--model tiny --image . --csv questions.csv --out questions.csv", ["--out questions.csv"]),
     ("answer", f"{ASK} --model absent", ["'absent' does not exist", "`tiny`"]),
     ("answer", f"{ASK} --image absent.png", ["--image absent.png"]),
     ("answer", f"{ASK} --image torn.yaml", ["--image torn.yaml"]),

@@ -33,7 +33,7 @@ from medr1_ray.data.prepare.recipes import (
     released_splits,
 )
 from medr1_ray.data.prepare.sources import Source, of_omnimedvqa, of_table
-from medr1_ray.data.prepare.writing import write_prepared, write_split
+from medr1_ray.data.prepare.writing import enter_folder, require_own_folder, write_prepared, write_split
 from medr1_ray.data.readers.manifest import ManifestRow
 from medr1_ray.data.readers.prepared import PARTS, Split
 from medr1_ray.data.readers.table.reader import TableReader
@@ -65,7 +65,7 @@ def prepare(source: Source, plan: Plan) -> None:
     grouping = plan.grouping or source.grouping
     rows = regrouped(source.rows, grouping, source.files)
     paths = sorted({row.image_path for row in rows if row.image_path is not None})
-    plan.out.mkdir(parents=True, exist_ok=True)
+    enter_folder(plan.out, source.name)
     facts = facts_of_images(source.root, paths, plan.out / "images.jsonl", plan.workers)
     rows = [_with_image(row, facts) for row in rows]
     account = write_prepared(plan.out, source.root, rows)
@@ -79,8 +79,9 @@ def prepare(source: Source, plan: Plan) -> None:
             print(f"{title}: {rest['rows']} rows: {reason} ({', '.join(rest['first'])}, ...)")
     if not account["questions"]:
         raise ValueError(
-            "no row can be used, for the reasons above; mend the data and run this again (--table also reads answers "
-            "that are letters or numbers, and other names of columns)"
+            "no row can be used, for the reasons above; mend the data or the arguments (--image-root: the folder that "
+            "image paths start from; --columns; --table also reads answers that are letters or numbers) and run this "
+            "again"
         )
     print(describe(rows, grouping))
     splits = list(own_splits(rows, source.parts) if source.parts else grouped_splits(rows, plan.seed))
@@ -199,8 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work(ending: Ending) -> int:
         ending.how_to_go_on = lambda: "the same command continues"
         # Before a table is read, or pictures of it are written there.
-        if options.out.exists() and not options.out.is_dir():
-            raise ValueError(f"--out {options.out} is a file; give a new folder")
+        require_own_folder(options.out)
         source = _source(options)
         prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
         return 0
@@ -234,6 +234,7 @@ def _source(options: argparse.Namespace) -> Source:
     reader = TableReader(data.table, data.root, root, images_needed=False)
     print("\n".join([f"the first rows of {reader.path}:", *reader.preview(ROWS_SHOWN)]), flush=True)
     window = (options.window[0], options.window[1]) if options.window else None
+    enter_folder(options.out, str(reader.path.absolute()))  # pictures of a table are written there
     source = of_table(reader, root, options.out, window, options.workers)
     if options.groups == "column" and source.grouping != "column":
         raise ValueError(f"--groups column: {reader.path} has no group column; name it with --columns group=NAME")

@@ -25,6 +25,7 @@ class Source:
     """What is prepared.
 
     Args:
+        name: path of the dataset's folder or of the table.
         rows: in their order.
         root: folder of their images.
         grouping: what groups these.
@@ -32,6 +33,7 @@ class Source:
         files: the file that an image was made from, if it was.
     """
 
+    name: str
     rows: list[ManifestRow]
     root: Path
     grouping: Grouping
@@ -58,7 +60,8 @@ def of_omnimedvqa(root: Path) -> Source:
             f"--root {root}: no annotation files in {folder}; give the folder of OmniMedVQA that holds QA_information "
             "and Images, or a table with --table"
         )
-    return Source([row for file in files for row in _annotations(root, file)], root, "paths")
+    rows = [row for file in files for row in _annotations(root, file)]
+    return Source(str(root.absolute()), rows, root, "paths")
 
 
 def of_table(reader: TableReader, root: Path, out: Path, window: Window | None, workers: int) -> Source:
@@ -91,7 +94,8 @@ def of_table(reader: TableReader, root: Path, out: Path, window: Window | None, 
             rows += [_of_table_row(row, path) for row, path in zip(table.rows, paths, strict=True)]
     rows.sort(key=lambda row: (order[row.file], row.row))
     parts = {row.question.id: row.part for row in table.rows if row.part is not None}
-    return Source(rows, root, "column" if table.has_groups else "images", parts, files)
+    grouping: Grouping = "column" if table.has_groups else "images"
+    return Source(str(reader.path.absolute()), rows, root, grouping, parts, files)
 
 
 def _annotations(root: Path, file: Path) -> list[ManifestRow]:

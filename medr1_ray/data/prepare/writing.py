@@ -15,6 +15,42 @@ from medr1_ray.data.readers.prepared import VERSION, Split, split_digest
 
 _EXAMPLES = 5
 
+SOURCE_FILE = ".source"
+"""Says what a folder was prepared from, and that this command wrote it."""
+
+
+def require_own_folder(folder: Path) -> None:
+    """Check that a folder can be written without loss: it is new or empty, or this command wrote it earlier.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file; give a new folder, or one that this command wrote earlier")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if names and not names & {SOURCE_FILE, "prepared.json", "images.jsonl"}:
+        raise ValueError(
+            f"--out {folder} holds files that this command did not write, e.g. {min(names)}; give a new folder, or one "
+            "that this command wrote earlier"
+        )
+
+
+def enter_folder(folder: Path, source: str) -> None:
+    """Create the folder to write, and mark it; say so where something else was prepared there before.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    mark = folder / SOURCE_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        before = mark.read_text(encoding="utf-8").strip() if mark.exists() else source
+        write_text(mark, source + "\n")
+    except OSError as error:
+        raise ValueError(f"--out {folder} cannot be written ({error.strerror}); choose another folder") from None
+    if before != source:
+        print(f"NOTE: {folder} has what was prepared from {before}; it is replaced")
+
 
 def write_prepared(folder: Path, root: Path, rows: Sequence[ManifestRow]) -> dict[str, Any]:
     """Write the manifest and `prepared.json` of the dataset at `root`; return the content of the latter.

@@ -115,6 +115,12 @@ class TableReader:
         return self.columns.image in self.files[0].embedded
 
     @property
+    def unused(self) -> list[str]:
+        """The columns that are taken for nothing: a patient's under a name of its own, say."""
+        used = {self.columns.image, *self.columns.texts, *self._settings.where}
+        return [name for name in self.files[0].columns if name not in used]
+
+    @property
     def has_parts(self) -> bool:
         """Whether the table says which part each row belongs to."""
         return self.columns.split is not None or self.files[0].part is not None
@@ -122,6 +128,8 @@ class TableReader:
     def preview(self, count: int) -> list[str]:
         """Return what the first `count` rows are understood as, in a few lines."""
         lines = [f"columns: {self.columns.description}"]
+        if unused := self.unused:
+            lines.append(f"columns not used: {', '.join(unused)} (data.table.columns or --columns name them)")
         drafts = list(islice(self._drafts(), count))
         try:
             ways = self._ways([draft for draft in drafts if isinstance(draft, _Draft)])
@@ -166,7 +174,8 @@ class TableReader:
                 rows.append(self._row(draft, ways))
             except RowError as reason:
                 dropped.append(_dropped(draft.file, draft.number, reason))
-        understood = (f"columns: {self.columns.description}", f"answers: {_names(ways)}")
+        unused = [f"columns not used: {', '.join(self.unused)}"] if self.unused else []
+        understood = (f"columns: {self.columns.description}", *unused, f"answers: {_names(ways)}")
         if not rows:
             same = ""
             if not (self.columns.options or self.columns.all_options):

@@ -147,7 +147,7 @@ def test_the_same_options_for_all_rows(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*given, str(tmp_path / "out")]) == 1
     assert "data.table.options=[yes,no], prepare --options yes no" in capsys.readouterr().err
     assert main([*given, str(tmp_path / "q.csv"), "--options", "yes", "no"]) == 1
-    assert "q.csv is a file; give a folder" in capsys.readouterr().err
+    assert "q.csv is a file; give a new folder" in capsys.readouterr().err
     assert main([*given, str(tmp_path / "out"), "--options", "yes"]) == 1
     assert "data.table.options=['yes']: give 2 to" in capsys.readouterr().err
     assert main([*given, str(tmp_path / "out"), "--options", "yes", "no"]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medr1_ray.data.prepare.leakage import Leakage
-from medr1_ray.data.prepare.writing import write_prepared, write_split
+from medr1_ray.data.prepare.writing import enter_folder, require_own_folder, write_prepared, write_split
 from medr1_ray.data.readers.manifest import digest_of
 from medr1_ray.data.readers.prepared import Split, split_digest
 from tests.unit.data.prepare.manifest_rows import row
@@ -73,3 +73,28 @@ def test_splits_of_an_earlier_manifest_are_removed(tmp_path: Path) -> None:
     assert digest == split_digest(split, ROWS)
     write_prepared(tmp_path, tmp_path, ROWS)
     assert list((tmp_path / "splits").iterdir()) == []
+
+
+def test_a_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
+    for new in ("new", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        require_own_folder(tmp_path / new)
+    (tmp_path / "mine" / "splits").mkdir(parents=True)
+    (tmp_path / "mine" / "splits" / "own.json").touch()
+    with pytest.raises(ValueError, match=r"--out .*mine holds files that this command did not write, e\.g\. splits"):
+        require_own_folder(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"own\.json is a file"):
+        require_own_folder(tmp_path / "mine" / "splits" / "own.json")
+
+
+def test_what_was_prepared_before_from_something_else_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for source in ("a.csv", "a.csv", "b.csv"):
+        enter_folder(out, source)
+        require_own_folder(out)
+    assert capsys.readouterr().out == f"NOTE: {out} has what was prepared from a.csv; it is replaced\n"
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--out .* cannot be written"):
+        enter_folder(tmp_path / "file" / "below", "a.csv")
