@@ -28,6 +28,8 @@ from medr1_ray.evaluation.settings import answering_config, describe_asking
 from medr1_ray.model.checkpoint_files import resolve_checkpoint
 from medr1_ray.types import Mode
 
+_PROBLEMS_SHOWN = 5
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--question", help="the question, without its options")
     parser.add_argument("--options", help="2 to 26 options, separated by semicolons")
     parser.add_argument("--csv", type=Path, help=f"a file of questions, with columns {', '.join(COLUMNS)}")
-    parser.add_argument("--out", type=Path, default=Path("answers.csv"), help="file for the answers to --csv")
+    parser.add_argument("--out", type=Path, help="file for the answers to --csv; default: answers.csv")
     parser.add_argument("--mode", choices=get_args(Mode), help="default: that of the model's run, else no_think")
     parser.add_argument("--config", type=Path, action="append", help="YAML file; default: that of the model's run")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that override the files")
@@ -49,10 +51,13 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
     ending.how_to_go_on = lambda: "no answers were written"
     if bool(options.csv) == bool(options.question and options.options):
         raise ValueError("give --question and --options, or --csv, but not both")
+    if options.out and not options.csv:
+        raise ValueError(f"--out {options.out} is for the answers to --csv; leave it out")
+    out = options.out or Path("answers.csv")
     if options.csv:
-        require_writable(options.out)
-        if options.out.resolve() == options.csv.resolve():
-            raise ValueError(f"--out {options.out} is the file of the questions; choose another file for the answers")
+        require_writable(out)
+        if out.resolve() == options.csv.resolve():
+            raise ValueError(f"--out {out} is the file of the questions; choose another file for the answers")
         questions, problems = read_questions(options.csv, options.image)
     else:
         questions, problems = [make_question("2", options.image, options.question, options.options)], {}
@@ -75,9 +80,11 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
     if not options.csv:
         print(describe_answer(answers[0]))
         return 0
-    write_answers(options.out, answers, problems)
+    write_answers(out, answers, problems)
+    for line, problem in list(problems.items())[:_PROBLEMS_SHOWN]:
+        print(f"line {line} of {options.csv}: {problem}", file=sys.stderr)
     unanswered = len(problems) + sum(each.letter is None for each in answers)
-    print(f"{options.out}: {len(answers) + len(problems)} rows, {unanswered} without an answer")
+    print(f"{out}: {len(answers) + len(problems)} rows, {unanswered} without an answer")
     return 0 if unanswered < len(answers) + len(problems) else 1
 
 

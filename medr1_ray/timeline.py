@@ -22,6 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def work(ending: Ending) -> int:
+        for name in ("first", "last"):
+            if (step := getattr(options, name)) is not None and step < 0:
+                raise ValueError(f"--{name} {step}: give a step of 0 or more")
         print(write_timeline(options.run, options.first, options.last))
         return 0
 

@@ -60,8 +60,9 @@ def _stopped(by: signal.Signals, ending: Ending) -> int:
 
 def _describe(error: Exception, ending: Ending) -> str:
     ours = isinstance(error, ValueError | RuntimeError | OSError) and not _comes_from_a_library(error)
-    if ours and isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    # Of a file that a user named, wherever it was raised.
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     if ours and not (isinstance(error, RuntimeError) and error.__cause__):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["without a message"]

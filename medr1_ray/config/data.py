@@ -7,7 +7,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from medr1_ray.config.field_types import Float, Int, MayChange, NonNegativeFloat, PositiveInt, Settings
+from medr1_ray.config.field_types import (
+    Float,
+    Int,
+    MayChange,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Settings,
+)
 from medr1_ray.config.table import TableSettings
 
 Fraction = Annotated[Float, Field(ge=0, le=1)]
@@ -20,7 +28,7 @@ class DataSettings(Settings):
     root: Annotated[Path, MayChange]
     """Folder of the dataset, which a resumed run may find elsewhere; for `prepared`, the one written by
     `medr1_ray.data.prepare`. Phantoms are written below it, in one folder per seed and number of images."""
-    seed: Int = 0
+    seed: NonNegativeInt = 0
     """Seed of the phantoms and of the train / evaluation split."""
     train_file: str | None = None
     """For `medr1`: annotation file of the training rows, relative to `root`; `*` is a wildcard for several files."""

@@ -128,7 +128,7 @@ class TrainSettings(Settings):
 
     steps: Annotated[PositiveInt, MayChange]
     """Optimizer steps."""
-    seed: Int = 0
+    seed: NonNegativeInt = 0
     prompts_per_step: PositiveInt = 32
     group_size: Annotated[Int, Field(ge=2)] = 8
     max_staleness: NonNegativeInt = 0

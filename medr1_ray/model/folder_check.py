@@ -103,6 +103,9 @@ def require_checkpoint(folder: Path) -> None:
     if "config.json" not in files:
         raise ValueError(f"{folder}: is not a checkpoint, it has no config.json; give the folder of a whole checkpoint")
     _check_settings(folder / "config.json")
+    for name in ("generation_config.json", *_PROCESSOR_FILES):
+        if name in files:
+            read_json(folder / name)
     if not any(name.endswith(".safetensors") or name == "model.safetensors.index.json" for name in files):
         raise ValueError(f"{folder}: {_without_safetensors(files)}")
 
@@ -246,6 +249,16 @@ def _check_image_size(folder: Path, size: int) -> None:
 
     file = next(folder / name for name in _PROCESSOR_FILES if (folder / name).exists())
     processor = _read_by(load, folder, file)
+    if not hasattr(processor, "get_number_of_image_patches"):
+        name = type(processor).__name__
+        raise ValueError(f"{file}: {name} is not the image processor of this model; {_OF_THE_SOURCE}")
+    vision = read_json(folder / "config.json").get("vision_config", {})
+    for key, other in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size")):
+        if vision.get(other, getattr(processor, key)) != getattr(processor, key):
+            raise ValueError(
+                f"{file}: {key} is {getattr(processor, key)}, but config.json has {other} {vision[other]}; "
+                f"{_OF_THE_SOURCE}"
+            )
     side = processor.patch_size * processor.merge_size
 
     def tokens(pixels: int) -> int:

@@ -43,6 +43,8 @@ def build(arguments: argparse.Namespace) -> int:
     for name in ("steps", "threads"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} {getattr(arguments, name)}: give 1 or more")
+    if arguments.seed < 0:
+        raise ValueError(f"--seed {arguments.seed}: give 0 or more")
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     log_path = arguments.out / "build_log.txt"

@@ -276,6 +276,8 @@ def _columns(given: Sequence[str]) -> dict[str, Any]:
                 f"--columns {one}: give KEY=NAME with KEY one of {', '.join(TableColumns.model_fields)}, and NAME a "
                 "column of the table (empty: it has none)"
             )
+        if key in columns:
+            raise ValueError(f"--columns {one}: {key} is given twice; leave one of them out")
         columns[key] = tuple(name.split(",")) if key == "options" and "," in name else name
     return columns
 

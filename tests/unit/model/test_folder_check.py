@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from medr1_ray.config import Config
+from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder_check import (
     _check_weights,
     _model_config,
@@ -165,6 +167,33 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_pat
     tokenizer.save_pretrained(folder)
     with pytest.raises(ValueError, match=r"has the id 909, but the model only 909 rows .*resize_token_embeddings"):
         check_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("processor_config.json", [], "processor_config.json: is not a mapping in JSON"),
+        ("generation_config.json", None, "generation_config.json: is not JSON"),
+        ("processor_config.json", {"patch_size": 16}, "patch_size is 16, but config.json has patch_size 14"),
+        ("processor_config.json", {"merge_size": 1}, "merge_size is 1, but config.json has spatial_merge_size 2"),
+        ("config.json", {"max_position_embeddings": 64}, "rollout.max_tokens=8 are .*the model has 64 positions"),
+    ],
+)
+def test_settings_of_a_folder_that_do_not_fit_are_named(tmp_path: Path, name: str, content: Any, says: str) -> None:
+    folder = tiny_in(tmp_path / "model")
+    if isinstance(content, dict):
+        change_json(folder / name, lambda settings: _deepest(settings, next(iter(content))).update(content))
+    else:
+        (folder / name).write_text("{" if content is None else json.dumps(content))
+    with pytest.raises(ValueError, match=says):
+        check_model(load_config([REPOSITORY / "configs/phantom_cpu.yaml"], [f"model.path={folder}"]))
+
+
+def _deepest(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    """The mapping that has the key."""
+    if key in settings:
+        return settings
+    return next(_deepest(inner, key) for inner in settings.values() if isinstance(inner, dict) and key in str(inner))
 
 
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
