@@ -60,9 +60,10 @@ def _stopped(by: signal.Signals, ending: Ending) -> int:
 
 def _describe(error: Exception, ending: Ending) -> str:
     ours = isinstance(error, ValueError | RuntimeError | OSError) and not _comes_from_a_library(error)
-    # Of a file that a user named, wherever it was raised.
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        # Most often a path that the user gave; what a library raises may be something else, which the traceback tells.
+        named = f"{error.filename}: {error.strerror}"
+        return named if ours else f"{named} (traceback: {_write_traceback(error, ending.logs)})"
     if ours and not (isinstance(error, RuntimeError) and error.__cause__):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["without a message"]

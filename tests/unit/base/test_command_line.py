@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,3 +113,18 @@ def test_a_real_process_ends_so() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C: nothing was written\n")
+
+
+def test_a_path_that_a_library_could_not_use_is_named_and_the_traceback_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(ending: Ending) -> int:
+        ending.logs = tmp_path
+        shutil.copyfile(tmp_path / "absent", tmp_path / "copy")
+        return 0
+
+    assert run_to_status(work) == 1
+    said = capsys.readouterr().err
+    (log,) = tmp_path.iterdir()
+    assert said == f"error: {tmp_path / 'absent'}: No such file or directory (traceback: {log})\n"
+    assert "copyfile" in log.read_text()
