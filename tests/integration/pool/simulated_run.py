@@ -99,6 +99,8 @@ def run(
         tell("sync", version=step)
         pool.load_weights(WeightUpdate(step, (), f"digest of {step}"))
         synced = time.monotonic()
+        pool.fill(versions_ahead=0)
+        tell("generating", load=pool.ledger.load_of(pool.rollout_names))
         groups = pool.take(step)
         assert {int(version) for group in groups for version in group.completions.versions} <= set(
             range(step - config.train.max_staleness, step + 1)
