@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from medr1_ray.config.field_types import (
     Float,
+    MayChange,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -43,8 +44,8 @@ class RewardSettings(Settings):
     overlong_buffer_tokens: NonNegativeInt = 0
     """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): the reward falls linearly by 1 over the last
     `overlong_buffer_tokens` tokens before `rollout.max_tokens`; 0 disables it."""
-    timeout_seconds: PositiveFloat = 10.0
-    actors: PositiveInt = 1
+    timeout_seconds: Annotated[PositiveFloat, MayChange] = 10.0
+    actors: Annotated[PositiveInt, MayChange] = 1
 
     @model_validator(mode="after")
     def _something_counts(self) -> Self:

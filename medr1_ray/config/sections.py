@@ -91,6 +91,9 @@ class RunSettings(Settings):
     save_every: NonNegativeInt = 0
     """Steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: PositiveInt = 2
+    """The newest ones; the one of the best evaluation is kept besides."""
+    resume: Literal["never", "auto"] = "never"
+    """`auto` goes on with the run in `dir` where it has saved a checkpoint, and starts it where it has not."""
     evaluate_every: NonNegativeInt = 0
     """Steps between evaluations; 0 evaluates only before and after the training."""
     rollouts_every: NonNegativeInt = 10
@@ -168,25 +171,27 @@ class RolloutSettings(PoolSize):
 class LearnerSettings(Settings):
     """The DeepSpeed learner."""
 
-    world_size: PositiveInt = 1
-    zero_stage: Literal[1, 2, 3] = 1
+    world_size: Annotated[PositiveInt, MayChange] = 1
+    zero_stage: Annotated[Literal[1, 2, 3], MayChange] = 1
     cpus_per_rank: Annotated[PositiveFloat, MayChange] = 1.0
-    gpus_per_rank: NonNegativeFloat = 0.0
-    threads: PositiveInt = 1
+    gpus_per_rank: Annotated[NonNegativeFloat, MayChange] = 0.0
+    threads: Annotated[PositiveInt, MayChange] = 1
     """OpenMP threads of a rank on a CPU."""
     peak_flops: PositiveFloat | None = None
     """Peak floating-point operations per second of a rank's device, for `perf/model_flops_utilisation`; default: that
     of the GPU, if `model/operations.py` lists it."""
-    learning_rate: PositiveFloat = 1e-6
+    learning_rate: Annotated[PositiveFloat, MayChange] = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_steps: Annotated[Float, Field(ge=0), AfterValidator(_whole_or_fraction)] = 0
     """Optimizer steps; a value below 1 is a fraction of `train.steps`, as in transformers."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: PositiveFloat = 1.0
-    micro_batch_tokens: PositiveInt = 8192
+    max_grad_norm: Annotated[PositiveFloat, MayChange] = 1.0
+    max_skipped_steps: Annotated[PositiveInt, MayChange] = 3
+    """A step whose gradient is not finite changes nothing and is counted; this many in a row end the run."""
+    micro_batch_tokens: Annotated[PositiveInt, MayChange] = 8192
     """Tokens that go through the model at once, padding included; a longer group is not split and goes alone."""
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    deepspeed: Annotated[dict[str, Any], MayChange] = Field(default_factory=dict)
     """DeepSpeed settings under DeepSpeed's names, e.g. `zero_optimization.offload_optimizer`."""
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medr1_ray.base.atomic_files import write_text
 from medr1_ray.types import Group, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class EvaluationLog:
         answers = [json.dumps(_answer(group)) + "\n" for group in groups]
         (self._folder / f"{name}.jsonl").write_text("".join(answers))
         # Last, because `find` takes this file as the sign that the evaluation has been done.
-        (self._folder / f"{name}.json").write_text(json.dumps({"step": step, **asdict(evaluation)}, indent=1))
+        write_text(self._folder / f"{name}.json", json.dumps({"step": step, **asdict(evaluation)}, indent=1))
 
     def find(self, name: str) -> Evaluation | None:
         """Return the evaluation of that name, or None."""

@@ -45,10 +45,11 @@ _REQUIRED = ("train.steps=1", "train.updates_per_rollout=1")
 _NOT_OF_THE_RUN = ("cluster.weight_transport=auto", "cluster.colocated=false")
 
 
-def write_asked_with(config: Config, checkpoint: Path) -> None:
-    """Write how a run asked its questions into a checkpoint of it."""
+def write_asked_with(config: Config, checkpoint: Path) -> str:
+    """Write how a run asked its questions into a checkpoint of it; returns the name of the file."""
     settings = config.model_dump(mode="json", include=_ASKED_WITH)
     (checkpoint / ASKED_WITH_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+    return ASKED_WITH_FILE
 
 
 def describe_asking(config: Config) -> str:

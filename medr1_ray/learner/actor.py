@@ -7,11 +7,8 @@ deadline).
 
 from __future__ import annotations
 
-import json
-import math
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
+from medr1_ray.base.manifest import NotSavedError, StoredFile, store
 from medr1_ray.base.process_output import write_output_to
 from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.learner import grpo
+from medr1_ray.learner.finite import require_finite
 from medr1_ray.learner.messages import (
     GroupLogprobs,
     ImitationRequest,
@@ -39,7 +39,6 @@ from medr1_ray.learner.messages import (
     UpdateRequest,
 )
 from medr1_ray.learner.schedule import learning_rate
-from medr1_ray.learner.shard_files import files_of_rank
 from medr1_ray.model.checkpoint_files import is_frozen, load_model
 from medr1_ray.model.checkpoint_saving import save_model
 from medr1_ray.model.family import checkpoint_name
@@ -55,7 +54,6 @@ if TYPE_CHECKING:
     from medr1_ray.learner.reference import AdapterFreeReference, Reference
 
 LEARNER_STATE = "learner_state"
-LAYOUT_FILE = "layout.json"
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,7 @@ class LearnerActor:
         # Not at the top: the driver imports this module to create the actor. It must stay free of DeepSpeed, and
         # would spend seconds on models and kernels that it never uses.
         from medr1_ray.learner import deepspeed_engine
+        from medr1_ray.learner.optimizer_state import OptimizerState
         from medr1_ray.learner.reference import AdapterFreeReference, Reference
         from medr1_ray.model.image_patches import FrozenFeatures, ImagePatcher
         from medr1_ray.model.policy import Policy
@@ -127,6 +126,7 @@ class LearnerActor:
         self._policy = Policy(model, vocabulary, settings.temperature, features)
         self._patch = ImagePatcher(self._path, settings.learner.threads)
         self._engine = deepspeed_engine.build_engine(self._policy, settings.learner, settings.model.dtype)
+        self._optimizer = OptimizerState(self._engine, self._rank)
         transport = TRANSPORTS[settings.cluster.weight_transport]
         self._weights: Any = transport.sender(self._rank, self._device, settings.cluster.sync_timeout_seconds)
         self._source = deepspeed_engine.ShardedWeights(
@@ -164,9 +164,8 @@ class LearnerActor:
     def update(self, request: UpdateRequest) -> RankReport:
         """Take `train.updates_per_rollout` optimizer steps on the whole batch, of which this rank has a share.
 
-        Raises:
-            ValueError: a group's image became another number of visual tokens than in the engine.
-            RuntimeError: the gradient is not finite.
+        A step whose gradient is not finite changes nothing. Raises ValueError where a group's image became another
+        number of visual tokens than in the engine.
         """
         settings = self._settings
         with self._span("pack"):
@@ -225,7 +224,9 @@ class LearnerActor:
         """Publish all parameters, in the compute dtype and under their checkpoint names, for the engines to load.
 
         `to_newcomers`: an engine may lack the frozen parameters. None on ranks whose part goes through rank 0.
+        Raises FloatingPointError where a weight is not finite.
         """
+        require_finite(self._engine.module)
         self._return_memory()
         update: WeightUpdate | None = self._weights.publish(self._source, version, to_newcomers=to_newcomers)
         return update
@@ -243,38 +244,38 @@ class LearnerActor:
         """Meet the engines of a broadcast (`cluster.weight_transport: nccl`)."""
         self._weights.join(group)
 
-    def save(self, folder: Path) -> list[str]:
-        """Write Hugging Face files and the optimizer's shards (`learner_state/`); returns the names of this rank's."""
-        if self._rank == 0:
-            # copy=True matters where the model is on the CPU already: a gathered tensor is valid only until the next is
-            # requested.
-            whole = {name: tensor.to("cpu", copy=True) for name, tensor in self._whole_parameters()}
-            (folder / LEARNER_STATE).mkdir(parents=True, exist_ok=True)
-            save_model(whole, self._path, folder)
-            (folder / LEARNER_STATE / LAYOUT_FILE).write_text(json.dumps(self._layout()))
-        else:
-            deque(self._whole_parameters(), maxlen=0)  # take part in the gathering
-        # Every rank writes its own shard. DeepSpeed's file `latest` is not needed: there is only one tag.
-        self._engine.save_checkpoint(str(folder / LEARNER_STATE), tag="zero", save_latest=False)
-        return files_of_rank(folder, self._rank)
+    def save(self, folder: Path) -> list[StoredFile]:
+        """Write Hugging Face files (rank 0) and this rank's part of the optimizer's state; returns what it wrote.
+
+        Raises:
+            FloatingPointError: a weight is not finite.
+            NotSavedError: the folder cannot be written.
+        """
+        require_finite(self._engine.module)
+        # Whole before anything is written: a rank that cannot write must not leave the others in a collective.
+        # copy=True matters where the model is on the CPU: a gathered tensor is valid only until the next is requested.
+        parts = (
+            (name, tensor.to("cpu", copy=True) if self._rank == 0 else None)
+            for name, tensor in self._whole_parameters()
+        )
+        whole = {name: tensor for name, tensor in parts if tensor is not None}
+        try:
+            names: list[str] = []
+            if self._rank == 0:
+                save_model(whole, self._path, folder)
+                written = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+                names += [path.as_posix() for path in written if path.parts[0] != LEARNER_STATE]
+            names += [f"{LEARNER_STATE}/{name}" for name in self._optimizer.save(folder / LEARNER_STATE)]
+            return [store(folder, name) for name in names]
+        except (OSError, SafetensorError) as error:
+            raise NotSavedError(f"{self._name} cannot write {folder}: {error}") from None
 
     def load(self, folder: Path) -> None:
-        """Continue from a folder that `save` wrote.
+        """Continue from a folder that any number of ranks wrote with `save`, at whatever ZeRO stage.
 
-        Raises ValueError where it was written by another number of ranks or at another ZeRO stage.
+        Raises ValueError where it is not complete or of another model.
         """
-        saved = json.loads((folder / LEARNER_STATE / LAYOUT_FILE).read_text())
-        for key, ours in self._layout().items():
-            if saved[key] != ours:
-                raise ValueError(
-                    f"learner.{key}={ours}, but {folder} was saved with {saved[key]}; resume with learner.{key}="
-                    f"{saved[key]}, or start a new run with model.path={folder}"
-                )
-        path, _ = self._engine.load_checkpoint(str(folder / LEARNER_STATE), tag="zero")
-        if path is None:
-            raise ValueError(
-                f"{folder / LEARNER_STATE} is not complete: DeepSpeed found nothing to load there"
-            )
+        self._optimizer.load(folder / LEARNER_STATE)
 
     def _return_memory(self) -> None:
         """Give what PyTorch keeps for later back to the GPU, where an engine is about to wake on it."""
@@ -302,15 +303,8 @@ class LearnerActor:
                 loss_share += loss.item()
         with self._span("optimizer_step"):
             self._engine.step()
-        # Known only after step(). DeepSpeed 0.19.8 skips a step whose norm is not finite and reports infinity; without
-        # this check the old weights would be published as a new policy version.
+        # Known only after step(). DeepSpeed 0.19.8 skips a step whose norm is not finite, and leaves all as it was.
         norm = float(self._engine.get_global_grad_norm())
-        if not math.isfinite(norm):
-            raise RuntimeError(
-                f"the gradient's norm is {norm} at optimizer step {version + 1} ({self._name}, loss share "
-                f"{loss_share:g}). DeepSpeed skipped the step, so the weights are unchanged. Start again from the last "
-                f"checkpoint (model.path) with a smaller learner.learning_rate (now {rate:g}) or learner.max_grad_norm"
-            )
         return OptimizerStep(loss_share, norm, rate)
 
     def _patched(self, pairs: Sequence[CompletedPrompt]) -> Images:
@@ -351,9 +345,6 @@ class LearnerActor:
     def _whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
         for frozen in (True, False):
             yield from self._source.tensors(frozen=frozen)
-
-    def _layout(self) -> dict[str, Any]:
-        return {"world_size": self._settings.learner.world_size, "zero_stage": self._settings.learner.zero_stage}
 
     def _take_spans(self) -> tuple[Span, ...]:
         """All since the last report, those of `prepare` included."""

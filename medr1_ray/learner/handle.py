@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from medr1_ray.base.manifest import StoredFile
 from medr1_ray.cluster.driver_files import DriverFiles
 from medr1_ray.cluster.pending_calls import describe_error, remote
 from medr1_ray.cluster.placement import Place, SharedPlace, ask_for_place, wait_for_place
@@ -249,11 +250,11 @@ class Learner:
         """Wait for a call that was started."""
         self._wait(call)
 
-    def save(self, folder: Path) -> list[str]:
+    def save(self, folder: Path) -> list[StoredFile]:
         """Write a checkpoint into `folder` (on a file system that all ranks share): Hugging Face files on top,
-        `learner_state/` for `load`. Returns the names of the files that the ranks wrote, each seen on its own node."""
+        `learner_state/` for `load`. Returns what the ranks wrote. Raises NotSavedError where one cannot write."""
         written = self._call_all(LearnerActor.save, f"saving to {folder}", self._update_deadline, folder.resolve())
-        return [name for names in written for name in names]
+        return [file for files in written for file in files]
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint that `save` wrote."""

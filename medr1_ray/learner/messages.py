@@ -109,6 +109,11 @@ class OptimizerStep:
     grad_norm: float
     learning_rate: float
 
+    @property
+    def skipped(self) -> bool:
+        """Whether the gradient was not finite, so that the step changed nothing."""
+        return not math.isfinite(self.grad_norm)
+
 
 @dataclass(frozen=True)
 class TokenSums:

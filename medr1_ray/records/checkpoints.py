@@ -1,7 +1,7 @@
 """Checkpoints published atomically: a folder under `checkpoints/` is whole or not there.
 
-    checkpoints/checkpoint-10/   Hugging Face files on top, learner_state/, state.json
-    checkpoints/latest           text: the name of the newest folder, renamed into place
+    checkpoints/checkpoint-10/   Hugging Face files on top, learner_state/, state.json, manifest.json
+    checkpoints/latest           text: the name of the folder to go on from, renamed into place
 """
 
 from __future__ import annotations
@@ -14,9 +14,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medr1_ray.base.atomic_files import write_text
+from medr1_ray.base.manifest import (
+    NotSavedError,
+    StoredFile,
+    find_damage,
+    store,
+    sync_folder,
+    write_manifest,
+)
 from medr1_ray.data.stream import StreamState
 
 STATE_FILE = "state.json"
+LATEST_FILE = "latest"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -25,7 +34,9 @@ class RunState:
     """The state that a resumed run continues from, besides weights and optimizer.
 
     `unused_prompts` are the ids that were issued but not used when the checkpoint was written; they are issued
-    again, so that a resume neither skips nor repeats a question. The ledger's counts exclude them.
+    again, so that a resume neither skips nor repeats a question. The ledger's counts exclude them. `steps_skipped`
+    counts the optimizer steps whose gradient was not finite. `accuracy` is that of the evaluation after this step,
+    None where there was none.
     """
 
     step: int
@@ -39,6 +50,8 @@ class RunState:
     completions: int
     seconds: dict[str, float]
     config_digest: str
+    steps_skipped: int
+    accuracy: float | None
 
 
 class Checkpoints:
@@ -46,72 +59,165 @@ class Checkpoints:
 
     Args:
         folder: `<run>/checkpoints`.
-        keep: how many to keep; older ones are deleted after a newer one is published.
+        keep: how many to keep, besides the one of the best evaluation; others are deleted after a newer one is
+            published.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
         self._keep = keep
 
-    def publish(self, state: RunState, write: Callable[[Path], Iterable[str]]) -> Path:
-        """Let `write` fill a folder, add the state, and rename the folder into place; returns its path.
+    def publish(self, state: RunState, write: Callable[[Path], Iterable[StoredFile]]) -> Path:
+        """Let `write` fill a folder, add state and manifest, and rename the folder into place; returns its path.
+
+        There is no moment without a whole checkpoint: what has the name already is set aside until the new one is in
+        place, and `recover` undoes what an interruption left.
 
         Args:
-            write: returns the names of the files that it wrote below the folder, on whatever node.
+            write: returns the files that it wrote below the folder, on whatever node.
 
         Raises:
-            RuntimeError: one of them is not there; nothing has been published or deleted.
+            NotSavedError: there is no room or no permission to write; nothing has been published or deleted.
+            RuntimeError: a file is not there, or not whole; as above.
         """
         name = f"checkpoint-{state.step}"
-        target = self._folder / name
         partial = self._folder / f".{name}.partial"
-        # Left by a save that was interrupted.
-        if partial.exists():
+        try:
+            self._fill(partial, state, write)
+            self._put_in_place(partial, self._folder / name)
+            # Last, so that `latest` always names a complete folder.
+            write_text(self._folder / LATEST_FILE, name + "\n")
+        except OSError as error:
+            raise NotSavedError(f"the checkpoint of step {state.step} cannot be written: {error}") from None
+        finally:
+            # There only after an error; it may have what room was left.
+            shutil.rmtree(partial, ignore_errors=True)
+        self._forget_old(state.step)
+        return self._folder / name
+
+    def recover(self) -> None:
+        """Undo what an interrupted `publish` left: put back what it had set aside, and delete what it had not ended."""
+        for aside in self._folder.glob(".checkpoint-*.replaced"):
+            target = self._folder / aside.name.removeprefix(".").removesuffix(".replaced")
+            if target.exists():
+                shutil.rmtree(aside)
+            else:
+                aside.rename(target)
+        for partial in self._folder.glob(".checkpoint-*.partial"):
             shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        missing = [name for name in write(partial) if not (partial / name).exists()]
-        if missing:
-            raise RuntimeError(
-                f"the checkpoint of step {state.step} is not complete: {len(missing)} files that learner ranks wrote "
-                f"are not in {partial} on the driver's node, e.g. {missing[0]}. It is not published, older ones stay. "
-                "All nodes must see the same run.dir; mount it again, and continue with --resume"
-            )
-        (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1))
-        # A step that is saved twice: the last one of a run, or one that a resumed run repeats.
+
+    @staticmethod
+    def _fill(folder: Path, state: RunState, write: Callable[[Path], Iterable[StoredFile]]) -> None:
+        # Left by a save that was interrupted.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        files = list(write(folder))
+        _require_whole(folder, files, state.step)
+        (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=1))
+        write_manifest(folder, [*files, store(folder, STATE_FILE)])
+
+    @staticmethod
+    def _put_in_place(partial: Path, target: Path) -> None:
+        # A step is saved twice where a run was resumed from an older checkpoint.
+        aside = target.with_name(f".{target.name}.replaced")
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(aside)
         partial.rename(target)
-        # Last, so that `latest` always names a complete folder.
-        write_text(self._folder / "latest", name + "\n")
-        self._forget_old()
-        return target
+        sync_folder(target.parent)
+        shutil.rmtree(aside, ignore_errors=True)
 
-    def latest(self) -> Path:
-        """The newest checkpoint. Raises ValueError when there is none."""
-        return latest_checkpoint(self._folder)
+    def _forget_old(self, step: int) -> None:
+        """Delete all but the newest, the one that `latest` names, and the best; those of later steps are another run's
+        past, which was rolled back, and stay until their steps come again."""
+        steps = [each for each in _steps(self._folder) if each <= step]
+        best = max(steps, key=lambda each: (_accuracy(self._folder / f"checkpoint-{each}"), each))
+        for each in steps[: -self._keep]:
+            if each != best:
+                shutil.rmtree(self._folder / f"checkpoint-{each}")
 
-    def _forget_old(self) -> None:
-        # Partial folders do not match, since their names begin with a dot, nor do copies that somebody made.
-        steps = sorted(int(found[1]) for path in self._folder.iterdir() if (found := _NAME.fullmatch(path.name)))
-        for step in steps[: -self._keep]:
-            shutil.rmtree(self._folder / f"checkpoint-{step}")
+
+def whole_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
+    """Return the newest checkpoint of which every byte is as it was written, beginning with the one `latest` names.
+
+    `say` is told what is wrong with each that is passed over. Raises ValueError when there is none.
+    """
+    first = latest_checkpoint(folder)
+    older = [folder / f"checkpoint-{step}" for step in reversed(_steps(folder)) if step < _step(first)]
+    for checkpoint in (first, *older):
+        damage = find_damage(checkpoint) or _state_damage(checkpoint)
+        if damage is None:
+            return checkpoint
+        say(f"{checkpoint} is damaged and is not used: {damage}")
+    raise ValueError(
+        f"none of the checkpoints in {folder} is whole: {damage} in {checkpoint.name}. Bring one back, or, if its "
+        "weights are good (as those of an earlier version, which wrote no manifest), start another run from them with "
+        f"model.path={first}"
+    )
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether there is a checkpoint in a run's folder of checkpoints, whole or not."""
+    return bool(_steps(folder))
 
 
 def latest_checkpoint(folder: Path) -> Path:
-    """Return the newest checkpoint in a run's folder of checkpoints. Raises ValueError when there is none."""
-    pointer = folder / "latest"
-    if not pointer.exists():
+    """Return the checkpoint that `latest` names, else the newest; its content is not looked at.
+
+    Raises ValueError when there is none.
+    """
+    pointer = folder / LATEST_FILE
+    named = folder / pointer.read_text().strip() if pointer.is_file() else None
+    if named is not None and _NAME.fullmatch(named.name) and named.is_dir():
+        return named
+    steps = _steps(folder)
+    if not steps:
         raise ValueError(
-            f"no checkpoint to resume from: {pointer} does not exist. Start without --resume, or set run.dir to a "
-            "run that has saved one (run.save_every)"
+            f"no checkpoint to resume from in {folder}. Start without --resume, or set run.dir to a run that has saved "
+            "one (run.save_every)"
         )
-    checkpoint = folder / pointer.read_text().strip()
-    if not checkpoint.is_dir():
-        raise ValueError(
-            f"{pointer} names {checkpoint.name}, which is not there; bring it back, or write the name of another "
-            "checkpoint into that file"
+    return folder / f"checkpoint-{steps[-1]}"
+
+
+def _require_whole(folder: Path, files: Iterable[StoredFile], step: int) -> None:
+    missing = [file.name for file in files if _size(folder / file.name) != file.bytes]
+    if missing:
+        raise RuntimeError(
+            f"the checkpoint of step {step} is not complete: {len(missing)} files that learner ranks wrote "
+            f"are not whole in {folder} on the driver's node, e.g. {missing[0]}. It is not published, older ones stay. "
+            "All nodes must see the same run.dir; mount it again, and continue with --resume"
         )
-    return checkpoint
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, in order; copies under other names do not count."""
+    if not folder.is_dir():
+        return []
+    return sorted(_step(path) for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _accuracy(checkpoint: Path) -> float:
+    """Of the evaluation that its state tells of; below every accuracy where there was none, or the state is damaged."""
+    try:
+        accuracy = read_state(checkpoint).accuracy
+    except ValueError:
+        accuracy = None
+    return -1.0 if accuracy is None else accuracy
+
+
+def _state_damage(checkpoint: Path) -> str | None:
+    try:
+        read_state(checkpoint)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def read_state(checkpoint: Path) -> RunState:

@@ -18,7 +18,7 @@ from pathlib import Path
 from medr1_ray.base.file_lock import FileLock
 from medr1_ray.config import Config, require_lasting
 from medr1_ray.config.loading import changeable_settings, first_difference, load_config, write_config
-from medr1_ray.records.checkpoints import latest_checkpoint
+from medr1_ray.records.checkpoints import has_checkpoint, latest_checkpoint
 
 LOCK_FILE = ".lock"
 # What a run leaves of its training; its settings are written anew, and its logs go on.
@@ -75,7 +75,7 @@ def check_run_directory(config: Config, *, resume: bool) -> RunDirectory:
     if resume:
         _check_same_run(config, directory)
         latest_checkpoint(directory.checkpoints)
-    elif (directory.checkpoints / "latest").exists():
+    elif has_checkpoint(directory.checkpoints):
         saved = latest_checkpoint(directory.checkpoints).name
         raise ValueError(
             f"run.dir={str(config.run.dir)!r} holds a run already ({saved}); continue it with --resume, choose another "
@@ -148,7 +148,7 @@ def _check_same_run(config: Config, directory: RunDirectory) -> None:
             f"run.dir={str(config.run.dir)!r} holds no run to resume ({directory.config.name} is missing); "
             + (
                 f"bring {directory.config.name} back, or start a new run from a checkpoint of it (model.path)"
-                if (directory.checkpoints / "latest").exists()
+                if has_checkpoint(directory.checkpoints)
                 else "start without --resume"
             )
         )

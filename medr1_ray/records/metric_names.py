@@ -26,6 +26,7 @@ METRICS: dict[str, str] = {
     "loss/total": "the objective, mean over this update's optimizer steps; SFT: -log-likelihood of a token, nats, mean",
     "optim/grad_norm": "norm of the gradient before clipping, mean over the optimizer steps of this update",
     "optim/learning_rate": "learning rate of the last optimizer step",
+    "optim/steps_skipped": "optimizer steps of the run so far whose gradient was not finite; they changed nothing",
     "staleness/mean": "learner version at use minus version that sampled the token, mean over tokens",
     "staleness/max": "the same, largest",
     "ledger/groups_issued": "groups issued since the run began",

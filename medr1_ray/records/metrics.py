@@ -68,6 +68,7 @@ def step_metrics(
     counts: LedgerCounts,
     members: ActorCounts,
     refused: Mapping[str, int],
+    steps_skipped: int,
     seconds: PhaseSeconds,
     busy: Mapping[str, float],
     resources: Resources,
@@ -111,6 +112,7 @@ def step_metrics(
         "loss/total": float(np.mean([step.loss for step in report.steps])),
         "optim/grad_norm": float(np.mean([step.grad_norm for step in report.steps])),
         "optim/learning_rate": report.steps[-1].learning_rate,
+        "optim/steps_skipped": steps_skipped,
         "staleness/mean": float(staleness.mean()),
         "staleness/max": float(staleness.max()),
         "ledger/groups_issued": counts.issued,
@@ -151,6 +153,7 @@ def imitation_metrics(
     demonstrations: Sequence[CompletedPrompt],
     report: ImitationReport,
     refused: Mapping[str, int],
+    steps_skipped: int,
     seconds: PhaseSeconds,
 ) -> dict[str, float | None]:
     """Metrics of a supervised step: those that have a meaning without rollouts and rewards."""
@@ -161,6 +164,7 @@ def imitation_metrics(
         "loss/total": report.step.loss,
         "optim/grad_norm": report.step.grad_norm,
         "optim/learning_rate": report.step.learning_rate,
+        "optim/steps_skipped": steps_skipped,
         "ledger/prompts_dropped": sum(refused.values()),
         **seconds.metrics(),
         "perf/completions_per_second": len(demonstrations) / seconds.step,

@@ -30,6 +30,7 @@ def summarise(
     step: int,
     evaluations: EvaluationLog,
     totals: Totals,
+    steps_skipped: int,
     counts: LedgerCounts,
     members: ActorCounts,
 ) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def summarise(
             "blank_image": _found(evaluations, "blank_image").accuracy,
             "shuffled_image": None if shuffled is None else shuffled.accuracy,
         },
+        "steps_skipped": steps_skipped,
         "completions": totals.completions,
         "completions_per_second": totals.completions / loop_seconds if loop_seconds else 0.0,
         "seconds": {

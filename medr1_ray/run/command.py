@@ -13,7 +13,7 @@ from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.config import Config, Objective
 from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder_check import check_model
-from medr1_ray.records.checkpoints import latest_checkpoint, read_state
+from medr1_ray.records.checkpoints import has_checkpoint, latest_checkpoint, read_state
 from medr1_ray.records.directory import check_run_directory
 from medr1_ray.run.start_checks import problems_of_a_start
 from medr1_ray.sizing.report import dry_run
@@ -66,15 +66,17 @@ def run_command(objective: Objective, description: str, run: Run, arguments: lis
 
     def work(ending: Ending) -> int:
         config = _settings(objective, options)
+        goes_on = config.run.resume == "auto" and has_checkpoint(config.run.dir / "checkpoints")
+        resume = options.resume or goes_on
         if options.dry_run:
-            return _dry_run(config, resume=options.resume)
+            return _dry_run(config, resume=resume)
         ending.logs = config.run.dir / "logs"
         ending.how_to_go_on = lambda: _how_to_go_on(config, COMMANDS[objective], given)
-        finished = _finished(config) if options.resume else None
+        finished = _finished(config) if resume else None
         if finished:
             print(finished)
         else:
-            run(config, resume=options.resume)
+            run(config, resume=resume)
         return 0
 
     return run_to_status(work)
@@ -108,7 +110,10 @@ def _dry_run(config: Config, *, resume: bool) -> int:
 def _finished(config: Config) -> str | None:
     """Return what to say of a run that has nothing left to do; None if there is something."""
     directory = check_run_directory(config, resume=True)
-    step = read_state(latest_checkpoint(directory.checkpoints)).step
+    try:
+        step = read_state(latest_checkpoint(directory.checkpoints)).step
+    except ValueError:
+        return None  # damaged; the start looks for a whole one
     summary = directory.path / "summary.json"
     if step < config.train.steps or not summary.exists():
         return None

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medr1_ray.base.manifest import NotSavedError, StoredFile, store
 from medr1_ray.base.stopping import asked_to_stop
 from medr1_ray.config import Config
 from medr1_ray.config.loading import config_digest
@@ -17,7 +18,7 @@ from medr1_ray.evaluation.blinding import NOT_SHUFFLED, with_blank_images, with_
 from medr1_ray.evaluation.in_training import EvaluationLog, evaluate
 from medr1_ray.evaluation.settings import write_asked_with
 from medr1_ray.learner.handle import Learner
-from medr1_ray.learner.messages import Gap, ImitationReport, UpdateReport
+from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, UpdateReport
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.records.busy_time import BusyTime, seconds_of
@@ -27,6 +28,7 @@ from medr1_ray.records.summary import Totals, summarise
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityError, ParityGate
+from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.weight_sync import WeightSync
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Span
 
@@ -53,9 +55,11 @@ class Session:
     checkpoints: Checkpoints
     totals: Totals
     scaling: Scaling
+    skipped_steps: SkippedSteps
     _busy: BusyTime = field(default_factory=BusyTime)
     _syncs: int = 0
     _saved: tuple[int, Path] | None = None
+    _unsaved: bool = False  # a checkpoint was due and could not be written
     _spans: list[Span] = field(default_factory=list)
 
     def take_groups(self) -> list[Group]:
@@ -106,10 +110,14 @@ class Session:
         self.totals.completions += len(demonstrations)
         spans = self._take_spans(report.spans)
         seconds = PhaseSeconds.of(spans)
-        metrics = imitation_metrics(demonstrations, report, self.stream.state().dropped, seconds)
+        self._note_skipped([report.step])
+        metrics = imitation_metrics(
+            demonstrations, report, self.stream.state().dropped, self.skipped_steps.total, seconds
+        )
         self.tracker.log(self.step, metrics)
         self.tracker.log_spans(self.step, spans)
         self.progress.update(self.step, metrics)
+        self.skipped_steps.require_few()
 
     def sync_for_evaluation(self) -> None:
         """Bring the learner's weights to the rollout actors for an evaluation; the parity gate runs every time."""
@@ -120,6 +128,7 @@ class Session:
 
         Raises:
             ParityError: the engines' log-probabilities of this step are further from the learner's than the limit.
+            RuntimeError: too many steps in a row had a gradient that is not finite.
         """
         gap = Gap.of(report.statistics)
         self.totals.gap += gap
@@ -127,25 +136,28 @@ class Session:
         spans = self._take_spans(report.spans)
         seconds, busy = PhaseSeconds.of(spans), self._busy.add(spans)
         members = self.pool.actor_counts()
+        skipped = self._note_skipped(report.steps)
         metrics = step_metrics(
             groups,
             report,
             self.pool.ledger.counts(),
             members,
             self.stream.state().dropped,
+            self.skipped_steps.total,
             seconds,
             busy,
             self._resources(),
         )
         self.tracker.log(self.step, metrics)
         self.tracker.log_spans(self.step, spans)
-        if self._due(self.config.run.rollouts_every):
+        if skipped or self._due(self.config.run.rollouts_every):
             self.tracker.write_rollouts(self.step, groups)
         self.progress.update(self.step, metrics)
         self.scaling.measure(
             seconds.rollout, seconds.step - seconds.rollout, seconds_of(busy, "rollout-"), members.lost
         )
         # After logging, so that metrics and rollouts of the failed step are in the files.
+        self.skipped_steps.require_few()
         if gap.mean > self.config.gap_mean_limit:
             raise ParityError(
                 f"step {self.step}: the rollout log-probabilities differ from the learner's by {gap.mean:.2e} nats in "
@@ -184,8 +196,19 @@ class Session:
             self._evaluate("shuffled_image", shuffled)
 
     def save_if_due(self) -> None:
-        if self._due(self.config.run.save_every):
+        """Publish a checkpoint where one is due. One that cannot be written, for want of room, is tried again after the
+        next step."""
+        if not (self._unsaved or self._due(self.config.run.save_every)):
+            return
+        try:
             self.save()
+            self._unsaved = False
+        except NotSavedError as error:
+            self._unsaved = True
+            self.progress.message(
+                f"NOT SAVED: {error}. Earlier checkpoints are as they were; the run goes on and tries again after the "
+                "next step"
+            )
 
     def stop_if_asked(self) -> None:
         """Publish a checkpoint and end the run where Ctrl-C or SIGTERM asked for it.
@@ -200,13 +223,17 @@ class Session:
             raise KeyboardInterrupt
 
     def save(self) -> Path:
-        """Publish a checkpoint of this step, unless the last one was of this step; returns its path."""
+        """Publish a checkpoint of this step, unless the last one was of this step; returns its path.
+
+        Raises NotSavedError where it cannot be written; earlier ones are as they were.
+        """
         if self._saved is not None and self._saved[0] == self.step:
             return self._saved[1]
         with self._phase("checkpoint"):
             # Counts, stream position and unused prompts must be of the same moment (no poll in between); otherwise a
             # resumed run would skip or repeat questions.
             counts = self.pool.ledger.counts()
+            evaluated = self.evaluations.find(f"step-{self.step}")
             state = RunState(
                 step=self.step,
                 stream=self.stream.state(),
@@ -219,6 +246,8 @@ class Session:
                 completions=self.totals.completions,
                 seconds=self.totals.seconds,
                 config_digest=config_digest(self.config),
+                steps_skipped=self.skipped_steps.total,
+                accuracy=evaluated.accuracy if evaluated else None,
             )
             path = self.checkpoints.publish(state, self._write)
         self._saved = self.step, path
@@ -227,7 +256,13 @@ class Session:
     def summarise(self) -> Path:
         """Write `summary.json` and print its main figures; returns its path."""
         summary = summarise(
-            self.config, self.step, self.evaluations, self.totals, self.pool.ledger.counts(), self.pool.actor_counts()
+            self.config,
+            self.step,
+            self.evaluations,
+            self.totals,
+            self.skipped_steps.total,
+            self.pool.ledger.counts(),
+            self.pool.actor_counts(),
         )
         # The last checkpoint and the last evaluations come after the last step.
         self.tracker.log_spans(self.step, self._take_spans(()))
@@ -236,10 +271,18 @@ class Session:
         self.progress.message(f"metrics, evaluations and checkpoints are in {path.parent}")
         return path
 
-    def _write(self, folder: Path) -> list[str]:
+    def _write(self, folder: Path) -> list[StoredFile]:
         written = self.learner.save(folder)
-        write_asked_with(self.config, folder)
-        return written
+        return [*written, store(folder, write_asked_with(self.config, folder))]
+
+    def _note_skipped(self, steps: Sequence[OptimizerStep]) -> int:
+        skipped = self.skipped_steps.count(steps)
+        if skipped:
+            self.progress.message(
+                f"step {self.step}: the gradient was not finite, nothing was learned from it; "
+                f"{self.skipped_steps.total} such steps so far"
+            )
+        return skipped
 
     def _sync(self, *, check: bool) -> None:
         if not self._syncs:

@@ -24,7 +24,7 @@ from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.pool.shared_actors import SharedActors
-from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
+from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state, whole_checkpoint
 from medr1_ray.records.directory import open_run_directory
 from medr1_ray.records.prometheus import LiveMetrics
 from medr1_ray.records.summary import Totals
@@ -33,6 +33,7 @@ from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityGate
 from medr1_ray.run.rehearsal import rehearse_checkpoint
 from medr1_ray.run.session import Session
+from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.start_checks import about_resuming, check_settings
 from medr1_ray.run.weight_sync import make_weight_sync
 from medr1_ray.types import Prompt, Question, Sampling, Span
@@ -74,8 +75,9 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     # Absolute, because actors have other working directories.
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": directory.path})})
     checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
+    checkpoints.recover()
     rehearse_checkpoint(config, directory.checkpoints)
-    checkpoint = checkpoints.latest() if resume else None
+    checkpoint = whole_checkpoint(directory.checkpoints, progress.message) if resume else None
     state = read_state(checkpoint) if checkpoint else None
     # Refuses a state of other data or another seed, before any actor is started.
     stream = PromptStream(
@@ -154,6 +156,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
             checkpoints=checkpoints,
             totals=totals,
             scaling=Scaling.of(config),
+            skipped_steps=SkippedSteps(config.learner, state.steps_skipped if state else 0),
             _spans=[Span("driver", "startup", started, started + startup_seconds)],
         )
         # Not after an exception: the engines may still be busy, and their owner ends them.

@@ -276,12 +276,14 @@ def weight_sync_bytes(config: Config, shape: ModelShape) -> int:
 
 
 def checkpoint_bytes(config: Config, shape: ModelShape) -> int:
-    """Return the size of a checkpoint on disk: the weights, DeepSpeed's copy of them, and the optimizer's state."""
-    weights = 2 * shape.parameters + _adapter_parameters(config, shape)
-    return weights * DTYPE_BYTES[config.model.dtype] + trained_parameters(config, shape) * ADAM_BYTES
+    """Return the size of a checkpoint on disk: the weights and the optimizer's state."""
+    weights = shape.parameters * DTYPE_BYTES[config.model.dtype]
+    return weights + trained_parameters(config, shape) * ADAM_BYTES
 
 
 def checkpoints_at_once(config: Config) -> int:
-    """Return how many checkpoints a run has on disk at most: an old one is deleted after a newer one is whole."""
+    """Return how many checkpoints a run has on disk at most: an old one is deleted after a newer one is whole, and the
+    best one is kept besides where there are evaluations."""
     every = config.run.save_every or config.train.steps
-    return min(config.run.keep_checkpoints + 1, -(-config.train.steps // every))
+    kept = config.run.keep_checkpoints + (config.run.evaluate_every > 0)
+    return min(kept + 1, -(-config.train.steps // every))

@@ -59,17 +59,30 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def asynchronous_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three asynchronous steps of two engines, then two more after a resume."""
+    """Three asynchronous steps of two engines, whose last checkpoint is then damaged; after a resume five in all."""
     folder = tmp_path_factory.mktemp("async")
     run = folder / "run"
-    paths = [f"run.dir={run}", f"data.root={folder / 'phantoms'}", "train.max_staleness=2"]
+    paths = [f"run.dir={run}", f"data.root={folder / 'phantoms'}", "train.max_staleness=2", "run.save_every=2"]
     first = _train("phantom_cpu.yaml", *paths, "train.steps=3")
     assert first.returncode == 0, first.stdout + first.stderr
     shutil.copyfile(run / "summary.json", folder / "first_summary.json")
     (folder / "first_output.txt").write_text(first.stdout)
-    second = _train("phantom_cpu.yaml", *paths, "train.steps=5", "--resume")
+    weights = run / "checkpoints/checkpoint-3/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    second = _train("phantom_cpu.yaml", *paths, "train.steps=5", "learner.zero_stage=2", "run.resume=auto")
     assert second.returncode == 0, second.stdout + second.stderr
+    (folder / "second_output.txt").write_text(second.stdout)
     return folder
+
+
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(asynchronous_run: Path) -> None:
+    output = (asynchronous_run / "second_output.txt").read_text()
+    damaged = "checkpoint-3 is damaged and is not used: model.safetensors has other bytes than were written"
+    assert damaged in " ".join(output.split())
+    again = _lines(asynchronous_run / "run" / "metrics.discarded-1.jsonl")
+    assert {line["step"] for line in again} == {3}, "the third step is done again"
 
 
 def test_a_summary_says_what_came_of_a_run(asynchronous_run: Path) -> None:

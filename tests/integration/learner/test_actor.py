@@ -23,6 +23,7 @@ from medr1_ray.config import (
 )
 from medr1_ray.learner import grpo
 from medr1_ray.learner.handle import Learner
+from medr1_ray.learner.optimizer_files import KINDS, OptimizerFiles
 from medr1_ray.model.checkpoint_files import load_model
 from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.policy import Policy
@@ -216,9 +217,63 @@ def test_a_loaded_checkpoint_goes_on_as_if_nothing_had_happened(learners, traine
         assert resumed.steps == went_on.steps
 
 
-def test_another_layout_refuses_the_checkpoint(learners, trained):
-    with pytest.raises(ValueError, match=r"learner\.world_size=1, but .* was saved with 2"):
-        learners[0].load(trained[1][1])
+def everything_in(folder):
+    """Weights and optimizer state of a checkpoint, by name."""
+    files = OptimizerFiles(folder / "learner_state")
+    state = {
+        f"{kind} of {name}": files.read(name, kind, 0, size) for name, size in files.sizes.items() for kind in KINDS
+    }
+    return files.steps, {**load_file(folder / "model.safetensors"), **state}
+
+
+def test_a_checkpoint_has_the_same_state_at_any_number_of_ranks_and_stage(learners, trained, tmp_path):
+    # The third learner has not taken a step: its optimizer has no moments yet.
+    three = Learner(config(world_size=2, zero_stage=2), name="three")
+    three.start()
+    try:
+        for learner, (_, folder) in zip((*learners, three), (*reversed(trained), trained[1]), strict=True):
+            learner.load(folder)
+            steps, before = everything_in(folder)
+            saved = tmp_path / learner._name
+            saved.mkdir()
+            files = learner.save(saved)
+            again, after = everything_in(saved)
+            assert steps == again == 2
+            assert before.keys() == after.keys()
+            assert all(torch.equal(before[name], after[name]) for name in before)
+            written = {path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()}
+            assert {file.name for file in files} == written, "each file is told of by the rank that wrote it"
+            assert sum(name.endswith(".json") and "optimizer" in name for name in written) == 1
+    finally:
+        three.close()
+
+
+def test_a_checkpoint_of_another_layout_goes_on_as_its_own(learners, trained, groups):
+    one, two = learners
+    two.load(trained[1][1])
+    expected = two.update(groups, 2).steps[0]
+    one.load(trained[1][1])
+    step = one.update(groups, 2).steps[0]
+    assert (step.loss, step.grad_norm) == (
+        pytest.approx(expected.loss, abs=1e-5),
+        pytest.approx(expected.grad_norm, rel=1e-4),
+    )
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(learners, groups, tmp_path):
+    wrong = replace(groups[0], advantages=np.full_like(groups[0].advantages, np.inf))
+    for learner in learners:
+        folders = [tmp_path / f"{learner._name}-{when}" for when in ("before", "after")]
+        for folder in folders:
+            folder.mkdir()
+        learner.save(folders[0])
+        report = learner.update([wrong, *groups[1:]], 2)
+        learner.save(folders[1])
+        (steps, before), (steps_after, after) = (everything_in(folder) for folder in folders)
+        assert report.steps[0].skipped
+        assert steps == steps_after
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert not learner.update(groups, 3).steps[0].skipped
 
 
 def test_another_number_of_visual_tokens_is_refused(learners, groups):
@@ -235,6 +290,20 @@ def test_a_passed_deadline_names_the_rank_and_what_it_was_doing(learners):
     still = r"one-0: still publishing policy version 3 after 0\.0001 s \(cluster\.sync_timeout_seconds\)"
     with pytest.raises(RuntimeError, match=still):
         learner.publish_weights(3)
+
+
+def test_weights_that_are_not_finite_are_neither_published_nor_saved(learners, tmp_path):
+    def spoil(rank):
+        parameter = next(p for p in rank._engine.module.parameters() if getattr(p, "ds_tensor", p).numel())
+        with torch.no_grad():
+            getattr(parameter, "ds_tensor", parameter).view(-1)[0] = float("nan")
+
+    one, _ = learners
+    ray.get(one._ranks[0].__ray_call__.remote(spoil))
+    for attempt in (lambda: one.publish_weights(4), lambda: one.save(tmp_path)):
+        with pytest.raises(RuntimeError, match=r"one-0 failed while .*the weights are no longer finite \(model\."):
+            attempt()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dead_rank_is_named(learners, groups):

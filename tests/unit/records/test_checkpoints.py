@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from medr1_ray.base.manifest import NotSavedError, StoredFile, store
 from medr1_ray.data.stream import StreamState
-from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
+from medr1_ray.records.checkpoints import (
+    Checkpoints,
+    RunState,
+    latest_checkpoint,
+    read_state,
+    whole_checkpoint,
+)
 
 
 def _state(step: int) -> RunState:
@@ -24,103 +35,214 @@ def _state(step: int) -> RunState:
         completions=32,
         seconds={"rollout": 1.5},
         config_digest="c",
+        steps_skipped=3,
+        accuracy=None,
     )
 
 
-def _write(folder: Path) -> list[str]:
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return ["model.safetensors"]
+def _write(folder: Path, content: bytes = b"weights") -> list[StoredFile]:
+    (folder / "learner_state").mkdir()
+    (folder / "learner_state" / "optimizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(content)
+    return [store(folder, name) for name in ("model.safetensors", "learner_state/optimizer.json")]
+
+
+def _whole(folder: Path) -> tuple[Path, list[str]]:
+    said: list[str] = []
+    return whole_checkpoint(folder, said.append), said
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_published_checkpoint_is_read_back(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    published = checkpoints.publish(_state(10), _write)
-    assert checkpoints.latest() == published == tmp_path / "checkpoint-10"
+    published = Checkpoints(tmp_path, keep=2).publish(_state(10), _write)
+    assert published == tmp_path / "checkpoint-10"
+    assert _whole(tmp_path) == (published, [])
     assert read_state(published) == _state(10)
     assert (published / "model.safetensors").read_bytes() == b"weights"
+    assert _names(published) == ["learner_state", "manifest.json", "model.safetensors", "state.json"]
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (5, 10, 100):
         checkpoints.publish(_state(step), _write)
-        assert checkpoints.latest().name == f"checkpoint-{step}"
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-100"]
+        assert latest_checkpoint(tmp_path).name == f"checkpoint-{step}"
+    assert _names(tmp_path) == ["checkpoint-10", "checkpoint-100", "latest"]
 
 
-def _fail(folder: Path) -> list[str]:
-    (folder / "model.safetensors").write_bytes(b"half")
-    (folder / "left_over").touch()
-    raise OSError("disk full")
+def test_the_best_evaluation_is_kept_besides(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step, accuracy in ((1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, None)):
+        checkpoints.publish(replace(_state(step), accuracy=accuracy), _write)
+    assert _names(tmp_path) == ["checkpoint-2", "checkpoint-5", "latest"]
+    # Of equals the newer one.
+    checkpoints.publish(replace(_state(6), accuracy=0.9), _write)
+    assert _names(tmp_path) == ["checkpoint-6", "latest"]
+
+
+def test_copies_and_checkpoints_of_later_steps_stay(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (10, 20):
+        checkpoints.publish(_state(step), _write)
+        shutil.copytree(tmp_path / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}-best")
+    # Somebody goes back: what `latest` names is never the one that is deleted.
+    shutil.copytree(tmp_path / "checkpoint-10-best", tmp_path / "checkpoint-10")
+    (tmp_path / "latest").write_text("checkpoint-10\n")
+    checkpoints.publish(_state(15), _write)
+    assert _names(tmp_path) == ["checkpoint-10-best", "checkpoint-15", "checkpoint-20", "checkpoint-20-best", "latest"]
+    assert _whole(tmp_path) == (tmp_path / "checkpoint-15", [])
+
+
+def _fails(error: OSError) -> Callable[[Path], list[StoredFile]]:
+    def write(folder: Path) -> list[StoredFile]:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    return write
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_write_that_fails_leaves_the_older_checkpoint_and_none_of_its_own(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.publish(_state(1), _write)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoints.publish(_state(2), _fail)
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
-    assert checkpoints.latest() == tmp_path / "checkpoint-1"
-    assert read_state(checkpoints.latest()) == _state(1)
-    assert (checkpoints.latest() / "model.safetensors").read_bytes() == b"weights"
+    with pytest.raises(NotSavedError, match=r"checkpoint of step 2 cannot be written: .*No space left on device"):
+        checkpoints.publish(_state(2), _fails(FULL))
+    assert _names(tmp_path) == ["checkpoint-1", "latest"]
+    assert _whole(tmp_path) == (tmp_path / "checkpoint-1", [])
+    checkpoints.publish(_state(2), _write)
+    assert _names(tmp_path) == ["checkpoint-2", "latest"]
 
 
-def test_after_a_write_that_failed_the_same_step_is_published_without_what_it_left(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoints.publish(_state(2), _fail)
-    published = checkpoints.publish(_state(2), _write)
-    assert checkpoints.latest() == published
-    assert sorted(path.name for path in published.iterdir()) == ["model.safetensors", "state.json"]
-    assert (published / "model.safetensors").read_bytes() == b"weights"
+def test_a_rank_that_cannot_write_is_such_a_failure(tmp_path: Path) -> None:
+    def write(folder: Path) -> list[StoredFile]:
+        (folder / "half").touch()
+        raise NotSavedError("learner-1 cannot write")
+
+    with pytest.raises(NotSavedError, match="learner-1 cannot write"):
+        Checkpoints(tmp_path, keep=1).publish(_state(2), write)
+    assert _names(tmp_path) == []
+
+
+def test_what_an_interrupted_save_left_is_gone_with_the_next(tmp_path: Path) -> None:
+    left = tmp_path / ".checkpoint-2.partial"
+    left.mkdir()
+    (left / "left_over").touch()
+    published = Checkpoints(tmp_path, keep=2).publish(_state(2), _write)
+    assert "left_over" not in _names(published)
+    assert _names(tmp_path) == ["checkpoint-2", "latest"]
 
 
 def test_a_step_that_is_published_again_has_the_new_content_alone(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
-
-    def write_more(folder: Path) -> list[str]:
-        (folder / "extra").touch()
-        return [*_write(folder), "extra"]
-
-    checkpoints.publish(_state(5), write_more)
-
-    def write_other(folder: Path) -> list[str]:
-        (folder / "model.safetensors").write_bytes(b"other weights")
-        return ["model.safetensors"]
-
+    (checkpoints.publish(_state(5), _write) / "extra").touch()
     again = replace(_state(5), groups_used=40)
-    published = checkpoints.publish(again, write_other)
-    assert checkpoints.latest() == published == tmp_path / "checkpoint-5"
+    published = checkpoints.publish(again, lambda folder: _write(folder, b"other weights"))
+    assert _names(tmp_path) == ["checkpoint-5", "latest"]
     assert read_state(published) == again
     assert (published / "model.safetensors").read_bytes() == b"other weights"
     assert not (published / "extra").exists()
 
 
-def test_a_step_stays_as_it_was_where_publishing_it_again_fails(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_there_is_a_whole_checkpoint_wherever_a_second_save_of_a_step_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    """Killed before the first rename of a folder, between both, and after the second."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.publish(_state(5), _write)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoints.publish(replace(_state(5), groups_used=40), _fail)
-    assert checkpoints.latest().name == "checkpoint-5"
-    assert read_state(checkpoints.latest()) == _state(5)
-    assert (checkpoints.latest() / "model.safetensors").read_bytes() == b"weights"
+    done = []
+    rename = Path.rename
+
+    def die(path: Path, target: Path) -> Path:
+        if len(done) == moves:
+            os._exit(9)
+        done.append(path)
+        result = rename(path, target)
+        if len(done) == moves == 2:
+            os._exit(9)
+        return result
+
+    child = os.fork()
+    if child == 0:  # dies as by kill -9: no `finally` runs
+        monkeypatch.setattr(Path, "rename", die)
+        checkpoints.publish(replace(_state(5), groups_used=40), lambda folder: _write(folder, b"other"))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    Checkpoints(tmp_path, keep=1).recover()
+    assert _names(tmp_path) == ["checkpoint-5", "latest"]
+    assert _whole(tmp_path) == (tmp_path / "checkpoint-5", [])
+    assert read_state(tmp_path / "checkpoint-5").groups_used == (40 if moves == 2 else 4)
 
 
 def test_a_checkpoint_whose_shards_are_on_another_node_is_not_published(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.publish(_state(5), _write)
-    shard = "learner_state/zero/zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    shard = StoredFile("learner_state/optimizer-00001-00000.safetensors", 10, "digest")
     for step in (5, 6):
-        with pytest.raises(RuntimeError, match=rf"step {step} is not complete: 1 files .*, e\.g\. {shard}\."):
+        with pytest.raises(RuntimeError, match=rf"step {step} is not complete: 1 files .*, e\.g\. {shard.name}\."):
             checkpoints.publish(replace(_state(step), groups_used=40), lambda folder: [*_write(folder), shard])
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
-    assert checkpoints.latest() == tmp_path / "checkpoint-5"
-    assert read_state(checkpoints.latest()) == _state(5)
+    assert _names(tmp_path) == ["checkpoint-5", "latest"]
+    assert read_state(latest_checkpoint(tmp_path)) == _state(5)
+
+
+def _cut_off(checkpoint: Path) -> None:
+    os.truncate(checkpoint / "model.safetensors", 3)
+
+
+def _alter(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").write_bytes(b"Weights")
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "model.safetensors has 3 bytes and was written with 7": _cut_off,
+    "model.safetensors has other bytes than were written": _alter,
+    "learner_state/optimizer.json is missing": lambda checkpoint: shutil.rmtree(checkpoint / "learner_state"),
+    "state.json has 0 bytes": lambda checkpoint: os.truncate(checkpoint / "state.json", 0),
+    "manifest.json is missing": lambda checkpoint: (checkpoint / "manifest.json").unlink(),
+    "manifest.json cannot be read": lambda checkpoint: os.truncate(checkpoint / "manifest.json", 40),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_of_a_damaged_checkpoint_the_one_before_is_taken_loudly(tmp_path: Path, what: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        checkpoints.publish(_state(step), _write)
+    DAMAGE[what](tmp_path / "checkpoint-3")
+    found, said = _whole(tmp_path)
+    assert found == tmp_path / "checkpoint-2"
+    assert len(said) == 1
+    assert f"{tmp_path / 'checkpoint-3'} is damaged and is not used: {what}" in said[0]
+    # The step is done again, and takes the place of the damaged one.
+    checkpoints.publish(_state(3), _write)
+    assert _whole(tmp_path) == (tmp_path / "checkpoint-3", [])
+
+
+def test_where_no_checkpoint_is_whole_the_error_says_so(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, keep=1).publish(_state(1), _write)
+    _cut_off(tmp_path / "checkpoint-1")
+    with pytest.raises(ValueError, match=r"none of the checkpoints .* is whole: model\.safetensors has 3 bytes"):
+        _whole(tmp_path)
+
+
+@pytest.mark.parametrize("pointer", [None, "checkpoint-7\n", "../../elsewhere\n", ""])
+def test_without_a_pointer_to_a_checkpoint_the_newest_is_taken(tmp_path: Path, pointer: str | None) -> None:
+    for step in (9, 10):
+        Checkpoints(tmp_path, keep=2).publish(_state(step), _write)
+    (tmp_path / "latest").unlink()
+    if pointer is not None:
+        (tmp_path / "latest").write_text(pointer)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 def test_no_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without --resume"):
-        Checkpoints(tmp_path, keep=1).latest()
+        latest_checkpoint(tmp_path)
 
 
 def test_a_broken_state_is_a_clear_error(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_run_is_resumed_with_its_data_and_model_under_other_paths(tmp_path: Pa
 
 def test_a_run_without_a_checkpoint_is_not_resumed(tmp_path: Path) -> None:
     opened(_config(tmp_path))
-    with pytest.raises(ValueError, match=r"no checkpoint to resume from: .* Start without --resume"):
+    with pytest.raises(ValueError, match=r"no checkpoint to resume from in .* Start without --resume"):
         check_run_directory(_config(tmp_path), resume=True)
 
 
@@ -107,7 +107,7 @@ def test_a_resumed_run_may_go_on_for_longer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "values", "key"),
     [
-        ("learner", {"learning_rate": 1e-3}, "learner.learning_rate"),
+        ("learner", {"weight_decay": 0.1}, "learner.weight_decay"),
         ("data", {"seed": 5}, "data.seed"),
         ("rollout", {"temperature": 0.5}, "rollout.temperature"),
         ("reward", {"functions": {"format": 1.0}}, "reward.functions is"),

@@ -70,7 +70,7 @@ def test_what_is_emitted_is_what_is_documented() -> None:
     resources = Resources(learner_ranks=2, rollout_actors=2, reward_actors=1, price_per_hour=9.0)
     busy = BusyTime().add([*spans, *phases])
     seconds = PhaseSeconds.of(spans)
-    metrics = step_metrics([a_group()], report, counts, members, {"too long": 2}, seconds, busy, resources)
+    metrics = step_metrics([a_group()], report, counts, members, {"too long": 2}, 3, seconds, busy, resources)
     # Of 2 x 4 s the ranks work 0.7 and 0.4, and the rollout actors 3; of 4 s the reward actor 0.5. 4 s at 9 an hour
     # for one group is 0.01.
     assert metrics["perf/learner_idle_fraction"] == pytest.approx(1 - 1.1 / 8)
@@ -85,9 +85,9 @@ def test_what_is_emitted_is_what_is_documented() -> None:
     assert metrics["perf/model_flops_utilisation"] == pytest.approx(0.3)  # 3e12 in one second, of 1e13
     unknown = replace(report, peak_flops=None, spans=())
     nobody = Resources(learner_ranks=2, rollout_actors=0, reward_actors=1, price_per_hour=9.0)
-    metrics = step_metrics([a_group()], report, counts, members, {}, seconds, busy, nobody)
+    metrics = step_metrics([a_group()], report, counts, members, {}, 3, seconds, busy, nobody)
     assert metrics["perf/rollout_idle_fraction"] is None, "all actors were lost in this step"
-    metrics = step_metrics([a_group()], unknown, counts, members, {}, seconds, busy, resources)
+    metrics = step_metrics([a_group()], unknown, counts, members, {}, 3, seconds, busy, resources)
     assert metrics["perf/model_flops_utilisation"] is None
     assert metrics["perf/reference_tokens_per_second"] is None
 
@@ -126,7 +126,7 @@ def test_every_metric_of_a_step_has_its_own_value() -> None:
     )
     busy = {"learner-0": 2.6, "rollout-0": 5.2, "rollout-1": 1.3, "reward-0": 0.65}
     metrics = step_metrics(
-        [one, other], report, counts, members, {"a": 2, "b": 1}, seconds, busy, Resources(1, 2, 1, 7.2)
+        [one, other], report, counts, members, {"a": 2, "b": 1}, 3, seconds, busy, Resources(1, 2, 1, 7.2)
     )
     expected = {
         # Totals 2, 0, 1, 5 of two groups of two.
@@ -154,6 +154,7 @@ def test_every_metric_of_a_step_has_its_own_value() -> None:
         "loss/total": 0.2,
         "optim/grad_norm": 2.0,
         "optim/learning_rate": 2e-4,
+        "optim/steps_skipped": 3,
         # Version 8 after two steps: used at 6. Tokens of 4, 4, 5, 5 and 5, 5, 3, 6, 6.
         "staleness/mean": 11 / 9,
         "staleness/max": 3,
@@ -193,7 +194,7 @@ def test_every_metric_of_a_step_has_its_own_value() -> None:
         assert metrics[name] == (None if value is None else pytest.approx(value)), name
     passes = (Span("learner-0", "forward_backward", 0.0, 0.5),)
     metrics = step_metrics(
-        [one, other], replace(report, spans=passes), counts, members, {}, seconds, busy, Resources(1, 2, 1, None)
+        [one, other], replace(report, spans=passes), counts, members, {}, 3, seconds, busy, Resources(1, 2, 1, None)
     )
     assert metrics["perf/gradient_tokens_per_second"] == 240.0  # 60 in each of two steps, in 0.5 s
     assert metrics["perf/cost_per_1000_groups"] is None
@@ -209,11 +210,12 @@ def test_a_supervised_step_emits_what_is_documented() -> None:
     group = a_group()
     pairs = [(group.prompt, group.completions)] * 3
     report = ImitationReport(6, OptimizerStep(0.25, 1.0, 1e-4), 12, 60, 3e12, 1e13, spans)
-    metrics = imitation_metrics(pairs, report, {"too long": 2}, PhaseSeconds.of(spans))
+    metrics = imitation_metrics(pairs, report, {"too long": 2}, 3, PhaseSeconds.of(spans))
     assert metrics.keys() <= METRICS.keys()
     assert (metrics["loss/total"], metrics["ledger/prompts_dropped"]) == (0.25, 2)
     assert (metrics["time/step_seconds"], metrics["perf/completions_per_second"]) == (3.0, 1.0)
     assert metrics["perf/learner_tokens_per_second"] == 40.0  # 60 in 1.5 s
     assert metrics["perf/model_flops_utilisation"] == pytest.approx(0.2)  # 3e12 in 1.5 s, of 1e13
     assert (metrics["optim/grad_norm"], metrics["optim/learning_rate"]) == (1.0, 1e-4)
+    assert metrics["optim/steps_skipped"] == 3
     assert metrics["completion/length_tokens_mean"] == metrics["completion/length_tokens_max"] == 4

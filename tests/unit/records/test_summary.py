@@ -36,8 +36,8 @@ def test_the_throughput_counts_the_seconds_of_the_loop_alone(tmp_path: Path, eva
     phases = {"rollout": 4.0, "update": 3.0, "weight_sync": 2.0, "parity": 0.5, "data": 0.5}
     outside = {"startup": 100.0, "evaluation": 50.0, "checkpoint": 40.0}
     totals = Totals(200, phases | outside, Gap(2e-6, 3e-4, 1000))
-    summary = summarise(a_config(tmp_path), 3, evaluations, totals, COUNTS, members.counts())
-    assert summary["completions"] == 200
+    summary = summarise(a_config(tmp_path), 3, evaluations, totals, 2, COUNTS, members.counts())
+    assert (summary["completions"], summary["steps_skipped"]) == (200, 2)
     assert summary["completions_per_second"] == 20.0  # 200 in 4 + 3 + 2 + 0.5 + 0.5 s
     assert summary["seconds"] == {"total": 200.0, **phases, **outside}
     assert (summary["steps"], summary["objective"], summary["mode"]) == (3, "grpo", "no_think")
@@ -55,13 +55,13 @@ def test_the_throughput_counts_the_seconds_of_the_loop_alone(tmp_path: Path, eva
 def test_a_run_without_exchanged_images_has_a_summary(tmp_path: Path, evaluations: EvaluationLog) -> None:
     (tmp_path / "shuffled_image.json").unlink()
     members = ActorStates(lambda: 0.0, target=1).counts()
-    summary = summarise(a_config(tmp_path), 0, evaluations, Totals(), COUNTS, members)
+    summary = summarise(a_config(tmp_path), 0, evaluations, Totals(), 2, COUNTS, members)
     assert (summary["eval"]["blank_image"], summary["eval"]["shuffled_image"]) == (0.3, None)
     assert "another question's image left out" in describe_summary(summary)
 
 
 def test_phases_that_did_not_occur_are_zero(tmp_path: Path, evaluations: EvaluationLog) -> None:
     members = ActorStates(lambda: 0.0, target=1).counts()
-    summary = summarise(a_config(tmp_path), 0, evaluations, Totals(), COUNTS, members)
+    summary = summarise(a_config(tmp_path), 0, evaluations, Totals(), 2, COUNTS, members)
     assert summary["completions_per_second"] == 0.0
     assert summary["seconds"] == {"total": 0, "rollout": 0, "update": 0, "weight_sync": 0, "evaluation": 0}

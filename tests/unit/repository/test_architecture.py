@@ -61,6 +61,7 @@ TESTED_ELSEWHERE = {
     "data/phantoms/projection.py": "test_drawing.py draws all modalities",
     "data/phantoms/tomography.py": "test_drawing.py draws all modalities",
     "data/prepare/__main__.py": "test_main.py",
+    "learner/optimizer_state.py": "real DeepSpeed, in tests/integration/learner/test_actor.py",
     "pool/workload.py": "test_groups.py, whose pool keeps them",
     "rollout/image_scheduler.py": "a real engine, in tests/integration/weights/test_object_store.py",
     "tiny/__main__.py": "half an hour of building; its parts are tested",

@@ -30,7 +30,7 @@ NEEDS_RAY = {
 NEEDS_VLLM = {f"weights.engine.{name}" for name in ("checked_loading", "extension", "ipc", "nccl", "object_store")} | {
     "rollout.image_scheduler"
 }
-NEEDS_DEEPSPEED = {"learner.deepspeed_engine"}
+NEEDS_DEEPSPEED = {"learner.deepspeed_engine", "learner.optimizer_state"}
 
 # All in one interpreter, since starting torch and transformers takes seconds. In this order: what must not even load
 # those, then every module that must not load an engine, then a dry run, which must not load one either.

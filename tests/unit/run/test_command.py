@@ -58,12 +58,33 @@ def test_settings_come_from_the_files_in_their_order_and_then_from_the_overrides
     assert runs.given[1][1] is False
 
 
+@pytest.mark.parametrize("given", [["run.resume=auto"], ["run.resume=auto", "--resume"]])
+def test_one_command_starts_or_goes_on(file: str, tmp_path: Path, given: list[str]) -> None:
+    runs = Runs()
+    if "--resume" not in given:
+        assert run("grpo", runs, "--config", file, *given) == 0
+    saved(tmp_path, step=2, given=["--config", file])
+    assert run("grpo", runs, "--config", file, *given) == 0
+    assert [resume for _, resume in runs.given] == [*[False] * ("--resume" not in given), True]
+
+
+def test_a_damaged_checkpoint_does_not_end_the_command_before_an_older_one_is_looked_for(
+    file: str, tmp_path: Path
+) -> None:
+    saved(tmp_path, step=4, given=["--config", file])
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "checkpoints" / "checkpoint-4" / "state.json").write_text("")
+    runs = Runs()
+    assert run("grpo", runs, "--config", file, "--resume") == 0
+    assert len(runs.given) == 1
+
+
 def saved(directory: Path, step: int, given: list[str]) -> None:
     """Leave what a run of these arguments leaves that was stopped after a step."""
     overrides = [word for word in given if "=" in word]
     files = [Path(word) for word in given if word.endswith(".yaml")]
     write_config(load_config(files, overrides), directory / "config.yaml")
-    state = RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, 0, {}, "c")
+    state = RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, 0, {}, "c", 0, None)
     Checkpoints(directory / "checkpoints", keep=2).publish(state, lambda folder: [])
 
 

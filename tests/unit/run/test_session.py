@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medr1_ray.base.manifest import NotSavedError, StoredFile, store
 from medr1_ray.base.stopping import finishing, heeding_signals
 from medr1_ray.config import HardwareSettings
 from medr1_ray.config.loading import config_digest
@@ -31,6 +32,7 @@ from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityError
 from medr1_ray.run.session import Session
+from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.weight_sync import WeightSync
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Sampling
 from medr1_ray.weights.messages import WeightUpdate
@@ -47,20 +49,22 @@ class Learner:
         self.seconds = 1.0
         self.steps = 1
         self.statistics = STATISTICS
+        self.norm = 1.0
+        self.no_room = False
 
     def prefetch(self, groups: Sequence[Group]) -> None:
         """Nothing is begun early."""
 
     def update(self, groups: Sequence[Group], version: int, meanwhile: Callable[[], None]) -> UpdateReport:
         self._work(meanwhile)
-        steps = (OptimizerStep(0.0, 1.0, 1e-4),) * self.steps
+        steps = (OptimizerStep(0.0, self.norm, 1e-4),) * self.steps
         return UpdateReport(version + self.steps, steps, self.statistics, len(groups), 0, 0, 4, 20, 1e9, None, ())
 
     def imitate(
         self, demonstrations: Sequence[CompletedPrompt], version: int, meanwhile: Callable[[], None]
     ) -> ImitationReport:
         self._work(meanwhile)
-        return ImitationReport(version + 1, OptimizerStep(0.5, 1.0, 1e-4), 4, 20, 1e9, None, ())
+        return ImitationReport(version + 1, OptimizerStep(0.5, self.norm, 1e-4), 4, 20, 1e9, None, ())
 
     def _work(self, meanwhile: Callable[[], None]) -> None:
         end = self._world.now + self.seconds
@@ -71,9 +75,11 @@ class Learner:
     def publish_weights(self, version: int) -> WeightUpdate:
         return update(version)
 
-    def save(self, folder: Path) -> list[str]:
+    def save(self, folder: Path) -> list[StoredFile]:
+        if self.no_room:
+            raise NotSavedError("learner-0 cannot write: no space left")
         (folder / "weights").write_text("")
-        return ["weights"]
+        return [store(folder, "weights")]
 
 
 class Gate:
@@ -125,6 +131,7 @@ def a_session(
         checkpoints=Checkpoints(folder / "checkpoints", 2),
         totals=Totals(),
         scaling=Scaling.of(config),
+        skipped_steps=SkippedSteps(config.learner, 0),
     )
 
 
@@ -418,3 +425,58 @@ def test_a_step_is_saved_once(world: World, tmp_path: Path) -> None:
     (first / "mark").touch()
     assert session.save() == first
     assert (first / "mark").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_tried_again_after_the_next_step(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = a_session(world, tmp_path, {"steps": 9}, {"save_every": 2}, actors=1)
+    learner: Any = session.learner
+    session.sync_weights()
+    saved = []
+    for step in range(1, 7):
+        learner.no_room = step in (2, 3)
+        one_step(session)
+        session.save_if_due()
+        saved.append(sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")))
+    assert saved == [[], [], [], ["checkpoint-4"], ["checkpoint-4"], ["checkpoint-4", "checkpoint-6"]]
+    said = capsys.readouterr().out
+    assert said.count("NOT SAVED: learner-0 cannot write: no space left. Earlier checkpoints are as they were") == 2
+    learner.no_room = True
+    one_step(session)
+    with pytest.raises(NotSavedError):  # the last one of a run must be there
+        session.save()
+
+
+def test_a_skipped_step_is_counted_and_its_rollouts_are_kept(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = a_session(world, tmp_path, {"steps": 9}, {"rollouts_every": 0}, actors=1)
+    learner: Any = session.learner
+    session.sync_weights()
+    for norm in (1.0, np.inf, 1.0, np.nan, np.nan):
+        learner.norm = norm
+        one_step(session)
+    assert [line["optim/steps_skipped"] for line in lines_of(tmp_path)] == [0, 1, 1, 2, 3]
+    assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == [
+        f"step-{step:06}.jsonl" for step in (2, 4, 5)
+    ]
+    said = capsys.readouterr().out
+    assert "step 5: the gradient was not finite, nothing was learned from it; 3 such steps so far" in said
+    assert read_state(session.save()).steps_skipped == 3
+    with pytest.raises(RuntimeError, match=r"gradients of the last 3 optimizer steps were not finite"):
+        one_step(session)
+    assert lines_of(tmp_path)[-1]["optim/steps_skipped"] == 4, "the step that ends the run is recorded"
+
+
+def test_a_checkpoint_knows_the_evaluation_of_its_step(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 9}, {"evaluate_every": 2}, actors=1)
+    session.sync_weights()
+    accuracies = []
+    for _ in range(2):
+        one_step(session)
+        session.evaluate_if_due()
+        accuracies.append(read_state(session.save()).accuracy)
+    found = session.evaluations.find("step-2")
+    assert found is not None
+    assert accuracies == [None, found.accuracy]

@@ -1,0 +1,98 @@
+"""The optimizer's state on disk, in safetensors: readable whatever the number of ranks and ZeRO stage that wrote it.
+
+    learner_state/optimizer.json                     the optimizer steps done, and the size of every parameter
+    learner_state/optimizer-<rank>-<n>.safetensors   float32 [length] `<kind>/<start>/<parameter>`: the elements of the
+                                                     flattened parameter from `start` on; the kinds are in `KINDS`
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KINDS = ("master", "exp_avg", "exp_avg_sq")
+"""The float32 copy that the optimizer changes, and Adam's two moments."""
+
+_SUMMARY_FILE = "optimizer.json"
+# A file is made ready in memory; GPUs may hold far more than their node's memory has left.
+_FILE_BYTES = 2**30
+
+
+def write_shard(folder: Path, rank: int, fragments: Iterable[tuple[str, int, Mapping[str, Tensor]]]) -> list[str]:
+    """Write a rank's fragments (parameter, start, tensors by kind); return the names of the files."""
+    from safetensors.torch import save_file
+
+    names: list[str] = []
+    batch: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        if batch:
+            names.append(f"optimizer-{rank:05}-{len(names):05}.safetensors")
+            save_file(batch, folder / names[-1])
+            batch.clear()
+
+    for parameter, start, tensors in fragments:
+        for kind, tensor in tensors.items():
+            # A copy: fragments are views of one flat tensor, which safetensors would refuse.
+            batch[f"{kind}/{start}/{parameter}"] = tensor.detach().to("cpu", torch.float32, copy=True)
+        if sum(tensor.nbytes for tensor in batch.values()) >= _FILE_BYTES:
+            flush()
+    flush()
+    return names
+
+
+def write_summary(folder: Path, steps: int, sizes: Mapping[str, int]) -> str:
+    """Write the optimizer steps done and the parameters' sizes (elements); return the name of the file."""
+    (folder / _SUMMARY_FILE).write_text(json.dumps({"steps": steps, "parameters": dict(sizes)}, indent=1) + "\n")
+    return _SUMMARY_FILE
+
+
+class OptimizerFiles:
+    """What `write_shard` and `write_summary` of all ranks left in a folder.
+
+    Raises ValueError where files are missing or damaged, or a parameter is not whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self._folder = folder
+        self._pieces: dict[tuple[str, str], list[tuple[int, int, Any]]] = defaultdict(list)
+        try:
+            summary = json.loads((folder / _SUMMARY_FILE).read_text())
+            self.steps, self.sizes = int(summary["steps"]), {str(k): int(v) for k, v in summary["parameters"].items()}
+            for path in sorted(folder.glob("optimizer-*.safetensors")):
+                file = safe_open(path, "pt")
+                for key in file.keys():  # noqa: SIM118  it is no mapping
+                    kind, start, parameter = key.split("/", 2)
+                    piece = file.get_slice(key)
+                    self._pieces[parameter, kind].append((int(start), piece.get_shape()[0], piece))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise ValueError(
+                f"{folder} holds no optimizer state that can be read ({error}); use another checkpoint"
+            ) from None
+        for parameter, size in self.sizes.items():
+            for kind in KINDS:
+                end = 0
+                for start, length, _ in sorted(self._pieces[parameter, kind], key=lambda piece: piece[0]):
+                    end = start + length if start == end else -1
+                if end != size:
+                    raise ValueError(
+                        f"{folder} is not complete: {kind} of {parameter} does not have its {size} elements; use "
+                        "another checkpoint"
+                    )
+
+    def read(self, parameter: str, kind: str, start: int, length: int) -> Tensor:
+        """Elements `start` to `start + length` of the flattened parameter, float32 on the CPU."""
+        found = torch.empty(length)
+        for begin, size, piece in self._pieces[parameter, kind]:
+            low, high = max(start, begin), min(start + length, begin + size)
+            if low < high:
+                found[low - start : high - start] = piece[low - begin : high - begin]
+        return found

@@ -1,0 +1,39 @@
+"""Optimizer steps that changed nothing, because their gradient was not finite: counted, and an end to too many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from medr1_ray.config import LearnerSettings
+from medr1_ray.learner.messages import OptimizerStep
+
+
+class SkippedSteps:
+    """`total` is their number in the run so far, its resumptions included."""
+
+    def __init__(self, learner: LearnerSettings, total: int) -> None:
+        self._learner = learner
+        self._in_a_row = 0
+        self.total = total
+
+    def count(self, steps: Sequence[OptimizerStep]) -> int:
+        """Take note of steps just done; returns how many of them were skipped."""
+        for step in steps:
+            self._in_a_row = self._in_a_row + 1 if step.skipped else 0
+            self.total += step.skipped
+        return sum(step.skipped for step in steps)
+
+    def require_few(self) -> None:
+        """Raise RuntimeError where the last `learner.max_skipped_steps` steps were skipped."""
+        limit, rate, norm = (
+            self._learner.max_skipped_steps,
+            self._learner.learning_rate,
+            self._learner.max_grad_norm,
+        )
+        if self._in_a_row >= limit:
+            raise RuntimeError(
+                f"the gradients of the last {self._in_a_row} optimizer steps were not finite "
+                f"(learner.max_skipped_steps={limit}); the weights are those before them. Go on from the "
+                f"last checkpoint with --resume and a smaller learner.learning_rate (now {rate:g}) or "
+                f"learner.max_grad_norm (now {norm:g}); the rollouts of these steps are in rollouts/"
+            )

@@ -1,0 +1,35 @@
+"""Steps whose gradient was not finite are counted, and too many in a row end the run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from medr1_ray.config import LearnerSettings
+from medr1_ray.learner.messages import OptimizerStep
+from medr1_ray.run.skipped_steps import SkippedSteps
+
+
+def _steps(*norms: float) -> list[OptimizerStep]:
+    return [OptimizerStep(0.5, norm, 1e-4) for norm in norms]
+
+
+def test_steps_in_a_row_count_across_updates() -> None:
+    steps = SkippedSteps(LearnerSettings(max_skipped_steps=3, learning_rate=1e-3), total=5)
+    assert steps.count(_steps(1.0, math.inf)) == 1
+    steps.require_few()
+    assert steps.count(_steps(math.nan)) == 1
+    steps.require_few()
+    assert steps.count(_steps(math.inf)) == 1
+    assert steps.total == 8
+    said = r"last 3 optimizer steps .*max_skipped_steps=3.*--resume and a smaller learner\.learning_rate \(now 0\.001\)"
+    with pytest.raises(RuntimeError, match=said):
+        steps.require_few()
+
+
+def test_a_step_that_was_taken_ends_the_series() -> None:
+    steps = SkippedSteps(LearnerSettings(max_skipped_steps=2), total=0)
+    steps.count(_steps(math.nan, 1.0, math.nan))
+    steps.require_few()
+    assert steps.total == 2
