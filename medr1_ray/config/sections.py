@@ -94,6 +94,8 @@ class RunSettings(Settings):
     """The newest ones; the one of the best evaluation is kept besides."""
     resume: Literal["never", "auto"] = "never"
     """`auto` goes on with the run in `dir` where it has saved a checkpoint, and starts it where it has not."""
+    max_restarts: NonNegativeInt = 3
+    """How often a run whose learner lost a rank goes on by itself, counted since its last new checkpoint."""
     evaluate_every: NonNegativeInt = 0
     """Steps between evaluations; 0 evaluates only before and after the training."""
     rollouts_every: NonNegativeInt = 10

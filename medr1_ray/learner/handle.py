@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import ray
 
 from medr1_ray.base.manifest import StoredFile
 from medr1_ray.cluster.driver_files import DriverFiles
-from medr1_ray.cluster.pending_calls import describe_error, remote
+from medr1_ray.cluster.pending_calls import remote
 from medr1_ray.cluster.placement import Place, SharedPlace, ask_for_place, wait_for_place
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
@@ -34,37 +33,20 @@ from medr1_ray.learner.batching import (
 from medr1_ray.learner.messages import (
     GroupLogprobs,
     ImitationReport,
+    LearnerLostError,
     LogprobsRequest,
     RankSettings,
     UpdateReport,
 )
 from medr1_ray.learner.prefetch import Prefetch, ReferenceLogprobs
+from medr1_ray.learner.rank_calls import Call, Deadline, wait_for
 from medr1_ray.model.operations import forward_flops, peak_flops
 from medr1_ray.model.shape import read_shape
 from medr1_ray.types import CompletedPrompt, Group
 from medr1_ray.weights.buckets import merge_updates
 from medr1_ray.weights.messages import WeightGroup, WeightUpdate
 
-# How often the driver runs `meanwhile` (it looks after the rollout pool) while it waits for the ranks.
-_MEANWHILE_SECONDS = 0.2
 _END_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Deadline:
-    """How long a call may take, by the setting that says so."""
-
-    key: str
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of all ranks that is under way; `what` completes "still ..." in an error."""
-
-    references: list[Any]
-    what: str
-    deadline: Deadline
 
 
 @dataclass(frozen=True)
@@ -79,8 +61,8 @@ class Learner:
     """The DeepSpeed ranks as one object. The constructor asks for the actors, `start` waits for them.
 
     Consumes scored groups, produces reports and weight updates; waits for all ranks in every call, each with a
-    deadline. Methods raise RuntimeError when a rank dies or is late, naming it and what it was doing, and re-raise a
-    rank's own ValueError.
+    deadline. Methods raise LearnerLostError when a rank dies or is late, naming it and what it was doing, RuntimeError
+    when it failed otherwise, and re-raise a rank's own ValueError.
 
     Args:
         files: of the driver's, which the nodes of the ranks must see; none where all run on the driver's own.
@@ -115,8 +97,16 @@ class Learner:
         """Wait until every rank is placed and has loaded the model.
 
         `say` takes a line about what is missing; `meanwhile` is called repeatedly while this waits.
-        Raises ValueError where a rank's node and the driver's do not see the same files.
+        Raises ValueError where a rank's node and the driver's do not see the same files, and RuntimeError where a rank
+        does not start.
         """
+        try:
+            self._start(say, meanwhile)
+        except LearnerLostError as error:
+            # No rank of a run is lost yet: another start would probably end in the same way.
+            raise RuntimeError(str(error)) from error
+
+    def _start(self, say: Callable[[str], None], meanwhile: Meanwhile) -> None:
         wait_for_place(self._place, self._config.cluster.placement_timeout_seconds, say, meanwhile)
         # Before anything is loaded: ranks write the checkpoints that the driver publishes.
         opening = LearnerActor.open_log, "opening its log", self._start_deadline, self._files, self._config.run.dir
@@ -158,7 +148,7 @@ class Learner:
         call = self._start_each(
             LearnerActor.update, f"updating from policy version {version}", self._update_deadline, requests
         )
-        reports = self._wait(call, meanwhile)
+        reports = self._answers(call, meanwhile)
         return UpdateReport(
             version=version + config.train.updates_per_rollout,
             steps=merged_steps(reports),
@@ -185,7 +175,7 @@ class Learner:
         call = self._start_each(
             LearnerActor.imitate, f"imitating from policy version {version}", self._update_deadline, requests
         )
-        reports = self._wait(call, meanwhile)
+        reports = self._answers(call, meanwhile)
         (step,) = merged_steps(reports)
         return ImitationReport(
             version=version + 1,
@@ -211,7 +201,7 @@ class Learner:
             indices, micro_batches = share(of_rank)
             requests.append(LogprobsRequest(tuple(groups[i] for i in indices), micro_batches, plain))
         what = "computing log-probabilities"
-        answers = self._wait(
+        answers = self._answers(
             self._start_each(LearnerActor.logprobs, what, self._update_deadline, requests), meanwhile
         )
         found: dict[int, GroupLogprobs] = {}
@@ -248,7 +238,7 @@ class Learner:
 
     def finish(self, call: Call) -> None:
         """Wait for a call that was started."""
-        self._wait(call)
+        self._answers(call)
 
     def save(self, folder: Path) -> list[StoredFile]:
         """Write a checkpoint into `folder` (on a file system that all ranks share): Hugging Face files on top,
@@ -291,7 +281,7 @@ class Learner:
     def _address(self, deadline: Deadline, meanwhile: Meanwhile = nothing) -> str:
         """A free port on rank 0's node, as host:port."""
         reference = remote(self._ranks[0], LearnerActor.rendezvous_address)
-        (address,) = self._wait(Call([reference], "finding an address", deadline), meanwhile)
+        (address,) = self._answers(Call([reference], "finding an address", deadline), meanwhile)
         return str(address)
 
     def _start_preparing(self, groups: Sequence[Group]) -> _Preparation:
@@ -305,7 +295,7 @@ class Learner:
         return _Preparation(call, [[groups[i].prompt.id for i in in_order(of_rank)] for of_rank in plans])
 
     def _finish_preparing(self, preparation: _Preparation, meanwhile: Meanwhile) -> ReferenceLogprobs:
-        answers = self._wait(preparation.call, meanwhile)
+        answers = self._answers(preparation.call, meanwhile)
         found: ReferenceLogprobs = {}
         for ids, logprobs in zip(preparation.order, answers, strict=True):
             found |= dict(zip(ids, logprobs, strict=False))  # without a KL there are none
@@ -320,7 +310,10 @@ class Learner:
         meanwhile: Meanwhile = nothing,
     ) -> list[Any]:
         """The answers of all ranks to the same call."""
-        return self._wait(self._start_all(method, what, deadline, *arguments), meanwhile)
+        return self._answers(self._start_all(method, what, deadline, *arguments), meanwhile)
+
+    def _answers(self, call: Call, meanwhile: Meanwhile = nothing) -> list[Any]:
+        return wait_for(call, self._name, meanwhile)
 
     def _start_all(self, method: Callable[..., Any], what: str, deadline: Deadline, *arguments: Any) -> Call:
         return Call([remote(actor, method, *arguments) for actor in self._ranks], what, deadline)
@@ -331,37 +324,6 @@ class Learner:
             remote(actor, method, request) for actor, request in zip(self._ranks, requests, strict=True)
         ]
         return Call(references, what, deadline)
-
-    def _wait(self, call: Call, meanwhile: Meanwhile = nothing) -> list[Any]:
-        """The answers of rank 0, 1, ...; or the first failure of any rank, even if others are still running.
-
-        A rank that failed leaves the others in a collective until its timeout, so they are not waited for.
-        """
-        references, deadline = call.references, call.deadline
-        end = time.monotonic() + deadline.seconds
-        waiting = list(references)
-        while waiting:
-            left = max(0.0, end - time.monotonic())
-            # Returns at most one reference, so an error below belongs to the rank of `ready[0]`.
-            ready, waiting = ray.wait(waiting, timeout=min(left, _MEANWHILE_SECONDS))
-            meanwhile()
-            if not ready and time.monotonic() >= end:
-                late = ", ".join(f"{self._name}-{references.index(reference)}" for reference in waiting)
-                raise RuntimeError(f"{late}: still {call.what} after {deadline.seconds:g} s ({deadline.key})")
-            try:
-                ray.get(ready)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, ValueError):
-                    raise error.cause from None
-                name = f"{self._name}-{references.index(ready[0])}"
-                raise RuntimeError(f"{name} failed while {call.what}: {describe_error(error)}") from error
-            except ray.exceptions.RayActorError as error:
-                name = f"{self._name}-{references.index(ready[0])}"
-                raise RuntimeError(
-                    f"{name} died while {call.what}: {describe_error(error)} (see logs/{name}.log in run.dir)"
-                ) from error
-        answers: list[Any] = ray.get(references)
-        return answers
 
 
 def _pairs(groups: Sequence[Group]) -> list[CompletedPrompt]:

@@ -20,6 +20,10 @@ from medr1_ray.config import (
 from medr1_ray.types import Completions, Group, Prompt, Span
 
 
+class LearnerLostError(RuntimeError):
+    """A rank died or did not answer in time; the others cannot go on without it, but the run can, from a checkpoint."""
+
+
 @dataclass(frozen=True)
 class RankSettings:
     """The sections of the settings that a learner rank reads.

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from medr1_ray.base.command_line import Ending, run_to_status
 from medr1_ray.config import Config, Objective
@@ -15,15 +14,9 @@ from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder_check import check_model
 from medr1_ray.records.checkpoints import has_checkpoint, latest_checkpoint, read_state
 from medr1_ray.records.directory import check_run_directory
+from medr1_ray.run.restarts import Run, run_with_restarts
 from medr1_ray.run.start_checks import problems_of_a_start
 from medr1_ray.sizing.report import dry_run
-
-
-class Run(Protocol):
-    """Runs a training to its end; returns the path of its `summary.json`."""
-
-    def __call__(self, config: Config, *, resume: bool) -> Path: ...
-
 
 COMMANDS: dict[Objective, str] = {"grpo": "medr1_ray.train", "sft": "medr1_ray.sft"}
 
@@ -76,7 +69,7 @@ def run_command(objective: Objective, description: str, run: Run, arguments: lis
         if finished:
             print(finished)
         else:
-            run(config, resume=resume)
+            run_with_restarts(run, config, resume=resume)
         return 0
 
     return run_to_status(work)

@@ -13,11 +13,13 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.config import Config
 from medr1_ray.learner import handle as module
+from medr1_ray.learner import rank_calls
 from medr1_ray.learner.batching import in_order
 from medr1_ray.learner.handle import Learner
 from medr1_ray.learner.messages import (
     BatchSize,
     GroupLogprobs,
+    LearnerLostError,
     LogprobsRequest,
     OptimizerStep,
     RankReport,
@@ -98,7 +100,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setattr(module.ray, "wait", ranks.wait)
     monkeypatch.setattr(module.ray, "get", ranks.get)
     monkeypatch.setattr(module.ray, "kill", lambda rank: ranks.killed.append(rank.number))
-    monkeypatch.setattr(module.time, "monotonic", lambda: ranks.now)
+    monkeypatch.setattr(rank_calls.time, "monotonic", lambda: ranks.now)
     ranks.answers["rendezvous_address"] = lambda rank: "host:1"
     marks = tmp_path_factory.mktemp("marks")
     ranks.answers["open_log"] = lambda rank, files, run: SharedFile.mark("run.dir", marks, marks / f".learner-{rank}")
@@ -255,7 +257,7 @@ def test_the_caller_goes_on_with_its_work_while_the_ranks_do_theirs(ranks: Ranks
 def test_who_is_late_is_named_with_what_it_was_doing_and_the_setting(ranks: Ranks) -> None:
     ranks.silent = {1}
     with pytest.raises(
-        RuntimeError,
+        LearnerLostError,
         match=r"^learner-1: still updating from policy version 3 after 20 s \(cluster\.update_timeout_seconds\)$",
     ):
         a_learner(ranks).update(GROUPS, 3)
@@ -265,9 +267,23 @@ def test_who_is_late_is_named_with_what_it_was_doing_and_the_setting(ranks: Rank
 def test_a_rank_that_died_is_named(ranks: Ranks) -> None:
     ranks.silent = {0}
     ranks.raises[1] = ActorDiedError()
-    with pytest.raises(RuntimeError, match=r"^learner-1 died while publishing policy version 7"):
+    with pytest.raises(LearnerLostError, match=r"^learner-1 died while publishing policy version 7"):
         a_learner(ranks).publish_weights(7)
     assert ranks.now == 0, "the other one is not waited for"
+
+
+def test_a_rank_that_failed_because_another_died_is_not_the_one_that_is_named(ranks: Ranks) -> None:
+    ranks.raises[0] = RayTaskError("update", "Traceback\nRuntimeError: Connection closed by peer", RuntimeError())
+    ranks.raises[1] = ActorDiedError()
+    with pytest.raises(LearnerLostError, match=r"^learner-1 died while publishing policy version 7"):
+        a_learner(ranks).publish_weights(7)
+
+
+def test_a_rank_that_dies_as_it_starts_is_an_error_of_the_start(ranks: Ranks) -> None:
+    ranks.raises[1] = ActorDiedError()
+    with pytest.raises(RuntimeError, match=r"^learner-1 died while opening its log") as found:
+        a_learner(ranks).start()
+    assert not isinstance(found.value, LearnerLostError), "another start would end in the same way"
 
 
 def test_a_mistake_of_the_settings_is_told_as_the_rank_tells_it(ranks: Ranks) -> None:

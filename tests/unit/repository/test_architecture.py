@@ -62,6 +62,7 @@ TESTED_ELSEWHERE = {
     "data/phantoms/tomography.py": "test_drawing.py draws all modalities",
     "data/prepare/__main__.py": "test_main.py",
     "learner/optimizer_state.py": "real DeepSpeed, in tests/integration/learner/test_actor.py",
+    "learner/rank_calls.py": "test_handle.py, by the calls of a learner",
     "pool/workload.py": "test_groups.py, whose pool keeps them",
     "rollout/image_scheduler.py": "a real engine, in tests/integration/weights/test_object_store.py",
     "tiny/__main__.py": "half an hour of building; its parts are tested",

@@ -19,6 +19,7 @@ NEEDS_RAY = {
     "cluster.placement",
     "evaluation.inference",
     "learner.handle",
+    "learner.rank_calls",
     "pool.actors",
     "pool.engine_calls",
     "pool.groups",

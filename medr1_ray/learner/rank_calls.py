@@ -1,0 +1,87 @@
+"""Waiting for a call that all learner ranks got at the same time: whose failure it is when one does not answer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from medr1_ray.cluster.pending_calls import describe_error
+from medr1_ray.learner.batching import Meanwhile, nothing
+from medr1_ray.learner.messages import LearnerLostError
+
+# How often the driver runs `meanwhile` (it looks after the rollout pool) while it waits for the ranks.
+_MEANWHILE_SECONDS = 0.2
+# Ray tells of a dead process within this time; the ranks that it left in a collective may notice it earlier.
+_NOTICE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """How long a call may take, by the setting that says so."""
+
+    key: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of all ranks that is under way; `what` completes "still ..." in an error."""
+
+    references: list[Any]
+    what: str
+    deadline: Deadline
+
+
+def wait_for(call: Call, learner: str, meanwhile: Meanwhile = nothing) -> list[Any]:
+    """Return the answers of rank 0, 1, ... of the learner of that name.
+
+    The first failure of any rank is raised even if others are still running: one that failed leaves them in a
+    collective until its timeout.
+
+    Raises:
+        LearnerLostError: a rank died or is late.
+        ValueError: a rank raised it.
+        RuntimeError: a rank raised anything else.
+    """
+    references, deadline = call.references, call.deadline
+    end = time.monotonic() + deadline.seconds
+    waiting = list(references)
+    while waiting:
+        left = max(0.0, end - time.monotonic())
+        # Returns at most one reference, so an error below belongs to the rank of `ready[0]`.
+        ready, waiting = ray.wait(waiting, timeout=min(left, _MEANWHILE_SECONDS))
+        meanwhile()
+        if not ready and time.monotonic() >= end:
+            late = ", ".join(f"{learner}-{references.index(reference)}" for reference in waiting)
+            raise LearnerLostError(f"{late}: still {call.what} after {deadline.seconds:g} s ({deadline.key})")
+        try:
+            ray.get(ready)
+        except RayTaskError as error:
+            if isinstance(error.cause, ValueError):
+                raise error.cause from None
+            # It may have failed because another one is gone.
+            for other in ray.wait(waiting, num_returns=len(waiting), timeout=_NOTICE_SECONDS)[0] if waiting else ():
+                _require_alive(call, learner, other)
+            name = f"{learner}-{references.index(ready[0])}"
+            raise RuntimeError(f"{name} failed while {call.what}: {describe_error(error)}") from error
+        except RayActorError:
+            _require_alive(call, learner, ready[0])
+    answers: list[Any] = ray.get(references)
+    return answers
+
+
+def _require_alive(call: Call, learner: str, reference: Any) -> None:
+    """Raise LearnerLostError where the rank of a call that has ended is dead."""
+    try:
+        ray.get([reference])
+    except RayActorError as error:
+        name = f"{learner}-{call.references.index(reference)}"
+        raise LearnerLostError(
+            f"{name} died while {call.what}: {describe_error(error)} (see logs/{name}.log in run.dir)"
+        ) from error
+    except RayError:
+        return

@@ -1,0 +1,118 @@
+"""A run of real engines and ranks of which some die: it goes on by itself, or by the same command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.repository import REPOSITORY
+
+SMALL = [
+    "data.phantom_images=120",
+    "data.eval_questions=8",
+    "train.prompts_per_step=4",
+    "train.group_size=4",
+    "run.save_every=1",
+    "run.resume=auto",
+    "learner.world_size=2",
+    "rollout.actors=1",
+    "train.steps=6",
+]
+
+
+class Training:
+    """The command as a user types it, on a local cluster of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = folder / "run"
+        self._output = folder / "output.txt"
+        paths = [f"run.dir={self.run}", f"data.root={folder / 'phantoms'}"]
+        with self._output.open("a") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "medr1_ray.train", "--config", "configs/phantom_cpu.yaml", *SMALL, *paths],
+                cwd=REPOSITORY,
+                env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+                stdout=output,
+                stderr=output,
+            )
+
+    def said(self) -> str:
+        return " ".join(self._output.read_text().split())
+
+    def until(self, what: Callable[[], Any], seconds: float = 300.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.05)
+
+    def steps(self) -> list[int]:
+        path = self.run / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        return [line["step"] for line in lines if "reward/total_mean" in line]
+
+    def end(self) -> None:
+        """As a power cut: the command and all that it started."""
+        every = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        for process in every:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+    def kill(self, actor: str) -> None:
+        """One of the actors of this class, as the kernel would when memory is short."""
+        found = [
+            child
+            for child in psutil.Process(self.process.pid).children(recursive=True)
+            if " ".join(child.cmdline()).startswith(f"ray::{actor}")
+        ]
+        found[-1].kill()
+
+
+@pytest.fixture(scope="module")
+def lost_and_killed(tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """A run whose second rank is killed, and then the run itself; started again by the same command."""
+    folder = tmp_path_factory.mktemp("faults")
+    first = Training(folder)
+    try:
+        first.until(lambda: len(first.steps()) >= 2)
+        first.kill("LearnerActor")
+        first.until(lambda: re.search(r"LOST: learner-\d died while", first.said()))
+        first.until(lambda: len(first.steps()) >= 4)
+    finally:
+        first.end()
+    second = Training(folder)
+    assert second.process.wait(300) == 0, second.said()
+    return second
+
+
+def test_a_run_that_loses_a_rank_goes_on_by_itself(lost_and_killed: Training) -> None:
+    said = lost_and_killed.said()
+    assert said.count("LOST: ") == 1
+    assert "The run goes on from checkpoint-" in said
+    assert said.count("resuming after step ") == 2, "once by itself, and once by the command"
+
+
+def test_no_step_is_lost_or_done_twice(lost_and_killed: Training) -> None:
+    assert lost_and_killed.steps() == [1, 2, 3, 4, 5, 6]
+    summary = json.loads((lost_and_killed.run / "summary.json").read_text())
+    assert (summary["steps"], summary["groups_used"]) == (6, 24)
+    questions = [
+        json.loads(line)["prompt_id"]
+        for path in sorted((lost_and_killed.run / "rollouts").glob("step-*.jsonl"))
+        for line in path.read_text().splitlines()[::4]
+    ]
+    assert len(set(questions)) == len(questions), "no question is asked twice"
