@@ -22,6 +22,7 @@ from medr1_ray.config.job_copy import require_copied, require_lasting
 from medr1_ray.config.prompt import PromptSettings
 from medr1_ray.config.schema import Config
 from medr1_ray.config.sections import (
+    AlarmSettings,
     LearnerSettings,
     ModelSettings,
     RolloutSettings,
@@ -32,6 +33,7 @@ from medr1_ray.config.sections import (
 from medr1_ray.config.table import TableAnswers, TableColumns, TableSettings
 
 __all__ = [
+    "AlarmSettings",
     "ClusterSettings",
     "Config",
     "DataSettings",

@@ -14,6 +14,7 @@ from medr1_ray.config.field_types import MayChange, Settings
 from medr1_ray.config.hardware import HardwareSettings, SizingSettings
 from medr1_ray.config.prompt import PromptSettings
 from medr1_ray.config.sections import (
+    AlarmSettings,
     LearnerSettings,
     ModelSettings,
     ParitySettings,
@@ -43,6 +44,7 @@ class Config(Settings):
     reference: ReferenceSettings = ReferenceSettings()
     learner: LearnerSettings = LearnerSettings()
     parity: Annotated[ParitySettings, MayChange] = ParitySettings()
+    alarms: Annotated[AlarmSettings, MayChange] = AlarmSettings()
     cluster: Annotated[ClusterSettings, MayChange] = ClusterSettings()
     hardware: Annotated[HardwareSettings, MayChange] = HardwareSettings()
     sizing: Annotated[SizingSettings, MayChange] = SizingSettings()

@@ -1,4 +1,4 @@
-"""Settings of the run, the model, the training loop, rollouts, the learner and the parity gate.
+"""Settings of the run, the model, the training loop, rollouts, the learner, the parity gate and alarms.
 
 Settings under `rollout.engine` and `learner.deepspeed` are passed to vLLM and DeepSpeed under their own names; keys
 that this package sets itself are refused there.
@@ -16,6 +16,7 @@ from medr1_ray.config.cluster import PoolSize
 from medr1_ray.config.field_types import (
     BelowOne,
     Float,
+    Fraction,
     Int,
     MayChange,
     NonNegativeFloat,
@@ -216,3 +217,17 @@ class ParitySettings(Settings):
     gap_mean_limit: PositiveFloat | None = None
     """Nats; default: 1e-3 in float32 and 2e-2 in bfloat16."""
     probe_prompts: PositiveInt = 4
+
+
+class AlarmSettings(Settings):
+    """When a running training calls for a person: limits of means over the last steps; null switches one off."""
+
+    window: PositiveInt = 10
+    """Steps."""
+    gap_fraction: Annotated[PositiveFloat, Field(le=1)] | None = 0.5
+    """Of the log-probability gap at which the parity gate ends the run."""
+    entropy_below: NonNegativeFloat | None = 0.001
+    """Nats a token."""
+    format_below: Fraction | None = 0.5
+    zero_variance_above: Fraction | None = 0.95
+    truncated_above: Fraction | None = 0.3

@@ -59,6 +59,7 @@ METRICS: dict[str, str] = {
     "perf/reference_tokens_per_second": "tokens through the reference, prompts included, over its forward passes",
     "perf/gradient_tokens_per_second": "tokens through the policy, over its forward and backward passes",
     "perf/model_flops_utilisation": "operations that the update needs, over its seconds and the devices' peak",
+    "alarms/active": "alarms that stand, by the limits of alarms.*",
     "eval/accuracy": "greedy answers on the held-out questions with the gold letter, as a fraction",
     "eval/format": "greedy answers on the held-out questions that keep the format, as a fraction",
 }

@@ -21,6 +21,7 @@ from medr1_ray.learner.handle import Learner
 from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, UpdateReport
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
+from medr1_ray.records.alarms import Alarms
 from medr1_ray.records.busy_time import BusyTime, seconds_of
 from medr1_ray.records.checkpoints import Checkpoints, RunState
 from medr1_ray.records.metrics import PhaseSeconds, Resources, imitation_metrics, step_metrics
@@ -56,6 +57,7 @@ class Session:
     totals: Totals
     scaling: Scaling
     skipped_steps: SkippedSteps
+    alarms: Alarms
     _busy: BusyTime = field(default_factory=BusyTime)
     _syncs: int = 0
     _saved: tuple[int, Path] | None = None
@@ -148,7 +150,9 @@ class Session:
             busy,
             self._resources(),
         )
-        self.tracker.log(self.step, metrics)
+        for line in self.alarms.watch(metrics):
+            self.progress.message(f"step {self.step}: {line}")
+        self.tracker.log(self.step, {**metrics, "alarms/active": self.alarms.active})
         self.tracker.log_spans(self.step, spans)
         if skipped or self._due(self.config.run.rollouts_every):
             self.tracker.write_rollouts(self.step, groups)

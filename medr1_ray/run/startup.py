@@ -24,6 +24,7 @@ from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.pool.shared_actors import SharedActors
+from medr1_ray.records.alarms import Alarms
 from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state, whole_checkpoint
 from medr1_ray.records.directory import open_run_directory
 from medr1_ray.records.prometheus import LiveMetrics
@@ -156,6 +157,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
             checkpoints=checkpoints,
             totals=totals,
             scaling=Scaling.of(config),
+            alarms=Alarms(config.alarms, config.gap_mean_limit),
             skipped_steps=SkippedSteps(config.learner, state.steps_skipped if state else 0),
             _spans=[Span("driver", "startup", started, started + startup_seconds)],
         )

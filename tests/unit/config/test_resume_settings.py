@@ -111,7 +111,7 @@ def test_objective_and_mode_are_what_a_run_is() -> None:
 
 def test_the_changeable_settings_are_whole_sections_and_single_keys() -> None:
     found = changeable_settings()
-    assert {"run", "parity", "cluster", "hardware", "sizing"} <= set(found)
+    assert {"run", "parity", "alarms", "cluster", "hardware", "sizing"} <= set(found)
     single = {"train.steps", "rollout.actors", "rollout.engine", "rollout.cpus_per_actor", "learner.cpus_per_rank"}
     assert single <= set(found)
     assert len(found) == len(set(found))

@@ -16,7 +16,7 @@ import pytest
 
 from medr1_ray.base.manifest import NotSavedError, StoredFile, store
 from medr1_ray.base.stopping import finishing, heeding_signals
-from medr1_ray.config import HardwareSettings
+from medr1_ray.config import AlarmSettings, HardwareSettings
 from medr1_ray.config.loading import config_digest
 from medr1_ray.evaluation.in_training import EvaluationLog
 from medr1_ray.evaluation.settings import ASKED_WITH_FILE
@@ -25,6 +25,7 @@ from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
+from medr1_ray.records.alarms import Alarms
 from medr1_ray.records.checkpoints import Checkpoints, latest_checkpoint, read_state
 from medr1_ray.records.metrics import Resources
 from medr1_ray.records.summary import Totals
@@ -132,6 +133,7 @@ def a_session(
         totals=Totals(),
         scaling=Scaling.of(config),
         skipped_steps=SkippedSteps(config.learner, 0),
+        alarms=Alarms(config.alarms, config.gap_mean_limit),
     )
 
 
@@ -480,3 +482,13 @@ def test_a_checkpoint_knows_the_evaluation_of_its_step(world: World, tmp_path: P
     found = session.evaluations.find("step-2")
     assert found is not None
     assert accuracies == [None, found.accuracy]
+
+
+def test_an_alarm_is_told_and_counted(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    session = a_session(world, tmp_path, {"steps": 9}, actors=1)
+    session.alarms = Alarms(AlarmSettings(window=2, entropy_below=5.0), session.config.gap_mean_limit)
+    session.sync_weights()
+    for _ in range(3):
+        one_step(session)
+    assert [line["alarms/active"] for line in lines_of(tmp_path)] == [0, 1, 1]
+    assert capsys.readouterr().out.count("step 2: ALARM: policy/entropy is ") == 1
