@@ -47,12 +47,12 @@ def cut_torn_line(path: Path) -> None:
         os.truncate(path, end)
 
 
-def whole_lines(path: Path) -> list[str]:
-    """Return the lines of a UTF-8 file without line breaks and without an incomplete last line; empty without a file.
+def whole_lines(path: Path) -> list[bytes]:
+    """Return the lines of a file without line breaks and without an incomplete last line; empty without a file.
 
     Only line feeds end a line: `str.splitlines` would also split at characters that a text may contain (U+2028).
     """
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
-    return [line.decode("utf-8") for line in lines]
+    return lines

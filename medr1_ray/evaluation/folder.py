@@ -16,12 +16,16 @@ from typing import Any
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from medr1_ray.base.append_log import AppendLog
+from medr1_ray.base.json_files import read_mapping, read_rows
 from medr1_ray.data.encoding import Refused
 from medr1_ray.evaluation.passes import IMAGE, Engines, Pass, Row
 from medr1_ray.types import Prompt, Question
 
 CHUNK = 256
 """Questions per chunk. The images of two chunks are in memory: one is being answered while the next is read."""
+
+_KEYS = ("id",)  # of every line of answers
+_ANOTHER = "give another --out, or delete that folder"
 
 
 class EvaluationFolder:
@@ -42,7 +46,7 @@ class EvaluationFolder:
         file = path / "settings.json"
         if file.exists():
             # Through JSON, because the file has lists where the settings have tuples.
-            _require_same(path, json.loads(file.read_text()), json.loads(json.dumps(settings)))
+            _require_same(path, read_mapping(file, _ANOTHER), json.loads(json.dumps(settings)))
         else:
             path.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in questions]
@@ -55,7 +59,7 @@ class EvaluationFolder:
 
     def run(self, engines: Engines, each: Pass) -> None:
         """Ask the questions of a pass that have no answer yet."""
-        log = AppendLog(_file(self.path, each.name))
+        log = AppendLog(_file(self.path, each.name), _KEYS)
         done = {row["id"] for row in log.rows}
         todo = [question for question in self.questions if question.id not in done]
         bar = tqdm(total=len(self.questions), initial=len(done), desc=each.name, unit="q", disable=not todo)
@@ -83,7 +87,7 @@ class Answers:
 
 def read_answers(folder: Path, name: str = IMAGE) -> Answers:
     """Return the answers of a pass so far, empty if it has not been run."""
-    rows = AppendLog(_file(folder, name)).rows
+    rows = read_rows(_file(folder, name), _KEYS)
     return Answers(
         {row["id"]: row for row in rows if "left_out" not in row},
         {row["id"]: row["left_out"] for row in rows if "left_out" in row},
@@ -117,8 +121,8 @@ def _require_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> No
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise ValueError(
-                f"--out {path} holds an evaluation with {key} {before.get(key)!r}, this one has {now.get(key)!r}; give "
-                "another --out, or delete that folder"
+                f"--out {path} holds an evaluation with {key} {before.get(key)!r}, this one has {now.get(key)!r}; "
+                + _ANOTHER
             )
 
 

@@ -13,6 +13,7 @@ from medr1_ray.learner.schedule import learning_rate
 from medr1_ray.model.folder_check import check_model
 from medr1_ray.records.checkpoints import RunState
 from medr1_ray.records.directory import check_run_directory
+from medr1_ray.records.tracker import check_files
 from medr1_ray.rewards.functions import resolve
 
 
@@ -69,6 +70,7 @@ def _of_settings(config: Config, *, resume: bool) -> tuple[Callable[[], object],
         lambda: resolve(config.reward.functions, config.mode),
         lambda: _require_files_of_a_job(config),
         lambda: check_run_directory(config, resume=resume),
+        *((lambda: check_files(config.run.dir),) if resume else ()),
     )
 
 

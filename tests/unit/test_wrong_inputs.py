@@ -87,7 +87,7 @@ CASES = [
     ("train", f"{RUN} reward.functions={{acuracy:1}}", ["acuracy"]),
     ("train", f"{RUN} reward.functions.acuracy=1", ["acuracy", "accuracy"]),
     ("train", f"{RUN} reward.functions={{nowhere:f:1}}", ["nowhere"]),
-    ("train", f"{RUN} --epochs 3", ["unrecognized arguments: --epochs"]),
+    ("train", f"{RUN} --epochs 3", ["unrecognized arguments: --epochs 3; `python -m medr1_ray.train --help` lists"]),
     # What the settings name.
     ("train", f"{RUN} data.modalities=[Xray]", ["'Xray' is not a modality of the data", "it has CT"]),
     ("train", f"{RUN} data.question_types=[Grading]", ["'Grading' is not a question type", "has Anatomy"]),
@@ -156,6 +156,7 @@ CASES = [
     ("timeline", "spans --last 0", ["--last 0", "it has steps 1 to 1"]),
     ("timeline", "spans --first -1", ["--first -1", "0 or more"]),
     ("timeline", "spans --first x", ["--first: invalid int value: 'x'"]),
+    ("timeline", "garbled", ["spans.jsonl, line 2: 'garbage' is not a mapping in JSON with step", "remove it"]),
     # Data.
     ("prepare", "--root absent --out out", ["--root absent"]),
     ("prepare", "--root folder --out out", ["--root folder"]),
@@ -197,7 +198,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     for name, text in texts.items():
         Path(name).write_text(text)
-    for folder in ("folder", "data/QA_information/Open-access", "prepared/splits", "spans"):
+    for folder in ("folder", "data/QA_information/Open-access", "prepared/splits", "spans", "garbled"):
         Path(folder).mkdir(parents=True)
     Path("folder/notes.txt").touch()
     Image.new("RGB", (40, 30)).save("data/scan.png")
@@ -208,6 +209,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (Path("prepared") / MANIFEST_FILE).touch()
     span = {"step": 1, "actor": "driver", "phase": "update", "start_seconds": 1, "end_seconds": 2}
     Path("spans/spans.jsonl").write_text(json.dumps(span) + "\n")
+    Path("garbled/spans.jsonl").write_text(f"{json.dumps(span)}\ngarbage\n{json.dumps(span)}\n")
     for name, checkpoint in (("begun", None), ("done", "checkpoint-2"), ("lost", "checkpoint-7")):
         checkpoints = Path(name) / "checkpoints"
         checkpoints.mkdir(parents=True)

@@ -57,7 +57,7 @@ def test_lines_end_at_line_feeds_alone_and_a_torn_one_does_not_count(tmp_path: P
     cut_torn_line(path)
     assert not path.exists()
     path.write_bytes("one\u2028still one\r\n\ntwo: ü\nto".encode() + "ü".encode()[:1])
-    assert whole_lines(path) == ["one\u2028still one\r", "", "two: ü"]
+    assert whole_lines(path) == ["one\u2028still one\r".encode(), b"", "two: ü".encode()]
     cut_torn_line(path)
     assert path.read_bytes() == "one\u2028still one\r\n\ntwo: ü\n".encode()
     cut_torn_line(path)
