@@ -10,7 +10,6 @@ continues where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import sys
@@ -26,7 +25,8 @@ from benchmarks.helpers.matrix_lane import end_with_parent, train_row
 from benchmarks.helpers.matrix_settings import MatrixSettings, Trained, load_matrix_settings, rows
 from benchmarks.helpers.matrix_tables import collect, write_tables
 from medr1_ray.base.append_log import AppendLog
-from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
+from medr1_ray.base.json_files import read_mapping
 
 
 def run(settings: MatrixSettings) -> None:
@@ -50,7 +50,7 @@ def run(settings: MatrixSettings) -> None:
 
 def _train_missing(settings: MatrixSettings, lanes: Executor) -> None:
     """Train each row that `trained.jsonl` does not list; after a failure start no more, but let running ones finish."""
-    log = AppendLog(settings.out / "trained.jsonl")
+    log = AppendLog(settings.out / "trained.jsonl", ("run",))
     done = {row["run"] for row in log.rows}
     todo = [row for row in rows(settings) if row.slug not in done]
     following, running = iter(todo), dict[Future[float], Trained]()
@@ -77,7 +77,7 @@ def _claim(settings: MatrixSettings) -> None:
     """Create the output folder, or check that it belongs to this experiment."""
     file = settings.out / "settings.json"
     now = settings.model_dump(mode="json", exclude={"out"})
-    if file.exists() and json.loads(file.read_text()) != now:
+    if file.exists() and read_mapping(file, "choose another `out`") != now:
         raise ValueError(f"out={settings.out} holds a matrix with other settings ({file}); choose another `out`")
     settings.out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(now, indent=1))
@@ -85,7 +85,7 @@ def _claim(settings: MatrixSettings) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.matrix", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m benchmarks.matrix", description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, required=True, help="YAML, see benchmarks/helpers/matrix_settings.py")
     parser.add_argument("--out", type=Path, help="output folder, instead of the file's `out`")
     options = parser.parse_args(arguments)

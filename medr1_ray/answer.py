@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.data.encoding import Refused
 from medr1_ray.evaluation.answering import (
     COLUMNS,
@@ -33,7 +33,7 @@ _PROBLEMS_SHOWN = 5
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m medr1_ray.answer", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m medr1_ray.answer", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
     parser.add_argument("--image", type=Path, required=True, help="an image file; with --csv the folder of the images")
     parser.add_argument("--question", help="the question, without its options")

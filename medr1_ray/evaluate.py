@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.evaluation.evaluate import Plan, evaluate
 from medr1_ray.evaluation.passes import SCORINGS
 from medr1_ray.evaluation.report_page import describe_against
@@ -29,7 +29,7 @@ Ctrl-C keeps the answers so far; the same command goes on. What the numbers mean
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m medr1_ray.evaluate",
         description=__doc__.splitlines()[0],
         epilog=OFTEN_CHANGED,

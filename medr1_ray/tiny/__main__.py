@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from medr1_ray.base.command_line import run_to_status
+from medr1_ray.base.command_line import ArgumentParser, run_to_status
 from medr1_ray.tiny import probe
 from medr1_ray.tiny.architecture import build_model, save
 from medr1_ray.tiny.curriculum import corpus
@@ -23,7 +23,7 @@ from medr1_ray.tiny.tokenizer import train_tokenizer
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the arguments and build the model; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m medr1_ray.tiny", description=__doc__)
+    parser = ArgumentParser(prog="python -m medr1_ray.tiny", description=__doc__)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for model/, state.pt and build_log.txt"
     )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.data.phantoms.write import ensure_dataset
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the dataset unless the directory already holds it; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m medr1_ray.data.phantoms", description=__doc__)
+    parser = ArgumentParser(prog="python -m medr1_ray.data.phantoms", description=__doc__)
     parser.add_argument(
         "--out", type=Path, required=True, help="a new or empty directory, or one that holds this dataset"
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.config import DataSettings, TableAnswers, TableColumns
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.prepare.grouping import Grouping, describe, regrouped
@@ -140,7 +140,7 @@ def _with_image(row: ManifestRow, facts: Mapping[str, ImageFacts]) -> ManifestRo
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m medr1_ray.data.prepare", description="Check a dataset once; write a manifest and splits."
     )
     data = parser.add_mutually_exclusive_group()
