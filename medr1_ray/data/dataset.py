@@ -297,12 +297,12 @@ _ALL_KEPT = {
 
 
 def _check_names(key: str, what: str, given: tuple[str, ...], present: set[str]) -> None:
-    for name in given:
-        if name not in present:
-            raise ValueError(
-                f"data.{key}={list(given)}: {name!r} is not a {what} of the data; it has {', '.join(sorted(present))} "
-                f"({_ALL_KEPT[key]})"
-            )
+    if absent := [repr(name) for name in given if name not in present]:
+        verb = f"is not a {what}" if len(absent) == 1 else f"are not each a {what}"
+        raise ValueError(
+            f"data.{key}={list(given)}: {', '.join(absent)} {verb} of the data; it has {', '.join(sorted(present))} "
+            f"({_ALL_KEPT[key]})"
+        )
 
 
 def _images(questions: Iterable[Question]) -> set[str]:

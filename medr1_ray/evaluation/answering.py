@@ -118,7 +118,7 @@ def read_questions(file: Path, images: Path) -> tuple[list[Question], dict[int, 
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"--csv {file}: cannot be read ({error}); give a CSV file in UTF-8") from error
     if missing:
-        raise ValueError(f"--csv {file}: no column {missing[0]!r}; it needs {', '.join(COLUMNS)}")
+        raise ValueError(f"--csv {file}: no column {', '.join(map(repr, missing))}; it needs {', '.join(COLUMNS)}")
     if not rows:
         raise ValueError(f"--csv {file}: no questions below the header; give one in each line")
     questions, problems = [], {}

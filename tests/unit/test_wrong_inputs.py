@@ -34,6 +34,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 CONFIG = f"--config {REPOSITORY}/configs/phantom_cpu.yaml"
 RUN = f"{CONFIG} run.dir=new data.root=phantoms"
+TABLE = f"{CONFIG} run.dir=new data.format=table data.root=."
 EVALUATE = "--model tiny --data data --split test"
 ASK = "--model tiny --image scan.png --question Which? --options CT;MRI"
 FILE = "--model tiny --image . --csv questions.csv"
@@ -104,6 +105,9 @@ CASES = [
     ("train", f"{RUN} reward.functions={{\"accuracy\":0}}", ["all weights are 0"]),
     ("sft", f"{RUN} model.path=Qwen/Qwen2-VL-2B-Instruct", ["not a folder here", "hf download"]),
     ("train", f"{RUN} rollout.max_prompt_tokens=5", ["rollout.max_prompt_tokens=5", "9 tokens"]),
+    ("train", f"{TABLE} data.table.file=named.csv", ["the image or the question or the answer; it has x"]),
+    ("train", f"{TABLE} data.table.file=gap.csv", ["A, C seem to be the options, but there is none for B"]),
+    ("train", f"{RUN} data.modalities=[Xray,PETT]", ["'Xray', 'PETT' are not each a modality of the data"]),
     # Where to write, and what to resume.
     ("train", f"{RUN} run.dir=scan.png", ["run.dir='scan.png' cannot be made", "choose another folder"]),
     ("train", f"{RUN} run.dir=scan.png/new", ["run.dir='scan.png/new' cannot be made", "choose another folder"]),
@@ -149,7 +153,7 @@ CASES = [
     ("answer", "--model tiny --image . --csv absent.csv", ["--csv absent.csv: cannot be read"]),
     ("answer", "--model tiny --image . --csv scan.png", ["--csv scan.png: cannot be read", "UTF-8"]),
     ("answer", "--model tiny --image . --csv header.csv", ["--csv header.csv: no questions"]),
-    ("answer", "--model tiny --image . --csv torn.yaml", ["--csv torn.yaml: no column 'image'"]),
+    ("answer", "--model tiny --image . --csv torn.yaml", ["--csv torn.yaml: no column 'image', 'question', 'options'"]),
     # What a run left.
     ("timeline", "absent", ["absent holds no spans.jsonl", "give the directory of a run"]),
     ("timeline", "spans --first 2000", ["--first 2000", "it has steps 1 to 1"]),
@@ -194,6 +198,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "based.yaml": "base: absent.yaml",
         "matrix.yaml": "outt: x\nconfigs: [a]\nmethods: {grpo: {command: train}}\naxes: {no_think: {modality: []}}",
         "questions.csv": "image,question,options\nscan.png,Which?,CT;MRI\n",
+        "named.csv": "x,y,A,B\nscan.png,Which?,CT,MRI\n",
+        "gap.csv": "image,question,A,C,answer\nscan.png,Which?,CT,MRI,A\n",
         "header.csv": "image,question,options\n",
     }
     for name, text in texts.items():

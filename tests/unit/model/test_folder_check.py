@@ -138,7 +138,7 @@ NORM = "model.norm.weight"
             ),
             "config.json: eos_token_id is 909; allowed",
         ),
-        (write("generation_config.json", '{"eos_token_id": [885, 909]}'), "generation_config.json: eos_token_id is .885"),
+        (write("generation_config.json", '{"eos_token_id": [885, 909]}'), "config.json: eos_token_id is .885, 909"),
         (write("generation_config.json", '{"pad_token_id": true}'), "generation_config.json: pad_token_id is True"),
         (unlink("tokenizer.json"), r"has no tokenizer \(tokenizer.json or vocab.json\); copy it from"),
         (write("tokenizer.json", "{}"), "tokenizer.json: transformers cannot read it"),

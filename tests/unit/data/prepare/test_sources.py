@@ -145,7 +145,7 @@ def test_images_in_the_table_are_written_and_the_folder_can_be_moved(tmp_path: P
     ("arguments", "message"),
     [
         (["--columns", "imgae=x"], "--columns imgae=x: give KEY=NAME with KEY one of image, question, options"),
-        (["--columns", "image=x"], "data.table.columns.image=x is not a column of"),
+        (["--columns", "image=x"], "data.table.columns.image=x is not a column; it has"),
         (["--columns", "options=A"], "none of its 60 rows became a question: no options A), B)"),
         (["--answers", "index_from_1"], "none of its 60 rows became a question: answer is none of the options 60"),
         (["--medr1", "x"], "--medr1 is for --root"),
