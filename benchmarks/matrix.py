@@ -27,6 +27,8 @@ from benchmarks.helpers.matrix_tables import collect, write_tables
 from medr1_ray.base.append_log import AppendLog
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.base.json_files import read_mapping
+from medr1_ray.base.writable_folder import require_writable
+from medr1_ray.config import require_lasting
 
 
 def run(settings: MatrixSettings) -> None:
@@ -93,8 +95,11 @@ def main(arguments: list[str] | None = None) -> int:
     def work(ending: Ending) -> int:
         ending.how_to_go_on = lambda: "what is done is kept; the same command continues"
         settings = load_matrix_settings(options.config)
-        run(settings.model_copy(update={"out": (options.out or settings.out).absolute()}))
-        print(f"{options.out or settings.out}/results.md")
+        out = options.out or settings.out
+        require_lasting("out", out)
+        require_writable(f"out={out}", out)
+        run(settings.model_copy(update={"out": out.absolute()}))
+        print(f"{out}/results.md")
         return 0
 
     return run_to_status(work)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medr1_ray.config import Config
+from medr1_ray.config import Config, require_lasting
 from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder, Refused, continuations
 from medr1_ray.data.questions import UNKNOWN
@@ -133,6 +133,7 @@ def read_questions(file: Path, images: Path) -> tuple[list[Question], dict[int, 
 
 def require_writable(file: Path) -> None:
     """Raise ValueError where `write_answers` could not write: found out before the answers are paid for."""
+    require_lasting("--out", file)
     folder = file.parent
     if file.is_dir():
         raise ValueError(f"--out {file} is a folder; give the name of a file in it")

@@ -27,6 +27,19 @@ CHUNK = 256
 _KEYS = ("id",)  # of every line of answers
 _ANOTHER = "give another --out, or delete that folder"
 
+SETTINGS = "settings.json"
+
+
+def require_own(path: Path) -> None:
+    """Raise ValueError for a folder with files of others, which an evaluation would lie among."""
+    names = {found.name for found in path.iterdir()} if path.exists() else set()
+    # Without settings.json, which is written last, it may have been cut short.
+    if SETTINGS not in names and (others := names - {"questions.jsonl", "logs"}):
+        raise ValueError(
+            f"--out {path} holds files that are not of an evaluation, e.g. {min(others)}; give a new folder, or that "
+            "of an evaluation"
+        )
+
 
 class EvaluationFolder:
     """The folder of one evaluation.
@@ -43,10 +56,9 @@ class EvaluationFolder:
     def __init__(self, path: Path, settings: dict[str, Any], questions: Sequence[Question]) -> None:
         self.path = path
         self.questions = questions
-        file = path / "settings.json"
+        file = path / SETTINGS
         if file.exists():
-            # Through JSON, because the file has lists where the settings have tuples.
-            _require_same(path, read_mapping(file, _ANOTHER), json.loads(json.dumps(settings)))
+            require_same(path, settings, all_of_them=True)
         else:
             path.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in questions]
@@ -117,8 +129,18 @@ def _ahead(
         yield asked
 
 
-def _require_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for key in sorted(before.keys() | now.keys()):
+def require_same(path: Path, settings: dict[str, Any], *, all_of_them: bool = False) -> None:
+    """Raise ValueError for the folder of an evaluation where one of these settings was another.
+
+    `all_of_them`: these are all, so that it must have no more.
+    """
+    file = path / SETTINGS
+    if not file.exists():
+        return
+    before = read_mapping(file, _ANOTHER)
+    # Through JSON, because the file has lists where the settings have tuples.
+    now = json.loads(json.dumps(settings))
+    for key in sorted(before.keys() | now.keys() if all_of_them else now):
         if before.get(key) != now.get(key):
             raise ValueError(
                 f"--out {path} holds an evaluation with {key} {before.get(key)!r}, this one has {now.get(key)!r}; "

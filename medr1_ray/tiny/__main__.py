@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from medr1_ray.base.command_line import ArgumentParser, run_to_status
+from medr1_ray.base.writable_folder import require_writable
+from medr1_ray.config import require_lasting
 from medr1_ray.tiny import probe
 from medr1_ray.tiny.architecture import build_model, save
 from medr1_ray.tiny.curriculum import corpus
@@ -45,6 +47,8 @@ def build(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--{name} {getattr(arguments, name)}: give 1 or more")
     if arguments.seed < 0:
         raise ValueError(f"--seed {arguments.seed}: give 0 or more")
+    require_lasting("--out", arguments.out)
+    require_writable(f"--out {arguments.out}", arguments.out)
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     log_path = arguments.out / "build_log.txt"

@@ -34,6 +34,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 CONFIG = f"--config {REPOSITORY}/configs/phantom_cpu.yaml"
 RUN = f"{CONFIG} run.dir=new data.root=phantoms"
+MATRIX = f"--config {REPOSITORY}/configs/matrix/phantoms.yaml"
 TABLE = f"{CONFIG} run.dir=new data.format=table data.root=."
 EVALUATE = "--model tiny --data data --split test"
 ASK = "--model tiny --image scan.png --question Which? --options CT;MRI"
@@ -112,6 +113,12 @@ CASES = [
     ("train", f"{RUN} run.dir=scan.png", ["run.dir='scan.png' cannot be made", "choose another folder"]),
     ("train", f"{RUN} run.dir=scan.png/new", ["run.dir='scan.png/new' cannot be made", "choose another folder"]),
     ("train", f"{RUN} run.dir=/proc/new", ["run.dir='/proc/new' cannot be", "choose"]),
+    ("train", f"{RUN} run.dir=loop", ["run.dir='loop' cannot be made", "is a link that leads nowhere"]),
+    ("train", f"{RUN} run.dir=prepared", ["run.dir='prepared' holds prepared data", "choose another folder"]),
+    ("train", f"{RUN} run.dir=data", ["run.dir='data' holds data in OmniMedVQA's layout", "choose another folder"]),
+    ("train", f"{RUN} run.dir=model", ["run.dir='model' holds a model (config.json)", "choose another folder"]),
+    ("train", f"{TABLE} data.table.file=gap.csv run.dir=.", ["run.dir='.' is data.root too", "choose another folder"]),
+    ("sft", f"{RUN} run.dir=loop/new", ["run.dir='loop/new' cannot be made", "is a link that leads nowhere"]),
     ("train", f"{RUN} run.dir=done", ["run.dir='done' holds a run already", "--resume"]),
     ("train", f"{RUN} --resume", ["run.dir='new' holds no run to resume", "start without --resume"]),
     ("train", f"{RUN} run.dir=begun --resume", ["no checkpoint to resume from", "Start without --resume"]),
@@ -133,7 +140,12 @@ CASES = [
     ("evaluate", f"{EVALUATE} --scoring letters", ["invalid choice: 'letters'", "likelihood"]),
     ("evaluate", f"{EVALUATE} --against absent", ["--against absent is not an evaluation", "report.json"]),
     ("evaluate", f"{EVALUATE} --config scan.png", ["scan.png cannot be read"]),
-    ("evaluate", f"{EVALUATE} --out scan.png", ["scan.png"]),
+    ("evaluate", f"{EVALUATE} --out scan.png", ["--out scan.png cannot be made", "is a file", "choose another"]),
+    ("evaluate", f"{EVALUATE} --out loop", ["--out loop cannot be made", "is a link that leads nowhere"]),
+    ("evaluate", f"{EVALUATE} --out folder", ["--out folder holds files that are not of an evaluation", "notes.txt"]),
+    ("evaluate", f"{EVALUATE} --out evaluated", ["evaluated holds an evaluation with image_fit '?'", "another --out"]),
+    ("evaluate", "--model tiny --data prepared --split own", ["--split own: prepared has no split 'own'; it has gr"]),
+    ("evaluate", f"{EVALUATE} --against garbled", ["image.jsonl, line 1: 'garbage' is not a mapping in JSON"]),
     ("evaluate", f"{EVALUATE} --mode think rollout.max_tokens=4", ["rollout.max_tokens=4", "use at least 14"]),
     ("evaluate", f"{EVALUATE} rollout.max_token=4", ["did you mean rollout.max_tokens?"]),
     # Answering.
@@ -166,6 +178,10 @@ CASES = [
     ("prepare", "--root folder --out out", ["--root folder"]),
     ("prepare", "--root data --out scan.png", ["--out scan.png is a file"]),
     ("prepare", "--root data --out out --medr1 absent", ["--medr1 absent", "give the folder of Med-R1's"]),
+    ("prepare", "--root data --out loop", ["--out loop cannot be made", "is a link that leads nowhere"]),
+    ("phantoms", "--out loop --images 2 --seed 0", ["--out loop cannot be made", "is a link that leads nowhere"]),
+    ("tiny", "--out loop", ["--out loop cannot be made", "is a link that leads nowhere"]),
+    ("matrix", f"{MATRIX} --out loop", ["out=loop cannot be made", "is a link that leads nowhere"]),
     ("prepare", "--root data --out spans", ["--out spans holds files that this command did not write"]),
     ("prepare", "--root data --out out --workers 0", ["--workers 0", "1 or more"]),
     ("phantoms", "--out out --images 0 --seed 0", ["0"]),
@@ -204,7 +220,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     for name, text in texts.items():
         Path(name).write_text(text)
-    for folder in ("folder", "data/QA_information/Open-access", "prepared/splits", "spans", "garbled"):
+    folders = ("folder", "data/QA_information/Open-access", "prepared/splits", "spans", "garbled/answers")
+    for folder in (*folders, "model", "evaluated"):
         Path(folder).mkdir(parents=True)
     Path("folder/notes.txt").touch()
     Image.new("RGB", (40, 30)).save("data/scan.png")
@@ -215,6 +232,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (Path("prepared") / MANIFEST_FILE).touch()
     span = {"step": 1, "actor": "driver", "phase": "update", "start_seconds": 1, "end_seconds": 2}
     Path("spans/spans.jsonl").write_text(json.dumps(span) + "\n")
+    Path("garbled/answers/image.jsonl").write_text("garbage\n")
+    Path("prepared/splits/grouped.json").touch()
+    Path("model/config.json").touch()
+    Path("evaluated/settings.json").write_text('{"image_fit": "?"}')
+    Path("loop").symlink_to("loop")
     Path("garbled/spans.jsonl").write_text(f"{json.dumps(span)}\ngarbage\n{json.dumps(span)}\n")
     for name, checkpoint in (("begun", None), ("done", "checkpoint-2"), ("lost", "checkpoint-7")):
         checkpoints = Path(name) / "checkpoints"
@@ -257,6 +279,30 @@ def test_a_wrong_input_is_one_line(
         (only,) = (each for each in said.err.splitlines() if each.startswith("error: "))
         assert "is not valid:" in only or only == line, "several problems of settings are a list"
     assert sorted(place.rglob("*")) == before, "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("answer", f"{FILE} --out results.csv"),
+        ("answer", FILE),
+        ("evaluate", f"{EVALUATE} --out results"),
+        ("prepare", "--root data --out results"),
+        ("phantoms", "--images 2 --seed 0 --out results"),
+        ("tiny", "--out results"),
+        ("matrix", f"{MATRIX} --out results"),
+        ("train", f"{CONFIG} data.root=phantoms run.dir=results"),
+    ],
+)
+def test_results_do_not_go_with_the_copy_of_a_job(
+    command: str, arguments: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}')
+    before = sorted(place.rglob("*"))
+    assert COMMANDS[command](arguments.split()) == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    assert "in this Ray job's temporary copy of --working-dir, where results would be lost; give an absolute" in line
+    assert sorted(place.rglob("*")) == before
 
 
 def test_there_are_enough_of_them() -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
-from medr1_ray.config import DataSettings, TableAnswers, TableColumns
+from medr1_ray.base.writable_folder import require_writable
+from medr1_ray.config import DataSettings, TableAnswers, TableColumns, require_lasting
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.prepare.grouping import Grouping, describe, regrouped
 from medr1_ray.data.prepare.image_facts import ImageFacts
@@ -200,7 +201,9 @@ def main(arguments: list[str] | None = None) -> int:
     def work(ending: Ending) -> int:
         ending.how_to_go_on = lambda: "the same command continues"
         # Before a table is read, or pictures of it are written there.
+        require_lasting("--out", options.out)
         require_own_folder(options.out)
+        require_writable(f"--out {options.out}", options.out)
         source = _source(options)
         prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
         return 0
