@@ -254,9 +254,7 @@ def _divided(
 ) -> _Sides:
     """Return the two sides of questions that come without a split."""
     division = split_by_image(questions, root, settings.eval_fraction, settings.seed, groups)
-    if division.departure:
-        notes = (*notes, division.departure)
-    return _Sides(division.train, division.evaluation, dropped, notes)
+    return _Sides(division.train, division.evaluation, dropped, (*notes, *division.notes))
 
 
 def _phantoms_folder(settings: DataSettings) -> Path:

@@ -83,6 +83,11 @@ CASES = [
     ("train", f"{RUN} cluster.address=localhost:1", ["cluster.address='localhost:1' does not answer"]),
     ("train", f"{RUN} reward.functions={{}}", ["reward.functions={}", "at least one"]),
     ("train", f"{RUN} cluster.weight_transport=nccl", ["cluster.weight_transport=nccl", "object_store"]),
+    (
+        "train",
+        f"{RUN} cluster.weight_transport=nccl learner.gpus_per_rank=1 rollout.gpus_per_actor=0.5",
+        ["rollout.gpus_per_actor=0.5", "NCCL refuses two ranks on one GPU", "give both whole GPUs"],
+    ),
     ("train", f"{RUN} train.prompts_per_step=1 learner.world_size=2", ["prompts_per_step=1", "use at least 2"]),
     ("train", f"{RUN} data.min_pass_rate=0.2", ["data.min_pass_rate=0.2", "set pass_rates"]),
     ("train", f"{RUN} data.format=csvs", ["data.format='csvs'", "phantoms"]),
