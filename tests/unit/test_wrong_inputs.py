@@ -153,6 +153,8 @@ CASES = [
     ("evaluate", f"{EVALUATE} --against garbled", ["image.jsonl, line 1: 'garbage' is not a mapping in JSON"]),
     ("evaluate", f"{EVALUATE} --mode think rollout.max_tokens=4", ["rollout.max_tokens=4", "use at least 14"]),
     ("evaluate", f"{EVALUATE} rollout.max_token=4", ["did you mean rollout.max_tokens?"]),
+    ("evaluate", "--model asked --data data --split test", ["data.image_size='big'", "(in ", "asked/medr1_ray.json)"]),
+    ("answer", f"{ASK} --model asked", ["data.image_size='big'", "asked/medr1_ray.json)"]),
     # Answering.
     ("answer", "--model tiny --image scan.png", ["give --question and --options, or --csv"]),
     ("answer", f"{ASK} --out a.csv", ["--out a.csv is for the answers to --csv"]),
@@ -226,7 +228,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in texts.items():
         Path(name).write_text(text)
     folders = ("folder", "data/QA_information/Open-access", "prepared/splits", "spans", "garbled/answers")
-    for folder in (*folders, "model", "evaluated"):
+    for folder in (*folders, "model", "evaluated", "asked"):
         Path(folder).mkdir(parents=True)
     Path("folder/notes.txt").touch()
     Image.new("RGB", (40, 30)).save("data/scan.png")
@@ -240,6 +242,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("garbled/answers/image.jsonl").write_text("garbage\n")
     Path("prepared/splits/grouped.json").touch()
     Path("model/config.json").touch()
+    Path("asked/medr1_ray.json").write_text('{"data": {"image_size": "big"}}')
     Path("evaluated/settings.json").write_text('{"image_fit": "?"}')
     Path("loop").symlink_to("loop")
     Path("garbled/spans.jsonl").write_text(f"{json.dumps(span)}\ngarbage\n{json.dumps(span)}\n")
