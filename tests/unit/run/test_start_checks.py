@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from medr1_ray.config import Config
-from medr1_ray.config.loading import load_config
-from medr1_ray.data.stream import StreamState
+from medr1_ray.config.loading import load_config, write_config
+from medr1_ray.data.stream import StreamState, _digest
 from medr1_ray.records.checkpoints import RunState
 from medr1_ray.run.start_checks import about_resuming, check_settings, problems_of_a_start
 from tests.repository import REPOSITORY
@@ -131,3 +133,25 @@ def test_a_damaged_line_of_the_run_to_resume_is_found_before_anything_starts(tmp
     problems = problems_of_a_start(config(tmp_path), resume=True)
     assert any(f"{file}, line 1: 'garbage' is not a mapping in JSON with step" in problem for problem in problems)
     assert problems_of_a_start(config(tmp_path), resume=False) == [], "a new run sets it aside"
+
+
+def test_a_dry_run_of_a_resume_compares_the_questions(tmp_path: Path) -> None:
+    from medr1_ray.data.dataset import open_dataset
+
+    few = config(tmp_path, "data.phantom_images=40", "data.eval_questions=4")
+    questions = open_dataset(few.data).train
+    stream = StreamState(0, _digest(questions, few.data.sampling_weights, few.data.shuffle_options))
+    saved = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    saved.mkdir(parents=True)
+    (saved.parent / "latest").write_text("checkpoint-2\n")
+    write_config(few, tmp_path / "run" / "config.yaml")
+
+    def said(digest: str) -> str:
+        left = replace(state(2), stream=replace(stream, digest=digest))
+        (saved / "state.json").write_text(json.dumps(asdict(left)))
+        return " ".join(problems_of_a_start(few, resume=True))
+
+    assert "other training questions" not in said(stream.digest)
+    assert "the run to resume was started with other training questions, data.sampling_weights" in said("other")
+    (saved.parent / "latest").unlink()
+    assert sum("no checkpoint to resume from" in problem for problem in problems_of_a_start(few, resume=True)) == 1
