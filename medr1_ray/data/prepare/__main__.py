@@ -34,7 +34,14 @@ from medr1_ray.data.prepare.recipes import (
     released_splits,
 )
 from medr1_ray.data.prepare.sources import Source, of_omnimedvqa, of_table
-from medr1_ray.data.prepare.writing import enter_folder, require_own_folder, write_prepared, write_split
+from medr1_ray.data.prepare.writing import (
+    account_of,
+    enter_folder,
+    nothing_left_of,
+    require_own_folder,
+    write_prepared,
+    write_split,
+)
 from medr1_ray.data.readers.manifest import ManifestRow
 from medr1_ray.data.readers.prepared import PARTS, Split
 from medr1_ray.data.readers.table.reader import TableReader
@@ -54,6 +61,10 @@ class Plan:
     workers: int
 
 
+class NoRow(ValueError):
+    """No row can be used."""
+
+
 def prepare(source: Source, plan: Plan) -> None:
     """Check the images of a source; write its manifest and splits.
 
@@ -69,7 +80,7 @@ def prepare(source: Source, plan: Plan) -> None:
     enter_folder(plan.out, source.name)
     facts = facts_of_images(source.root, paths, plan.out / "images.jsonl", plan.workers)
     rows = [_with_image(row, facts) for row in rows]
-    account = write_prepared(plan.out, source.root, rows)
+    account = account_of(plan.out, source.root, rows)
     seconds = time.monotonic() - started
     print(
         f"{account['rows']} rows, {account['questions']} questions on {account['images']} images: "
@@ -79,7 +90,7 @@ def prepare(source: Source, plan: Plan) -> None:
         for reason, rest in account[what].items():
             print(f"{title}: {rest['rows']} rows: {reason} ({', '.join(rest['first'])}, ...)")
     if not account["questions"]:
-        raise ValueError(
+        raise NoRow(
             "no row can be used, for the reasons above; mend the data or the arguments (--image-root: the folder that "
             "image paths start from; --columns; --table also reads answers that are letters or numbers) and run this "
             "again"
@@ -87,6 +98,7 @@ def prepare(source: Source, plan: Plan) -> None:
     print(describe(rows, grouping))
     splits = list(own_splits(rows, source.parts) if source.parts else grouped_splits(rows, plan.seed))
     _require_both_sides(splits[0], rows, grouping)
+    write_prepared(plan.out, source.root, rows)
     if plan.medr1:
         splits += released_splits(rows, source.root, plan.medr1)
     by_id = {row.id: row for row in rows if row.left_out is None}
@@ -204,8 +216,9 @@ def main(arguments: list[str] | None = None) -> int:
         require_lasting("--out", options.out)
         require_own_folder(options.out)
         require_writable(f"--out {options.out}", options.out)
-        source = _source(options)
-        prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
+        with nothing_left_of(NoRow, options.out):
+            source = _source(options)
+            prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
         return 0
 
     return run_to_status(work)
@@ -237,7 +250,6 @@ def _source(options: argparse.Namespace) -> Source:
     reader = TableReader(data.table, data.root, root, images_needed=False)
     print("\n".join([f"the first rows of {reader.path}:", *reader.preview(ROWS_SHOWN)]), flush=True)
     window = (options.window[0], options.window[1]) if options.window else None
-    enter_folder(options.out, str(reader.path.absolute()))  # pictures of a table are written there
     source = of_table(reader, root, options.out, window, options.workers)
     if options.groups == "column" and source.grouping != "column":
         raise ValueError(f"--groups column: {reader.path} has no group column; name it with --columns group=NAME")
