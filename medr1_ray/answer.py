@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
+from medr1_ray.base.signs_of_life import still
 from medr1_ray.data.encoding import Refused
 from medr1_ray.evaluation.answering import (
     COLUMNS,
@@ -65,7 +66,8 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
     config = answering_config(checkpoint, mode=options.mode, files=options.config or [], overrides=options.overrides)
     ending.logs = config.run.dir / "logs"
     # Before the engines, which take half a minute to start: what they would be asked.
-    encoded = encode(config, questions)
+    with still(f"reading the images of {len(questions)} questions"):
+        encoded = encode(config, questions)
     answers = without_engines(questions, encoded)
     if not options.csv and isinstance(refused := encoded[0], Refused):
         key = f"--image {options.image}" if refused.reason == "image unreadable" else "--question"
@@ -76,7 +78,8 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
         print(describe_asking(config), file=sys.stderr)
         with open_inference(config) as inference:
             inference.load(checkpoint)
-            answers = answer(inference.pool, config, questions, encoded)
+            with still(f"answering {len(questions) - len(answers)} questions"):
+                answers = answer(inference.pool, config, questions, encoded)
     if not options.csv:
         print(describe_answer(answers[0]))
         return 0

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medr1_ray.base.signs_of_life import still
 from medr1_ray.config import DataSettings
 from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates
 from medr1_ray.data.phantoms import ensure_dataset
@@ -85,7 +86,8 @@ def open_dataset(settings: DataSettings, train_needed: bool = True) -> Dataset:
         ValueError: if the root or its files are missing, a filter or a weight names nothing that the data has, or no
             question is left.
     """
-    sides = _read(settings)
+    with still(f"reading {settings.format} data below {settings.root}"):
+        sides = _read(settings)
     every = (*sides.train, *sides.held_out)
     _check_names("modalities", "modality", settings.modalities, {question.modality for question in every})
     _check_names("question_types", "question type", settings.question_types, {q.question_type for q in every})

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from medr1_ray.base.signs_of_life import still
 from medr1_ray.config import Config
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
 from medr1_ray.data.demonstrations import require_room_for_an_answer
@@ -73,8 +74,8 @@ def evaluate(config: Config, plan: Plan) -> Report:
     _say(f"reading {config.data.format} data below {config.data.root}")
     dataset = _read(config, plan)
     _say(dataset.description)
-    _say(f"reading the weights of {config.model.folder}, which identify the evaluation")
-    identity = asked | _what_is_asked(config, dataset)
+    with still(f"reading the weights of {config.model.folder}, which identify the evaluation"):
+        identity = asked | _what_is_asked(config, dataset)
     folder = EvaluationFolder(config.run.dir, identity, dataset.evaluation)
     passes = _passes(config, plan, dataset.evaluation)
     # A complete evaluation only rewrites its report, without starting engines.

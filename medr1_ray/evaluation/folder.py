@@ -17,6 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from medr1_ray.base.append_log import AppendLog
 from medr1_ray.base.json_files import read_mapping, read_rows
+from medr1_ray.base.signs_of_life import repeating
 from medr1_ray.data.encoding import Refused
 from medr1_ray.evaluation.passes import IMAGE, Engines, Pass, Row
 from medr1_ray.types import Prompt, Question
@@ -76,7 +77,7 @@ class EvaluationFolder:
         todo = [question for question in self.questions if question.id not in done]
         bar = tqdm(total=len(self.questions), initial=len(done), desc=each.name, unit="q", disable=not todo)
         # One thread, because the encoder's cache is not locked.
-        with bar, ThreadPoolExecutor(1) as reader:
+        with bar, repeating(bar.refresh), ThreadPoolExecutor(1) as reader:
             for asked in _ahead(reader, each, todo):
                 refused = [
                     {"id": question.id, "left_out": prompt.reason}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
+from medr1_ray.base.signs_of_life import still
 from medr1_ray.base.writable_folder import require_writable
 from medr1_ray.config import DataSettings, TableAnswers, TableColumns, require_lasting
 from medr1_ray.config.loading import load_config
@@ -101,11 +102,22 @@ def prepare(source: Source, plan: Plan) -> None:
     write_prepared(plan.out, source.root, rows)
     if plan.medr1:
         splits += released_splits(rows, source.root, plan.medr1)
+    with still("comparing the parts of the splits"):
+        _write_splits(plan.out, splits, rows)
+    if not splits[0].parts["train"]:
+        print(f"evaluate on it with --data {plan.out} --split {splits[0].name}/test (or another part)")
+        return
+    part = "" if splits[0].parts["validation"] else " data.eval_part=test"
+    print(f"train on it with data.format=prepared data.root={plan.out} data.split={splits[0].name}{part}")
+
+
+def _write_splits(out: Path, splits: Sequence[Split], rows: Sequence[ManifestRow]) -> None:
+    """Write the splits, and print for each what is unusual in it."""
     by_id = {row.id: row for row in rows if row.left_out is None}
     for split in splits:
         parts = {part: [by_id[id_] for id_ in split.parts[part]] for part in PARTS}
         leakages = {part: leakage(parts["train"], parts[part]) for part in PARTS[1:]}
-        digest = write_split(plan.out, split, rows, leakages)
+        digest = write_split(out, split, rows, leakages)
         counts = ", ".join(f"{part} {len(members)}" for part, members in parts.items())
         print(f"split {split.name}: {counts}; digest {digest}")
         for reason, count in split.left_out.items():
@@ -115,11 +127,6 @@ def prepare(source: Source, plan: Plan) -> None:
         for part, leak in leakages.items():
             if leak:
                 print(f"  {part}: {leak.description}")
-    if not splits[0].parts["train"]:
-        print(f"evaluate on it with --data {plan.out} --split {splits[0].name}/test (or another part)")
-        return
-    part = "" if splits[0].parts["validation"] else " data.eval_part=test"
-    print(f"train on it with data.format=prepared data.root={plan.out} data.split={splits[0].name}{part}")
 
 
 def _require_both_sides(split: Split, rows: Sequence[ManifestRow], grouping: Grouping) -> None:
@@ -241,7 +248,8 @@ def _source(options: argparse.Namespace) -> Source:
             raise ValueError("--groups column is for --table; give paths or images with --root")
         if options.window:
             raise ValueError("--window is for tables of DICOM files and NIfTI volumes, not for --root; leave it out")
-        return of_omnimedvqa(options.root)
+        with still(f"reading the annotation files below {options.root}"):
+            return of_omnimedvqa(options.root)
     if options.window and not (all(map(math.isfinite, options.window)) and options.window[1] > 0):
         raise ValueError(f"--window {options.window[0]:g} {options.window[1]:g}: give two numbers, the width above 0")
     data = _data_settings(options)

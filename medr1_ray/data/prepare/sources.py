@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from medr1_ray.base.signs_of_life import still
 from medr1_ray.data.prepare.converted_images import Window, write_converted
 from medr1_ray.data.prepare.embedded_images import write_embedded
 from medr1_ray.data.prepare.grouping import Grouping
@@ -76,7 +77,8 @@ def of_table(reader: TableReader, root: Path, out: Path, window: Window | None, 
     Raises:
         ValueError: if the table cannot be read, or no row becomes a question.
     """
-    table = reader.read()
+    with still(f"reading {reader.path}"):
+        table = reader.read()
     print(f"over all rows, {table.understood[-1]}")
     name = str(reader.path.absolute())
     enter_folder(out, name)  # not before: a table that cannot be used leaves nothing there
