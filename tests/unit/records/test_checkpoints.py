@@ -48,6 +48,17 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-100"]
 
 
+def test_copies_that_somebody_made_are_neither_counted_nor_deleted(tmp_path: Path) -> None:
+    copies = ["checkpoint-1-merged", "checkpoint-1 (copy)", "checkpoint-best"]
+    for name in copies:
+        (tmp_path / name).mkdir()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (2, 3):
+        checkpoints.publish(_state(step), lambda _: [])
+    assert checkpoints.latest().name == "checkpoint-3"
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == sorted([*copies, "checkpoint-3"])
+
+
 def _fail(folder: Path) -> list[str]:
     (folder / "model.safetensors").write_bytes(b"half")
     (folder / "left_over").touch()
