@@ -31,10 +31,25 @@ from medr1_ray.types import Mode
 
 _PROBLEMS_SHOWN = 5
 
+OFTEN_CHANGED = """\
+settings that are changed most (by default those of the run that wrote the model):
+  rollout.max_tokens=256          longest answer
+  rollout.max_prompt_tokens=1024  longest question, its image included
+  data.image_size=384             side of the image in pixels
+  rollout.gpus_per_actor=1        a GPU for each engine; 0 computes on the CPU
+  rollout.actors=4                engines, for a long file of questions (default: one)
+
+More in docs/evaluation.md, and all of them in the files of medr1_ray/config/."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = ArgumentParser(prog="python -m medr1_ray.answer", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m medr1_ray.answer",
+        description=__doc__.splitlines()[0],
+        epilog=OFTEN_CHANGED,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
     parser.add_argument("--image", type=Path, required=True, help="an image file; with --csv the folder of the images")
     parser.add_argument("--question", help="the question, without its options")

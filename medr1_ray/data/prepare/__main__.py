@@ -49,6 +49,17 @@ from medr1_ray.data.readers.table.reader import TableReader
 
 ROWS_SHOWN = 5
 
+OFTEN_GIVEN = """\
+what is given most for a table:
+  --image-root FOLDER             where its image paths start
+  --columns answer=gold group=patient options=a,b,c
+                                  columns without a usual name; NAME left empty: there is none
+  --options yes no                the options of every row
+  --groups images                 split image by image
+
+The first rows are shown as they are understood, before the rest is read. Usual names, splits and published datasets
+(--config): docs/data.md."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -161,7 +172,10 @@ def _with_image(row: ManifestRow, facts: Mapping[str, ImageFacts]) -> ManifestRo
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = ArgumentParser(
-        prog="python -m medr1_ray.data.prepare", description="Check a dataset once; write a manifest and splits."
+        prog="python -m medr1_ray.data.prepare",
+        description="Check a dataset once; write a manifest and splits.",
+        epilog=OFTEN_GIVEN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--root", type=Path, help="OmniMedVQA's folder, which holds QA_information and Images")
