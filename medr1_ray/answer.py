@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import get_args
 
@@ -98,7 +99,13 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
     if not options.csv:
         print(describe_answer(answers[0]))
         return 0
-    write_answers(out, answers, problems)
+    try:
+        write_answers(out, answers, problems)
+    except OSError as error:
+        # They may have cost hours: a disk that has filled up meanwhile must not lose them.
+        spare = Path(tempfile.mkdtemp(prefix="medr1_ray-")) / "answers.csv"
+        write_answers(spare, answers, problems)
+        raise ValueError(f"--out {out}: {error.strerror}; the answers are in {spare} instead") from None
     for line, problem in list(problems.items())[:_PROBLEMS_SHOWN]:
         print(f"line {line} of {options.csv}: {problem}", file=sys.stderr)
     unanswered = len(problems) + sum(each.letter is None for each in answers)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medr1_ray.base.atomic_files import cut_torn_line
+from medr1_ray.base.atomic_files import cut_torn_line, naming
 from medr1_ray.base.json_files import read_rows
 
 
@@ -31,7 +31,7 @@ class AppendLog:
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append rows and flush them to disk (fsync)."""
         new = list(rows)
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
             file.flush()
             # Rows may have cost minutes of engine time, so they should also survive a crash of the machine.

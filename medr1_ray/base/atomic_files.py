@@ -12,6 +12,16 @@ from pathlib import Path
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the body that names no file, as that of a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def publish(path: Path) -> Iterator[Path]:
     """Yield a path next to `path` to write a file to; rename it to `path` at the end.
 
@@ -21,11 +31,12 @@ def publish(path: Path) -> Iterator[Path]:
     # In the same folder, because a rename is atomic only within a file system.
     partial = path.with_name(f".{path.name}.partial")
     try:
-        yield partial
+        with naming(path):
+            yield partial
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    with partial.open("rb") as file:
+    with naming(path), partial.open("rb") as file:
         # Before the rename: otherwise, after a power failure, some file systems have the new name without the content.
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -7,6 +7,7 @@ or a library's, is named in one line, and its traceback goes to a file.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import select
 import signal
@@ -25,6 +26,7 @@ from medr1_ray.base.stopping import asked_to_stop, heeding_signals
 PACKAGE = __name__.partition(".")[0]
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _LONGEST = 500
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNREAD = 128 + signal.SIGPIPE
 
 
@@ -78,16 +80,20 @@ def run_to_status(work: Callable[[Ending], int]) -> int:
                     print(f"stopped, as nobody reads the output: {ending.how_to_go_on()}", file=sys.stderr)
                 return _UNREAD
             print(f"error: {_describe(error, ending)}", file=sys.stderr)
-            return 1
+            return _with_all_written(1)
 
 
 def _with_all_written(status: int) -> int:
-    """Write what is still in the buffer; return `status`, or that of an output which nobody reads any more."""
+    """Write what is still in the buffer; return `status`, or that of an output which cannot be written any more."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         _redirect_closed_pipes()
         return _UNREAD
+    except OSError as error:
+        print(f"error: the output cannot be written ({error.strerror}); send it elsewhere", file=sys.stderr)
+        _redirect_to_nowhere(sys.stdout)
+        return 1
     return status
 
 
@@ -95,11 +101,15 @@ def _redirect_closed_pipes() -> list[TextIO]:
     """Redirect our output to nowhere where it is a pipe that nobody reads; return the streams that are."""
     closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed_pipe(stream)]
     for stream in closed:
-        # Otherwise the interpreter prints a traceback when it flushes the stream at its exit.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        _redirect_to_nowhere(stream)
     return closed
+
+
+def _redirect_to_nowhere(stream: TextIO) -> None:
+    """Keep the interpreter from a traceback when it flushes the stream at its exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _is_closed_pipe(stream: TextIO) -> bool:
@@ -119,6 +129,9 @@ def _stopped(by: signal.Signals, ending: Ending) -> int:
 
 def _describe(error: Exception, ending: Ending) -> str:
     ours = isinstance(error, ValueError | RuntimeError | OSError) and not _comes_from_a_library(error)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = error.filename or "a file"
+        return f"{where}: {error.strerror}; make room there, or choose another place, and run it again"
     if isinstance(error, OSError) and error.filename and error.strerror:
         # Most often a path that the user gave; what a library raises may be something else, which the traceback tells.
         named = f"{error.filename}: {error.strerror}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medr1_ray.base.atomic_files import naming
 from medr1_ray.config import Config, require_lasting
 from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder, Refused, continuations
@@ -149,7 +150,7 @@ def write_answers(file: Path, answers: Sequence[Explained], problems: dict[int, 
     columns = ("line", *COLUMNS, "answer", "text", "problem", "reasoning", *(f"p_{letter}" for letter in letters))
     rows = {int(each.question.id): _row(each) for each in answers}
     rows |= {line: {"problem": problem} for line, problem in problems.items()}
-    with file.open("w", newline="", encoding="utf-8") as content:
+    with naming(file), file.open("w", newline="", encoding="utf-8") as content:
         writer = csv.DictWriter(content, columns)
         writer.writeheader()
         writer.writerows({"line": line, **rows[line]} for line in sorted(rows))

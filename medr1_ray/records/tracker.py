@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from medr1_ray.base.atomic_files import cut_torn_line, whole_lines, write_text
+from medr1_ray.base.atomic_files import cut_torn_line, naming, whole_lines, write_text
 from medr1_ray.base.json_files import read_rows
 from medr1_ray.config import Config
 from medr1_ray.records.metric_names import METRICS
@@ -183,7 +183,7 @@ def _rollout_lines(group: Group) -> Iterable[dict[str, Any]]:
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write("".join(map(_line, rows)))
 
 

@@ -35,6 +35,10 @@ def test_the_status_is_that_of_the_work(capsys: pytest.CaptureFixture[str]) -> N
         (RuntimeError("an actor died"), "an actor died"),
         (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
         (TimeoutError("too late"), "too late"),
+        (
+            OSError(28, "No space left on device", "/x"),
+            "/x: No space left on device; make room there, or choose another place, and run it again",
+        ),
     ],
 )
 def test_an_error_that_a_user_can_cause_is_its_message(
@@ -173,3 +177,13 @@ def test_a_wrong_argument_says_where_the_right_ones_are(capsys: pytest.CaptureFi
     usage, line = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage: python -m this")
     assert line == "error: unrecognized arguments: --setps 3; `python -m this --help` lists what can be given"
+
+
+@pytest.mark.parametrize("arguments", ["medr1_ray", "medr1_ray.timeline --help"])
+def test_an_output_that_cannot_be_written_is_one_line(arguments: str) -> None:
+    words = [sys.executable, "-m", *arguments.split()]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written (No space left on device); send it elsewhere\n"
