@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
+from medr1_ray.base.signs_of_life import still
 from medr1_ray.base.writable_folder import require_writable
 from medr1_ray.config import require_lasting
 from medr1_ray.data.phantoms.write import ensure_dataset
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         ending.how_to_go_on = lambda: "the images are drawn anew by the same command"
         require_lasting("--out", options.out)
         require_writable(f"--out {options.out}", options.out)
-        ensure_dataset(options.out, options.images, options.seed, options.size)
+        with still(f"drawing {options.images} phantoms"):
+            ensure_dataset(options.out, options.images, options.seed, options.size)
         print(f"{options.out}: {options.images} phantoms")
         return 0
 

@@ -63,8 +63,8 @@ def write_dataset(out: Path, images: int, seed: int, size: int = 112) -> None:
     not on the number of phantoms.
 
     Raises:
-        ValueError: if `images` is below 1, `seed` below 0, `size` below 56, or `out` exists and is not an empty
-            directory.
+        ValueError: if `images` is below 1, `seed` below 0, `size` not from 56 to 4096, or `out` exists and is not an
+            empty directory.
     """
     manifest = _manifest(images, seed, size)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

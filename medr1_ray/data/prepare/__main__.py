@@ -271,10 +271,15 @@ def _source(options: argparse.Namespace) -> Source:
     root = data.image_root or data.root
     reader = TableReader(data.table, data.root, root, images_needed=False)
     print("\n".join([f"the first rows of {reader.path}:", *reader.preview(ROWS_SHOWN)]), flush=True)
+    if options.groups == "column" and reader.columns.group is None:
+        raise ValueError(f"--groups column: {reader.path} has no group column; name it with --columns group=NAME")
     window = (options.window[0], options.window[1]) if options.window else None
     source = of_table(reader, root, options.out, window, options.workers)
     if options.groups == "column" and source.grouping != "column":
-        raise ValueError(f"--groups column: {reader.path} has no group column; name it with --columns group=NAME")
+        raise ValueError(
+            f"--groups column: the group column {reader.columns.group} of {reader.path} is empty; name another with "
+            "--columns group=NAME"
+        )
     return source
 
 

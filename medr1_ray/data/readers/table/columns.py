@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from medr1_ray.config import TableColumns
 from medr1_ray.types import LETTERS
@@ -159,15 +160,9 @@ def _options(names: Sequence[str], given: str | tuple[str, ...] | None, problems
     for name in names:
         if match := _OPTION.fullmatch(_plain(name)):
             single.setdefault(_plain(name)[: match.start(1)], {})[match[1].upper()] = name
-    # All of A, B, C, ... or of 1, 2, 3, ... or of 0, 1, 2, ..., with the same word before them.
     several = [columns for columns in single.values() if len(columns) >= 2]
-    broken = [said for said in map(_broken, several) if said]
-    series = [
-        tuple(columns[mark] for mark in marks[: len(columns)])
-        for columns in several
-        for marks in _MARKS
-        if set(columns) == set(marks[: len(columns)])
-    ]
+    series = [found for columns in several if (found := _series(columns))]
+    broken = [said for columns in several if (said := _broken(columns))]
     if len(series) > 1:
         problems.add(
             f"{' or '.join(', '.join(columns) for columns in series)} may hold the options", "options", names=series[0]
@@ -177,15 +172,28 @@ def _options(names: Sequence[str], given: str | tuple[str, ...] | None, problems
     return series[0] if series else ()
 
 
+def _series(columns: dict[str, str]) -> tuple[str, ...]:
+    """Return the columns of A, B, C, ... or of 1, 2, 3, ... or of 0, 1, 2, ..., with the same word before them.
+
+    Others may be far from them, such as `x` and `y`; where they are near, some are missing (`_broken`).
+    """
+    if _broken(columns):
+        return ()
+    runs = (list(takewhile(columns.__contains__, marks)) for marks in _MARKS)
+    longest = max(runs, key=len)
+    return tuple(columns[mark] for mark in longest) if len(longest) >= 2 else ()
+
+
 def _broken(columns: dict[str, str]) -> str | None:
     """Say why columns that look like those of options are none; None if they do not look so, such as years."""
     seem = f"{', '.join(columns.values())} seem to be the options"
     if len(columns) > len(LETTERS):
         return f"{seem}, but they are {len(columns)}, and a question can have {len(LETTERS)} at most"
-    gaps = [_missing(columns, marks) for marks in _MARKS if columns.keys() <= set(marks)]
-    if not gaps:
+    missing = min(
+        (_missing(columns, marks) for marks in _MARKS if columns.keys() <= set(marks)), key=len, default=[]
+    )
+    if not 0 < len(missing) <= len(columns):
         return None
-    missing = min(gaps, key=len)
     return f"{seem}, but there is none for {', '.join(missing)} (an empty name: they are in the question's text)"
 
 

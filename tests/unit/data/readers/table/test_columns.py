@@ -40,6 +40,9 @@ def found(*names: str, **given: str | tuple[str, ...]) -> Columns:
         (["image", "question", "answer"], "image", (), "answer"),
         # The plain name is taken before others; a list of options before single columns.
         (["image", "file_name", "question", "options", "A", "B", "answer", "label"], "image", ("options",), "answer"),
+        # Coordinates are none, with options or without.
+        (["image", "question", "A", "B", "x", "y", "answer"], "image", ("A", "B"), "answer"),
+        (["image", "question", "x", "y", "answer"], "image", (), "answer"),
         # One column D alone is not an option, and years are none.
         (["image", "question", "answer", "2019", "2020"], "image", (), "answer"),
         (["image", "question", "answer", "D"], "image", (), "answer"),
