@@ -78,6 +78,10 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
         questions, problems = read_questions(options.csv, options.image)
     else:
         questions, problems = [make_question("2", options.image, options.question, options.options)], {}
+    if options.csv and not options.image.is_dir():
+        raise ValueError(f"--image {options.image} is not a folder; with --csv give the one that its images are in")
+    if not options.csv and not options.image.exists():
+        raise ValueError(f"--image {options.image}: does not exist; give the file of the image")
     checkpoint = resolve_checkpoint(options.model)
     config = answering_config(checkpoint, mode=options.mode, files=options.config or [], overrides=options.overrides)
     ending.logs = config.run.dir / "logs"

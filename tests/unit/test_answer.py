@@ -163,8 +163,8 @@ def test_a_file_of_questions_is_answered_line_by_line(
     ],
 )
 def test_what_cannot_be_answered_is_said_before_an_engine_starts(
-    asked: Asked, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+    asked: Asked, image: str, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
-    assert main(["--model", "tiny", "--image", "i.png", *arguments]) == 1
+    assert main(["--model", "tiny", "--image", image, *arguments]) == 1
     assert says in capsys.readouterr().err
     assert asked.loaded == []
