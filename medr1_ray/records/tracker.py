@@ -3,6 +3,7 @@
     metrics.jsonl                one JSON object per line, `step` first; steps never go down
     metrics.discarded-<n>.jsonl  lines of steps that were repeated because the run was resumed before them
     rollouts/step-000010.jsonl   one JSON object per completion
+    recorded/                    groups with all that an update needs (recorded_groups.py)
     spans.jsonl                  one JSON object per phase of an actor; kept in full, steps that were repeated included
     timeline.json                the same as a Chrome trace, written at the end (timeline.py)
     summary.json                 renamed into place
@@ -31,13 +32,14 @@ from medr1_ray.base.atomic_files import cut_torn_line, naming, whole_lines, writ
 from medr1_ray.base.json_files import read_rows
 from medr1_ray.config import Config
 from medr1_ray.records.metric_names import METRICS
+from medr1_ray.records.recorded_groups import RECORDED, write_groups
 from medr1_ray.records.timeline import SPAN_KEYS, write_timeline
 from medr1_ray.types import Group, Span
 
 _log = logging.getLogger(__name__)
 
 _STEP = ("step",)
-_ROLLOUTS = re.compile(r"step-(\d+)\.jsonl")
+_OF_STEPS = re.compile(r"step-(\d+)\.(jsonl|safetensors)")
 
 
 def check_files(directory: Path) -> None:
@@ -71,6 +73,7 @@ class Tracker:
         self._metrics = directory / "metrics.jsonl"
         self._spans = directory / "spans.jsonl"
         self._rollouts = directory / "rollouts"
+        self._recorded = directory / RECORDED
         self._rollouts.mkdir(parents=True, exist_ok=True)
         self._last_step = step
         for growing in (self._metrics, self._spans):
@@ -121,6 +124,10 @@ class Tracker:
         write_text(path, "".join(map(_line, lines)))
         return path
 
+    def record_groups(self, step: int, groups: Sequence[Group]) -> Path:
+        """Write the groups of a step so that an update can be done again from them; returns the file."""
+        return write_groups(self._recorded, step, groups)
+
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write `summary.json`, whole or not at all; returns its path."""
         path = self._directory / "summary.json"
@@ -142,8 +149,8 @@ class Tracker:
         kept = [line for of, line in lines if of <= step]
         rollouts = [
             path
-            for path in self._rollouts.iterdir()
-            if (found := _ROLLOUTS.fullmatch(path.name)) and int(found[1]) > step
+            for path in (*self._rollouts.iterdir(), *self._recorded.glob("step-*"))
+            if (found := _OF_STEPS.fullmatch(path.name)) and int(found[1]) > step
         ]
         if len(kept) == len(lines) and not rollouts:
             return

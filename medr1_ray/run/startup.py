@@ -33,6 +33,7 @@ from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityGate
 from medr1_ray.run.rehearsal import rehearse_checkpoint
+from medr1_ray.run.replay import Replay
 from medr1_ray.run.session import Session
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.start_checks import about_resuming, check_settings
@@ -157,6 +158,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
             checkpoints=checkpoints,
             totals=totals,
             scaling=Scaling.of(config),
+            replay=Replay(config.run.replay, pool.ledger) if config.run.replay else None,
             alarms=Alarms(config.alarms, config.gap_mean_limit),
             skipped_steps=SkippedSteps(config.learner, state.steps_skipped if state else 0),
             _spans=[Span("driver", "startup", started, started + startup_seconds)],
