@@ -12,24 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 from safetensors.numpy import load_file
 
-from tests.repository import REPOSITORY
+from tests.scripts.killed_runs import Run
 
 STEPS = 12
 SETTINGS = (
+    "--config",
+    "configs/phantom_cpu.yaml",
     "data.phantom_images=120",
     "data.eval_questions=8",
     "train.prompts_per_step=8",
@@ -53,47 +50,9 @@ PHASES: dict[str, tuple[str, float]] = {
 NOT_COMPARED = ("time/", "perf/", "reward_seconds")
 
 
-class Run:
-    """The command as a user types it."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.folder = folder
-        self.output = folder.with_suffix(".log")
-        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        self._start = self.output.stat().st_size if self.output.exists() else 0
-        with self.output.open("a") as output:
-            command = [sys.executable, "-m", "medr1_ray.train", "--config", "configs/phantom_cpu.yaml", *SETTINGS]
-            command += [f"run.dir={folder}", f"data.root={folder.parent / 'phantoms'}", *options]
-            self.process = subprocess.Popen(
-                command, cwd=REPOSITORY, env={**environment, "PYTHONUNBUFFERED": "1"}, stdout=output, stderr=output
-            )
-
-    def said(self) -> str:
-        """What this process has printed."""
-        return self.output.read_bytes()[self._start :].decode(errors="replace")
-
-    def until(self, what: Callable[[], bool]) -> bool:
-        """Wait for it; False where the run ended before."""
-        while self.process.poll() is None:
-            if what():
-                return True
-            time.sleep(0.005)
-        return False
-
-    def kill(self) -> None:
-        every = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        for process in every:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait()
-
-    def saves(self) -> bool:
-        return any((self.folder / "checkpoints").glob(".checkpoint-*.partial/model*"))
-
-
-def finished(run: Run) -> Run:
-    if run.process.wait():
-        raise SystemExit(f"{run.output} ended with {run.process.returncode}:\n{run.said()[-3000:]}")
+def finished(folder: Path, *options: str) -> Run:
+    run = Run(folder, (*SETTINGS, *options))
+    run.finish()
     return run
 
 
@@ -124,16 +83,16 @@ def main() -> int:
     chance, out = random.Random(options.seed), options.out.absolute()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    finished(Run(out / "generated", "--rollout-only"))
+    finished(out / "generated", "--rollout-only")
     replay = ("--replay", str(out / "generated" / "recorded"))
-    expected = result(finished(Run(out / "alone", *replay)).folder)
+    expected = result(finished(out / "alone", *replay).folder)
     print(f"| {'killed in':27} | after s | resumed after step | differs in |\n|{'-' * 29}|---|---|---|", flush=True)
     wrong = 0
     for number in range(options.kills):
         phase = list(PHASES)[number % len(PHASES)]
         word, seconds = PHASES[phase]
         delay = chance.uniform(0.0, seconds)
-        run = Run(out / f"killed-{number}", *replay)
+        run = Run(out / f"killed-{number}", (*SETTINGS, *replay))
         # A save: not always the first one.
         skip = chance.randrange(STEPS - 1) if phase == "save" else 0
         newest = out / f"killed-{number}" / "checkpoints" / f"checkpoint-{skip}"
@@ -144,7 +103,7 @@ def main() -> int:
         ended = run.process.poll() is not None
         if not ended:
             run.kill()
-        again = finished(Run(out / f"killed-{number}", *replay))
+        again = finished(out / f"killed-{number}", *replay)
         found = result(again.folder)
         differs = [key for key in expected if expected[key] != found[key]]
         wrong += bool(differs)
