@@ -4,9 +4,9 @@ Real engines, DeepSpeed and Ray, the tiny model. Roles take turns in a random or
 actor, its engine process, reward actor; learner and driver are hit in the middle of an update, a weight sync or a save
 where that is their turn. The next kill comes 15 s after the run has recovered from the one before; a killed driver is
 started again by the same command (`run.resume=auto`). Right is: the run finishes, no question was learned from twice or
-lost, the ledger adds up, the accuracy is that of the same run left alone (within its 95 % interval), and nothing is left
-behind, for which nothing else may run on the machine. Prints a row for each kill; the exit status is 1 where something
-is not right.
+lost, the ledger adds up, the accuracy is that of the same run left alone (within its 95 % interval), and nothing is
+left behind, for which nothing else may run on the machine. Prints a row for each kill; the exit status is 1 where
+something is not right.
 """
 
 from __future__ import annotations
