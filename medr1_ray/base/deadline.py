@@ -5,9 +5,29 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
+_LONGEST_MARGIN_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How long a call may take, and the setting that says so."""
+
+    seconds: float
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.seconds:g}"
+
+
+def inside(seconds: float, depth: int = 1) -> float:
+    """The limit of a call that is made inside one of `seconds`: shorter, so that the inner call ends first and the
+    outer one hears why. `depth` is how far inside: an engine's call is at 2, inside its actor's, inside the driver's.
+    """
+    return seconds - depth * min(seconds / 10, _LONGEST_MARGIN_SECONDS)
 
 
 @contextmanager

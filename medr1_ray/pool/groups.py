@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
 
 from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, remote
@@ -23,6 +22,7 @@ from medr1_ray.pool.actor_states import ActorCounts
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.engine_calls import EngineCalls
 from medr1_ray.pool.group_ledger import GroupStage, Ledger, room
+from medr1_ray.pool.measurements import Measurements
 from medr1_ray.pool.workload import Workload
 from medr1_ray.rewards.actor import RewardActor
 from medr1_ray.rewards.advantages import group_advantages
@@ -46,6 +46,9 @@ class RolloutPool:
         calls: where answers are awaited, shared with `actors`.
         stream: source of training prompts; None where nothing is trained.
         ledger: the run's accounts (totals restored when it is resumed).
+
+    `renew_weights` loads the current version once more, where newcomers cannot do so on their own: without it a run
+    whose actors were all lost would wait in vain for those that replace them.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class RolloutPool:
         self._actors = actors
         self._calls = calls
         self._stream = stream
-        self.engines = EngineCalls(actors, config.cluster.sync_timeout_seconds)
+        self.engines = EngineCalls(actors)
+        self.renew_weights: Callable[[], None] | None = None
+        self._measurements = Measurements(config.rollout, actors, self.poll, self._on_lost)
         self._next_reward_actor = itertools.cycle(reward_actors)
         self._spans: list[Span] = []
         self._evaluations = itertools.count()
@@ -148,7 +153,7 @@ class RolloutPool:
             if len(ready) == wanted:
                 return [self._use(prompt_id) for prompt_id in ready]
             prefetch([self._training.groups[prompt_id] for prompt_id in ready])
-            self.poll(_POLL_SECONDS)
+            self._wait()
 
     def run(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
         """Generate and score prompts outside the training's accounts (evaluation), in the given order."""
@@ -158,34 +163,16 @@ class RolloutPool:
         self._workloads.append(work)
         self._assign()
         while len(work.groups) < len(prompts):
-            self.poll(_POLL_SECONDS)
+            self._wait()
         self._workloads.remove(work)
         return [work.groups[prompt.id] for prompt in prompts]
 
     def probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
-        """Generate unscored completions on every serving actor, by its name: the parity gate's input at `version`.
+        """Unscored completions of every serving actor, by its name: the parity gate's input at `version`.
 
         An actor that is lost during the probe is left out.
         """
-        asked = {
-            name: [
-                remote(handle, RolloutActor.generate, f"probe-{version}/{prompt.id}", prompt, sampling)
-                for prompt in prompts
-            ]
-            for name, handle in self._actors.serving.items()
-        }
-        refs = [ref for of_actor in asked.values() for ref in of_actor]
-        if refs:
-            # All actors share this deadline; what is unfinished afterwards fails below (`GetTimeoutError` is a
-            # RayError).
-            ray.wait(refs, num_returns=len(refs), timeout=self._config.cluster.rollout_timeout_seconds)
-        answers: dict[str, list[Completions]] = {}
-        for name, of_actor in asked.items():
-            try:
-                answers[name] = ray.get(of_actor, timeout=0)
-            except RayError as error:
-                self._actors.on_error(name, error)
-        return answers
+        return self._measurements.probe(prompts, sampling, version)
 
     def likelihoods(
         self, prompts: Sequence[Prompt], continuations: Sequence[Continuations]
@@ -195,35 +182,14 @@ class RolloutPool:
         Raises:
             RuntimeError: actors were lost repeatedly, or none is left and none comes in time.
         """
-        call, limit = f"likelihoods-{next(self._evaluations)}", self._config.cluster.rollout_timeout_seconds
-        answers: dict[int, Likelihoods] = {}
-        for _ in range(_MOST_LOSSES):
-            self.poll()
-            while not self._actors.serving:
-                self.poll(_POLL_SECONDS)
-            actors = itertools.cycle(self._actors.serving.items())
-            missing = [i for i in range(len(prompts)) if i not in answers]
-            asked = []
-            for i, (name, actor) in zip(missing, actors, strict=False):
-                request_id = f"{call}/{prompts[i].id}"
-                ref = remote(actor, RolloutActor.likelihoods, request_id, prompts[i], continuations[i])
-                asked.append((i, name, ref))
-            # All were started above, so waiting for them one by one takes no longer than the slowest.
-            for i, name, ref in asked:
-                try:
-                    answers[i] = ray.get(ref, timeout=limit)
-                except RayError as error:
-                    self._on_lost(name, error)
-            if len(answers) == len(prompts):
-                return [answers[i] for i in range(len(prompts))]
-        raise RuntimeError(
-            f"rollout actors were lost {_MOST_LOSSES} times while computing the likelihoods of {len(prompts)} prompts; "
-            "see their files under logs/, and raise cluster.rollout_timeout_seconds if they were slow"
-        )
+        return self._measurements.likelihoods(prompts, continuations)
 
-    def load_weights(self, update: WeightUpdate) -> list[LoadReport]:
-        """Bring every rollout actor to `update.version`; requests in flight go on with the new weights."""
-        return self._actors.load_weights(update)
+    def load_weights(self, update: WeightUpdate, *, together: bool = False) -> list[LoadReport]:
+        """Bring every rollout actor to `update.version`; requests in flight go on with the new weights.
+
+        In a broadcast they receive it `together`: the failure of one may be the fault of another (`RolloutActors`).
+        """
+        return self._actors.load_weights(update, together=together)
 
     def scale(self, actors: int, why: str) -> None:
         """Set the wanted number of rollout actors; they come and go in the background."""
@@ -235,9 +201,35 @@ class RolloutPool:
         Raises:
             RuntimeError: a reward actor failed, or no rollout actor is left and none comes in time.
         """
+        self._look_after(timeout_seconds)
+        # Last, so that groups of an actor that was given up are assigned again in this call.
+        self._assign()
+
+    def finish(self) -> None:
+        """Wait for the answers still under way, without using them, and assign nothing more: the actors are free.
+
+        Raises:
+            RuntimeError: as `poll`.
+        """
+        while self.ledger.at(GroupStage.GENERATING) or self.ledger.at(GroupStage.SCORING):
+            self._look_after(_POLL_SECONDS)
+
+    def drain_spans(self) -> list[Span]:
+        """The spans of generation and scoring since the last call."""
+        spans, self._spans = self._spans, []
+        return spans
+
+    def wait_until_up(self) -> None:
+        """Wait until at least one actor can load weights; raises RuntimeError as `RolloutActors.wait_until_up`."""
+        self._actors.wait_until_up(1)
+
+    def _wait(self) -> None:
+        self.poll(_POLL_SECONDS)
+        if self.renew_weights is not None and self._actors.up and not self._actors.serving:
+            self.renew_weights()
+
+    def _look_after(self, timeout_seconds: float) -> None:
         self._actors.poll(timeout_seconds)
-        # Losses first and assignment last, so that groups of an actor that is given up here are assigned again in this
-        # call.
         self._give_up_the_overdue()
         for name in self._actors.take_gone():
             for work in self._workloads:
@@ -246,17 +238,6 @@ class RolloutPool:
             # An actor may still be generating groups of an evaluation.
             if not any(work.ledger.load_of([name])[name] for work in self._workloads):
                 self._actors.has_drained(name)
-        self._assign()
-
-    def finish(self) -> None:
-        """Wait for the answers still under way, without using them, and assign nothing more: the actors are free."""
-        while any(self.ledger.load_of(list(self._actors.serving)).values()) or self.ledger.at(GroupStage.SCORING):
-            self._actors.poll(_POLL_SECONDS)
-
-    def drain_spans(self) -> list[Span]:
-        """The spans of generation and scoring since the last call."""
-        spans, self._spans = self._spans, []
-        return spans
 
     def _use(self, prompt_id: str) -> Group:
         group = self._training.discard(prompt_id)
@@ -285,10 +266,15 @@ class RolloutPool:
                 load[name] += work.sampling.group_size
                 work.ledger.assign(prompt_id, name)
                 request_id = f"{work.name}/{prompt_id}"
-                ref = remote(
-                    serving[name], RolloutActor.generate, request_id, work.prompts[prompt_id], work.sampling
+                self._actors.ask(
+                    name,
+                    RolloutActor.generate,
+                    request_id,
+                    work.prompts[prompt_id],
+                    work.sampling,
+                    then=partial(self._on_generated, work, name),
+                    otherwise=self._on_lost,
                 )
-                self._calls.add(ref, partial(self._on_generated, work, name), partial(self._on_lost, name))
 
     def _on_generated(self, work: Workload, actor: str, completions: Completions) -> None:
         # A late answer: the group has been issued again or used. Scoring it would count it twice.

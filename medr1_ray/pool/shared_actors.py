@@ -25,6 +25,7 @@ from medr1_ray.cluster.resources import REWARD_ACTOR_CPUS, demands
 from medr1_ray.config import Config
 from medr1_ray.config.loading import first_difference
 from medr1_ray.pool.actors import RolloutActors, launch_rollout_actor
+from medr1_ray.pool.engine_calls import EngineCalls
 from medr1_ray.rewards.actor import RewardActor
 
 _SCORE_RETRIES = 2
@@ -78,12 +79,8 @@ class SharedActors:
                 )
 
     def forget_run(self) -> None:
-        """Make every engine serve nothing until the next run loads its weights, from version 0 on.
-
-        Raises:
-            RuntimeError: the call failed in an engine, or was not answered within `cluster.sync_timeout_seconds`.
-        """
-        self.rollout_actors.forget_run()
+        """Make every engine serve nothing until the next run loads its weights, from version 0 on."""
+        EngineCalls(self.rollout_actors).forget_run()
 
 
 def _to_stderr(text: str) -> None:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
@@ -17,12 +16,11 @@ from medr1_ray.pool.actor_states import Leave
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
-from medr1_ray.types import Continuations, Likelihoods, Sampling
+from medr1_ray.types import Sampling
+from medr1_ray.weights.messages import WeightUpdate
 from tests.unit.pool.world import (
     QUESTION,
-    Actor,
     Encoder,
-    Method,
     RewardActor,
     World,
     a_config,
@@ -49,9 +47,9 @@ def a_pool(
 ) -> tuple[RolloutActors, RolloutPool]:
     steps = {"steps": 100, "prompts_per_step": 6, "group_size": 4, "max_staleness": max_staleness, **(train or {})}
     config = a_config(steps, engine={"max_num_seqs": 8}, **rollout)
-    actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
+    actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)
     ledger = Ledger(lambda: world.now)
-    pool = RolloutPool(config, actors, rewards or [RewardActor(world)], world, a_stream(), ledger)  # type: ignore[arg-type]
+    pool = RolloutPool(config, actors, rewards or [RewardActor(world)], world, a_stream(), ledger)
     actors.wait_until_up()
     pool.load_weights(update(0))
     return actors, pool
@@ -64,7 +62,7 @@ def actors_of(groups: Any) -> Counter[str]:
 def test_an_actor_gets_no_more_than_its_engine_samples_at_once(world: World) -> None:
     _, pool = a_pool(world, actors=2)
     pool.fill(versions_ahead=0)
-    generating = [entry[1] for entry in world.pending]
+    generating = [reference.name for reference in world.pending]
     assert Counter(generating) == {"rollout-0": 2, "rollout-1": 2}, "8 sequences are 2 groups of 4; 2 groups wait"
     assert len(pool.take(0)) == 6
 
@@ -82,7 +80,7 @@ def test_prompts_of_an_interrupted_run_come_before_new_ones(world: World) -> Non
 
 def test_the_parts_of_a_pool_share_its_actors_and_limits(world: World) -> None:
     actors, pool = a_pool(world, actors=2)
-    assert (pool.engines._actors, pool.engines._limit_seconds) == (actors, 10)
+    assert pool.engines._actors is pool._measurements._actors is actors
     pool.scale(1, "of the test")
     assert pool.actor_counts().target == actors.counts().target == 1
 
@@ -107,7 +105,7 @@ def test_what_an_engine_samples_at_once_counts_in_sequences(world: World) -> Non
     assert len(pool.take(0)) == 6
     prompts = [Encoder().encode(QUESTION, f"evaluation:{i}") for i in range(20)]
     at_once: list[int] = []
-    world.happens = lambda: at_once.append(sum(entry[1] == "rollout-0" for entry in world.pending))
+    world.happens = lambda: at_once.append(sum(each.name == "rollout-0" for each in world.pending))
     pool.run(prompts, Sampling(1, 4, 0.0))
     assert max(at_once) == 8, "as many answers as the engine samples, not as many as groups of the training"
     pool.run(prompts[:1], Sampling(20, 4, 1.0))  # more than an engine samples at once is given to it all the same
@@ -121,10 +119,10 @@ def test_another_run_begins_at_version_0_on_actors_that_nobody_uses(world: World
     pool.fill(versions_ahead=0)
     pool.finish()
     assert not world.pending
-    actors.forget_run()
+    pool.engines.forget_run()
     assert {actor.version for actor in actors.up.values()} == {-1}
     config = a_config({"steps": 100, "prompts_per_step": 6, "group_size": 4}, actors=2)
-    again = RolloutPool(config, actors, [RewardActor(world)], world, a_stream(), Ledger(lambda: world.now))  # type: ignore[arg-type]
+    again = RolloutPool(config, actors, [RewardActor(world)], world, a_stream(), Ledger(lambda: world.now))
     again.load_weights(update(0))
     assert {int(v) for group in again.take(0) for v in group.completions.versions} == {0}
     assert pool.ledger.counts().used == 18
@@ -304,71 +302,28 @@ def test_spans_are_given_out_once(world: World) -> None:
     assert pool.drain_spans() == []
 
 
-@pytest.fixture
-def direct(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Calls that are waited for at once: `ray.get` of what a dead actor was asked raises."""
-
-    def get(reference: Any, timeout: float) -> Any:
-        if isinstance(reference, list):
-            return [get(each, timeout) for each in reference]
-        name, _, answer = reference
-        if name in world.dead:
-            raise ActorDiedError()
-        return answer
-
-    monkeypatch.setattr("medr1_ray.pool.groups.ray.get", get)
-    monkeypatch.setattr("medr1_ray.pool.groups.ray.wait", lambda references, **limits: None)
-    return world
+def test_a_finished_run_waits_for_no_actor_beyond_its_deadline(world: World) -> None:
+    """Else engines that are lent to one run after another would hang for ever."""
+    _, pool = a_pool(world, actors=2)
+    pool.fill(versions_ahead=0)
+    world.silent.add("rollout-0")
+    start = world.now
+    pool.finish()
+    assert 15 < world.now - start < 15 + 2
+    assert world.killed == ["rollout-0"]
+    assert not pool.ledger.load_of(pool.rollout_names)["rollout-1"], "what it had is not issued again"
 
 
-def test_a_probe_asks_every_serving_actor_everything_and_leaves_out_who_is_lost(direct: World) -> None:
-    actors, pool = a_pool(direct, actors=3)
-    prompts = [Encoder().encode(QUESTION, f"probe:{i}") for i in range(2)]
-    found = pool.probe(prompts, Sampling(2, 4, 1.0), version=0)
-    assert found.keys() == {"rollout-0", "rollout-1", "rollout-2"}
-    for name, completions in found.items():
-        assert [each.prompt_id for each in completions] == ["probe:0", "probe:1"]
-        assert {each.actor for each in completions} == {name}
-    direct.dead.add("rollout-1")
-    assert pool.probe(prompts, Sampling(2, 4, 1.0), version=0).keys() == {"rollout-0", "rollout-2"}
-    assert actors.take_gone() == ["rollout-1"]
-    assert pool.ledger.counts().issued == 0, "a probe is no training"
-
-
-def continuation() -> Continuations:
-    return Continuations(np.array([7], np.int32), np.array([1], np.int32))
-
-
-def test_likelihoods_come_in_order_and_those_of_a_lost_actor_from_others(direct: World) -> None:
-    actors, pool = a_pool(direct, actors=2)
-    direct.dead.add("rollout-1")
-    asked: list[tuple[str, str]] = []
-    for name, handle in actors.serving.items():
-
-        def answer(request_id: str, prompt: Any, texts: Any, name: str = name) -> Any:
-            asked.append((name, prompt.id))
-            return name, 0.0, Likelihoods(prompt.id, np.zeros(1, np.float32), texts.lengths)
-
-        handle.likelihoods = Method(answer)
-    prompts = [Encoder().encode(QUESTION, f"p{i}") for i in range(5)]
-    found = pool.likelihoods(prompts, [continuation()] * 5)
-    assert [each.prompt_id for each in found] == ["p0", "p1", "p2", "p3", "p4"]
-    assert [prompt for name, prompt in asked if name == "rollout-1"] == ["p1", "p3"], "they take turns"
-    assert [prompt for name, prompt in asked if name == "rollout-0"] == ["p0", "p2", "p4", "p1", "p3"]
-
-
-def test_likelihoods_with_which_ten_actors_are_lost_are_given_up(
-    direct: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def likelihoods(actor: Any) -> Method:
-        return Method(lambda *asked: (actor.name, 0.0, None))
-
-    monkeypatch.setattr(Actor, "likelihoods", property(likelihoods), raising=False)
-    _, pool = a_pool(direct, actors=1)
-    direct.dead.update(f"rollout-{i}" for i in range(20))
-    direct.dead_from = "generate"
-    with pytest.raises(RuntimeError, match="lost 10 times while computing the likelihoods of 1 prompts"):
-        pool.likelihoods([Encoder().encode(QUESTION, "p")], [continuation()])
+def test_a_run_whose_actors_are_all_lost_loads_the_weights_anew_where_they_do_not_last(world: World) -> None:
+    """A newcomer cannot take part in a broadcast that is over, and the next one would come after this step."""
+    _, pool = a_pool(world, actors=2)
+    passing = WeightUpdate(1, (), "digest 1", lasting=False)
+    pool.load_weights(passing, together=True)
+    pool.renew_weights = lambda: pool.load_weights(passing, together=True)
+    pool.fill(versions_ahead=0)
+    world.engine_dead |= {"rollout-0", "rollout-1"}
+    assert actors_of(pool.take(1)).keys() <= {"rollout-2", "rollout-3"}
+    assert world.now < 20
 
 
 @pytest.mark.parametrize("max_staleness", [0, 2])

@@ -103,9 +103,9 @@ def a_session(
     train = {"steps": 100, "prompts_per_step": 8, "group_size": 4, **train}
     config = a_config(train, engine={"max_num_seqs": 8}, **rollout)
     config = config.model_copy(update={"run": config.run.model_copy(update=run or {})})
-    actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
+    actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)
     stream = a_stream()
-    pool = RolloutPool(config, actors, [RewardActor(world)], world, stream, Ledger(lambda: world.now))  # type: ignore[arg-type]
+    pool = RolloutPool(config, actors, [RewardActor(world)], world, stream, Ledger(lambda: world.now))
     actors.wait_until_up()
     prompts: list[Prompt] = stream.take(5)
     learner: Any = Learner(world)
