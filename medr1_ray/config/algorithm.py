@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from medr1_ray.config.field_types import (
     Float,
+    MayChange,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -43,8 +44,14 @@ class RewardSettings(Settings):
     overlong_buffer_tokens: NonNegativeInt = 0
     """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): the reward falls linearly by 1 over the last
     `overlong_buffer_tokens` tokens before `rollout.max_tokens`; 0 disables it."""
-    timeout_seconds: PositiveFloat = 10.0
-    actors: PositiveInt = 1
+    timeout_seconds: Annotated[PositiveFloat, MayChange] = 10.0
+    """Time limit for scoring one group."""
+    memory_gib: Annotated[PositiveFloat, MayChange] = 4.0
+    """Memory that a reward actor may take while it scores, beyond what it holds after its start."""
+    on_error: Annotated[Literal["fail", "drop"], MayChange] = "fail"
+    """What follows where a reward function raises, exceeds a limit or returns no finite number: the run ends, or the
+    group is left out and counted. Either way `reward_errors.jsonl` has the prompt and the completion."""
+    actors: Annotated[PositiveInt, MayChange] = 1
 
     @model_validator(mode="after")
     def _something_counts(self) -> Self:

@@ -121,13 +121,13 @@ class Ledger:
 
     def use(self, prompt_id: str, *, zero_variance: bool) -> None:
         """The learner takes the group."""
-        self._leave(prompt_id)
+        self._leave(prompt_id, GroupStage.READY)
         self._used += 1
         self._zero_variance += zero_variance
 
     def drop(self, prompt_id: str, reason: str) -> None:
-        """The group ends unused, for a counted reason."""
-        self._leave(prompt_id)
+        """The group ends unused, for a counted reason; not while an actor generates it."""
+        self._leave(prompt_id, GroupStage.WAITING, GroupStage.SCORING, GroupStage.READY)
         self._dropped[reason] += 1
 
     def drop_stale(self, version: int, max_staleness: int) -> list[str]:
@@ -156,13 +156,15 @@ class Ledger:
                 load[entry.actor] += 1
         return load
 
-    def overdue(self, stage: GroupStage, limit_seconds: float) -> dict[str, str | None]:
-        """Ids of groups that have been at this stage for longer than the limit, each with its rollout actor."""
+    def overdue(self, limit_seconds: float) -> dict[str, str]:
+        """Ids of groups that have been generated for longer than the limit, each with its actor."""
         now = self._clock()
         return {
             prompt_id: entry.actor
             for prompt_id, entry in self._entries.items()
-            if entry.stage is stage and now - entry.since_seconds > limit_seconds
+            if entry.actor is not None
+            and entry.stage is GroupStage.GENERATING
+            and now - entry.since_seconds > limit_seconds
         }
 
     def losses(self, prompt_id: str) -> int:
@@ -190,9 +192,10 @@ class Ledger:
         entry.since_seconds = self._clock()
         return entry
 
-    def _leave(self, prompt_id: str) -> None:
-        entry = self._entries.pop(prompt_id)
-        assert entry.stage is GroupStage.READY, f"{prompt_id} is {entry.stage}, not ready"
+    def _leave(self, prompt_id: str, *stages: GroupStage) -> None:
+        stage = self._entries[prompt_id].stage
+        assert stage in stages, f"{prompt_id} is {stage}, not one of {stages}"
+        del self._entries[prompt_id]
 
 
 def room(

@@ -11,21 +11,21 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from ray.exceptions import RayError
 
-from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, remote
 from medr1_ray.config import Config
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool.actor_states import ActorCounts
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.engine_calls import EngineCalls
 from medr1_ray.pool.group_ledger import GroupStage, Ledger, room
+from medr1_ray.pool.incidents import Incidents
 from medr1_ray.pool.measurements import Measurements
+from medr1_ray.pool.reward_actors import RewardActors
 from medr1_ray.pool.workload import Workload
-from medr1_ray.rewards.actor import RewardActor
 from medr1_ray.rewards.advantages import group_advantages
+from medr1_ray.rewards.functions import RewardError
 from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.rollout.defaults import sequences_at_once
 from medr1_ray.types import Completions, Continuations, Group, Likelihoods, Prompt, Rewards, Sampling, Span
@@ -34,6 +34,8 @@ from medr1_ray.weights.messages import LoadReport, WeightUpdate
 _POLL_SECONDS = 1.0
 # After this many actors die on the same group, blame the group and stop.
 _MOST_LOSSES = 10
+# With none in between that was scored, the reward function is broken, not the completion.
+_MOST_REWARD_ERRORS = 32
 
 
 class RolloutPool:
@@ -42,8 +44,7 @@ class RolloutPool:
     Args:
         config: the run's settings.
         actors: the rollout actors.
-        reward_actors: handles of reward actors.
-        calls: where answers are awaited, shared with `actors`.
+        reward_actors: those that score.
         stream: source of training prompts; None where nothing is trained.
         ledger: the run's accounts (totals restored when it is resumed).
 
@@ -55,19 +56,19 @@ class RolloutPool:
         self,
         config: Config,
         actors: RolloutActors,
-        reward_actors: Sequence[Any],
-        calls: PendingCalls,
+        reward_actors: RewardActors,
         stream: PromptStream | None,
         ledger: Ledger,
     ) -> None:
         self._config = config
         self._actors = actors
-        self._calls = calls
+        self._reward_actors = reward_actors
+        self._incidents = Incidents(config.run.dir)
+        self._reward_errors_in_a_row = 0
         self._stream = stream
         self.engines = EngineCalls(actors)
         self.renew_weights: Callable[[], None] | None = None
         self._measurements = Measurements(config.rollout, actors, self.poll, self._on_lost)
-        self._next_reward_actor = itertools.cycle(reward_actors)
         self._spans: list[Span] = []
         self._evaluations = itertools.count()
         self._training = Workload(
@@ -240,7 +241,8 @@ class RolloutPool:
                 self._actors.has_drained(name)
 
     def _use(self, prompt_id: str) -> Group:
-        group = self._training.discard(prompt_id)
+        group = self._training.groups[prompt_id]
+        self._training.discard(prompt_id)
         self.ledger.use(prompt_id, zero_variance=group.rewards.all_equal)
         return group
 
@@ -282,18 +284,17 @@ class RolloutPool:
             return
         self._spans.append(completions.span)
         work.completions[completions.prompt_id] = completions
-        question = work.prompts[completions.prompt_id].question
-        ref = remote(
-            next(self._next_reward_actor),
-            RewardActor.score,
-            completions.prompt_id,
-            completions.texts,
-            completions.lengths,
-            question,
+        self._reward_actors.score(
+            completions,
+            work.prompts[completions.prompt_id].question,
+            # An evaluation asks what is right: no function of the user's decides that, nor can it end one.
+            judge_only=work is not self._training,
+            then=partial(self._on_scored, work),
+            otherwise=partial(self._on_not_scored, work, completions.prompt_id),
         )
-        self._calls.add(ref, partial(self._on_scored, work), self._on_not_scored)
 
     def _on_scored(self, work: Workload, rewards: Rewards) -> None:
+        self._reward_errors_in_a_row = 0
         self._spans.append(rewards.span)
         work.ledger.scored(rewards.prompt_id)
         prompt, completions = work.prompts[rewards.prompt_id], work.completions.pop(rewards.prompt_id)
@@ -310,10 +311,21 @@ class RolloutPool:
             raise error
         self._actors.on_error(actor, error)
 
-    def _on_not_scored(self, error: RayError) -> None:
-        if isinstance(error, ValueError):
+    def _on_not_scored(self, work: Workload, prompt_id: str, error: Exception) -> None:
+        if not isinstance(error, RewardError):
             raise error
-        raise RuntimeError(f"a reward actor failed: {describe_error(error)}") from error
+        record = self._incidents.reward_error(work.prompts[prompt_id], error)
+        if self._config.reward.on_error == "fail" or work is not self._training:
+            raise ValueError(f"{error} (all of it in {record}; reward.on_error=drop leaves such groups out)")
+        self.ledger.drop(prompt_id, "reward_error")
+        work.discard(prompt_id)
+        self._actors.say(f"group {prompt_id!r} is left out: {error} (all of it in {record})")
+        self._reward_errors_in_a_row += 1
+        if self._reward_errors_in_a_row == _MOST_REWARD_ERRORS:
+            raise ValueError(
+                f"reward.on_error=drop: the last {_MOST_REWARD_ERRORS} groups all had to be left out, most recently: "
+                f"{error} (all of them in {record})"
+            )
 
     def _issue_again_after(self, actor: str, work: Workload) -> None:
         for prompt_id in work.ledger.lose_actor(actor):
@@ -327,11 +339,5 @@ class RolloutPool:
     def _give_up_the_overdue(self) -> None:
         limit = self._config.cluster.rollout_timeout_seconds
         for work in self._workloads:
-            for prompt_id, actor in work.ledger.overdue(GroupStage.GENERATING, limit).items():
-                assert actor is not None
+            for prompt_id, actor in work.ledger.overdue(limit).items():
                 self._actors.lose(actor, f"{prompt_id!r} unfinished after cluster.rollout_timeout_seconds={limit:g}")
-            for prompt_id in work.ledger.overdue(GroupStage.SCORING, limit):
-                raise RuntimeError(
-                    f"{prompt_id!r} was not scored within cluster.rollout_timeout_seconds={limit:g}; see the logs of "
-                    "the reward actors in Ray's log directory"
-                )

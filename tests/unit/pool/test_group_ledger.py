@@ -71,10 +71,26 @@ def test_overdue_names_the_actor() -> None:
     ledger.issue("p")
     ledger.assign("p", "rollout-0")
     clock.now = 10.0
-    assert ledger.overdue(GroupStage.GENERATING, 10.0) == {}
+    assert ledger.overdue(10.0) == {}
     clock.now = 10.1
-    assert ledger.overdue(GroupStage.GENERATING, 10.0) == {"p": "rollout-0"}
-    assert ledger.overdue(GroupStage.SCORING, 10.0) == {}
+    assert ledger.overdue(10.0) == {"p": "rollout-0"}
+    ledger.generated("p", "rollout-0", 0)
+    clock.now = 30.0
+    assert ledger.overdue(10.0) == {}, "reward actors have limits of their own"
+
+
+def test_a_group_may_be_dropped_at_any_stage_but_under_an_actors_hands() -> None:
+    ledger = Ledger(Clock())
+    for prompt_id in "pqr":
+        ledger.issue(prompt_id)
+    ledger.drop("p", "waiting")
+    ledger.assign("q", "a")
+    with pytest.raises(AssertionError, match="GENERATING, not one of"):
+        ledger.drop("q", "generating")
+    ledger.assign("r", "a")
+    ledger.generated("r", "a", 0)
+    ledger.drop("r", "reward_error")
+    assert ledger.counts().dropped == {"waiting": 1, "reward_error": 1}
 
 
 def test_load_counts_what_generates() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from medr1_ray.config import LossSettings
 from medr1_ray.data.stream import PromptStream
@@ -16,6 +18,7 @@ from medr1_ray.pool.actor_states import Leave
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
+from medr1_ray.rewards.functions import RewardError
 from medr1_ray.types import Sampling
 from medr1_ray.weights.messages import WeightUpdate
 from tests.unit.pool.world import (
@@ -26,6 +29,7 @@ from tests.unit.pool.world import (
     a_config,
     a_stream,
     install,
+    reward_actors,
     update,
 )
 
@@ -43,13 +47,21 @@ def a_pool(
     max_staleness: int = 0,
     rewards: Sequence[RewardActor] = (),
     train: Mapping[str, Any] | None = None,
+    reward: Mapping[str, Any] | None = None,
+    run: Mapping[str, Any] | None = None,
     **rollout: Any,
 ) -> tuple[RolloutActors, RolloutPool]:
     steps = {"steps": 100, "prompts_per_step": 6, "group_size": 4, "max_staleness": max_staleness, **(train or {})}
     config = a_config(steps, engine={"max_num_seqs": 8}, **rollout)
+    config = config.model_copy(
+        update={
+            "reward": config.reward.model_copy(update=reward or {}),
+            "run": config.run.model_copy(update=run or {}),
+        }
+    )
     actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)
     ledger = Ledger(lambda: world.now)
-    pool = RolloutPool(config, actors, rewards or [RewardActor(world)], world, a_stream(), ledger)
+    pool = RolloutPool(config, actors, reward_actors(world, config, *rewards), a_stream(), ledger)
     actors.wait_until_up()
     pool.load_weights(update(0))
     return actors, pool
@@ -122,7 +134,7 @@ def test_another_run_begins_at_version_0_on_actors_that_nobody_uses(world: World
     pool.engines.forget_run()
     assert {actor.version for actor in actors.up.values()} == {-1}
     config = a_config({"steps": 100, "prompts_per_step": 6, "group_size": 4}, actors=2)
-    again = RolloutPool(config, actors, [RewardActor(world)], world, a_stream(), Ledger(lambda: world.now))
+    again = RolloutPool(config, actors, reward_actors(world, config), a_stream(), Ledger(lambda: world.now))
     again.load_weights(update(0))
     assert {int(v) for group in again.take(0) for v in group.completions.versions} == {0}
     assert pool.ledger.counts().used == 18
@@ -255,32 +267,72 @@ def test_the_stream_hears_how_many_answers_were_right(world: World, monkeypatch:
     }
 
 
-def test_reward_actors_take_turns(world: World) -> None:
-    rewards = [RewardActor(world, name=f"reward-{i}") for i in range(3)]
-    _, pool = a_pool(world, rewards=rewards, actors=2)
+def fails_on(prompt_ids: set[str]) -> type[RewardActor]:
+    """A reward actor whose function raises on these prompts, or on all if there are none."""
+
+    class Failing(RewardActor):
+        def _score(self, prompt_id: str, *arguments: Any, **named: Any) -> Any:
+            name, seconds, answer = super()._score(prompt_id, *arguments, **named)
+            fails = prompt_id in prompt_ids or not prompt_ids
+            return name, seconds, RewardError(f"'mine' raised on {prompt_id}", "mine", "<answer>") if fails else answer
+
+    return Failing
+
+
+def test_an_error_of_a_reward_function_ends_the_run_with_its_message(world: World, tmp_path: Path) -> None:
+    _, pool = a_pool(world, rewards=[fails_on({"2.0:q"})(world)], run={"dir": tmp_path}, actors=1)
+    with pytest.raises(ValueError, match=r"^'mine' raised on 2\.0:q \(all of it in .*reward_errors\.jsonl; reward\."):
+        pool.take(0)
+
+
+def test_a_group_whose_reward_fails_is_dropped_counted_and_recorded_where_the_settings_say(
+    world: World, tmp_path: Path
+) -> None:
+    rewards = [fails_on({"2.0:q", "4.0:q"})(world)]
+    _, pool = a_pool(world, rewards=rewards, run={"dir": tmp_path}, reward={"on_error": "drop"}, actors=1)
+    groups = pool.take(0)
+    assert len(groups) == 6
+    assert not {"2.0:q", "4.0:q"} & {group.prompt.id for group in groups}
+    assert pool.ledger.counts().dropped == {"reward_error": 2}
+    assert sum("is left out: 'mine' raised on" in text for text in world.said) == 2
+    rows = [json.loads(line) for line in (tmp_path / "reward_errors.jsonl").read_text().splitlines()]
+    assert [row["prompt_id"] for row in rows] == ["2.0:q", "4.0:q"]
+    assert (rows[0]["function"], rows[0]["completion"], rows[0]["question"]["stem"]) == ("mine", "<answer>", "Which?")
+
+
+def test_a_reward_function_that_fails_on_every_group_ends_the_run_all_the_same(world: World, tmp_path: Path) -> None:
+    rewards = [fails_on(set())(world)]
+    _, pool = a_pool(world, rewards=rewards, run={"dir": tmp_path}, reward={"on_error": "drop"}, actors=1)
+    with pytest.raises(ValueError, match="the last 32 groups all had to be left out"):
+        pool.take(0)
+
+
+def test_an_evaluation_calls_no_reward_function(world: World) -> None:
+    rewards = RewardActor(world)
+    _, pool = a_pool(world, rewards=[rewards], actors=1)
     pool.take(0)
-    assert [len(each.scored) for each in rewards] == [2, 2, 2]
+    assert rewards.judged_only == []
+    pool.run([Encoder().encode(QUESTION, "evaluation:1")], Sampling(1, 4, 0.0))
+    assert rewards.judged_only == ["evaluation:1"]
 
 
-def test_an_error_of_a_reward_function_ends_the_run_with_its_message(world: World) -> None:
+@pytest.mark.parametrize("fault", ["silent", "dead"])
+def test_a_reward_actor_that_does_not_answer_is_replaced(world: World, fault: str) -> None:
     _, pool = a_pool(world, actors=1)
     pool.fill(versions_ahead=0)
-
-    class Broken(RayTaskError, ValueError):
-        pass
-
-    with pytest.raises(ValueError, match="reward function 'mine' raised"):
-        pool._on_not_scored(Broken("score", "reward function 'mine' raised", ValueError()))
-    with pytest.raises(RuntimeError, match="a reward actor failed: "):
-        pool._on_not_scored(ActorDiedError())
+    getattr(world, fault).add("reward-0")
+    assert len(pool.take(0)) == 6
+    assert any("reward-0 is gone" in text and "reward-1 replaces it" in text for text in world.said)
+    assert world.killed == ["reward-0"]
 
 
-def test_a_group_that_is_not_scored_in_time_ends_the_run(world: World) -> None:
+def test_a_finished_run_waits_for_no_reward_beyond_its_deadline(world: World) -> None:
     _, pool = a_pool(world, actors=1)
+    pool.fill(versions_ahead=0)
     world.silent.add("reward-0")
-    with pytest.raises(RuntimeError, match=r"was not scored within cluster\.rollout_timeout_seconds=15"):
-        pool.take(0)
-    assert 2 + 15 < world.now < 2 + 15 + 6
+    pool.finish()
+    assert world.killed == ["reward-0"]
+    assert pool.ledger.counts().in_flight == 6
 
 
 def test_a_prompt_that_the_engine_refuses_ends_the_run_and_not_the_actor(world: World) -> None:

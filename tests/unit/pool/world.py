@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool import actors as actors_module
 from medr1_ray.pool import places as places_module
+from medr1_ray.pool.reward_actors import RewardActors
+from medr1_ray.rewards.functions import RewardError
 from medr1_ray.rollout.actor import EngineLostError, RolloutActor, WeightLoadError
 from medr1_ray.types import Completions, Likelihoods, Prompt, Question, Rewards, Sampling, Span
 from medr1_ray.weights.messages import LoadReport, WeightMember, WeightUpdate
@@ -95,6 +97,8 @@ class World(PendingCalls):
         name, answer = reference.name, reference.answer
         if name in self.dead and (self.dead_from == "start" or isinstance(answer, Completions | Likelihoods)):
             return ActorDiedError()
+        if isinstance(answer, RewardError):
+            return _of_the_actor(answer)
         if name in self.engine_dead:
             return _of_the_actor(EngineLostError(f"{name}: the engine process died"))
         if name in self.failing and not isinstance(answer, WeightMember):
@@ -188,10 +192,15 @@ class RewardActor:
         self, world: World, equal: Callable[[str], bool] = lambda prompt_id: False, name: str = "reward-0"
     ) -> None:
         self._equal = equal
+        self.name = name
         self.scored: list[str] = []
-        self.score = Method(
-            lambda prompt_id, texts, lengths, question: (name, 0.0, self._rewards(prompt_id, len(texts)))
-        )
+        self.judged_only: list[str] = []
+        self.score = Method(self._score)
+
+    def _score(self, prompt_id: str, texts: Sequence[str], lengths: Any, question: Question, judge_only: bool) -> Any:
+        if judge_only:
+            self.judged_only.append(prompt_id)
+        return self.name, 0.0, self._rewards(prompt_id, len(texts))
 
     def _rewards(self, prompt_id: str, size: int) -> Rewards:
         self.scored.append(prompt_id)
@@ -200,6 +209,17 @@ class RewardActor:
         return Rewards(
             prompt_id, ("r",), total[:, None], total, right, right, (None,) * size, Span("reward-0", "reward", 0, 0)
         )
+
+
+def reward_actors(world: World, config: Config, *given: RewardActor) -> RewardActors:
+    """The real handling of these actors; a replacement is one that finds all rewards different."""
+    waiting = list(given) or [RewardActor(world)]
+    config = config.model_copy(update={"reward": config.reward.model_copy(update={"actors": len(waiting)})})
+
+    def start(_: Config, name: str) -> RewardActor:
+        return waiting.pop(0) if waiting else RewardActor(world, name=name)
+
+    return RewardActors(config, world, world.said.append, start)
 
 
 def install(world: World, patch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from medr1_ray.run.session import Session
 from medr1_ray.run.weight_sync import WeightSync
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Sampling
 from medr1_ray.weights.messages import WeightUpdate
-from tests.unit.pool.world import Encoder, RewardActor, World, a_config, a_stream, install, update
+from tests.unit.pool.world import Encoder, World, a_config, a_stream, install, reward_actors, update
 
 STATISTICS = PolicyStatistics(1.0, 0.0, 0.0, 1.0, 0.0, None, 4, 1e-6, 1e-5, None)
 
@@ -105,7 +105,7 @@ def a_session(
     config = config.model_copy(update={"run": config.run.model_copy(update=run or {})})
     actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)
     stream = a_stream()
-    pool = RolloutPool(config, actors, [RewardActor(world)], world, stream, Ledger(lambda: world.now))
+    pool = RolloutPool(config, actors, reward_actors(world, config), stream, Ledger(lambda: world.now))
     actors.wait_until_up()
     prompts: list[Prompt] = stream.take(5)
     learner: Any = Learner(world)

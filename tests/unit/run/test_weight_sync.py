@@ -12,7 +12,7 @@ from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.run.weight_sync import BroadcastSync, ColocatedSync, WeightSync, make_weight_sync
 from medr1_ray.weights.messages import WeightGroup, WeightMember, WeightUpdate
-from tests.unit.pool.world import RewardActor, World, a_config, a_stream, install
+from tests.unit.pool.world import World, a_config, a_stream, install, reward_actors
 
 
 class Both:
@@ -201,7 +201,7 @@ def passing(version: int) -> WeightUpdate:
 def a_pool(world: World, **rollout: Any) -> tuple[RolloutActors, RolloutPool]:
     config = a_config(**rollout)
     actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)
-    pool = RolloutPool(config, actors, [RewardActor(world)], world, a_stream(), Ledger(lambda: world.now))
+    pool = RolloutPool(config, actors, reward_actors(world, config), a_stream(), Ledger(lambda: world.now))
     actors.wait_until_up()
     return actors, pool
 
