@@ -103,6 +103,11 @@ def is_own_failure(error: RayError) -> bool:
     )
 
 
+def is_node_loss(error: RayError) -> bool:
+    """Return whether an actor ended because its node did."""
+    return isinstance(error, RayActorError) and (error.preempted or "its node has died" in str(error))
+
+
 def describe_error(error: RayError) -> str:
     """Return one line: the exception at the end of a traceback, or the cause of an actor's death."""
     lines = [line.strip() for line in str(error).strip().splitlines()]

@@ -48,7 +48,6 @@ class _Entry:
     since_seconds: float
     actor: str | None = None
     oldest_version: int | None = None
-    losses: int = 0
 
 
 class Ledger:
@@ -98,10 +97,7 @@ class Ledger:
             if entry.stage is GroupStage.GENERATING and entry.actor == actor
         ]
         for prompt_id in lost:
-            entry = self._move(prompt_id, GroupStage.GENERATING, GroupStage.WAITING)
-            entry.actor = None
-            # Counted per group, to find a group that keeps ending its actors (`_MOST_LOSSES` in groups.py).
-            entry.losses += 1
+            self._move(prompt_id, GroupStage.GENERATING, GroupStage.WAITING).actor = None
         self._reissued += len(lost)
         return lost
 
@@ -167,9 +163,10 @@ class Ledger:
             and now - entry.since_seconds > limit_seconds
         }
 
-    def losses(self, prompt_id: str) -> int:
-        """How many actors were lost while generating this group."""
-        return self._entries[prompt_id].losses
+    def actor_of(self, prompt_id: str) -> str | None:
+        """The actor that generates this group; None where none does."""
+        entry = self._entries.get(prompt_id)
+        return entry.actor if entry is not None and entry.stage is GroupStage.GENERATING else None
 
     def counts(self) -> LedgerCounts:
         """The counts; raises AssertionError when they do not add up, which only a bug can cause."""

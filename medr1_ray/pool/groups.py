@@ -14,15 +14,17 @@ from functools import partial
 
 from ray.exceptions import RayError
 
+from medr1_ray.cluster.pending_calls import describe_error, is_node_loss
 from medr1_ray.config import Config
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool.actor_states import ActorCounts
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.engine_calls import EngineCalls
 from medr1_ray.pool.group_ledger import GroupStage, Ledger, room
-from medr1_ray.pool.incidents import Incidents
+from medr1_ray.pool.incidents import SET_ASIDE, Incidents
 from medr1_ray.pool.measurements import Measurements
 from medr1_ray.pool.reward_actors import RewardActors
+from medr1_ray.pool.suspects import Suspects, assignments
 from medr1_ray.pool.workload import Workload
 from medr1_ray.rewards.advantages import group_advantages
 from medr1_ray.rewards.functions import RewardError
@@ -32,8 +34,8 @@ from medr1_ray.types import Completions, Continuations, Group, Likelihoods, Prom
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
 
 _POLL_SECONDS = 1.0
-# After this many actors die on the same group, blame the group and stop.
-_MOST_LOSSES = 10
+# With none in between that was answered, it is not the questions.
+_MOST_SET_ASIDE = 3
 # With none in between that was scored, the reward function is broken, not the completion.
 _MOST_REWARD_ERRORS = 32
 
@@ -65,6 +67,8 @@ class RolloutPool:
         self._reward_actors = reward_actors
         self._incidents = Incidents(config.run.dir)
         self._reward_errors_in_a_row = 0
+        self._suspects = Suspects()
+        self._ended_generating: dict[str, str] = {}  # lost actors by name, and how, until their groups are issued again
         self._stream = stream
         self.engines = EngineCalls(actors)
         self.renew_weights: Callable[[], None] | None = None
@@ -113,7 +117,7 @@ class RolloutPool:
         assert self._stream is not None
         actors = max(1, len(self._actors.serving))
         for number, prompt in enumerate(self._stream.draw(missing), start=1):
-            self._training.add(prompt)
+            self._issue(prompt)
             # Encoding a prompt takes time: as soon as there is one more for each actor, let them start on it.
             if number % actors == 0:
                 self._assign()
@@ -122,7 +126,7 @@ class RolloutPool:
     def issue_again(self, prompts: Sequence[Prompt]) -> None:
         """Issue the prompts that an interrupted run had issued but not used, before the stream goes on."""
         for prompt in prompts:
-            self._training.add(prompt)
+            self._issue(prompt)
 
     def unused_prompt_ids(self) -> list[str]:
         """Ids of the groups in flight, in the order of issue."""
@@ -144,8 +148,7 @@ class RolloutPool:
                 self._training.discard(prompt_id)
             for prompt_id in self.ledger.at(GroupStage.READY):
                 if refills > 0 and self._training.groups[prompt_id].rewards.all_equal:
-                    self.ledger.drop(prompt_id, "zero_variance")
-                    self._training.discard(prompt_id)
+                    self._training.drop(prompt_id, "zero_variance")
                     refills -= 1
             # In every round, because dropped groups make room for new ones.
             self.fill(versions_ahead=0)
@@ -233,8 +236,7 @@ class RolloutPool:
         self._actors.poll(timeout_seconds)
         self._give_up_the_overdue()
         for name in self._actors.take_gone():
-            for work in self._workloads:
-                self._issue_again_after(name, work)
+            self._issue_again_after(name)
         for name in self._actors.draining:
             # An actor may still be generating groups of an evaluation.
             if not any(work.ledger.load_of([name])[name] for work in self._workloads):
@@ -247,41 +249,34 @@ class RolloutPool:
         return group
 
     def _assign(self) -> None:
-        """Give waiting groups to the least loaded actors, up to the number of sequences that an engine samples at once.
-
-        More would only wait in an engine's queue; here they can still go to an actor that joins.
-        """
-        serving = self._actors.serving
+        """Give waiting groups to the least loaded actors, and suspects to idle ones (`assignments`)."""
+        serving = list(self._actors.serving)
         load = dict.fromkeys(serving, 0)
         for work in self._workloads:
-            for name, groups in work.ledger.load_of(list(serving)).items():
+            for name, groups in work.ledger.load_of(serving).items():
                 load[name] += groups * work.sampling.group_size
-        limit = sequences_at_once(self._config.rollout)
-        for work in self._workloads:
-            for prompt_id in work.ledger.at(GroupStage.WAITING):
-                if not load:
-                    return
-                name = min(load, key=load.__getitem__)
-                # An idle actor takes any group: one larger than `max_num_seqs` would otherwise never be generated.
-                if load[name] and load[name] + work.sampling.group_size > limit:
-                    return
-                load[name] += work.sampling.group_size
-                work.ledger.assign(prompt_id, name)
-                request_id = f"{work.name}/{prompt_id}"
-                self._actors.ask(
-                    name,
-                    RolloutActor.generate,
-                    request_id,
-                    work.prompts[prompt_id],
-                    work.sampling,
-                    then=partial(self._on_generated, work, name),
-                    otherwise=self._on_lost,
-                )
+        waiting = {id_: work for work in self._workloads for id_ in work.ledger.at(GroupStage.WAITING)}
+        sizes = {prompt_id: work.sampling.group_size for prompt_id, work in waiting.items()}
+        closed = {work.ledger.actor_of(suspect) for work in self._workloads for suspect in self._suspects}
+        at_once = sequences_at_once(self._config.rollout)
+        for prompt_id, name in assignments(sizes, load, at_once, self._suspects, closed).items():
+            work = waiting[prompt_id]
+            work.ledger.assign(prompt_id, name)
+            self._actors.ask(
+                name,
+                RolloutActor.generate,
+                f"{work.name}/{prompt_id}",
+                work.prompts[prompt_id],
+                work.sampling,
+                then=partial(self._on_generated, work, name),
+                otherwise=self._on_lost,
+            )
 
     def _on_generated(self, work: Workload, actor: str, completions: Completions) -> None:
         # A late answer: the group has been issued again or used. Scoring it would count it twice.
         if not work.ledger.generated(completions.prompt_id, actor, int(completions.versions.min())):
             return
+        self._suspects.generated(completions.prompt_id)
         self._spans.append(completions.span)
         work.completions[completions.prompt_id] = completions
         self._reward_actors.score(
@@ -308,7 +303,10 @@ class RolloutPool:
     def _on_lost(self, actor: str, error: RayError) -> None:
         # Ray raises an error that is a RayTaskError and an instance of the actor's own exception type.
         if isinstance(error, ValueError):  # The engine refused the prompt, as any other engine would.
-            raise error
+            raise ValueError(str(getattr(error, "cause", error)))
+        # The end of a node has nothing to do with what was generated there.
+        if self._actors.has(actor) and not is_node_loss(error):
+            self._ended_generating[actor] = describe_error(error)
         self._actors.on_error(actor, error)
 
     def _on_not_scored(self, work: Workload, prompt_id: str, error: Exception) -> None:
@@ -317,8 +315,7 @@ class RolloutPool:
         record = self._incidents.reward_error(work.prompts[prompt_id], error)
         if self._config.reward.on_error == "fail" or work is not self._training:
             raise ValueError(f"{error} (all of it in {record}; reward.on_error=drop leaves such groups out)")
-        self.ledger.drop(prompt_id, "reward_error")
-        work.discard(prompt_id)
+        work.drop(prompt_id, "reward_error")
         self._actors.say(f"group {prompt_id!r} is left out: {error} (all of it in {record})")
         self._reward_errors_in_a_row += 1
         if self._reward_errors_in_a_row == _MOST_REWARD_ERRORS:
@@ -327,17 +324,37 @@ class RolloutPool:
                 f"{error} (all of them in {record})"
             )
 
-    def _issue_again_after(self, actor: str, work: Workload) -> None:
-        for prompt_id in work.ledger.lose_actor(actor):
-            if work.ledger.losses(prompt_id) == _MOST_LOSSES:
-                raise RuntimeError(
-                    f"{_MOST_LOSSES} rollout actors were lost one after another while generating {prompt_id!r}, most "
-                    f"recently {actor}. See their files under logs/; raise cluster.rollout_timeout_seconds if they "
-                    "were slow"
-                )
+    def _issue_again_after(self, actor: str) -> None:
+        lost = {prompt_id: work for work in self._workloads for prompt_id in work.ledger.lose_actor(actor)}
+        reason = self._ended_generating.pop(actor, None)
+        deaths = self._suspects.lost_with(list(lost), f"{actor}: {reason}") if lost and reason else []
+        if deaths:
+            ((prompt_id, work),) = lost.items()
+            self._set_aside(work, work.prompts[prompt_id], deaths)
+
+    def _set_aside(self, work: Workload, prompt: Prompt, deaths: Sequence[str]) -> None:
+        folder = self._incidents.put_aside(prompt, deaths)
+        what = (
+            f"question {prompt.question.id!r} ended {len(deaths)} engines that generated nothing else, most recently "
+            f"{deaths[-1]}; it is recorded in {folder}"
+        )
+        if work is not self._training:
+            raise RuntimeError(f"{what}. Leave it out of the evaluation's data")
+        work.drop(prompt.id, SET_ASIDE)
+        self._actors.say(f"{what}, and is not asked any more")
+        if self._suspects.proven_in_a_row == _MOST_SET_ASIDE:
+            raise RuntimeError(
+                f"{_MOST_SET_ASIDE} questions in a row ended their engines, and none was answered in between, so that "
+                f"something else may be wrong. The last: {what}. To ask them again, remove {folder.parent}"
+            )
+
+    def _issue(self, prompt: Prompt) -> None:
+        self._training.add(prompt)
+        if self._incidents.passes_over(prompt):
+            self._training.drop(prompt.id, SET_ASIDE)
 
     def _give_up_the_overdue(self) -> None:
-        limit = self._config.cluster.rollout_timeout_seconds
         for work in self._workloads:
-            for prompt_id, actor in work.ledger.overdue(limit).items():
-                self._actors.lose(actor, f"{prompt_id!r} unfinished after cluster.rollout_timeout_seconds={limit:g}")
+            for prompt_id, actor in work.ledger.overdue(self._actors.rollout_limit.seconds).items():
+                self._ended_generating[actor] = f"{prompt_id!r} unfinished after {self._actors.rollout_limit}"
+                self._actors.lose(actor, self._ended_generating[actor])

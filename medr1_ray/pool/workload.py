@@ -27,6 +27,11 @@ class Workload:
         self.ledger.issue(prompt.id)
         self.prompts[prompt.id] = prompt
 
+    def drop(self, prompt_id: str, reason: str) -> None:
+        """End a group unused, for a counted reason."""
+        self.ledger.drop(prompt_id, reason)
+        self.discard(prompt_id)
+
     def discard(self, prompt_id: str) -> None:
         """Forget a prompt whose group has left the ledger, with all there is of it."""
         del self.prompts[prompt_id]

@@ -31,7 +31,8 @@ _STATUS_AFTER_KILL = 137
 class FakeBehaviour:
     """Durations of a fake engine's calls in seconds, and its injected faults.
 
-    One that `dies_starting` ends as it begins, as if killed for its memory. `dies_loading` and `hangs_loading` name
+    One that `dies_starting` ends as it begins, as if killed for its memory; one that `dies_on` a question (its id) ends
+    when it is asked. `dies_loading` and `hangs_loading` name
     policy versions: loading such a version ends the process as kill -9 would, or never returns. `wrong_digest` is a
     version for which it reports another digest than it was sent.
     """
@@ -40,6 +41,7 @@ class FakeBehaviour:
     group_seconds: float = 0.1
     load_seconds: float = 0.0
     dies_starting: bool = False
+    dies_on: str | None = None
     dies_loading: int | None = None
     hangs_loading: int | None = None
     wrong_digest: int | None = None
@@ -66,6 +68,8 @@ class FakeRolloutActor:
         """Random answers, `group_seconds` after a slot was free; each token is of the version held at the end."""
         if self._version is None:
             raise NotServingError(f"{self._name} serves nothing: no weights have been loaded yet")
+        if prompt.question.id == self._behaviour.dies_on:
+            os._exit(_STATUS_AFTER_KILL)
         self._running += 1
         async with self._slots:
             start = time.time()

@@ -35,6 +35,8 @@ from medr1_ray.rollout.fake_actor import FakeBehaviour, fake_launcher
 from medr1_ray.types import Prompt, Question, Span
 from medr1_ray.weights.messages import WeightUpdate
 
+QUESTIONS = 20
+
 
 class Encoder(PromptEncoder):
     """Prompts without an image file."""
@@ -82,9 +84,11 @@ def run(
         config, calls, lambda text: tell("say", text=text), fake_launcher(FakeBehaviour(**behaviour), of)
     )
     reward_actors = RewardActors(config, calls, lambda text: tell("say", text=text))
-    question = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "none")
+    questions = tuple(
+        Question(f"q{i}", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "none") for i in range(QUESTIONS)
+    )
     pool = RolloutPool(
-        config, rollout_actors, reward_actors, PromptStream((question,), Encoder(), 0), Ledger(time.monotonic)
+        config, rollout_actors, reward_actors, PromptStream(questions, Encoder(), 0), Ledger(time.monotonic)
     )
     scaling, busy_time = Scaling.of(config), BusyTime()
     rollout_actors.wait_until_up()

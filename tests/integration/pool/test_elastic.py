@@ -203,6 +203,25 @@ def test_what_fits_but_is_taken_fails_at_a_deadline_and_says_what_is_missing(
     first.finish()
 
 
+def test_a_question_that_kills_actors_is_set_aside_and_the_run_goes_on(
+    cluster: Cluster, nodes: Any, simulate: Simulate, tmp_path: Path
+) -> None:
+    nodes(2)
+    run = simulate(
+        cluster.address,
+        cluster=LABELS,
+        settings={"run": {"dir": str(tmp_path)}, "train": {"steps": 3, **STEP}, "rollout": {"actors": 2, **SLOTS}},
+        behaviour={"dies_on": "q7"},
+        targets={},
+    )
+    end = run.finish()
+    assert run.books_add_up()
+    assert run.steps()[-1]["ledger"]["used"] == 3 * 16
+    assert run.steps()[-1]["ledger"]["dropped"]["set_aside"] >= 2, "it comes in each epoch"
+    assert [folder.name for folder in (tmp_path / "set_aside").iterdir()] == ["q7"]
+    assert end["gone"]["lost"] == 3
+
+
 def test_actors_that_die_as_they_start_are_an_error_before_the_run_begins(
     cluster: Cluster, nodes: Any, simulate: Simulate
 ) -> None:

@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from medr1_ray.base.deadline import Limit
 from medr1_ray.cluster import pending_calls
-from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_own_failure, remote
+from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_node_loss, is_own_failure, remote
 
 # Ray 2.60's wording, with its advice shortened.
 KILLED_FOR_MEMORY = """The actor died unexpectedly before finishing this task.
@@ -38,6 +38,13 @@ def test_an_actors_own_error_is_told_from_the_end_of_its_process() -> None:
     assert not is_own_failure(ActorDiedError()), "its node may have been taken away"
     assert is_own_failure(RayActorError("a", "ValueError: x", actor_init_failed=True)), "its __init__ raised"
     assert not is_own_failure(RayError("the network"))
+
+
+def test_the_end_of_a_node_is_told_from_that_of_a_process() -> None:
+    assert is_node_loss(RayActorError("a", "The actor died because its node has died. Node Id: 1"))
+    assert is_node_loss(RayActorError("a", "gone", preempted=True))
+    assert not is_node_loss(ActorDiedError())
+    assert not is_node_loss(RayTaskError("generate", "its node has died", ValueError("x")))
 
 
 class World:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class World(PendingCalls):
         self.dead_from = "start"
         self.engine_dead: set[str] = set()
         self.failing: set[str] = set()
+        self.deadly: set[str] = set()  # questions that end the engine that begins on them
         self.load_seconds = 1.0
         self.load_seconds_of: dict[str, float] = {}
         self.group_seconds = 2.0
@@ -148,6 +149,8 @@ class Actor:
 
     def _generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Any:
         assert self.version >= 0, f"{self.name} has no weights and was given {request_id}"
+        if prompt.question.id in self._world.deadly:
+            self._world.engine_dead.add(self.name)
         size = sampling.group_size
         tokens = np.zeros(size, np.int32)
         completions = Completions(
@@ -251,9 +254,10 @@ class Encoder(PromptEncoder):
 QUESTION = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "none")
 
 
-def a_stream() -> PromptStream:
-    """Of one question, again and again."""
-    return PromptStream((QUESTION,), Encoder(), 0)
+def a_stream(questions: int = 1) -> PromptStream:
+    """Of one question, again and again; or of several, `q0`, `q1` and so on."""
+    several = tuple(replace(QUESTION, id=f"q{i}") for i in range(questions))
+    return PromptStream(several if questions > 1 else (QUESTION,), Encoder(), 0)
 
 
 def a_config(train: Mapping[str, Any] | None = None, **rollout: Any) -> Config:
