@@ -105,11 +105,8 @@ class RolloutActors:
     @property
     def up(self) -> dict[str, Any]:
         """Handles of the actors that can load weights now, by name."""
-        return {
-            name: self._actors[name].handle
-            for name in self._states.at(*_UP)
-            if self._actors[name].loading is None
-        }
+        up = self._states.at(*_UP)
+        return {name: self._actors[name].handle for name in up if self._actors[name].loading is None}
 
     @property
     def draining(self) -> list[str]:
@@ -169,20 +166,23 @@ class RolloutActors:
             limit,
         )
 
-    def load_weights(self, update: WeightUpdate, *, together: bool = False) -> list[LoadReport]:
+    def load_weights(self, update: WeightUpdate, break_off: Callable[[], None] | None = None) -> list[LoadReport]:
         """Bring every actor that is up to `update.version`; requests in flight go on with the new weights.
 
         An actor that fails, reports another version or digest, or exceeds `cluster.sync_timeout_seconds` is given up.
-        In a broadcast, which they receive `together`, one dead member fails the others as well, so that those stay.
-        An actor that is still loading an older version is not waited for; it loads this one next.
+        In a broadcast one dead member fails the others as well: those stay, and `break_off` is called once, so that
+        they wait no longer. An actor that is still loading an older version is not waited for; it loads this one next.
         """
         self._current = update
         names = list(self.up)
         reports: list[LoadReport] = []
         for name in names:
-            self._load(name, reports.append, together=together)
+            self._load(name, reports.append, together=break_off is not None)
         while any(name in self._actors and self._actors[name].loading is update for name in names):
             self.poll(_POLL_SECONDS)
+            if break_off is not None and not all(name in self._actors for name in names):
+                break_off()
+                break_off = None
         if self._begun_seconds is None:
             self._begun_seconds = self._clock()
         return reports

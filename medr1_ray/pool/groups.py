@@ -188,12 +188,12 @@ class RolloutPool:
         """
         return self._measurements.likelihoods(prompts, continuations)
 
-    def load_weights(self, update: WeightUpdate, *, together: bool = False) -> list[LoadReport]:
+    def load_weights(self, update: WeightUpdate, break_off: Callable[[], None] | None = None) -> list[LoadReport]:
         """Bring every rollout actor to `update.version`; requests in flight go on with the new weights.
 
-        In a broadcast they receive it `together`: the failure of one may be the fault of another (`RolloutActors`).
+        `break_off` ends a broadcast in which one was lost (`RolloutActors.load_weights`).
         """
-        return self._actors.load_weights(update, together=together)
+        return self._actors.load_weights(update, break_off)
 
     def scale(self, actors: int, why: str) -> None:
         """Set the wanted number of rollout actors; they come and go in the background."""

@@ -7,10 +7,12 @@ uses all of them in the same way: `make_room` before an update, `sync` before th
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from medr1_ray.config import Config
 from medr1_ray.weights.messages import WeightMember, weight_groups
+from medr1_ray.weights.transports import break_off
 
 if TYPE_CHECKING:
     from medr1_ray.learner.handle import Learner
@@ -84,6 +86,7 @@ class BroadcastSync(PassingSync):
     def __init__(self, learner: Learner, pool: RolloutPool) -> None:
         super().__init__(learner, pool)
         self._members: list[WeightMember] = []
+        self._address = ""
 
     def _move(self, version: int) -> None:
         """A broadcast that breaks is retried in a new group of the actors that are left and in health."""
@@ -117,12 +120,12 @@ class BroadcastSync(PassingSync):
             finally:
                 # Also after a failure of the engines: the learner's call must have ended before the next attempt.
                 self._learner.finish(opening)
-            self._members = members
+            self._members, self._address = members, address
         update = self._learner.publish_weights(version, to_newcomers=new)
         # Started before the engines are told to receive; both block until the other side is there.
         sending = self._learner.send_weights()
         try:
-            reports = self._pool.load_weights(update, together=True)
+            reports = self._pool.load_weights(update, break_off=partial(break_off, self._address))
         finally:
             self._learner.finish(sending)
         # A lost actor leaves a broken communicator, so that the group must be rebuilt.

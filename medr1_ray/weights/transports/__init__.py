@@ -22,8 +22,10 @@ import torch
 from medr1_ray.base.deadline import inside
 from medr1_ray.weights.protocol import WeightReceiver, WeightSender
 from medr1_ray.weights.transports.ipc import IpcReceiver, IpcSender
-from medr1_ray.weights.transports.nccl import NcclReceiver, NcclSender
+from medr1_ray.weights.transports.nccl import NcclReceiver, NcclSender, break_off
 from medr1_ray.weights.transports.object_store import ObjectStoreReceiver, ObjectStoreSender
+
+__all__ = ["TRANSPORTS", "Transport", "break_off"]
 
 
 @dataclass(frozen=True)

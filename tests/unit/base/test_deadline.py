@@ -29,6 +29,18 @@ def test_a_body_that_waits_is_ended_and_told_from_one_that_failed() -> None:
         raise RuntimeError("of its own")
 
 
+def test_a_body_that_is_broken_off_is_ended_before_its_time() -> None:
+    release, broken_off = threading.Event(), threading.Event()
+    threading.Timer(0.05, broken_off.set).start()
+    start = time.monotonic()
+    with (
+        pytest.raises(RuntimeError, match=r"^receiving was broken off$"),
+        ended_by(30, "receiving", release.set, broken_off.is_set),
+    ):
+        assert release.wait(20)
+    assert time.monotonic() - start < 10
+
+
 def test_what_was_in_time_is_not_ended_later() -> None:
     """An abort that comes late would end the next call."""
     ended: list[str] = []

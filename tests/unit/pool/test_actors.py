@@ -242,11 +242,11 @@ def test_a_broken_broadcast_costs_only_the_dead_actor(world: World) -> None:
     actors = serving_actors(world, actors=2)
     world.dead.add("rollout-0")
     world.failing.add("rollout-1")
-    assert actors.load_weights(passing_update(1), together=True) == []
+    assert actors.load_weights(passing_update(1), lambda: None) == []
     assert actors.take_gone() == ["rollout-0"]
     assert actors.up.keys() == {"rollout-1"}
     world.failing.clear()
-    assert len(actors.load_weights(passing_update(1), together=True)) == 1
+    assert len(actors.load_weights(passing_update(1), lambda: None)) == 1
     assert actors.counts().gone[Leave.FAILED] == 0
 
 
@@ -256,8 +256,11 @@ def test_an_actor_whose_engine_died_in_a_load_is_given_up_at_once(world: World, 
     actors = serving_actors(world, actors=2)
     world.engine_dead.add("rollout-0")
     start = world.now
-    assert len(actors.load_weights(passing_update(1), together=together)) == 1
+    broken_off: list[float] = []
+    break_off = (lambda: broken_off.append(world.now - start)) if together else None
+    assert len(actors.load_weights(passing_update(1), break_off)) == 1
     assert world.now - start <= 2
+    assert broken_off == [0.5] * together, "those that are left need not wait for it, and hear so once"
     assert actors.take_gone() == ["rollout-0"]
     assert actors.up.keys() == {"rollout-1"}
 

@@ -34,8 +34,8 @@ class Both:
         self.calls.append(f"publish {version}{' to newcomers' if to_newcomers else ''}")
         return f"update {version}"
 
-    def load_weights(self, update: str, *, together: bool = False) -> list[str]:
-        self.calls.append(f"load {update}{' together' if together else ''}")
+    def load_weights(self, update: str, break_off: Any = None) -> list[str]:
+        self.calls.append(f"load {update}{' of ' + ', '.join(break_off.args) if break_off else ''}")
         if self.broken:
             self.broken -= 1
             self.members.popitem()
@@ -86,7 +86,7 @@ JOINING = ["learner joins host:1 of 8", "engines join", "end of joining"]
 
 
 def broadcast(version: int, newcomers: str = "") -> list[str]:
-    return [f"publish {version}{newcomers}", "send", f"load update {version} together", "end of sending"]
+    return [f"publish {version}{newcomers}", "send", f"load update {version} of host:1", "end of sending"]
 
 
 def test_apart_an_update_is_published_and_loaded() -> None:
