@@ -15,16 +15,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from medr1_ray.base.code_digest import code_digest
 from medr1_ray.base.deadline import Limit
-from medr1_ray.cluster.driver_files import DriverFiles
 from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_own_failure, remote
 from medr1_ray.cluster.placement import Place, draining_nodes
 from medr1_ray.config import Config
 from medr1_ray.pool.actor_states import ActorCounts, ActorStage, ActorStates, Leave
 from medr1_ray.pool.places import Places
 from medr1_ray.rollout.actor import EngineLostError, RolloutActor
-from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
 
 Launcher = Callable[[Config, int, Mapping[str, Any]], Any]
@@ -38,12 +35,6 @@ _FAILURES_ALLOWED = 2
 _UP = (ActorStage.JOINING, ActorStage.SERVING, ActorStage.DRAINING)
 
 
-def launch_rollout_actor(files: DriverFiles, config: Config, index: int, options: Mapping[str, Any]) -> Any:
-    """Start an actor with a vLLM engine, on a node that must see the driver's files."""
-    actor = ray.remote(RolloutActor).options(**options)
-    return actor.remote(EngineSettings.of(config, files), index, code_digest())
-
-
 def may_be_anothers_fault(error: RayError) -> bool:
     """Whether an actor that failed in a broadcast may be healthy: its own code raised, and its engine is there."""
     return is_own_failure(error) and not isinstance(error, EngineLostError)
@@ -55,6 +46,7 @@ class _Actor:
     handle: Any = None
     node_id: str = ""
     loading: WeightUpdate | None = None
+    lacks_weights: bool = False  # since a broadcast that another actor broke
 
 
 class RolloutActors:
@@ -100,7 +92,8 @@ class RolloutActors:
     @property
     def serving(self) -> dict[str, Any]:
         """Handles of the actors that take prompts, by name."""
-        return {name: self._actors[name].handle for name in self._states.at(ActorStage.SERVING)}
+        at = self._states.at(ActorStage.SERVING)
+        return {name: self._actors[name].handle for name in at if not self._actors[name].lacks_weights}
 
     @property
     def up(self) -> dict[str, Any]:
@@ -112,6 +105,11 @@ class RolloutActors:
     def draining(self) -> list[str]:
         """Names of the actors that only finish their groups."""
         return self._states.at(ActorStage.DRAINING)
+
+    def may_lack_weights(self, name: str) -> bool:
+        """Whether an actor in health may refuse to generate: it is loading, or a broadcast broke."""
+        actor = self._actors.get(name)
+        return actor is not None and (actor.lacks_weights or actor.loading is not None)
 
     def has(self, name: str) -> bool:
         """Whether this actor has not left."""
@@ -283,8 +281,9 @@ class RolloutActors:
     def _on_shared_load_error(self, name: str, error: RayError) -> None:
         if not may_be_anothers_fault(error):
             self.on_error(name, error)
-        elif self._states.stage(name) is not None:
+        elif name in self._actors:
             self._actors[name].loading = None
+            self._actors[name].lacks_weights = True
 
     def _on_loaded(
         self, name: str, update: WeightUpdate, then: Callable[[LoadReport], None], report: LoadReport
@@ -299,6 +298,7 @@ class RolloutActors:
             self.lose(name, reason, own_failure=True)
             return
         self._actors[name].loading = None
+        self._actors[name].lacks_weights = False
         then(report)
         # A newer version was published while this one was being loaded.
         if update is not self._current:

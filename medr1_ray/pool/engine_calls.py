@@ -71,7 +71,7 @@ class EngineCalls:
         otherwise: Callable[[str, RayError], None] | None = None,
         failures: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """The answers by actor name; by default all actors that are up are asked, without arguments."""
+        """The answers of those that are left, by actor; by default all that are up are asked, without arguments."""
         if asked is None:
             asked = dict.fromkeys(self._actors.up, ())
         answers: dict[str, Any] = {}
@@ -80,4 +80,4 @@ class EngineCalls:
             self._actors.ask(name, method, *arguments, then=then, limit=self._actors.sync_limit, otherwise=otherwise)
         while any(self._actors.has(name) and name not in answers and name not in (failures or ()) for name in asked):
             self._actors.poll(_POLL_SECONDS)
-        return answers
+        return {name: answer for name, answer in answers.items() if self._actors.has(name)}

@@ -101,6 +101,12 @@ class Ledger:
         self._reissued += len(lost)
         return lost
 
+    def put_back(self, prompt_id: str, actor: str) -> None:
+        """The actor generates the group no longer; it waits again, unless it is another actor's by now or has left."""
+        if self.actor_of(prompt_id) == actor:
+            self._move(prompt_id, GroupStage.GENERATING, GroupStage.WAITING).actor = None
+            self._reissued += 1
+
     def generated(self, prompt_id: str, actor: str, oldest_version: int) -> bool:
         """Note an answer. False, and counted as late, when the group is no longer this actor's or has left."""
         entry = self._entries.get(prompt_id)

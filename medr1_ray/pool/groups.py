@@ -28,7 +28,7 @@ from medr1_ray.pool.suspects import Suspects, assignments
 from medr1_ray.pool.workload import Workload
 from medr1_ray.rewards.advantages import group_advantages
 from medr1_ray.rewards.functions import RewardError
-from medr1_ray.rollout.actor import RolloutActor
+from medr1_ray.rollout.actor import NotServingError, RolloutActor
 from medr1_ray.rollout.defaults import sequences_at_once
 from medr1_ray.types import Completions, Continuations, Group, Likelihoods, Prompt, Rewards, Sampling, Span
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
@@ -269,7 +269,7 @@ class RolloutPool:
                 work.prompts[prompt_id],
                 work.sampling,
                 then=partial(self._on_generated, work, name),
-                otherwise=self._on_lost,
+                otherwise=partial(self._on_not_generated, work, prompt_id),
             )
 
     def _on_generated(self, work: Workload, actor: str, completions: Completions) -> None:
@@ -299,6 +299,13 @@ class RolloutPool:
         if work is self._training:
             assert self._stream is not None
             self._stream.observe(prompt.id, float(rewards.correct.mean()))
+
+    def _on_not_generated(self, work: Workload, prompt_id: str, actor: str, error: RayError) -> None:
+        # A broadcast that another member broke took its weights; the sync is repeated.
+        if isinstance(error, NotServingError) and self._actors.may_lack_weights(actor):
+            work.ledger.put_back(prompt_id, actor)
+        else:
+            self._on_lost(actor, error)
 
     def _on_lost(self, actor: str, error: RayError) -> None:
         # Ray raises an error that is a RayTaskError and an instance of the actor's own exception type.

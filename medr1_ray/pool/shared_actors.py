@@ -9,24 +9,34 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import ray
 
+from medr1_ray.base.code_digest import code_digest
 from medr1_ray.cluster.connect import connect
 from medr1_ray.cluster.driver_files import DriverFiles, driver_files
 from medr1_ray.cluster.pending_calls import PendingCalls
 from medr1_ray.cluster.placement import Place
 from medr1_ray.config import Config
 from medr1_ray.config.loading import first_difference
-from medr1_ray.pool.actors import RolloutActors, launch_rollout_actor
+from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.engine_calls import EngineCalls
 from medr1_ray.pool.reward_actors import RewardActors
+from medr1_ray.rollout.actor import RolloutActor
+from medr1_ray.rollout.defaults import EngineSettings
 
 # The sections that the actors are started with.
 _SECTIONS = ("mode", "model", "rollout", "reward", "cluster")
+
+
+def launch_rollout_actor(files: DriverFiles, config: Config, index: int, options: Mapping[str, Any]) -> Any:
+    """Start an actor with a vLLM engine, on a node that must see the driver's files."""
+    actor = ray.remote(RolloutActor).options(**options)
+    return actor.remote(EngineSettings.of(config, files), index, code_digest())
 
 
 class SharedActors:

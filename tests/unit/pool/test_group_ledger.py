@@ -79,6 +79,19 @@ def test_overdue_names_the_actor() -> None:
     assert ledger.overdue(10.0) == {}, "reward actors have limits of their own"
 
 
+def test_a_group_is_put_back_by_the_actor_that_has_it_alone() -> None:
+    ledger = Ledger(Clock())
+    ledger.issue("p")
+    ledger.assign("p", "a")
+    ledger.put_back("p", "b")
+    assert ledger.actor_of("p") == "a"
+    ledger.put_back("p", "a")
+    assert ledger.at(GroupStage.WAITING) == ["p"]
+    ledger.put_back("p", "a")
+    ledger.put_back("unknown", "a")
+    assert ledger.counts().reissued == 1
+
+
 def test_a_group_may_be_dropped_at_any_stage_but_under_an_actors_hands() -> None:
     ledger = Ledger(Clock())
     for prompt_id in "pqr":

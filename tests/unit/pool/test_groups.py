@@ -440,6 +440,21 @@ def test_a_finished_run_waits_for_no_actor_beyond_its_deadline(world: World) -> 
     assert not pool.ledger.load_of(pool.rollout_names)["rollout-1"], "what it had is not issued again"
 
 
+def test_a_broken_broadcast_with_groups_in_flight_costs_only_the_dead_actor(world: World) -> None:
+    """Those in health lose their weights, and with them what they were generating: it is issued again, nothing more."""
+    actors, pool = a_pool(world, max_staleness=1, actors=3)
+    pool.fill(versions_ahead=0)
+    world.engine_dead.add("rollout-0")
+    world.failing |= {"rollout-1", "rollout-2"}
+    passing = WeightUpdate(1, (), "digest 1", lasting=False)
+    assert pool.load_weights(passing, world.failing.clear) == []
+    assert actors.up.keys() == {"rollout-1", "rollout-2"}
+    assert actors.serving == {}, "nothing is given to them before they hold weights"
+    assert len(pool.load_weights(passing, lambda: None)) == 2
+    assert len(pool.take(1)) == 6
+    assert actors.counts().lost == 1
+
+
 def test_a_run_whose_actors_are_all_lost_loads_the_weights_anew_where_they_do_not_last(world: World) -> None:
     """A newcomer cannot take part in a broadcast that is over, and the next one would come after this step."""
     _, pool = a_pool(world, actors=2)

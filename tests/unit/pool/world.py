@@ -21,7 +21,7 @@ from medr1_ray.pool import actors as actors_module
 from medr1_ray.pool import places as places_module
 from medr1_ray.pool.reward_actors import RewardActors
 from medr1_ray.rewards.functions import RewardError
-from medr1_ray.rollout.actor import EngineLostError, RolloutActor, WeightLoadError
+from medr1_ray.rollout.actor import EngineLostError, NotServingError, RolloutActor, WeightLoadError
 from medr1_ray.types import Completions, Likelihoods, Prompt, Question, Rewards, Sampling, Span
 from medr1_ray.weights.messages import LoadReport, WeightMember, WeightUpdate
 
@@ -103,7 +103,8 @@ class World(PendingCalls):
         if name in self.engine_dead:
             return _of_the_actor(EngineLostError(f"{name}: the engine process died"))
         if name in self.failing and not isinstance(answer, WeightMember):
-            return _of_the_actor(WeightLoadError("the broadcast broke"))
+            generating = isinstance(answer, Completions)
+            return _of_the_actor((NotServingError if generating else WeightLoadError)("the broadcast broke"))
         return None
 
 
