@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,4 +117,6 @@ def describe_error(error: RayError) -> str:
         if found:  # Ray adds a page of advice after this line
             return f"Ray killed the actor because its node ran out of memory: {reason}. Put fewer actors on a node"
     # pydantic ends its messages with a link, after the cause.
-    return next((line for line in reversed(lines) if not line.startswith("For further information visit")), lines[-1])
+    last = next((line for line in reversed(lines) if not line.startswith("For further information visit")), lines[-1])
+    # Python writes an exception's type with its module, which says nothing to the operator.
+    return re.sub(r"^(?:\w+\.)+(\w+: )", r"\1", last)

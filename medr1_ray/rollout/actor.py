@@ -193,12 +193,9 @@ class RolloutActor:
 
     async def status(self) -> RolloutStatus:
         """The version being served; answers at once, whatever the engine is doing."""
-        return RolloutStatus(
-            actor=self._name,
-            version=self._loaded.version if self._loaded is not None and self._failure is None else None,
-            failure=self._failure,
-            running_requests=sum(not task.done() for task in self._requests.values()),
-        )
+        version = self._loaded.version if self._loaded is not None and self._failure is None else None
+        running_requests = sum(not task.done() for task in self._requests.values())
+        return RolloutStatus(self._name, version, self._failure, running_requests)
 
     async def ping(self) -> str:
         """The actor's name, once the engine has started.
@@ -229,15 +226,11 @@ class RolloutActor:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        from medr1_ray.rollout.engine import engine_prompt
-
         setting = self._settings.cluster.rollout_timeout_seconds
         limit = inside(setting)
         try:
             async with asyncio.timeout(limit):
-                # Yields once, because `output_kind` is FINAL_ONLY.
-                async for output in self._engine.generate(engine_prompt(prompt), params(), request_id):
-                    final = output
+                return await self._while_alive(self._final_output(prompt, params(), request_id))
         except EngineDeadError as error:
             raise self._death() from error
         except TimeoutError:
@@ -247,6 +240,13 @@ class RolloutActor:
             ) from None
         except VLLMClientError as error:  # not picklable
             raise ValueError(f"{self._name}: the engine refused prompt {prompt.id!r}: {error}") from None
+
+    async def _final_output(self, prompt: Prompt, params: Any, request_id: str) -> Any:
+        from medr1_ray.rollout.engine import engine_prompt
+
+        # Yields once, because `output_kind` is FINAL_ONLY.
+        async for output in self._engine.generate(engine_prompt(prompt), params, request_id):
+            final = output
         return final
 
     async def _load(self, update: WeightUpdate) -> LoadReport:
@@ -300,31 +300,33 @@ class RolloutActor:
             await work()
 
     async def _from_engine(self, what: str, work: Coroutine[Any, Any, T]) -> T:
-        """The result of calls to the engine, which come within a sync's limit, waiting for earlier ones included.
-
-        vLLM 0.32 never answers calls that were under way when its engine died.
-        """
+        """The result of calls to the engine, which come within a sync's limit, waiting for earlier ones included."""
         setting = self._settings.cluster.sync_timeout_seconds
         limit = inside(setting)
-        end = time.monotonic() + limit
-        task = asyncio.ensure_future(work)
         try:
-            while not (await asyncio.wait({task}, timeout=min(_LOOK_SECONDS, limit)))[0]:
-                if self._engine.errored:
-                    raise self._death()
-                if time.monotonic() >= end:
-                    raise EngineLostError(
-                        f"{self._name}: the engine did not {what} within {limit:g} s "
-                        f"(cluster.sync_timeout_seconds={setting:g}, less a margin for the driver)"
-                    )
-            return task.result()
+            async with asyncio.timeout(limit):
+                return await self._while_alive(work)
+        except TimeoutError:
+            lost = EngineLostError(
+                f"{self._name}: the engine did not {what} within {limit:g} s "
+                f"(cluster.sync_timeout_seconds={setting:g}, less a margin for the driver)"
+            )
         except Exception as error:
             # Whatever a dead engine's call raised, the death says more.
-            lost = error if isinstance(error, EngineLostError) else self._death() if self._engine.errored else None
-            if lost is None:
+            if not isinstance(error, EngineLostError) and not self._engine.errored:
                 raise
-            self._fail(str(lost))
-            raise lost from error
+            lost = self._death()
+        self._fail(str(lost))
+        raise lost
+
+    async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of calls to the engine. vLLM 0.32 never answers some that were under way when its engine died."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
+                if self._engine.errored:
+                    raise self._death()
+            return task.result()
         finally:
             task.cancel()
 

@@ -30,6 +30,9 @@ def test_an_actor_killed_for_memory_is_said_to_be_without_a_page_of_advice() -> 
 def test_of_a_traceback_the_exception_is_said() -> None:
     error = RayTaskError("generate", "Traceback (most recent call last):\n  ...\nValueError: too long", ValueError("x"))
     assert describe_error(error) == "ValueError: too long"
+    text = "Traceback:\n  ...\nmedr1_ray.rollout.actor.EngineLostError: a.b: died"
+    ours = RayTaskError("generate", text, ValueError())
+    assert describe_error(ours) == "EngineLostError: a.b: died"
 
 
 def test_an_actors_own_error_is_told_from_the_end_of_its_process() -> None:

@@ -248,6 +248,18 @@ def test_a_request_ends_at_its_deadline(run: Callable[..., None]) -> None:
     run(test, rollout_timeout_seconds=0.05)
 
 
+def test_a_request_that_a_dead_engine_never_answers_is_ended_at_once(run: Callable[..., None]) -> None:
+    """vLLM 0.32 leaves one without an answer that comes just as it notices the death."""
+
+    async def test(case: Case) -> None:
+        await case.serving()
+        case.engine.errored = True
+        with pytest.raises(EngineLostError, match="the engine process died"):
+            await case.actor.generate("a", PROMPT, SAMPLING)
+
+    run(test)
+
+
 def test_likelihoods_are_asked_one_by_one_and_answered_together(run: Callable[..., None]) -> None:
     async def test(case: Case) -> None:
         await case.serving()
