@@ -320,7 +320,9 @@ class RolloutPool:
         if not isinstance(error, RewardError):
             raise error
         record = self._incidents.reward_error(work.prompts[prompt_id], error)
-        if self._config.reward.on_error == "fail" or work is not self._training:
+        if work is not self._training:
+            raise ValueError(f"{error} (all of it in {record})")
+        if self._config.reward.on_error == "fail":
             raise ValueError(f"{error} (all of it in {record}; reward.on_error=drop leaves such groups out)")
         work.drop(prompt_id, "reward_error")
         self._actors.say(f"group {prompt_id!r} is left out: {error} (all of it in {record})")
