@@ -126,8 +126,9 @@ def test_a_run_outlives_the_loss_of_actors_and_nodes(
     # Every actor has groups now, and those of the killed node are not finished however long the killing takes.
     assert set(run.until("generating")["load"].values()) == {4}
     kill_node(cluster, first.pop())
-    nodes(3)
+    # Before there is room for a replacement, which may serve before the step ends.
     run.until("step", timeout=300, serving=2)
+    nodes(3)
     run.until("step", timeout=300, serving=3)
     command = [str(Path(sys.executable).with_name("ray")), "drain-node", f"--address={cluster.address}"]
     command += [f"--node-id={first.pop().node_id}", "--reason-message=spot", "--deadline-remaining-seconds=30"]
