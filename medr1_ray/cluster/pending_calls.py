@@ -105,8 +105,10 @@ def is_own_failure(error: RayError) -> bool:
 
 
 def is_node_loss(error: RayError) -> bool:
-    """Return whether an actor ended because its node did. False says little: of a node that dies without notice Ray first
-    knows that a connection is lost."""
+    """Return whether an actor ended because its node did.
+
+    False says little: of a node that dies without notice Ray first knows that a connection is lost.
+    """
     return isinstance(error, RayActorError) and (error.preempted or "its node has died" in str(error))
 
 
