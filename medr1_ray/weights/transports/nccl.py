@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DIGEST_NAME = "medr1_ray.stream_digest"
 DIGEST_BYTES = 16
 _BROKEN_OFF = "medr1_ray/broken_off"
-_STORE_TIMEOUT = timedelta(seconds=10)
+_STORE_TIMEOUT = timedelta(seconds=2)
 _DIGEST_SPEC = TensorSpec(DIGEST_NAME, "uint8", (DIGEST_BYTES,), 0)
 
 
