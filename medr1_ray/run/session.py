@@ -222,14 +222,18 @@ class Session:
         if not (self._unsaved or self._due(self.config.run.save_every)):
             return
         try:
-            self.save()
-            self._unsaved = False
+            path = self.save()
         except NotSavedError as error:
+            if not self._unsaved:
+                self.progress.message(
+                    f"NOT SAVED: {error}. Earlier checkpoints are as they were; the run goes on and tries again after "
+                    "each step"
+                )
             self._unsaved = True
-            self.progress.message(
-                f"NOT SAVED: {error}. Earlier checkpoints are as they were; the run goes on and tries again after the "
-                "next step"
-            )
+            return
+        if self._unsaved:
+            self.progress.message(f"saved at last: {path}")
+        self._unsaved = False
 
     def stop_if_asked(self) -> None:
         """Publish a checkpoint and end the run where Ctrl-C or SIGTERM asked for it.

@@ -127,8 +127,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
             learner.load(checkpoint)
         progress.message(f"the learner is up after {since_start():.0f} s; waiting for the engines")
         engines.wait_until_up()
-        reward_actors = list(engines.reward_actors.values())
-        pool = RolloutPool(config, engines.rollout_actors, reward_actors, engines.calls, stream, _ledger(state))
+        pool = RolloutPool(config, engines.rollout_actors, engines.reward_actors, stream, _ledger(state))
         if state:
             # Before the stream is drawn from, so that older prompts are used first.
             pool.issue_again([stream.reissue(prompt_id) for prompt_id in state.unused_prompts])

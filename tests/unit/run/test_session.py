@@ -39,7 +39,7 @@ from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.weight_sync import WeightSync
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Sampling
 from medr1_ray.weights.messages import WeightUpdate
-from tests.unit.pool.world import Encoder, RewardActor, World, a_config, a_stream, install, update
+from tests.unit.pool.world import Encoder, World, a_config, a_stream, install, reward_actors, update
 
 STATISTICS = PolicyStatistics(1.0, 0.0, 0.0, 1.0, 0.0, None, 4, 1e-6, 1e-5, None)
 
@@ -113,9 +113,9 @@ def a_session(
     config = a_config(train, engine={"max_num_seqs": 8}, **rollout)
     folder.mkdir(exist_ok=True)
     config = config.model_copy(update={"run": config.run.model_copy(update=run or {})})
-    actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
+    actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)
     stream = a_stream()
-    pool = RolloutPool(config, actors, [RewardActor(world)], world, stream, Ledger(lambda: world.now))  # type: ignore[arg-type]
+    pool = RolloutPool(config, actors, reward_actors(world, config), stream, Ledger(lambda: world.now))
     actors.wait_until_up()
     prompts: list[Prompt] = stream.take(5)
     learner: Any = Learner(world)
@@ -447,7 +447,8 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again_after_the_next_step(
         saved.append(sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")))
     assert saved == [[], [], [], ["checkpoint-4"], ["checkpoint-4"], ["checkpoint-4", "checkpoint-6"]]
     said = capsys.readouterr().out
-    assert said.count("NOT SAVED: learner-0 cannot write: no space left. Earlier checkpoints are as they were") == 2
+    assert said.count("NOT SAVED: learner-0 cannot write: no space left. Earlier checkpoints are as they were") == 1
+    assert said.count("saved at last: ") == 1
     learner.no_room = True
     one_step(session)
     with pytest.raises(NotSavedError):  # the last one of a run must be there
