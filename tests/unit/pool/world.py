@@ -58,6 +58,7 @@ class World(PendingCalls):
         self.load_seconds = 1.0
         self.load_seconds_of: dict[str, float] = {}
         self.group_seconds = 2.0
+        self.group_seconds_of: dict[str, float] = {}
         self.draining: dict[str, float] = {}
         self.killed: list[str] = []
         self.said: list[str] = []
@@ -153,6 +154,7 @@ class Actor:
         if prompt.question.id in self._world.deadly:
             self._world.engine_dead.add(self.name)
         size = sampling.group_size
+        seconds = self._world.group_seconds_of.get(self.name, self._world.group_seconds)
         tokens = np.zeros(size, np.int32)
         completions = Completions(
             prompt_id=prompt.id,
@@ -164,9 +166,9 @@ class Actor:
             truncated=np.zeros(size, np.bool_),
             texts=("",) * size,
             visual_tokens=1,
-            span=Span(self.name, "rollout", self._world.now, self._world.now + self._world.group_seconds),
+            span=Span(self.name, "rollout", self._world.now, self._world.now + seconds),
         )
-        return self.name, self._world.group_seconds, completions
+        return self.name, seconds, completions
 
 
 class Place:
