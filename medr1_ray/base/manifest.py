@@ -75,7 +75,7 @@ def find_damage(folder: Path, but: str | None = None) -> str | None:
         files = [StoredFile(name, int(of["bytes"]), str(of["sha256"])) for name, of in content.items()]
     except FileNotFoundError:
         return f"{MANIFEST_FILE} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return f"{MANIFEST_FILE} cannot be read"
     outside = [file.name for file in files if Path(file.name).is_absolute() or ".." in Path(file.name).parts]
     if outside:

@@ -137,6 +137,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[object] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a mapping or a list", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
@@ -193,9 +195,12 @@ def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     content = _parse_yaml(text, str(path)) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping of settings, not {type(content).__name__}")
-    bases = content.pop("base", [])
+    given = content.pop("base", [])
+    bases = given if isinstance(given, list) else [given]
+    if not all(isinstance(base, str) and base and "\0" not in base for base in bases):
+        raise ValueError(f"{path}: base={given!r}: give the path of another YAML file, or a list of paths")
     settings: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         settings = _merged(settings, _read(path.parent / base, (*below, path)))
     merged: dict[str, Any] = _merged(settings, content)
     return merged

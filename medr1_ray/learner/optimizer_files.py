@@ -73,7 +73,7 @@ class OptimizerFiles:
                     kind, start, parameter = key.split("/", 2)
                     piece = file.get_slice(key)
                     self._pieces[parameter, kind].append((int(start), piece.get_shape()[0], piece))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, SafetensorError) as error:
             raise ValueError(
                 f"{folder} holds no optimizer state that can be read ({error}); use another checkpoint"
             ) from None

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from medr1_ray.base.atomic_files import write_text
 from medr1_ray.base.manifest import (
     NotSavedError,
@@ -35,8 +37,8 @@ class RunState:
 
     `unused_prompts` are the ids that were issued but not used when the checkpoint was written; they are issued
     again, so that a resume neither skips nor repeats a question. The ledger's counts exclude them. `steps_skipped`
-    counts the optimizer steps whose gradient was not finite. `accuracy` is that of the evaluation after this step,
-    None where there was none.
+    counts the optimizer steps whose gradient was not finite, `metric_lines` the lines of metrics so far. `accuracy` is
+    that of the evaluation after this step, None where there was none.
     """
 
     step: int
@@ -51,7 +53,11 @@ class RunState:
     seconds: dict[str, float]
     config_digest: str
     steps_skipped: int
+    metric_lines: int
     accuracy: float | None
+
+
+_STATE = TypeAdapter(RunState)
 
 
 class Checkpoints:
@@ -225,13 +231,8 @@ def read_state(checkpoint: Path) -> RunState:
     """The state of a published checkpoint. Raises ValueError when the file is missing or of another format."""
     path = checkpoint / STATE_FILE
     try:
-        fields = json.loads(path.read_text())
-        return RunState(
-            **{
-                **fields,
-                "stream": StreamState(**fields["stream"]),
-                "unused_prompts": tuple(fields["unused_prompts"]),
-            }
-        )
-    except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is not a state file of this version: {error!r}") from error
+        return _STATE.validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise ValueError(f"{path} is not a state file of this version ({what})") from None

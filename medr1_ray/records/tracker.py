@@ -56,7 +56,9 @@ class Tracker:
     Args:
         config: the run's settings; `run.wandb` and `run.tensorboard` say where metrics go besides the files.
         directory: `<run>`, created where it is missing.
-        step: steps done so far; 0 for a new run. Lines of later steps, from before a resume, are moved aside.
+        step: steps done so far; 0 for a new run. Rollouts of later steps, from before a resume, are moved aside.
+        lines: of `metrics.jsonl` when those steps were done; later ones are moved aside. They may be of the same step:
+            the evaluations after a checkpoint are done again.
         publish: receives the same metrics as the files.
         say: is told of what cannot be written, for want of room.
 
@@ -69,6 +71,7 @@ class Tracker:
         config: Config,
         directory: Path,
         step: int = 0,
+        lines: int = 0,
         publish: Callable[[Mapping[str, float | None]], None] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
@@ -82,7 +85,9 @@ class Tracker:
         self._metrics = GrowingFile(directory / "metrics.jsonl", say)
         self._spans = GrowingFile(directory / "spans.jsonl", say)
         check_files(directory)
-        self._discard_after(step)
+        self._discard_after(step, lines)
+        self.lines = lines
+        """Lines of metrics so far."""
         mode = config.run.wandb
         self._wandb = _open_wandb(config, mode, directory) if mode != "off" else None
         self._tensorboard = _open_tensorboard(directory, step) if config.run.tensorboard else None
@@ -107,6 +112,7 @@ class Tracker:
             if not math.isfinite(value):
                 _log.warning("step %d: %s is %s", step, name, value)
         self._metrics.append([_line({"step": step, **metrics})])
+        self.lines += 1
         if self._publish is not None:
             self._publish(metrics)
         if self._wandb is not None:
@@ -161,19 +167,17 @@ class Tracker:
                 raise
             self._say(f"NOT WRITTEN: {path}: {error.strerror}; the run goes on without it")
 
-    def _discard_after(self, step: int) -> None:
-        steps = [row["step"] for row in read_rows(self._metrics.path, _STEP)]
-        lines = list(zip(steps, (line.decode() for line in whole_lines(self._metrics.path)), strict=True))
-        kept = [line for of, line in lines if of <= step]
+    def _discard_after(self, step: int, lines: int) -> None:
+        there = [line.decode() for line in whole_lines(self._metrics.path)]
+        kept, discarded = there[:lines], there[lines:]
         rollouts = [
             path
             for path in (*self._rollouts.iterdir(), *self._recorded.glob("step-*"))
             if (found := _OF_STEPS.fullmatch(path.name)) and int(found[1]) > step
         ]
-        if len(kept) == len(lines) and not rollouts:
+        if not discarded and not rollouts:
             return
         n = next(n for n in count(1) if not (self._directory / f"metrics.discarded-{n}.jsonl").exists())
-        discarded = [line for of, line in lines if of > step]
         # The copy first: an interruption before the next line loses nothing.
         write_text(self._directory / f"metrics.discarded-{n}.jsonl", "".join(f"{line}\n" for line in discarded))
         write_text(self._metrics.path, "".join(f"{line}\n" for line in kept))

@@ -225,10 +225,8 @@ class Session:
             path = self.save()
         except NotSavedError as error:
             if not self._unsaved:
-                self.progress.message(
-                    f"NOT SAVED: {error}. Earlier checkpoints are as they were; the run goes on and tries again after "
-                    "each step"
-                )
+                again = "the run goes on and tries again after each step"
+                self.progress.message(f"NOT SAVED: {error}. Earlier checkpoints are as they were; {again}")
             self._unsaved = True
             return
         if self._unsaved:
@@ -272,6 +270,7 @@ class Session:
                 seconds=self.totals.seconds,
                 config_digest=config_digest(self.config),
                 steps_skipped=self.skipped_steps.total,
+                metric_lines=self.tracker.lines,
                 accuracy=evaluated.accuracy if evaluated else None,
             )
             path = self.checkpoints.publish(state, self._write)

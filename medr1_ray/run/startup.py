@@ -98,7 +98,8 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     for reason, count in refused.items():
         progress.message(f"evaluation: {count} questions left out: {reason}")
     live_metrics = LiveMetrics(directory.path.name)
-    tracker = Tracker(config, directory.path, state.step if state else 0, live_metrics.set, progress.message)
+    done = (state.step, state.metric_lines) if state else (0, 0)
+    tracker = Tracker(config, directory.path, *done, live_metrics.set, progress.message)
     with ExitStack() as at_end:
         at_end.callback(directory.close)
         lent = engines is not None

@@ -131,7 +131,7 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
             gate=stand_in,
             evaluation_prompts=[prompt for prompt in encoded if isinstance(prompt, Prompt)],
             evaluations=EvaluationLog(run / "evaluations"),
-            tracker=Tracker(config, run, state.step if state else 0),
+            tracker=Tracker(config, run, *((state.step, state.metric_lines) if state else (0, 0))),
             progress=Progress(config.train.steps),
             checkpoints=Checkpoints(run / "checkpoints", keep=5),
             totals=Totals(state.completions, dict(state.seconds)) if state else Totals(),

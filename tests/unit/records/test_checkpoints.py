@@ -36,6 +36,7 @@ def _state(step: int) -> RunState:
         seconds={"rollout": 1.5},
         config_digest="c",
         steps_skipped=3,
+        metric_lines=7,
         accuracy=None,
     )
 

@@ -84,7 +84,7 @@ def test_a_resumed_run_keeps_its_steps_and_moves_later_ones_aside(config: Config
         file.write('{"step": 1, "rew')  # the run was killed while it wrote
     (run / "rollouts" / "step-000010 (copy).jsonl").touch()
 
-    resumed = Tracker(config, config.run.dir, 2)
+    resumed = Tracker(config, config.run.dir, 2, 2)
     resumed.log(3, {"reward/total_mean": 30})
     assert [line["reward/total_mean"] for line in lines_of(run / "metrics.jsonl")] == [1, 2, 30]
     assert [line["step"] for line in lines_of(run / "metrics.discarded-1.jsonl")] == [3, 4]
@@ -96,11 +96,25 @@ def test_a_resumed_run_keeps_its_steps_and_moves_later_ones_aside(config: Config
         "step-000010 (copy).jsonl",
     ]
 
-    Tracker(config, config.run.dir, 2).log(3, {"reward/total_mean": 31})
+    Tracker(config, config.run.dir, 2, 2).log(3, {"reward/total_mean": 31})
     assert [line["reward/total_mean"] for line in lines_of(run / "metrics.jsonl")] == [1, 2, 31]
     assert [line["reward/total_mean"] for line in lines_of(run / "metrics.discarded-2.jsonl")] == [30]
-    Tracker(config, config.run.dir, 3)
+    Tracker(config, config.run.dir, 3, 3)
     assert not (run / "metrics.discarded-3.jsonl").exists()
+
+
+def test_evaluations_after_the_checkpoint_are_not_told_twice(config: Config) -> None:
+    """Killed between the evaluations after the last step, a run does them again."""
+    tracker = Tracker(config, config.run.dir)
+    tracker.log(1, {"reward/total_mean": 1})
+    tracker.log(1, {"eval/accuracy": 0.25})  # due at this step, before its checkpoint
+    saved = tracker.lines
+    tracker.log(1, {"eval/accuracy": 0.5})
+    resumed = Tracker(config, config.run.dir, 1, saved)
+    resumed.log(1, {"eval/accuracy": 0.5})
+    lines = lines_of(config.run.dir / "metrics.jsonl")
+    assert [line.get("eval/accuracy") for line in lines] == [None, 0.25, 0.5]
+    assert len(lines_of(config.run.dir / "metrics.discarded-1.jsonl")) == 1
 
 
 def test_rollouts_have_one_line_a_completion(config: Config) -> None:
@@ -239,7 +253,7 @@ def test_wandb_goes_on_under_its_id_after_a_resume(config: Config, monkeypatch: 
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     config = config.model_copy(update={"run": config.run.model_copy(update={"wandb": "offline"})})
     Tracker(config, config.run.dir).log(1, {"reward/total_mean": 0.5, "policy/kl": None})
-    Tracker(config, config.run.dir, 1).log(2, {"reward/total_mean": 0.75})
+    Tracker(config, config.run.dir, 1, 1).log(2, {"reward/total_mean": 0.75})
     assert wandb.logged == [{"step": 1, "reward/total_mean": 0.5}, {"step": 2, "reward/total_mean": 0.75}]
     assert wandb.axis == ("*", "step")
     first, second = wandb.settings

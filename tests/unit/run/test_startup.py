@@ -44,6 +44,7 @@ def test_a_resumed_run_goes_on_with_its_totals_and_nothing_in_flight() -> None:
         seconds={},
         config_digest="c",
         steps_skipped=0,
+        metric_lines=3,
         accuracy=None,
     )
     counts = _ledger(state).counts()
