@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -46,9 +47,11 @@ def read_rgb(path: str | Path) -> Image.Image:
     The EXIF orientation is applied; if there are several frames, the first is read.
 
     Raises:
-        ValueError: if the file is missing, damaged, not an image, or larger than `MAX_PIXELS`.
+        ValueError: if the file is missing, damaged, not an image or not a regular file, or larger than `MAX_PIXELS`.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("it is not a regular file")  # opening a pipe would wait for a writer
         with Image.open(path, formats=IMAGE_FORMATS) as file:
             # `Image.open` has read only the header so far.
             if file.width * file.height > MAX_PIXELS:

@@ -1,5 +1,6 @@
 """Image files of every kind become RGB squares."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +117,15 @@ def test_every_real_image(shared_data: Path) -> None:
         image = load_image(path, 84, "squash")
         assert image.shape == (84, 84, 3)
         assert image.std() > 5, path  # not blank
+
+
+def test_a_pipe_is_refused_without_opening_it(tmp_path: Path) -> None:
+    """Opening one waits for a writer, for ever."""
+    for name in ("pipe.png", "pipe"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name}: cannot be read as an image \(it is not a regular file\)"):
+            load_image(tmp_path / name, 8, "squash")
+    with pytest.raises(ValueError, match="not a regular file"):
+        load_image("/dev/zero", 8, "squash")
+    with pytest.raises(ValueError, match="not a regular file"):
+        load_image(tmp_path, 8, "squash")

@@ -299,8 +299,9 @@ def test_images_of_the_next_prompts_are_decoded_ahead_and_once(
     monkeypatch.setattr(encoding, "load_image", load)
     stream = PromptStream(questions, encoder(), seed=3)
     stream.take(2)
-    stream._encoder._threads.shutdown(wait=True)  # finishes what has begun; nothing new can start
-    monkeypatch.setattr(encoding.ThreadPoolExecutor, "submit", lambda *_: pytest.fail("decoded again"))
+    for decode, _ in stream._encoder._images._values.values():
+        stream._encoder._decoders.wait(decode)
+    monkeypatch.setattr(stream._encoder._decoders, "begin", lambda _: pytest.fail("decoded again"))
     stream._encoder.begin = lambda question: None  # type: ignore[method-assign]
     assert len(stream.take(2)) == 2
     assert len(loaded) == len(set(loaded)) <= 4
