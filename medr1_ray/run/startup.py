@@ -130,7 +130,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
         pool = RolloutPool(config, engines.rollout_actors, reward_actors, engines.calls, stream, _ledger(state))
         if state:
             # Before the stream is drawn from, so that older prompts are used first.
-            pool.issue_again([stream.reissue(prompt_id) for prompt_id in state.unused_prompts])
+            pool.issue_again(stream.reissue(state.unused_prompts))
         totals = Totals(state.completions, dict(state.seconds)) if state else Totals()
         startup_seconds = since_start()
         progress.message(f"up after {startup_seconds:.0f} s")
