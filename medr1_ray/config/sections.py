@@ -25,7 +25,8 @@ from medr1_ray.config.field_types import (
     PositiveInt,
     Settings,
 )
-from medr1_ray.config.library_keys import require_deepspeed_keys, require_engine_keys
+from medr1_ray.config.libraries.keys import require_deepspeed_keys, require_engine_keys
+from medr1_ray.config.secrets import shown
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -79,8 +80,9 @@ def _whole_or_fraction(steps: float) -> float:
 def _refuse_own_keys(where: str, given: dict[str, Any], ours: frozenset[str]) -> None:
     clash = sorted(ours & given.keys())
     if clash:
+        key = f"{where}.{clash[0]}"
         raise ValueError(
-            f"{where}.{clash[0]}={given[clash[0]]!r} is set by this package from other settings; remove it "
+            f"{key}={shown(key, given[clash[0]])} is set by this package from other settings; remove it "
             f"(set by the package: {', '.join(sorted(ours))})"
         )
 

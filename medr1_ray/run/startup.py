@@ -69,7 +69,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     progress.message(f"reading {config.data.format} data below {config.data.root}{drawing}")
     encoder = PromptEncoder.of(config)
     dataset = open_dataset(config.data)
-    before = load_config([config.run.dir / "config.yaml"]) if resume else config
+    before = load_config([config.run.dir / "config.yaml"], as_recorded=True) if resume else config
     directory = open_run_directory(config, resume=resume)
     if directory.set_aside:
         progress.message(f"{directory.set_aside} has what a run left here that ended before its first checkpoint")
