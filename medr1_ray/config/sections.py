@@ -25,6 +25,7 @@ from medr1_ray.config.field_types import (
     PositiveInt,
     Settings,
 )
+from medr1_ray.config.libraries.code import require_no_code
 from medr1_ray.config.libraries.keys import require_deepspeed_keys, require_engine_keys
 from medr1_ray.config.secrets import shown
 
@@ -169,6 +170,7 @@ class RolloutSettings(PoolSize):
     @model_validator(mode="after")
     def _engine_keys(self) -> Self:
         _refuse_own_keys("rollout.engine", self.engine, ENGINE_KEYS_OF_OURS)
+        require_no_code("rollout.engine", self.engine)
         require_engine_keys("rollout.engine", self.engine)
         return self
 
@@ -209,6 +211,7 @@ class LearnerSettings(Settings):
                 "is learner.zero_stage"
             )
         _refuse_own_keys("learner.deepspeed.zero_optimization", sharding, frozenset({"stage"}))
+        require_no_code("learner.deepspeed", self.deepspeed)
         require_deepspeed_keys("learner.deepspeed", self.deepspeed)
         return self
 
