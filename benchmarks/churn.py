@@ -29,7 +29,7 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from medr1_ray.base.command_line import run_to_status
+from medr1_ray.base.command_line import ArgumentParser, run_to_status
 
 ROOT = Path(__file__).parents[1]
 STAGED = Path("/dev/shm") / f"medr1_ray-{os.getuid()}"
@@ -164,7 +164,7 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/phantom_cpu.yaml")
     parser.add_argument("--against", type=Path, required=True, help="`summary.json` of the undisturbed run")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

@@ -10,7 +10,6 @@ continues where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import sys
@@ -26,7 +25,10 @@ from benchmarks.helpers.matrix_lane import end_with_parent, train_row
 from benchmarks.helpers.matrix_settings import MatrixSettings, Trained, load_matrix_settings, rows
 from benchmarks.helpers.matrix_tables import collect, write_tables
 from medr1_ray.base.append_log import AppendLog
-from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
+from medr1_ray.base.json_files import read_mapping
+from medr1_ray.base.writable_folder import require_writable
+from medr1_ray.config import require_lasting
 
 
 def run(settings: MatrixSettings) -> None:
@@ -50,7 +52,7 @@ def run(settings: MatrixSettings) -> None:
 
 def _train_missing(settings: MatrixSettings, lanes: Executor) -> None:
     """Train each row that `trained.jsonl` does not list; after a failure start no more, but let running ones finish."""
-    log = AppendLog(settings.out / "trained.jsonl")
+    log = AppendLog(settings.out / "trained.jsonl", ("run",))
     done = {row["run"] for row in log.rows}
     todo = [row for row in rows(settings) if row.slug not in done]
     following, running = iter(todo), dict[Future[float], Trained]()
@@ -77,7 +79,7 @@ def _claim(settings: MatrixSettings) -> None:
     """Create the output folder, or check that it belongs to this experiment."""
     file = settings.out / "settings.json"
     now = settings.model_dump(mode="json", exclude={"out"})
-    if file.exists() and json.loads(file.read_text()) != now:
+    if file.exists() and read_mapping(file, "choose another `out`") != now:
         raise ValueError(f"out={settings.out} holds a matrix with other settings ({file}); choose another `out`")
     settings.out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(now, indent=1))
@@ -85,7 +87,7 @@ def _claim(settings: MatrixSettings) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.matrix", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m benchmarks.matrix", description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, required=True, help="YAML, see benchmarks/helpers/matrix_settings.py")
     parser.add_argument("--out", type=Path, help="output folder, instead of the file's `out`")
     options = parser.parse_args(arguments)
@@ -93,8 +95,11 @@ def main(arguments: list[str] | None = None) -> int:
     def work(ending: Ending) -> int:
         ending.how_to_go_on = lambda: "what is done is kept; the same command continues"
         settings = load_matrix_settings(options.config)
-        run(settings.model_copy(update={"out": (options.out or settings.out).absolute()}))
-        print(f"{options.out or settings.out}/results.md")
+        out = options.out or settings.out
+        require_lasting("out", out)
+        require_writable(f"out={out}", out)
+        run(settings.model_copy(update={"out": out.absolute()}))
+        print(f"{out}/results.md")
         return 0
 
     return run_to_status(work)

@@ -27,7 +27,7 @@ import yaml
 
 from benchmarks.helpers.hardware_fit import Measured, fit, machine_rates, step_size
 from benchmarks.helpers.step_measurement import Bench, Case, StepSeconds, write_model
-from medr1_ray.base.command_line import run_to_status
+from medr1_ray.base.command_line import ArgumentParser, run_to_status
 from medr1_ray.config import Config
 from medr1_ray.model.shape import ModelShape, read_shape
 from medr1_ray.sizing.time import step_time
@@ -59,7 +59,7 @@ PREDICTED = [
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repetitions", type=int, default=5, help="timed steps of each case (default: 5)")

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from medr1_ray.base.command_line import run_to_status
+from medr1_ray.base.command_line import ArgumentParser, run_to_status
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.images import load_image
 from medr1_ray.data.prompt_templates import chat_messages
@@ -33,7 +33,7 @@ _END_OF_TURN = re.compile("|".join(map(re.escape, STOP_TOKENS)))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="directory of a finished run")
     options = parser.parse_args()
     return run_to_status(lambda ending: compare(options.run))

@@ -6,6 +6,8 @@ import importlib
 import sys
 from difflib import get_close_matches
 
+from medr1_ray.base.command_line import Ending, run_to_status
+
 COMMANDS = {
     "train": ("medr1_ray.train", "train a model by GRPO"),
     "sft": ("medr1_ray.sft", "train the supervised baseline"),
@@ -33,12 +35,16 @@ def usage() -> str:
     )
 
 
+def _list_commands(_: Ending) -> int:
+    print(usage())
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit status, 2 for an unknown one."""
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
+        return run_to_status(_list_commands)
     name, *rest = given
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)

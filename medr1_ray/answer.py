@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import get_args
 
-from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
+from medr1_ray.base.signs_of_life import still
 from medr1_ray.data.encoding import Refused
 from medr1_ray.evaluation.answering import (
     COLUMNS,
@@ -30,10 +32,25 @@ from medr1_ray.types import Mode
 
 _PROBLEMS_SHOWN = 5
 
+OFTEN_CHANGED = """\
+settings that are changed most (by default those of the run that wrote the model):
+  rollout.max_tokens=256          longest answer
+  rollout.max_prompt_tokens=1024  longest question, its image included
+  data.image_size=384             side of the image in pixels
+  rollout.gpus_per_actor=1        a GPU for each engine; 0 computes on the CPU
+  rollout.actors=4                engines, for a long file of questions (default: one)
+
+More in docs/evaluation.md, and all of them in the files of medr1_ray/config/."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m medr1_ray.answer", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m medr1_ray.answer",
+        description=__doc__.splitlines()[0],
+        epilog=OFTEN_CHANGED,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
     parser.add_argument("--image", type=Path, required=True, help="an image file; with --csv the folder of the images")
     parser.add_argument("--question", help="the question, without its options")
@@ -61,11 +78,16 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
         questions, problems = read_questions(options.csv, options.image)
     else:
         questions, problems = [make_question("2", options.image, options.question, options.options)], {}
+    if options.csv and not options.image.is_dir():
+        raise ValueError(f"--image {options.image} is not a folder; with --csv give the one that its images are in")
+    if not options.csv and not options.image.exists():
+        raise ValueError(f"--image {options.image}: does not exist; give the file of the image")
     checkpoint = resolve_checkpoint(options.model)
     config = answering_config(checkpoint, mode=options.mode, files=options.config or [], overrides=options.overrides)
     ending.logs = config.run.dir / "logs"
     # Before the engines, which take half a minute to start: what they would be asked.
-    encoded = encode(config, questions)
+    with still(f"reading the images of {len(questions)} questions"):
+        encoded = encode(config, questions)
     answers = without_engines(questions, encoded)
     if not options.csv and isinstance(refused := encoded[0], Refused):
         key = f"--image {options.image}" if refused.reason == "image unreadable" else "--question"
@@ -76,11 +98,18 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
         print(describe_asking(config), file=sys.stderr)
         with open_inference(config) as inference:
             inference.load(checkpoint)
-            answers = answer(inference.pool, config, questions, encoded)
+            with still(f"answering {len(questions) - len(answers)} questions"):
+                answers = answer(inference.pool, config, questions, encoded)
     if not options.csv:
         print(describe_answer(answers[0]))
         return 0
-    write_answers(out, answers, problems)
+    try:
+        write_answers(out, answers, problems)
+    except OSError as error:
+        # They may have cost hours: a disk that has filled up meanwhile must not lose them.
+        spare = Path(tempfile.mkdtemp(prefix="medr1_ray-")) / "answers.csv"
+        write_answers(spare, answers, problems)
+        raise ValueError(f"--out {out}: {error.strerror}; the answers are in {spare} instead") from None
     for line, problem in list(problems.items())[:_PROBLEMS_SHOWN]:
         print(f"line {line} of {options.csv}: {problem}", file=sys.stderr)
     unanswered = len(problems) + sum(each.letter is None for each in answers)

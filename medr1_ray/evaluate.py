@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from medr1_ray.base.command_line import Ending, run_to_status
-from medr1_ray.evaluation.evaluate import Plan, evaluate
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
+from medr1_ray.evaluation.evaluate import Plan, evaluate, require_result
 from medr1_ray.evaluation.passes import SCORINGS
 from medr1_ray.evaluation.report_page import describe_against
 from medr1_ray.evaluation.settings import describe_asking, evaluation_config
@@ -29,7 +29,7 @@ Ctrl-C keeps the answers so far; the same command goes on. What the numbers mean
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m medr1_ray.evaluate",
         description=__doc__.splitlines()[0],
         epilog=OFTEN_CHANGED,
@@ -55,6 +55,8 @@ def _evaluate(options: argparse.Namespace, ending: Ending) -> int:
         raise ValueError(f"--samples {options.samples} is negative: give the samples per question, or 0 for none")
     if options.questions is not None and options.questions < 1:
         raise ValueError(f"--questions {options.questions}: give 1 or more, or leave it out to ask all")
+    if options.against:
+        require_result(options.against)
     checkpoint = resolve_checkpoint(options.model)
     config = evaluation_config(
         checkpoint,

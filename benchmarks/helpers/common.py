@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 
 LOAD_SAMPLE_SECONDS = 0.5
 
@@ -90,7 +90,7 @@ def command(
     With `--json` the last line of stdout is one JSON object: the first result's fields, `load`, and all results under
     `results`.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds: under three minutes")
     if options:

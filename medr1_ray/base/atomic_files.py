@@ -12,6 +12,16 @@ from pathlib import Path
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the body that names no file, as that of a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def publish(path: Path) -> Iterator[Path]:
     """Yield a path next to `path` to write a file to; rename it to `path` at the end.
 
@@ -21,11 +31,12 @@ def publish(path: Path) -> Iterator[Path]:
     # In the same folder, because a rename is atomic only within a file system.
     partial = path.with_name(f".{path.name}.partial")
     try:
-        yield partial
+        with naming(path):
+            yield partial
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    with partial.open("rb") as file:
+    with naming(path), partial.open("rb") as file:
         # Before the rename: otherwise, after a power failure, some file systems have the new name without the content.
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -47,12 +58,12 @@ def cut_torn_line(path: Path) -> None:
         os.truncate(path, end)
 
 
-def whole_lines(path: Path) -> list[str]:
-    """Return the lines of a UTF-8 file without line breaks and without an incomplete last line; empty without a file.
+def whole_lines(path: Path) -> list[bytes]:
+    """Return the lines of a file without line breaks and without an incomplete last line; empty without a file.
 
     Only line feeds end a line: `str.splitlines` would also split at characters that a text may contain (U+2028).
     """
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
-    return [line.decode("utf-8") for line in lines]
+    return lines

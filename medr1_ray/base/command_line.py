@@ -6,6 +6,10 @@ or a library's, is named in one line, and its traceback goes to a file.
 
 from __future__ import annotations
 
+import argparse
+import errno
+import os
+import select
 import signal
 import sys
 import sysconfig
@@ -15,12 +19,31 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn, TextIO
 
 from medr1_ray.base.stopping import asked_to_stop, heeding_signals
 
 PACKAGE = __name__.partition(".")[0]
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _LONGEST = 500
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNREAD = 128 + signal.SIGPIPE
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser with our ending: an error is its usage and a line that says what to do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(2, f"error: {message}; `{self.prog} --help` lists what can be given\n")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stderr.write(message or "")
+        sys.exit(_with_all_written(status))
+
+
+def _nothing_was_written() -> str:
+    return "nothing was written"
 
 
 @dataclass
@@ -30,16 +53,19 @@ class Ending:
     `how_to_go_on` returns what to do after Ctrl-C; `logs` is the folder for tracebacks, once it exists.
     """
 
-    how_to_go_on: Callable[[], str] = lambda: "nothing was written"
+    how_to_go_on: Callable[[], str] = _nothing_was_written
     logs: Path | None = None
 
 
 def run_to_status(work: Callable[[Ending], int]) -> int:
-    """Run a command and return its exit status: that of `work`, 1 after an error, 130 or 143 after a signal."""
+    """Run a command and return its exit status: that of `work`, 1 after an error, 130 or 143 after a signal.
+
+    It is 141, as of a process that SIGPIPE ends, if nobody reads the output any more: `... | head`.
+    """
     ending = Ending()
     with heeding_signals():
         try:
-            return work(ending)
+            return _with_all_written(work(ending))
         except KeyboardInterrupt:
             return _stopped(asked_to_stop() or signal.SIGINT, ending)
         except SystemExit as error:
@@ -48,8 +74,51 @@ def run_to_status(work: Callable[[Ending], int]) -> int:
                 return _stopped(signal.SIGTERM, ending)
             raise
         except Exception as error:
+            # Pipes to other processes break too.
+            if isinstance(error, BrokenPipeError) and (closed := _redirect_closed_pipes()):
+                if ending.how_to_go_on is not _nothing_was_written and sys.stderr not in closed:
+                    print(f"stopped, as nobody reads the output: {ending.how_to_go_on()}", file=sys.stderr)
+                return _UNREAD
             print(f"error: {_describe(error, ending)}", file=sys.stderr)
-            return 1
+            return _with_all_written(1)
+
+
+def _with_all_written(status: int) -> int:
+    """Write what is still in the buffer; return `status`, or that of an output which cannot be written any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _redirect_closed_pipes()
+        return _UNREAD
+    except OSError as error:
+        print(f"error: the output cannot be written ({error.strerror}); send it elsewhere", file=sys.stderr)
+        _redirect_to_nowhere(sys.stdout)
+        return 1
+    return status
+
+
+def _redirect_closed_pipes() -> list[TextIO]:
+    """Redirect our output to nowhere where it is a pipe that nobody reads; return the streams that are."""
+    closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed_pipe(stream)]
+    for stream in closed:
+        _redirect_to_nowhere(stream)
+    return closed
+
+
+def _redirect_to_nowhere(stream: TextIO) -> None:
+    """Keep the interpreter from a traceback when it flushes the stream at its exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _is_closed_pipe(stream: TextIO) -> bool:
+    poll = select.poll()
+    try:
+        poll.register(stream, 0)
+    except (OSError, ValueError):  # a stream of a test, say, that has no file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _stopped(by: signal.Signals, ending: Ending) -> int:
@@ -60,6 +129,9 @@ def _stopped(by: signal.Signals, ending: Ending) -> int:
 
 def _describe(error: Exception, ending: Ending) -> str:
     ours = isinstance(error, ValueError | RuntimeError | OSError) and not _comes_from_a_library(error)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = error.filename or "a file"
+        return f"{where}: {error.strerror}; make room there, or choose another place, and run it again"
     if isinstance(error, OSError) and error.filename and error.strerror:
         # Most often a path that the user gave; what a library raises may be something else, which the traceback tells.
         named = f"{error.filename}: {error.strerror}"

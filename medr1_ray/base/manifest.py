@@ -64,10 +64,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def find_damage(folder: Path) -> str | None:
+def find_damage(folder: Path, but: str | None = None) -> str | None:
     """Return what is wrong with a folder that has a manifest, in a few words; None where every file is as written.
 
-    Reads all files. Files that the manifest does not name are ignored.
+    Reads all files, except those below the subfolder `but`. Files that the manifest does not name are ignored.
     """
     path = folder / MANIFEST_FILE
     try:
@@ -80,6 +80,7 @@ def find_damage(folder: Path) -> str | None:
     outside = [file.name for file in files if Path(file.name).is_absolute() or ".." in Path(file.name).parts]
     if outside:
         return f"{MANIFEST_FILE} names {outside[0]}, which is outside of the folder"
+    files = [file for file in files if but is None or Path(file.name).parts[0] != but]
     # Sizes first: they cost nothing, and a file that was cut off is the usual damage.
     cut_off = next((damage for file in files if (damage := _size_damage(folder, file))), None)
     if cut_off:

@@ -105,10 +105,15 @@ def automatic_transport(config: Config) -> tuple[WeightTransport, str]:
         return "object_store", "not both sides have GPUs"
     if config.cluster.colocated:
         return "ipc", "each engine shares its GPU with a learner rank"
-    # Of a fraction the rest may go to the other side, and NCCL refuses two ranks on one GPU.
-    if learner_gpus < 1 or engine_gpus < 1:
+    if _may_share_a_gpu(config):
         return "object_store", "both sides have fractions of GPUs, which may be of the same one"
     return "nccl", "both sides have GPUs of their own"
+
+
+def _may_share_a_gpu(config: Config) -> bool:
+    """Whether a learner rank and an engine could be placed on one GPU, though nothing asks for it."""
+    # Of a fraction, the rest may go to the other side.
+    return not (config.learner.gpus_per_rank % 1 == config.rollout.gpus_per_actor % 1 == 0)
 
 
 def check_placement(config: Config) -> None:
@@ -117,11 +122,20 @@ def check_placement(config: Config) -> None:
     gpus = (
         f"learner.gpus_per_rank={learner.gpus_per_rank:g}, rollout.gpus_per_actor={rollout.gpus_per_actor:g}"
     )
+    given = {"learner.gpus_per_rank": learner.gpus_per_rank, "rollout.gpus_per_actor": rollout.gpus_per_actor}
+    for key, value in given.items():
+        if value > 1 and value % 1:
+            raise ValueError(f"{key}={value:g}: Ray gives a fraction of one GPU or whole GPUs; use {value // 1:g}")
     on_gpus = learner.gpus_per_rank > 0 and rollout.gpus_per_actor > 0
     if cluster.weight_transport in ("nccl", "ipc") and not on_gpus:
         raise ValueError(
             f"cluster.weight_transport={cluster.weight_transport} moves weights between GPUs, but {gpus}; assign "
             "GPUs to both, or use cluster.weight_transport=object_store"
+        )
+    if cluster.weight_transport == "nccl" and not cluster.colocated and _may_share_a_gpu(config):
+        raise ValueError(
+            f"cluster.weight_transport=nccl with {gpus}: the rest of a GPU may go to the other side, and NCCL refuses "
+            "two ranks on one GPU; give both whole GPUs, or use cluster.weight_transport=object_store"
         )
     if cluster.weight_transport == "ipc" and not cluster.colocated:
         raise ValueError(

@@ -52,21 +52,23 @@ def load_config(paths: Sequence[Path], overrides: Sequence[str] = (), *, as_reco
 
     Raises:
         ValueError: with one line per problem: a file that is missing or not a YAML mapping, an unknown key (with the
-            nearest valid one), an invalid value or combination.
+            nearest valid one), an invalid value or combination; with the file that the value comes from.
     """
     # The defaults, so that an override of one function changes them instead of replacing them.
     settings: Any = {"reward": {"functions": RewardSettings().functions}}
-    for path in paths:
-        settings = _merged(settings, _read(path))
+    layers: list[tuple[Path | None, Any]] = [(path, _read(path)) for path in paths]
+    for _, content in layers:
+        settings = _merged(settings, content)
     for override in overrides:
         keys, value = _parse_override(override)
         settings = _with_value(settings, keys, value)
+        layers.append((None, _with_value({}, keys, value)))
     if not as_recorded:
         _require_secrets(settings)
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        lines = [explain(details) for details in error.errors()]
+        lines = [explain(details) + _named(details, layers) for details in error.errors()]
     # Outside the handler, so that pydantic's own error is not shown as the cause.
     if len(lines) == 1:
         raise ValueError(f"the configuration is not valid: {lines[0]}")
@@ -270,6 +272,24 @@ def explain(details: ErrorDetails, model: type[BaseModel] = Config) -> str:
     if details["type"] == "value_error":  # from a validator of several settings, whose message names them
         return message
     return f"{dotted}={shown(dotted, details['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _named(details: ErrorDetails, layers: Sequence[tuple[Path | None, Any]]) -> str:
+    """Return the file that gave the value of an error, as the end of its line; empty for overrides and defaults."""
+    given = (path for path, content in reversed(layers) if details["loc"] and _gives(content, details["loc"]))
+    path = next(given, None)
+    return f" (in {path})" if path else ""
+
+
+def _gives(content: Any, keys: Sequence[int | str]) -> bool:
+    """Whether settings have a value under these keys, which may go on into the value or name its type."""
+    for key in keys:
+        if not isinstance(content, dict):
+            return True
+        if key not in content:
+            return False
+        content = content[key]
+    return True
 
 
 def _settings_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

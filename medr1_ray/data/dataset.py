@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medr1_ray.base.signs_of_life import still
 from medr1_ray.config import DataSettings
 from medr1_ray.data.pass_rates import filter_by_pass_rate, read_pass_rates
 from medr1_ray.data.phantoms import ensure_dataset
@@ -85,7 +86,8 @@ def open_dataset(settings: DataSettings, train_needed: bool = True) -> Dataset:
         ValueError: if the root or its files are missing, a filter or a weight names nothing that the data has, or no
             question is left.
     """
-    sides = _read(settings)
+    with still(f"reading {settings.format} data below {settings.root}"):
+        sides = _read(settings)
     every = (*sides.train, *sides.held_out)
     _check_names("modalities", "modality", settings.modalities, {question.modality for question in every})
     _check_names("question_types", "question type", settings.question_types, {q.question_type for q in every})
@@ -254,9 +256,7 @@ def _divided(
 ) -> _Sides:
     """Return the two sides of questions that come without a split."""
     division = split_by_image(questions, root, settings.eval_fraction, settings.seed, groups)
-    if division.departure:
-        notes = (*notes, division.departure)
-    return _Sides(division.train, division.evaluation, dropped, notes)
+    return _Sides(division.train, division.evaluation, dropped, (*notes, *division.notes))
 
 
 def _phantoms_folder(settings: DataSettings) -> Path:
@@ -297,12 +297,12 @@ _ALL_KEPT = {
 
 
 def _check_names(key: str, what: str, given: tuple[str, ...], present: set[str]) -> None:
-    for name in given:
-        if name not in present:
-            raise ValueError(
-                f"data.{key}={list(given)}: {name!r} is not a {what} of the data; it has {', '.join(sorted(present))} "
-                f"({_ALL_KEPT[key]})"
-            )
+    if absent := [repr(name) for name in given if name not in present]:
+        verb = f"is not a {what}" if len(absent) == 1 else f"are not each a {what}"
+        raise ValueError(
+            f"data.{key}={list(given)}: {', '.join(absent)} {verb} of the data; it has {', '.join(sorted(present))} "
+            f"({_ALL_KEPT[key]})"
+        )
 
 
 def _images(questions: Iterable[Question]) -> set[str]:

@@ -41,16 +41,40 @@ def split_by_image(
     for question, key in zip(questions, keys, strict=True):
         sides[key in held_out].append(question)
     every = {key: size for of in sizes.values() for key, size in of.items()}
-    return Division(tuple(sides[False]), tuple(sides[True]), departure(every, held_out, fractions, len(sizes)))
+    return Division(
+        tuple(sides[False]),
+        tuple(sides[True]),
+        departure(every, held_out, fractions, len(sizes)),
+        _never_held_out(sizes, held_out),
+    )
 
 
 @dataclass(frozen=True)
 class Division:
-    """Both sides of a split, and a sentence if the evaluation has come out far from its fraction."""
+    """Both sides of a split, and a sentence if the evaluation has come out far from its fraction, or without some
+    modality."""
 
     train: tuple[Question, ...]
     evaluation: tuple[Question, ...]
     departure: str | None
+    never_held_out: str | None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """These sentences."""
+        return tuple(filter(None, (self.departure, self.never_held_out)))
+
+
+def _never_held_out(sizes: Mapping[str, Mapping[str, int]], held_out: Mapping[str, str]) -> str | None:
+    """Return a sentence on the modalities that the evaluation has nothing of; None where it is empty, or has all."""
+    missing = [modality for modality, of in sizes.items() if not of.keys() & held_out.keys()]
+    if not missing or not held_out:
+        return None
+    counts = ", ".join(f"{modality} ({sum(sizes[modality].values())} images)" for modality in missing)
+    return (
+        f"evaluation has nothing of {counts}: all in one group that stays whole, and so in training; a second patient, "
+        "or image, would be held out"
+    )
 
 
 def linked(pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -73,16 +73,7 @@ class PromptStream:
         weights = weights or {}
         digest = _digest(questions, weights, options_shuffled)
         state = state or StreamState(seed, digest)
-        if (state.seed, state.digest) != (seed, digest):
-            what = (
-                f"train.seed={state.seed} (now {seed})"
-                if state.seed != seed
-                else "other training questions, data.sampling_weights or data.shuffle_options"
-            )
-            raise ValueError(
-                f"the run to resume was started with {what}: resume with the settings and data that it was started "
-                "with, or start a new run"
-            )
+        _require_same(state, seed, digest)
         self._questions = questions
         self._encoder = encoder
         self._seed = seed
@@ -208,6 +199,34 @@ class PromptStream:
         # The mean of `_expected` is 1, so at least one entry is 1 or more and an epoch is never empty.
         visits = np.floor(self._expected + generator.random(len(self._questions))).astype(int)
         return [int(index) for index in generator.permutation(np.repeat(np.arange(len(visits)), visits))]
+
+
+def require_same_questions(
+    state: StreamState,
+    questions: tuple[Question, ...],
+    seed: int,
+    weights: Mapping[str, float],
+    options_shuffled: bool,
+) -> None:
+    """Check that a stream of these questions would take the state, as `PromptStream` does; needs no encoder.
+
+    Raises:
+        ValueError: it belongs to another seed, other questions, weights or another setting of `options_shuffled`.
+    """
+    _require_same(state, seed, _digest(questions, weights, options_shuffled))
+
+
+def _require_same(state: StreamState, seed: int, digest: str) -> None:
+    if (state.seed, state.digest) != (seed, digest):
+        what = (
+            f"train.seed={state.seed} (now {seed})"
+            if state.seed != seed
+            else "other training questions, data.sampling_weights or data.shuffle_options"
+        )
+        raise ValueError(
+            f"the run to resume was started with {what}: resume with the settings and data that it was started with, "
+            "or start a new run"
+        )
 
 
 def visits_per_epoch(questions: tuple[Question, ...], weights: Mapping[str, float]) -> NDArray[np.float64]:

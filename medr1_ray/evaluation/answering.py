@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medr1_ray.config import Config
+from medr1_ray.base.atomic_files import naming
+from medr1_ray.config import Config, require_lasting
 from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder, Refused, continuations
 from medr1_ray.data.questions import UNKNOWN
@@ -118,7 +119,7 @@ def read_questions(file: Path, images: Path) -> tuple[list[Question], dict[int, 
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"--csv {file}: cannot be read ({error}); give a CSV file in UTF-8") from error
     if missing:
-        raise ValueError(f"--csv {file}: no column {missing[0]!r}; it needs {', '.join(COLUMNS)}")
+        raise ValueError(f"--csv {file}: no column {', '.join(map(repr, missing))}; it needs {', '.join(COLUMNS)}")
     if not rows:
         raise ValueError(f"--csv {file}: no questions below the header; give one in each line")
     questions, problems = [], {}
@@ -133,6 +134,7 @@ def read_questions(file: Path, images: Path) -> tuple[list[Question], dict[int, 
 
 def require_writable(file: Path) -> None:
     """Raise ValueError where `write_answers` could not write: found out before the answers are paid for."""
+    require_lasting("--out", file)
     folder = file.parent
     if file.is_dir():
         raise ValueError(f"--out {file} is a folder; give the name of a file in it")
@@ -148,7 +150,7 @@ def write_answers(file: Path, answers: Sequence[Explained], problems: dict[int, 
     columns = ("line", *COLUMNS, "answer", "text", "problem", "reasoning", *(f"p_{letter}" for letter in letters))
     rows = {int(each.question.id): _row(each) for each in answers}
     rows |= {line: {"problem": problem} for line, problem in problems.items()}
-    with file.open("w", newline="", encoding="utf-8") as content:
+    with naming(file), file.open("w", newline="", encoding="utf-8") as content:
         writer = csv.DictWriter(content, columns)
         writer.writeheader()
         writer.writerows({"line": line, **rows[line]} for line in sorted(rows))

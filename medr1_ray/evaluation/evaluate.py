@@ -11,13 +11,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from medr1_ray.base.signs_of_life import still
 from medr1_ray.config import Config
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
 from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.prompt_templates import MEDR1_WORDING
 from medr1_ray.data.readers.rows import dropped_by_reason
-from medr1_ray.evaluation.folder import Answers, EvaluationFolder, questions_digest, read_answers
+from medr1_ray.evaluation.folder import (
+    Answers,
+    EvaluationFolder,
+    questions_digest,
+    read_answers,
+    require_same,
+)
 from medr1_ray.evaluation.passes import (
     IMAGE,
     Pass,
@@ -61,12 +68,14 @@ def evaluate(config: Config, plan: Plan) -> Report:
     from medr1_ray.evaluation.inference import open_inference
 
     require_room_for_an_answer(config)
-    if config.run.dir.exists() and not config.run.dir.is_dir():
-        raise ValueError(f"--out {config.run.dir} is a file; give a folder")
-    other = None if plan.against is None else _result_to_compare(plan.against)
+    other = None if plan.against is None else read_answers(require_result(plan.against))
+    asked = _how_asked(config, plan)
+    require_same(config.run.dir, asked)  # before anything that takes long is read
+    _say(f"reading {config.data.format} data below {config.data.root}")
     dataset = _read(config, plan)
-    print(dataset.description, file=sys.stderr)
-    identity = _identity(config, plan, dataset)
+    _say(dataset.description)
+    with still(f"reading the weights of {config.model.folder}, which identify the evaluation"):
+        identity = asked | _what_is_asked(config, dataset)
     folder = EvaluationFolder(config.run.dir, identity, dataset.evaluation)
     passes = _passes(config, plan, dataset.evaluation)
     # A complete evaluation only rewrites its report, without starting engines.
@@ -150,17 +159,27 @@ def _write_report(
     return report
 
 
-def _identity(config: Config, plan: Plan, dataset: Dataset) -> dict[str, object]:
-    """Return what must be equal for answers to belong to the same evaluation."""
-    wording, by_default = ([each.system, each.templates[config.mode]] for each in (config.prompt, MEDR1_WORDING))
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _what_is_asked(config: Config, dataset: Dataset) -> dict[str, object]:
+    """Return of model and questions what must be equal for answers to belong to the same evaluation."""
     return {
         "weights": checkpoint_digest(config.model.folder),
+        "questions": questions_digest(dataset.evaluation),
+        "training questions": questions_digest(dataset.train),
+    }
+
+
+def _how_asked(config: Config, plan: Plan) -> dict[str, object]:
+    """Return of the settings what must be equal for answers to belong to the same evaluation."""
+    wording, by_default = ([each.system, each.templates[config.mode]] for each in (config.prompt, MEDR1_WORDING))
+    return {
         "mode": config.mode,
         # Absent in the folders of before there was a setting.
         "system text and template": None if wording == by_default else wording,
         "split": plan.split,
-        "questions": questions_digest(dataset.evaluation),
-        "training questions": questions_digest(dataset.train),
         "image_size": config.data.image_size,
         "image_fit": config.data.image_fit,
         "max_tokens": config.rollout.max_tokens,
@@ -170,11 +189,12 @@ def _identity(config: Config, plan: Plan, dataset: Dataset) -> dict[str, object]
     }
 
 
-def _result_to_compare(path: Path) -> Answers:
+def require_result(path: Path) -> Path:
+    """Return the folder of an earlier result, to compare with. Raises ValueError if it is none."""
     folder = path.parent if path.is_file() else path
     if not (folder / "answers" / f"{IMAGE}.jsonl").exists():
         raise ValueError(f"--against {path} is not an evaluation: give the folder of one, or its report.json")
-    return read_answers(folder)
+    return folder
 
 
 def _all_ids(answers: Answers) -> set[str]:

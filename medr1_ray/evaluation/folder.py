@@ -16,12 +16,30 @@ from typing import Any
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from medr1_ray.base.append_log import AppendLog
+from medr1_ray.base.json_files import read_mapping, read_rows
+from medr1_ray.base.signs_of_life import repeating
 from medr1_ray.data.encoding import Refused
 from medr1_ray.evaluation.passes import IMAGE, Engines, Pass, Row
 from medr1_ray.types import Prompt, Question
 
 CHUNK = 256
 """Questions per chunk. The images of two chunks are in memory: one is being answered while the next is read."""
+
+_KEYS = ("id",)  # of every line of answers
+_ANOTHER = "give another --out, or delete that folder"
+
+SETTINGS = "settings.json"
+
+
+def require_own(path: Path) -> None:
+    """Raise ValueError for a folder with files of others, which an evaluation would lie among."""
+    names = {found.name for found in path.iterdir()} if path.exists() else set()
+    # Without settings.json, which is written last, it may have been cut short.
+    if SETTINGS not in names and (others := names - {"questions.jsonl", "logs"}):
+        raise ValueError(
+            f"--out {path} holds files that are not of an evaluation, e.g. {min(others)}; give a new folder, or that "
+            "of an evaluation"
+        )
 
 
 class EvaluationFolder:
@@ -39,10 +57,9 @@ class EvaluationFolder:
     def __init__(self, path: Path, settings: dict[str, Any], questions: Sequence[Question]) -> None:
         self.path = path
         self.questions = questions
-        file = path / "settings.json"
+        file = path / SETTINGS
         if file.exists():
-            # Through JSON, because the file has lists where the settings have tuples.
-            _require_same(path, json.loads(file.read_text()), json.loads(json.dumps(settings)))
+            require_same(path, settings, all_of_them=True)
         else:
             path.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in questions]
@@ -55,12 +72,12 @@ class EvaluationFolder:
 
     def run(self, engines: Engines, each: Pass) -> None:
         """Ask the questions of a pass that have no answer yet."""
-        log = AppendLog(_file(self.path, each.name))
+        log = AppendLog(_file(self.path, each.name), _KEYS)
         done = {row["id"] for row in log.rows}
         todo = [question for question in self.questions if question.id not in done]
         bar = tqdm(total=len(self.questions), initial=len(done), desc=each.name, unit="q", disable=not todo)
         # One thread, because the encoder's cache is not locked.
-        with bar, ThreadPoolExecutor(1) as reader:
+        with bar, repeating(bar.refresh), ThreadPoolExecutor(1) as reader:
             for asked in _ahead(reader, each, todo):
                 refused = [
                     {"id": question.id, "left_out": prompt.reason}
@@ -83,7 +100,7 @@ class Answers:
 
 def read_answers(folder: Path, name: str = IMAGE) -> Answers:
     """Return the answers of a pass so far, empty if it has not been run."""
-    rows = AppendLog(_file(folder, name)).rows
+    rows = read_rows(_file(folder, name), _KEYS)
     return Answers(
         {row["id"]: row for row in rows if "left_out" not in row},
         {row["id"]: row["left_out"] for row in rows if "left_out" in row},
@@ -113,12 +130,22 @@ def _ahead(
         yield asked
 
 
-def _require_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for key in sorted(before.keys() | now.keys()):
+def require_same(path: Path, settings: dict[str, Any], *, all_of_them: bool = False) -> None:
+    """Raise ValueError for the folder of an evaluation where one of these settings was another.
+
+    `all_of_them`: these are all, so that it must have no more.
+    """
+    file = path / SETTINGS
+    if not file.exists():
+        return
+    before = read_mapping(file, _ANOTHER)
+    # Through JSON, because the file has lists where the settings have tuples.
+    now = json.loads(json.dumps(settings))
+    for key in sorted(before.keys() | now.keys() if all_of_them else now):
         if before.get(key) != now.get(key):
             raise ValueError(
-                f"--out {path} holds an evaluation with {key} {before.get(key)!r}, this one has {now.get(key)!r}; give "
-                "another --out, or delete that folder"
+                f"--out {path} holds an evaluation with {key} {before.get(key)!r}, this one has {now.get(key)!r}; "
+                + _ANOTHER
             )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medr1_ray.base.atomic_files import write_text
+from medr1_ray.base.json_files import read_mapping
 from medr1_ray.types import Group, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -77,9 +78,9 @@ class EvaluationLog:
         path = self._folder / f"{name}.json"
         if not path.exists():
             return None
-        fields = json.loads(path.read_text())
-        del fields["step"]
-        return Evaluation(**fields)
+        names = [field.name for field in fields(Evaluation)]
+        found = read_mapping(path, "move it away to evaluate again", names)
+        return Evaluation(**{name: found[name] for name in names})
 
 
 def _answer(group: Group) -> dict[str, object]:

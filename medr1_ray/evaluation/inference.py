@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ray
 
+from medr1_ray.base.signs_of_life import still
 from medr1_ray.config import Config
 from medr1_ray.evaluation.devices import describe_engines
 from medr1_ray.model.checkpoint_files import checkpoint_tensors
@@ -43,8 +44,9 @@ class Inference:
         require_checkpoint(checkpoint)
         # Engines refuse a version older than the one they hold.
         self._version += 1
-        buckets = fill_buckets(checkpoint_tensors(checkpoint), BUCKET_BYTES, ray.put)
-        self.pool.load_weights(WeightUpdate(self._version, buckets, update_digest(self._version, buckets)))
+        with still(f"loading {checkpoint} into the engines"):
+            buckets = fill_buckets(checkpoint_tensors(checkpoint), BUCKET_BYTES, ray.put)
+            self.pool.load_weights(WeightUpdate(self._version, buckets, update_digest(self._version, buckets)))
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from medr1_ray.base.writable_folder import require_writable
 from medr1_ray.config import Config, require_lasting, tiny_model_path
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
 from medr1_ray.evaluation.devices import place_engines, visible_gpus
+from medr1_ray.evaluation.folder import require_own
 from medr1_ray.model.folder_check import check_model
 
 PARTS = ("train", "validation", "test")
@@ -41,6 +43,8 @@ _ASKED_WITH: dict[str, bool | set[str]] = {
 
 # Settings that the schema requires and an evaluation does not use.
 _REQUIRED = ("train.steps=1", "train.updates_per_rollout=1")
+# A run has as many as its steps need; a file of many questions can ask for more.
+_ONE_ENGINE = ("rollout.actors=1", "rollout.min_actors=null", "rollout.max_actors=null")
 # A run's way of moving weights need not be possible on the machine that evaluates it.
 _NOT_OF_THE_RUN = ("cluster.weight_transport=auto", "cluster.colocated=false")
 
@@ -118,12 +122,16 @@ def evaluation_config(
             f"--data {data} has neither a manifest nor QA_information, so its format is unknown; give a folder written "
             "by data.prepare, one in OmniMedVQA's layout, or a table's file, or the data settings with --config"
         )
-    config = _load(checkpoint, mode, files, given, overrides, count_gpus)
-    part_of(config, split)
+    config = _load(checkpoint, mode, files, given, overrides)
+    _require_split(config, split)
     named = f"{data.name}-{split}-{config.mode}".replace("/", "-")
     folder = out or config.run.dir / model_name(checkpoint) / named
     require_lasting("--out", folder)
-    return without_learner(config, folder)
+    require_writable(f"--out {folder}", folder)
+    require_own(folder)
+    # Last, because it takes seconds.
+    check_model(config)
+    return without_learner(place_engines(config, count_gpus), folder)
 
 
 def answering_config(
@@ -134,14 +142,17 @@ def answering_config(
     overrides: Sequence[str],
     count_gpus: Callable[[], int] = visible_gpus,
 ) -> Config:
-    """Return the settings for answering questions that belong to no dataset.
+    """Return the settings for answering questions that belong to no dataset, by one engine unless settings say more.
 
     Raises:
         ValueError: a setting is not valid.
     """
     given = [*_NO_TABLE, "data.format=omnimedvqa", "data.root=unused", "run.dir=runs/answers"]
-    config = _load(checkpoint, mode, files, given, overrides, count_gpus)
-    return without_learner(config, config.run.dir)
+    if not files:
+        given += _ONE_ENGINE
+    config = _load(checkpoint, mode, files, given, overrides)
+    check_model(config)
+    return without_learner(place_engines(config, count_gpus), config.run.dir)
 
 
 def part_of(config: Config, split: str) -> str:
@@ -160,6 +171,16 @@ def part_of(config: Config, split: str) -> str:
     return part
 
 
+def _require_split(config: Config, split: str) -> None:
+    """Raise ValueError where the data have no such split, or no such part of it."""
+    part_of(config, split)
+    root, name = config.data.root, config.data.split
+    if config.data.format == "prepared":
+        names = sorted(path.stem for path in (root / "splits").glob("*.json"))
+        if name not in names:
+            raise ValueError(f"--split {split}: {root} has no split {name!r}; it has {', '.join(names) or 'none'}")
+
+
 def without_learner(config: Config, folder: Path) -> Config:
     """Return the settings for engines without a learner, writing to `folder`; the default parser grades the answers."""
     learner = config.learner.model_copy(update={"world_size": 1, "gpus_per_rank": 0.0})
@@ -176,15 +197,12 @@ def _load(
     files: Sequence[Path],
     given: Sequence[str],
     overrides: Sequence[str],
-    count_gpus: Callable[[], int],
 ) -> Config:
     model = [f"model.path={json.dumps(str(checkpoint))}", *([f"mode={mode}"] if mode else [])]
     own = [path for path in (checkpoint / ASKED_WITH_FILE,) if path.exists()]
     # What the checkpoint says of itself wins over a folder that it may have been copied into, the user's files over it.
     layers = [*own, *files] if files else [*_of_its_run(checkpoint), *own]
-    config = load_config(layers, [*model, *given, *_REQUIRED, *_NOT_OF_THE_RUN, *overrides])
-    check_model(config)
-    return place_engines(config, count_gpus)
+    return load_config(layers, [*model, *given, *_REQUIRED, *_NOT_OF_THE_RUN, *overrides])
 
 
 def _of_its_run(checkpoint: Path) -> list[Path]:

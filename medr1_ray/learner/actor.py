@@ -40,7 +40,7 @@ from medr1_ray.learner.messages import (
 )
 from medr1_ray.learner.schedule import learning_rate
 from medr1_ray.model.checkpoint_files import is_frozen, load_model
-from medr1_ray.model.checkpoint_saving import save_model
+from medr1_ray.model.checkpoint_saving import LEARNER_STATE, save_model
 from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.folder_check import stay_offline
 from medr1_ray.model.lora import Adapters
@@ -52,9 +52,6 @@ from medr1_ray.weights.transports import TRANSPORTS
 
 if TYPE_CHECKING:
     from medr1_ray.learner.reference import AdapterFreeReference, Reference
-
-LEARNER_STATE = "learner_state"
-
 
 @dataclass(frozen=True)
 class _Work:

@@ -1,20 +1,23 @@
-"""The check of a model folder before anything starts, from its small files and its weights' headers alone.
+"""The check of a model folder before anything starts: its small files, its weights' headers, and a sample of these.
 
 A folder that passes is one that the learner, the engines and an evaluation can load.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from medr1_ray.base.manifest import MANIFEST_FILE, find_damage
 from medr1_ray.config import Config
+from medr1_ray.model.checkpoint_saving import LEARNER_STATE
 from medr1_ray.model.family import FAMILIES, HEAD, checkpoint_name
 from medr1_ray.model.vocabulary import IMAGE_PAD, chat_template, load_vocabulary
-from medr1_ray.model.weight_files import is_tied, read_json, stored_tensors
+from medr1_ray.model.weight_files import is_tied, read_json, stored_tensors, weight_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What looks like an id of the hub, and is a path that people have.
@@ -24,6 +27,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 _READ_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".safetensors")
 _POINTER_START = b"version https://git-lfs"
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_END = "eos_token_id"
+_READ_WHOLE, _READ_ROWS = 2**18, 4
 _OF_THE_SOURCE = "copy it from the model that this one was made from"
 
 T = TypeVar("T")
@@ -58,7 +63,12 @@ def check_folder(folder: Path) -> None:
     """Check everything that a folder must have, without loading weights. Raises ValueError as `check_model`."""
     stay_offline()
     require_checkpoint(folder)
-    _check_weights(folder, _model_config(folder))
+    _check_manifest(folder)
+    config = _model_config(folder)
+    _check_weights(folder, config)
+    _check_positions(folder, config)
+    _check_ids(folder, config)
+    _check_numbers(folder)
     _check_tokenizer(folder)
     if not any((folder / name).exists() for name in _PROCESSOR_FILES):
         raise ValueError(f"{folder}: has no image processor ({' or '.join(_PROCESSOR_FILES)}); {_OF_THE_SOURCE}")
@@ -110,6 +120,16 @@ def require_checkpoint(folder: Path) -> None:
         raise ValueError(f"{folder}: {_without_safetensors(files)}")
 
 
+def _check_manifest(folder: Path) -> None:
+    """Check the bytes of a checkpoint of ours, but for the optimizer's state, which only a resume needs."""
+    damage = find_damage(folder, but=LEARNER_STATE) if (folder / MANIFEST_FILE).exists() else None
+    if damage:
+        raise ValueError(
+            f"{folder}: is damaged: {damage}; use another checkpoint, or, if the change is meant, delete its "
+            f"{MANIFEST_FILE}"
+        )
+
+
 def _is_pointer(path: Path) -> bool:
     """Return whether a file is what Git leaves where Git LFS has not fetched the file itself."""
     with path.open("rb") as file:
@@ -153,6 +173,38 @@ def _model_config(folder: Path) -> Any:
     return config
 
 
+def _check_positions(folder: Path, config: Any) -> None:
+    """Check that the rotary embedding's three sections (time, height, width) make up half of a head."""
+    text = config.get_text_config()
+    sections = (text.rope_parameters or {}).get("mrope_section")
+    half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
+    sizes = sections if isinstance(sections, list) else []
+    if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes) or sum(sizes) != half:
+        raise ValueError(
+            f"{folder / 'config.json'}: mrope_section is {sections!r}; allowed: three whole numbers above 0 with the "
+            f"sum {half}, half of the size of a head; {_OF_THE_SOURCE}"
+        )
+
+
+def _check_ids(folder: Path, config: Any) -> None:
+    """Check that the ids which end an answer, or stand for images, are rows of the embedding."""
+    size = config.get_text_config().vocab_size
+    settings = read_json(folder / "config.json")
+    given = [("config.json", settings, (_END, *FAMILIES[config.model_type].special_tokens))]
+    given.append(("config.json", settings.get("text_config") or {}, (_END,)))
+    if (folder / "generation_config.json").exists():
+        given.append(("generation_config.json", read_json(folder / "generation_config.json"), (_END, "pad_token_id")))
+    for file, found, keys in given:
+        for key in keys:
+            ids = found.get(key)
+            for each in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+                if type(each) is not int or not 0 <= each < size:
+                    raise ValueError(
+                        f"{folder / file}: {key} is {ids!r}; allowed: ids from 0 to {size - 1}, the last row of the "
+                        f"model's embeddings; {_OF_THE_SOURCE}"
+                    )
+
+
 def _check_weights(folder: Path, config: Any) -> None:
     """Compare the headers with the model that the configuration describes, built without memory."""
     import torch
@@ -186,6 +238,29 @@ def _check_weights(folder: Path, config: Any) -> None:
             f"{folder / stored[unknown[0]].file}: the tensor {unknown[0]!r} is not part of the model that config.json "
             f"describes; {_AGAIN}"
         )
+
+
+def _check_numbers(folder: Path) -> None:
+    """Check that the weights are finite.
+
+    Reads only what takes a second or two of a large model: tensors of up to `_READ_WHOLE` numbers (norms, biases)
+    whole, of each larger one a few rows. So it finds a training that diverged, not a single number.
+    """
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        with safe_open(folder / file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  it is not a mapping
+                tensor = tensors.get_slice(name)
+                rows = tensor.get_shape()[0]
+                whole = math.prod(tensor.get_shape()) <= _READ_WHOLE
+                starts = [k * (rows - 1) // (_READ_ROWS - 1) for k in range(_READ_ROWS)]
+                parts = [tensor[:]] if whole else [tensor[start : start + 1] for start in starts]
+                if not all(part.isfinite().all() for part in parts):
+                    raise ValueError(
+                        f"{folder / file}: the tensor {name!r} holds numbers that are not finite (NaN or infinity), as "
+                        "after a training that diverged; give an earlier checkpoint, or download it again"
+                    )
 
 
 def _check_tokenizer(folder: Path) -> None:

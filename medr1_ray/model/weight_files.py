@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medr1_ray.base.json_files import read_mapping
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -106,13 +108,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON file's mapping. Raises ValueError if it is not a mapping in JSON."""
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error}); {_ANEW}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: is not a mapping in JSON; {_ANEW}")
-    return found
+    return read_mapping(path, _ANEW)
 
 
 _ANEW = "copy or download the checkpoint again"

@@ -171,9 +171,10 @@ def latest_checkpoint(folder: Path) -> Path:
         return named
     steps = _steps(folder)
     if not steps:
+        lost = f" ({LATEST_FILE} names {named.name}, which is not there)" if named else ""
         raise ValueError(
-            f"no checkpoint to resume from in {folder}. Start without --resume, or set run.dir to a run that has saved "
-            "one (run.save_every)"
+            f"no checkpoint to resume from in {folder}{lost}. Start without --resume, or set run.dir to a run that has "
+            "saved one (run.save_every)"
         )
     return folder / f"checkpoint-{steps[-1]}"
 

@@ -9,13 +9,11 @@ A run that has saved a checkpoint is continued with --resume. One that has not c
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from medr1_ray.base.file_lock import FileLock
+from medr1_ray.base.writable_folder import require_writable
 from medr1_ray.config import Config, require_lasting
 from medr1_ray.config.loading import (
     changeable_settings,
@@ -24,12 +22,20 @@ from medr1_ray.config.loading import (
     without_secrets,
     write_config,
 )
+from medr1_ray.data.readers.manifest import MANIFEST_FILE
 from medr1_ray.records.checkpoints import has_checkpoint, latest_checkpoint
+from medr1_ray.records.file_lock import FileLock
 
 LOCK_FILE = ".lock"
 # What a run leaves of its training; its settings are written anew, and its logs go on.
 _OF_A_TRAINING = ("metrics*.jsonl", "spans.jsonl", "timeline*.json", "summary.json", "rollouts", "evaluations")
 _OF_TRACKERS = ("wandb", "wandb_id", "tensorboard")
+_OF_OTHERS = {
+    "config.json": "a model",
+    MANIFEST_FILE: "prepared data",
+    "QA_information": "data in OmniMedVQA's layout",
+    "settings.json": "an evaluation or a matrix",
+}
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,14 @@ def check_run_directory(config: Config, *, resume: bool) -> RunDirectory:
     """Check that a new run may use its directory, or that it holds the run to resume; creates nothing.
 
     Raises:
-        ValueError: the directory cannot be made, is in use, or would go with a Ray job; a new run's directory holds a
-            run with a checkpoint; a run to resume is not there or has no checkpoint, or settings that make the run what
-            it is were changed.
+        ValueError: the directory cannot be made, is in use, would go with a Ray job, or holds a model or data; a new
+            run's directory holds a run with a checkpoint; a run to resume is not there or has no checkpoint, or
+            settings that make the run what it is were changed.
     """
     require_lasting("run.dir", config.run.dir)
     directory = RunDirectory(config.run.dir.absolute())
-    _check_place(config, directory)
+    require_writable(f"run.dir={str(config.run.dir)!r}", directory.path)
+    _require_own(config, directory)
     if (directory.path / LOCK_FILE).exists():
         _lock(config, directory).release()
     if resume:
@@ -111,19 +118,15 @@ def open_run_directory(config: Config, *, resume: bool) -> RunDirectory:
     return RunDirectory(directory.path, set_aside, lock)
 
 
-def _check_place(config: Config, directory: RunDirectory) -> None:
-    """Raise ValueError where the directory could not be made or written."""
-    there = next(path for path in (directory.path, *directory.path.parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"run.dir={str(config.run.dir)!r} cannot be made: {there} is a file; choose another folder")
-    try:
-        # Tried, because permissions do not tell: they say nothing to root, nor of what a file system allows.
-        os.rmdir(tempfile.mkdtemp(dir=there, prefix=".medr1_ray-"))
-    except OSError as error:
-        raise ValueError(
-            f"run.dir={str(config.run.dir)!r} cannot be made: {there} cannot be written ({error.strerror}); choose "
-            "another folder"
-        ) from None
+def _require_own(config: Config, directory: RunDirectory) -> None:
+    """Raise ValueError where a run would write among files that are of another kind."""
+    given = f"run.dir={str(config.run.dir)!r}"
+    for name, what in _OF_OTHERS.items():
+        if (directory.path / name).exists():
+            raise ValueError(f"{given} holds {what} ({name}); choose another folder, for the run alone")
+    # Phantoms are drawn into folders of their own.
+    if config.data.format != "phantoms" and config.data.root.resolve() == directory.path.resolve():
+        raise ValueError(f"{given} is data.root too; choose another folder, for the run alone")
 
 
 def _lock(config: Config, directory: RunDirectory) -> FileLock:

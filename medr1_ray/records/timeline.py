@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from medr1_ray.base.atomic_files import whole_lines, write_text
+from medr1_ray.base.atomic_files import write_text
+from medr1_ray.base.json_files import read_rows
 from medr1_ray.types import Span
+
+SPAN_KEYS = ("step", *(field.name for field in fields(Span)))
+"""Of a line of spans.jsonl."""
 
 
 def chrome_trace(spans: Iterable[tuple[int, Span]]) -> dict[str, Any]:
@@ -85,9 +90,9 @@ def write_timeline(directory: Path, first: int | None = None, last: int | None =
 
 
 def _read(path: Path) -> Iterator[tuple[int, Span]]:
-    for line in whole_lines(path):
-        row = json.loads(line)
-        yield row.pop("step"), Span(**row)
+    for row in read_rows(path, SPAN_KEYS):
+        step, *values = (row[key] for key in SPAN_KEYS)
+        yield step, Span(*values)
 
 
 def _driver_first(actor: str) -> tuple[bool, str, int]:

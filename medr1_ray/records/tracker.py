@@ -28,16 +28,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-from medr1_ray.base.atomic_files import cut_torn_line, whole_lines, write_text
+from medr1_ray.base.atomic_files import cut_torn_line, naming, whole_lines, write_text
+from medr1_ray.base.json_files import read_rows
 from medr1_ray.config import Config, shown_text
 from medr1_ray.config.loading import public_settings
 from medr1_ray.records.metric_names import METRICS
-from medr1_ray.records.timeline import write_timeline
+from medr1_ray.records.timeline import SPAN_KEYS, write_timeline
 from medr1_ray.types import Group, Span
 
 _log = logging.getLogger(__name__)
 
+_STEP = ("step",)
 _ROLLOUTS = re.compile(r"step-(\d+)\.jsonl")
+
+
+def check_files(directory: Path) -> None:
+    """Raise ValueError for a damaged line in what a run has written, which a resumed run reads, at its end at last."""
+    read_rows(directory / "metrics.jsonl", _STEP)
+    read_rows(directory / "spans.jsonl", SPAN_KEYS)
 
 
 class Tracker:
@@ -50,7 +58,7 @@ class Tracker:
         publish: receives the same metrics as the files.
 
     Raises:
-        ValueError: a package that the settings ask for is not installed.
+        ValueError: a package that the settings ask for is not installed, or a file has a damaged line.
     """
 
     def __init__(
@@ -69,6 +77,7 @@ class Tracker:
         self._last_step = step
         for growing in (self._metrics, self._spans):
             cut_torn_line(growing)  # else the next line would continue the torn one
+        check_files(directory)
         self._discard_after(step)
         mode = config.run.wandb
         self._wandb = _open_wandb(config, mode, directory) if mode != "off" else None
@@ -130,8 +139,9 @@ class Tracker:
             self._tensorboard.close()
 
     def _discard_after(self, step: int) -> None:
-        lines = whole_lines(self._metrics)
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        steps = [row["step"] for row in read_rows(self._metrics, _STEP)]
+        lines = list(zip(steps, (line.decode() for line in whole_lines(self._metrics)), strict=True))
+        kept = [line for of, line in lines if of <= step]
         rollouts = [
             path
             for path in self._rollouts.iterdir()
@@ -140,7 +150,7 @@ class Tracker:
         if len(kept) == len(lines) and not rollouts:
             return
         n = next(n for n in count(1) if not (self._directory / f"metrics.discarded-{n}.jsonl").exists())
-        discarded = [line for line in lines if json.loads(line)["step"] > step]
+        discarded = [line for of, line in lines if of > step]
         # The copy first: an interruption before the next line loses nothing.
         write_text(self._directory / f"metrics.discarded-{n}.jsonl", "".join(f"{line}\n" for line in discarded))
         write_text(self._metrics, "".join(f"{line}\n" for line in kept))
@@ -175,7 +185,7 @@ def _rollout_lines(group: Group) -> Iterable[dict[str, Any]]:
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write("".join(map(_line, rows)))
 
 

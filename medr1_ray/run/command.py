@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.config import Config, Objective, shown_text
 from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder_check import check_model
@@ -43,7 +43,7 @@ docs/training.md, docs/data.md, docs/models.md and the files of medr1_ray/config
 
 def run_command(objective: Objective, description: str, run: Run, arguments: list[str] | None) -> int:
     """Read the arguments and run; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=f"python -m {COMMANDS[objective]}",
         description=description,
         epilog=OFTEN_CHANGED,

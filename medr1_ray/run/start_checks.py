@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from medr1_ray.config import Config, DataSettings, require_copied
+from medr1_ray.config import Config, require_copied
 from medr1_ray.data.dataset import are_there, check_dataset, open_dataset
 from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.stream import require_same_questions
 from medr1_ray.learner.schedule import learning_rate
 from medr1_ray.model.folder_check import check_model
-from medr1_ray.records.checkpoints import RunState
-from medr1_ray.records.directory import check_run_directory
+from medr1_ray.records.checkpoints import RunState, read_state, whole_checkpoint
+from medr1_ray.records.directory import RunDirectory, check_run_directory
+from medr1_ray.records.tracker import check_files
 from medr1_ray.rewards.functions import resolve
 
 
@@ -38,13 +40,14 @@ def problems_of_a_start(config: Config, *, resume: bool) -> list[str]:
     # A dry run of a model that is not here yet needs its shape alone.
     if config.model.shape is None or config.model.folder.exists():
         checks.append(lambda: _check_model(config))
-    checks.append(lambda: _check_data(config.data))
+    checks.append(lambda: _check_data(config, resume=resume))
     for check in checks:
         try:
             check()
         except (ValueError, OSError) as error:
             found.append(str(error))
-    return found
+    # Without a checkpoint, both the directory's check and the data's say so.
+    return list(dict.fromkeys(found))
 
 
 def about_resuming(before: Config, now: Config, state: RunState) -> list[str]:
@@ -69,6 +72,7 @@ def _of_settings(config: Config, *, resume: bool) -> tuple[Callable[[], object],
         lambda: resolve(config.reward.functions, config.mode),
         lambda: _require_files_of_a_job(config),
         lambda: check_run_directory(config, resume=resume),
+        *((lambda: check_files(config.run.dir),) if resume else ()),
     )
 
 
@@ -94,7 +98,15 @@ def _require_files_of_a_job(config: Config) -> None:
         require_copied("data.pass_rates", config.data.pass_rates)
 
 
-def _check_data(settings: DataSettings) -> None:
+def _check_data(config: Config, *, resume: bool) -> None:
+    settings = config.data
     check_dataset(settings)
-    if are_there(settings):
-        open_dataset(settings)
+    if not are_there(settings):
+        return
+    questions = open_dataset(settings).train
+    if resume:
+        checkpoint = whole_checkpoint(RunDirectory(config.run.dir.absolute()).checkpoints, print)
+        state = read_state(checkpoint).stream
+        require_same_questions(
+            state, questions, config.train.seed, settings.sampling_weights, settings.shuffle_options
+        )

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-from medr1_ray.base.command_line import run_to_status
+from medr1_ray.base.command_line import ArgumentParser, run_to_status
+from medr1_ray.base.writable_folder import require_writable
+from medr1_ray.config import require_lasting
 from medr1_ray.tiny import probe
 from medr1_ray.tiny.architecture import build_model, save
 from medr1_ray.tiny.curriculum import corpus
@@ -23,7 +25,7 @@ from medr1_ray.tiny.tokenizer import train_tokenizer
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the arguments and build the model; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m medr1_ray.tiny", description=__doc__)
+    parser = ArgumentParser(prog="python -m medr1_ray.tiny", description=__doc__)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for model/, state.pt and build_log.txt"
     )
@@ -45,6 +47,8 @@ def build(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--{name} {getattr(arguments, name)}: give 1 or more")
     if arguments.seed < 0:
         raise ValueError(f"--seed {arguments.seed}: give 0 or more")
+    require_lasting("--out", arguments.out)
+    require_writable(f"--out {arguments.out}", arguments.out)
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     log_path = arguments.out / "build_log.txt"

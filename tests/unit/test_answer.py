@@ -74,6 +74,21 @@ def test_one_question_is_answered_on_the_terminal(
     assert (asked.configs[0].mode, asked.configs[0].rollout.max_tokens) == ("think", 33)
 
 
+def test_answers_to_a_file_outlive_a_disk_that_has_filled_up(
+    asked: Asked, image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = tmp_path / "q.csv"
+    questions.write_text(f"image,question,options\n{image},Which?,CT;MRI\n")
+    given = ["--model", "tiny", "--image", str(tmp_path), "--csv", str(questions), "--out", "/dev/full"]
+    assert main(given) == 1
+    said = capsys.readouterr().err
+    spare = Path(said.rpartition("the answers are in ")[2].removesuffix(" instead\n"))
+    assert "error: --out /dev/full: No space left on device; the answers are in" in said
+    assert "B,MRI" in spare.read_text()
+    spare.unlink()
+    spare.parent.rmdir()
+
+
 def test_a_question_without_an_answer_is_not_an_error(asked: Asked, image: str) -> None:
     assert main(["--model", "tiny", "--image", image, "--question", "Silent?", "--options", "CT; MRI"]) == 0
 
@@ -148,8 +163,8 @@ def test_a_file_of_questions_is_answered_line_by_line(
     ],
 )
 def test_what_cannot_be_answered_is_said_before_an_engine_starts(
-    asked: Asked, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+    asked: Asked, image: str, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
-    assert main(["--model", "tiny", "--image", "i.png", *arguments]) == 1
+    assert main(["--model", "tiny", "--image", image, *arguments]) == 1
     assert says in capsys.readouterr().err
     assert asked.loaded == []

@@ -38,12 +38,16 @@ def data(tmp_path: Path) -> Path:
 def test_every_argument_reaches_the_evaluation(
     evaluated: list[tuple[Config, Plan]], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    other = tmp_path / "other" / "report.json"
+    (other.parent / "answers").mkdir(parents=True)
+    for file in (other, other.parent / "answers" / "image.jsonl"):
+        file.touch()
     given = ["--model", "tiny", "--data", str(data), "--split", "test", "--mode", "think", "--samples", "8"]
-    given += ["--scoring", "text", "likelihood", "--questions", "40", "--against", "other.json"]
+    given += ["--scoring", "text", "likelihood", "--questions", "40", "--against", str(other)]
     given += ["--out", str(tmp_path / "out"), "rollout.max_tokens=33"]
     assert main(given) == 0
     (config, plan) = evaluated[0]
-    assert plan == Plan("test", ("text", "likelihood"), 8, 40, Path("other.json"))
+    assert plan == Plan("test", ("text", "likelihood"), 8, 40, other)
     assert config.model.folder == tiny_model_path()
     assert (config.mode, config.rollout.max_tokens) == ("think", 33)
     assert (config.data.root, config.run.dir) == (data, tmp_path / "out")

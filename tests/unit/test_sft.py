@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from medr1_ray import sft
+from medr1_ray.base.manifest import StoredFile, store
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.demonstrations import Teacher
@@ -22,6 +23,7 @@ from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep
 from medr1_ray.pool.actor_states import ActorCounts, ActorStates
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.scaling import Scaling
+from medr1_ray.records.alarms import Alarms
 from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
 from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
@@ -29,6 +31,7 @@ from medr1_ray.records.tracker import Tracker
 from medr1_ray.rewards.functions import resolve, score
 from medr1_ray.run import startup
 from medr1_ray.run.session import Session
+from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Sampling, Span
 
 
@@ -84,9 +87,9 @@ class Actors:
     def unused_prompt_ids(self) -> list[str]:
         return []
 
-    def save(self, folder: Path) -> list[str]:
+    def save(self, folder: Path) -> list[StoredFile]:
         (folder / "version").write_text(str(len(self.imitated)))
-        return ["version"]
+        return [store(folder, "version")]
 
 
 def config_of(run: Path, **train: Any) -> Config:
@@ -133,6 +136,8 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
             checkpoints=Checkpoints(run / "checkpoints", keep=5),
             totals=Totals(state.completions, dict(state.seconds)) if state else Totals(),
             scaling=Scaling.of(config),
+            skipped_steps=SkippedSteps(config.learner, state.steps_skipped if state else 0),
+            alarms=Alarms(config.alarms, config.gap_mean_limit),
         )
 
     monkeypatch.setattr(startup, "open_session", open_session)

@@ -34,6 +34,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 CONFIG = f"--config {REPOSITORY}/configs/phantom_cpu.yaml"
 RUN = f"{CONFIG} run.dir=new data.root=phantoms"
+MATRIX = f"--config {REPOSITORY}/configs/matrix/phantoms.yaml"
+TABLE = f"{CONFIG} run.dir=new data.format=table data.root=."
 EVALUATE = "--model tiny --data data --split test"
 ASK = "--model tiny --image scan.png --question Which? --options CT;MRI"
 FILE = "--model tiny --image . --csv questions.csv"
@@ -81,13 +83,18 @@ CASES = [
     ("train", f"{RUN} cluster.address=localhost:1", ["cluster.address='localhost:1' does not answer"]),
     ("train", f"{RUN} reward.functions={{}}", ["reward.functions={}", "at least one"]),
     ("train", f"{RUN} cluster.weight_transport=nccl", ["cluster.weight_transport=nccl", "object_store"]),
+    (
+        "train",
+        f"{RUN} cluster.weight_transport=nccl learner.gpus_per_rank=1 rollout.gpus_per_actor=0.5",
+        ["rollout.gpus_per_actor=0.5", "NCCL refuses two ranks on one GPU", "give both whole GPUs"],
+    ),
     ("train", f"{RUN} train.prompts_per_step=1 learner.world_size=2", ["prompts_per_step=1", "use at least 2"]),
     ("train", f"{RUN} data.min_pass_rate=0.2", ["data.min_pass_rate=0.2", "set pass_rates"]),
     ("train", f"{RUN} data.format=csvs", ["data.format='csvs'", "phantoms"]),
     ("train", f"{RUN} reward.functions={{acuracy:1}}", ["acuracy"]),
     ("train", f"{RUN} reward.functions.acuracy=1", ["acuracy", "accuracy"]),
     ("train", f"{RUN} reward.functions={{nowhere:f:1}}", ["nowhere"]),
-    ("train", f"{RUN} --epochs 3", ["unrecognized arguments: --epochs"]),
+    ("train", f"{RUN} --epochs 3", ["unrecognized arguments: --epochs 3; `python -m medr1_ray.train --help` lists"]),
     # What the settings name.
     ("train", f"{RUN} data.modalities=[Xray]", ["'Xray' is not a modality of the data", "it has CT"]),
     ("train", f"{RUN} data.question_types=[Grading]", ["'Grading' is not a question type", "has Anatomy"]),
@@ -104,10 +111,19 @@ CASES = [
     ("train", f"{RUN} reward.functions={{\"accuracy\":0}}", ["all weights are 0"]),
     ("sft", f"{RUN} model.path=Qwen/Qwen2-VL-2B-Instruct", ["not a folder here", "hf download"]),
     ("train", f"{RUN} rollout.max_prompt_tokens=5", ["rollout.max_prompt_tokens=5", "9 tokens"]),
+    ("train", f"{TABLE} data.table.file=named.csv", ["the image or the question or the answer; it has x"]),
+    ("train", f"{TABLE} data.table.file=gap.csv", ["A, C seem to be the options, but there is none for B"]),
+    ("train", f"{RUN} data.modalities=[Xray,PETT]", ["'Xray', 'PETT' are not each a modality of the data"]),
     # Where to write, and what to resume.
     ("train", f"{RUN} run.dir=scan.png", ["run.dir='scan.png' cannot be made", "choose another folder"]),
     ("train", f"{RUN} run.dir=scan.png/new", ["run.dir='scan.png/new' cannot be made", "choose another folder"]),
     ("train", f"{RUN} run.dir=/proc/new", ["run.dir='/proc/new' cannot be", "choose"]),
+    ("train", f"{RUN} run.dir=loop", ["run.dir='loop' cannot be made", "is a link that leads nowhere"]),
+    ("train", f"{RUN} run.dir=prepared", ["run.dir='prepared' holds prepared data", "choose another folder"]),
+    ("train", f"{RUN} run.dir=data", ["run.dir='data' holds data in OmniMedVQA's layout", "choose another folder"]),
+    ("train", f"{RUN} run.dir=model", ["run.dir='model' holds a model (config.json)", "choose another folder"]),
+    ("train", f"{TABLE} data.table.file=gap.csv run.dir=.", ["run.dir='.' is data.root too", "choose another folder"]),
+    ("sft", f"{RUN} run.dir=loop/new", ["run.dir='loop/new' cannot be made", "is a link that leads nowhere"]),
     ("train", f"{RUN} run.dir=done", ["run.dir='done' holds a run already", "--resume"]),
     ("train", f"{RUN} --resume", ["run.dir='new' holds no run to resume", "start without --resume"]),
     ("train", f"{RUN} run.dir=begun --resume", ["no checkpoint to resume from", "Start without --resume"]),
@@ -129,16 +145,25 @@ CASES = [
     ("evaluate", f"{EVALUATE} --scoring letters", ["invalid choice: 'letters'", "likelihood"]),
     ("evaluate", f"{EVALUATE} --against absent", ["--against absent is not an evaluation", "report.json"]),
     ("evaluate", f"{EVALUATE} --config scan.png", ["scan.png cannot be read"]),
-    ("evaluate", f"{EVALUATE} --out scan.png", ["scan.png"]),
+    ("evaluate", f"{EVALUATE} --out scan.png", ["--out scan.png cannot be made", "is a file", "choose another"]),
+    ("evaluate", f"{EVALUATE} --out loop", ["--out loop cannot be made", "is a link that leads nowhere"]),
+    ("evaluate", f"{EVALUATE} --out folder", ["--out folder holds files that are not of an evaluation", "notes.txt"]),
+    ("evaluate", f"{EVALUATE} --out evaluated", ["evaluated holds an evaluation with image_fit '?'", "another --out"]),
+    ("evaluate", "--model tiny --data prepared --split own", ["--split own: prepared has no split 'own'; it has gr"]),
+    ("evaluate", f"{EVALUATE} --against garbled", ["image.jsonl, line 1: 'garbage' is not a mapping in JSON"]),
     ("evaluate", f"{EVALUATE} --mode think rollout.max_tokens=4", ["rollout.max_tokens=4", "use at least 14"]),
     ("evaluate", f"{EVALUATE} rollout.max_token=4", ["did you mean rollout.max_tokens?"]),
+    ("evaluate", "--model asked --data data --split test", ["data.image_size='big'", "(in ", "asked/medr1_ray.json)"]),
+    ("answer", f"{ASK} --model asked", ["data.image_size='big'", "asked/medr1_ray.json)"]),
     # Answering.
     ("answer", "--model tiny --image scan.png", ["give --question and --options, or --csv"]),
     ("answer", f"{ASK} --out a.csv", ["--out a.csv is for the answers to --csv"]),
     ("answer", f"{ASK} --csv questions.csv", ["but not both"]),
     ("answer", "--model tiny --image . --csv questions.csv --out questions.csv", ["--out questions.csv"]),
     ("answer", f"{ASK} --model absent", ["'absent' does not exist", "`tiny`"]),
-    ("answer", f"{ASK} --image absent.png", ["--image absent.png"]),
+    ("answer", f"{ASK} --image absent.png", ["--image absent.png: does not exist", "give the file"]),
+    ("answer", "--model tiny --image absent --csv questions.csv", ["--image absent is not a folder", "--csv give"]),
+    ("answer", "--model tiny --image scan.png --csv questions.csv", ["--image scan.png is not a folder"]),
     ("answer", f"{ASK} --image torn.yaml", ["--image torn.yaml"]),
     ("answer", f"{ASK} --image folder", ["--image folder"]),
     ("answer", f"{ASK} --options CT", ["the options are 'CT'"]),
@@ -149,22 +174,31 @@ CASES = [
     ("answer", "--model tiny --image . --csv absent.csv", ["--csv absent.csv: cannot be read"]),
     ("answer", "--model tiny --image . --csv scan.png", ["--csv scan.png: cannot be read", "UTF-8"]),
     ("answer", "--model tiny --image . --csv header.csv", ["--csv header.csv: no questions"]),
-    ("answer", "--model tiny --image . --csv torn.yaml", ["--csv torn.yaml: no column 'image'"]),
+    ("answer", "--model tiny --image . --csv torn.yaml", ["--csv torn.yaml: no column 'image', 'question', 'options'"]),
     # What a run left.
     ("timeline", "absent", ["absent holds no spans.jsonl", "give the directory of a run"]),
     ("timeline", "spans --first 2000", ["--first 2000", "it has steps 1 to 1"]),
     ("timeline", "spans --last 0", ["--last 0", "it has steps 1 to 1"]),
     ("timeline", "spans --first -1", ["--first -1", "0 or more"]),
     ("timeline", "spans --first x", ["--first: invalid int value: 'x'"]),
+    ("timeline", "garbled", ["spans.jsonl, line 2: 'garbage' is not a mapping in JSON with step", "remove it"]),
     # Data.
     ("prepare", "--root absent --out out", ["--root absent"]),
     ("prepare", "--root folder --out out", ["--root folder"]),
     ("prepare", "--root data --out scan.png", ["--out scan.png is a file"]),
     ("prepare", "--root data --out out --medr1 absent", ["--medr1 absent", "give the folder of Med-R1's"]),
+    ("prepare", "--root data --out loop", ["--out loop cannot be made", "is a link that leads nowhere"]),
+    ("phantoms", "--out loop --images 2 --seed 0", ["--out loop cannot be made", "is a link that leads nowhere"]),
+    ("tiny", "--out loop", ["--out loop cannot be made", "is a link that leads nowhere"]),
+    ("matrix", f"{MATRIX} --out loop", ["out=loop cannot be made", "is a link that leads nowhere"]),
     ("prepare", "--root data --out spans", ["--out spans holds files that this command did not write"]),
     ("prepare", "--root data --out out --workers 0", ["--workers 0", "1 or more"]),
     ("phantoms", "--out out --images 0 --seed 0", ["0"]),
     ("phantoms", "--out out --images 2 --seed -1", ["-1"]),
+    ("phantoms", "--out out --images 2 --seed 0 --size 99999999", ["size is 99999999", "at most 4096"]),
+    ("prepare", "--table named.csv --groups column --columns image=x question=y answer=A --out out", ["no group colu"]),
+    ("prepare", "--table named.csv --out out", ["the image or the question or the answer", "--columns image=NAME"]),
+    ("prepare", "--table gap.csv --out out", ["A, C seem to be the options, but there is none for B"]),
     ("phantoms", "--out scan.png --images 2 --seed 0", ["scan.png"]),
     ("phantoms", "--out folder --images 2 --seed 0", ["folder"]),
     ("tiny", "--out out --seed -1", ["--seed -1", "0 or more"]),
@@ -193,11 +227,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "based.yaml": "base: absent.yaml",
         "matrix.yaml": "outt: x\nconfigs: [a]\nmethods: {grpo: {command: train}}\naxes: {no_think: {modality: []}}",
         "questions.csv": "image,question,options\nscan.png,Which?,CT;MRI\n",
+        "named.csv": "x,y,A,B\nscan.png,Which?,CT,MRI\n",
+        "gap.csv": "image,question,A,C,answer\nscan.png,Which?,CT,MRI,A\n",
         "header.csv": "image,question,options\n",
     }
     for name, text in texts.items():
         Path(name).write_text(text)
-    for folder in ("folder", "data/QA_information/Open-access", "prepared/splits", "spans"):
+    folders = ("folder", "data/QA_information/Open-access", "prepared/splits", "spans", "garbled/answers")
+    for folder in (*folders, "model", "evaluated", "asked"):
         Path(folder).mkdir(parents=True)
     Path("folder/notes.txt").touch()
     Image.new("RGB", (40, 30)).save("data/scan.png")
@@ -208,6 +245,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (Path("prepared") / MANIFEST_FILE).touch()
     span = {"step": 1, "actor": "driver", "phase": "update", "start_seconds": 1, "end_seconds": 2}
     Path("spans/spans.jsonl").write_text(json.dumps(span) + "\n")
+    Path("garbled/answers/image.jsonl").write_text("garbage\n")
+    Path("prepared/splits/grouped.json").touch()
+    Path("model/config.json").touch()
+    Path("asked/medr1_ray.json").write_text('{"data": {"image_size": "big"}}')
+    Path("evaluated/settings.json").write_text('{"image_fit": "?"}')
+    Path("loop").symlink_to("loop")
+    Path("garbled/spans.jsonl").write_text(f"{json.dumps(span)}\ngarbage\n{json.dumps(span)}\n")
     for name, checkpoint in (("begun", None), ("done", "checkpoint-2"), ("lost", "checkpoint-7")):
         checkpoints = Path(name) / "checkpoints"
         checkpoints.mkdir(parents=True)
@@ -249,6 +293,30 @@ def test_a_wrong_input_is_one_line(
         (only,) = (each for each in said.err.splitlines() if each.startswith("error: "))
         assert "is not valid:" in only or only == line, "several problems of settings are a list"
     assert sorted(place.rglob("*")) == before, "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("answer", f"{FILE} --out results.csv"),
+        ("answer", FILE),
+        ("evaluate", f"{EVALUATE} --out results"),
+        ("prepare", "--root data --out results"),
+        ("phantoms", "--images 2 --seed 0 --out results"),
+        ("tiny", "--out results"),
+        ("matrix", f"{MATRIX} --out results"),
+        ("train", f"{CONFIG} data.root=phantoms run.dir=results"),
+    ],
+)
+def test_results_do_not_go_with_the_copy_of_a_job(
+    command: str, arguments: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}')
+    before = sorted(place.rglob("*"))
+    assert COMMANDS[command](arguments.split()) == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    assert "in this Ray job's temporary copy of --working-dir, where results would be lost; give an absolute" in line
+    assert sorted(place.rglob("*")) == before
 
 
 def test_there_are_enough_of_them() -> None:

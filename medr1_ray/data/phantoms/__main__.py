@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
+from medr1_ray.base.signs_of_life import still
+from medr1_ray.base.writable_folder import require_writable
+from medr1_ray.config import require_lasting
 from medr1_ray.data.phantoms.write import ensure_dataset
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the dataset unless the directory already holds it; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m medr1_ray.data.phantoms", description=__doc__)
+    parser = ArgumentParser(prog="python -m medr1_ray.data.phantoms", description=__doc__)
     parser.add_argument(
         "--out", type=Path, required=True, help="a new or empty directory, or one that holds this dataset"
     )
@@ -27,7 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(ending: Ending) -> int:
         ending.how_to_go_on = lambda: "the images are drawn anew by the same command"
-        ensure_dataset(options.out, options.images, options.seed, options.size)
+        require_lasting("--out", options.out)
+        require_writable(f"--out {options.out}", options.out)
+        with still(f"drawing {options.images} phantoms"):
+            ensure_dataset(options.out, options.images, options.seed, options.size)
         print(f"{options.out}: {options.images} phantoms")
         return 0
 

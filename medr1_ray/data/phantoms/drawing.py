@@ -12,7 +12,7 @@ from medr1_ray.data.phantoms.canvas import Array, Canvas, new_canvas
 from medr1_ray.data.phantoms.facts import PhantomFacts
 from medr1_ray.data.phantoms.lesion import Lesion, place_lesion
 
-MIN_SIZE = 56
+MIN_SIZE, MAX_SIZE = 56, 4096
 
 _PAINTERS: dict[tuple[str, str], Callable[[Canvas, Lesion], Array]] = {
     ("CT", "Chest"): tomography.ct_chest,
@@ -51,11 +51,12 @@ def draw(facts: PhantomFacts, rng: np.random.Generator, size: int = 112) -> NDAr
         The image, uint8 RGB [H, W, 3]; grey modalities have three equal channels.
 
     Raises:
-        ValueError: if `size` is below 56.
+        ValueError: if `size` is below 56 or above 4096.
     """
-    if size < MIN_SIZE:
+    if not MIN_SIZE <= size <= MAX_SIZE:
         raise ValueError(
-            f"size is {size}; it must be at least {MIN_SIZE} pixels, because mild lesions vanish below that"
+            f"size is {size}; it must be at least {MIN_SIZE} pixels, because mild lesions vanish below that, and at "
+            f"most {MAX_SIZE}"
         )
     # A generator of its own, so that drawing a lesion does not change the random numbers of the rest.
     lesion_rng = np.random.default_rng(rng.integers(2**63))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from medr1_ray.base.json_files import read_mapping
 from medr1_ray.data.phantoms.drawing import draw
 from medr1_ray.data.phantoms.facts import MODALITIES, PhantomFacts, random_facts
 from medr1_ray.data.phantoms.questions import PhantomQuestion, ask
@@ -18,6 +19,7 @@ from medr1_ray.data.phantoms.questions import PhantomQuestion, ask
 GENERATOR_VERSION = 1
 MANIFEST = "phantoms.json"
 
+_ANOTHER = "choose another directory, or delete this one to write it again"
 _MODALITY_TYPE = {
     "CT": "CT(Computed Tomography)",
     "MRI": "MR (Mag-netic Resonance Imaging)",
@@ -61,8 +63,8 @@ def write_dataset(out: Path, images: int, seed: int, size: int = 112) -> None:
     not on the number of phantoms.
 
     Raises:
-        ValueError: if `images` is below 1, `seed` below 0, `size` below 56, or `out` exists and is not an empty
-            directory.
+        ValueError: if `images` is below 1, `seed` below 0, `size` not from 56 to 4096, or `out` exists and is not an
+            empty directory.
     """
     manifest = _manifest(images, seed, size)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -96,7 +98,7 @@ def ensure_dataset(out: Path, images: int, seed: int, size: int = 112) -> None:
             # Another run may have written it since the check above; its dataset is then checked like an old one.
             if not (out / MANIFEST).is_file():
                 raise
-    found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    found = read_mapping(out / MANIFEST, _ANOTHER)
     differences = [
         f"{key} {found.get(key)!r} (asked for: {value!r})"
         for key, value in wanted.items()
@@ -105,7 +107,7 @@ def ensure_dataset(out: Path, images: int, seed: int, size: int = 112) -> None:
     if differences:
         raise ValueError(
             f"out is {str(out)!r}, which holds phantoms with {', '.join(differences)}; ask for those parameters, "
-            "choose another directory, or delete this one to write it again"
+            + _ANOTHER
         )
 
 

@@ -18,8 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from medr1_ray.base.command_line import Ending, run_to_status
-from medr1_ray.config import DataSettings, TableAnswers, TableColumns
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
+from medr1_ray.base.signs_of_life import still
+from medr1_ray.base.writable_folder import require_writable
+from medr1_ray.config import DataSettings, TableAnswers, TableColumns, require_lasting
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.prepare.grouping import Grouping, describe, regrouped
 from medr1_ray.data.prepare.image_facts import ImageFacts
@@ -33,12 +35,30 @@ from medr1_ray.data.prepare.recipes import (
     released_splits,
 )
 from medr1_ray.data.prepare.sources import Source, of_omnimedvqa, of_table
-from medr1_ray.data.prepare.writing import enter_folder, require_own_folder, write_prepared, write_split
+from medr1_ray.data.prepare.writing import (
+    account_of,
+    enter_folder,
+    nothing_left_of,
+    require_own_folder,
+    write_prepared,
+    write_split,
+)
 from medr1_ray.data.readers.manifest import ManifestRow
 from medr1_ray.data.readers.prepared import PARTS, Split
 from medr1_ray.data.readers.table.reader import TableReader
 
 ROWS_SHOWN = 5
+
+OFTEN_GIVEN = """\
+what is given most for a table:
+  --image-root FOLDER             where its image paths start
+  --columns answer=gold group=patient options=a,b,c
+                                  columns without a usual name; NAME left empty: there is none
+  --options yes no                the options of every row
+  --groups images                 split image by image
+
+The first rows are shown as they are understood, before the rest is read. Usual names, splits and published datasets
+(--config): docs/data.md."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +71,10 @@ class Plan:
     medr1: Path | None
     seed: int
     workers: int
+
+
+class NoRow(ValueError):
+    """No row can be used."""
 
 
 def prepare(source: Source, plan: Plan) -> None:
@@ -68,7 +92,7 @@ def prepare(source: Source, plan: Plan) -> None:
     enter_folder(plan.out, source.name)
     facts = facts_of_images(source.root, paths, plan.out / "images.jsonl", plan.workers)
     rows = [_with_image(row, facts) for row in rows]
-    account = write_prepared(plan.out, source.root, rows)
+    account = account_of(plan.out, source.root, rows)
     seconds = time.monotonic() - started
     print(
         f"{account['rows']} rows, {account['questions']} questions on {account['images']} images: "
@@ -78,7 +102,7 @@ def prepare(source: Source, plan: Plan) -> None:
         for reason, rest in account[what].items():
             print(f"{title}: {rest['rows']} rows: {reason} ({', '.join(rest['first'])}, ...)")
     if not account["questions"]:
-        raise ValueError(
+        raise NoRow(
             "no row can be used, for the reasons above; mend the data or the arguments (--image-root: the folder that "
             "image paths start from; --columns; --table also reads answers that are letters or numbers) and run this "
             "again"
@@ -86,13 +110,25 @@ def prepare(source: Source, plan: Plan) -> None:
     print(describe(rows, grouping))
     splits = list(own_splits(rows, source.parts) if source.parts else grouped_splits(rows, plan.seed))
     _require_both_sides(splits[0], rows, grouping)
+    write_prepared(plan.out, source.root, rows)
     if plan.medr1:
         splits += released_splits(rows, source.root, plan.medr1)
+    with still("comparing the parts of the splits"):
+        _write_splits(plan.out, splits, rows)
+    if not splits[0].parts["train"]:
+        print(f"evaluate on it with --data {plan.out} --split {splits[0].name}/test (or another part)")
+        return
+    part = "" if splits[0].parts["validation"] else " data.eval_part=test"
+    print(f"train on it with data.format=prepared data.root={plan.out} data.split={splits[0].name}{part}")
+
+
+def _write_splits(out: Path, splits: Sequence[Split], rows: Sequence[ManifestRow]) -> None:
+    """Write the splits, and print for each what is unusual in it."""
     by_id = {row.id: row for row in rows if row.left_out is None}
     for split in splits:
         parts = {part: [by_id[id_] for id_ in split.parts[part]] for part in PARTS}
         leakages = {part: leakage(parts["train"], parts[part]) for part in PARTS[1:]}
-        digest = write_split(plan.out, split, rows, leakages)
+        digest = write_split(out, split, rows, leakages)
         counts = ", ".join(f"{part} {len(members)}" for part, members in parts.items())
         print(f"split {split.name}: {counts}; digest {digest}")
         for reason, count in split.left_out.items():
@@ -102,11 +138,6 @@ def prepare(source: Source, plan: Plan) -> None:
         for part, leak in leakages.items():
             if leak:
                 print(f"  {part}: {leak.description}")
-    if not splits[0].parts["train"]:
-        print(f"evaluate on it with --data {plan.out} --split {splits[0].name}/test (or another part)")
-        return
-    part = "" if splits[0].parts["validation"] else " data.eval_part=test"
-    print(f"train on it with data.format=prepared data.root={plan.out} data.split={splits[0].name}{part}")
 
 
 def _require_both_sides(split: Split, rows: Sequence[ManifestRow], grouping: Grouping) -> None:
@@ -140,8 +171,11 @@ def _with_image(row: ManifestRow, facts: Mapping[str, ImageFacts]) -> ManifestRo
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medr1_ray.data.prepare", description="Check a dataset once; write a manifest and splits."
+    parser = ArgumentParser(
+        prog="python -m medr1_ray.data.prepare",
+        description="Check a dataset once; write a manifest and splits.",
+        epilog=OFTEN_GIVEN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--root", type=Path, help="OmniMedVQA's folder, which holds QA_information and Images")
@@ -200,9 +234,12 @@ def main(arguments: list[str] | None = None) -> int:
     def work(ending: Ending) -> int:
         ending.how_to_go_on = lambda: "the same command continues"
         # Before a table is read, or pictures of it are written there.
+        require_lasting("--out", options.out)
         require_own_folder(options.out)
-        source = _source(options)
-        prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
+        require_writable(f"--out {options.out}", options.out)
+        with nothing_left_of(NoRow, options.out):
+            source = _source(options)
+            prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
         return 0
 
     return run_to_status(work)
@@ -225,7 +262,8 @@ def _source(options: argparse.Namespace) -> Source:
             raise ValueError("--groups column is for --table; give paths or images with --root")
         if options.window:
             raise ValueError("--window is for tables of DICOM files and NIfTI volumes, not for --root; leave it out")
-        return of_omnimedvqa(options.root)
+        with still(f"reading the annotation files below {options.root}"):
+            return of_omnimedvqa(options.root)
     if options.window and not (all(map(math.isfinite, options.window)) and options.window[1] > 0):
         raise ValueError(f"--window {options.window[0]:g} {options.window[1]:g}: give two numbers, the width above 0")
     data = _data_settings(options)
@@ -233,11 +271,15 @@ def _source(options: argparse.Namespace) -> Source:
     root = data.image_root or data.root
     reader = TableReader(data.table, data.root, root, images_needed=False)
     print("\n".join([f"the first rows of {reader.path}:", *reader.preview(ROWS_SHOWN)]), flush=True)
+    if options.groups == "column" and reader.columns.group is None:
+        raise ValueError(f"--groups column: {reader.path} has no group column; name it with --columns group=NAME")
     window = (options.window[0], options.window[1]) if options.window else None
-    enter_folder(options.out, str(reader.path.absolute()))  # pictures of a table are written there
     source = of_table(reader, root, options.out, window, options.workers)
     if options.groups == "column" and source.grouping != "column":
-        raise ValueError(f"--groups column: {reader.path} has no group column; name it with --columns group=NAME")
+        raise ValueError(
+            f"--groups column: the group column {reader.columns.group} of {reader.path} is empty; name another with "
+            "--columns group=NAME"
+        )
     return source
 
 

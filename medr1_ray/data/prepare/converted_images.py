@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from medr1_ray.base.atomic_files import publish
+from medr1_ray.base.signs_of_life import repeating
 from medr1_ray.data.prepare.image_facts import ImageFacts, stamp
 from medr1_ray.data.prepare.image_scan import batches, run_checks
 from medr1_ray.data.prepare.medical_images import read_medical_image, refuse_missing_package
@@ -46,7 +47,8 @@ def write_converted(
             refuse_missing_package(kind, path)
     found: dict[str, ImageFacts] = {}
     quiet = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(total=len(paths), desc="writing images", unit="image", mininterval=quiet) as bar:
+    bar = tqdm(total=len(paths), desc="writing images", unit="image", mininterval=quiet)
+    with bar, repeating(bar.refresh):
         for some in run_checks(partial(_write_pictures, root, window, folder), batches(paths), workers):
             found |= {facts.path: facts for facts in some}
             bar.update(len(some))

@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from medr1_ray.base.atomic_files import whole_lines
+from medr1_ray.base.signs_of_life import repeating
 from medr1_ray.data.prepare.image_facts import ImageFacts, check_images, stamp
 
 Check = Callable[[Sequence[str]], list[ImageFacts]]
@@ -40,17 +41,15 @@ def facts_of_images(root: Path, paths: Sequence[str], record: Path, workers: int
     }
     facts = {path: known[path] for path in paths if path in known}
     unknown = [path for path in paths if path not in known]
-    with (
-        record.open("a", encoding="utf-8") as file,
-        tqdm(
-            total=len(paths),
-            initial=len(facts),
-            desc="images",
-            unit="image",
-            smoothing=0.02,
-            mininterval=0.1 if sys.stderr.isatty() else 10,
-        ) as bar,
-    ):
+    bar = tqdm(
+        total=len(paths),
+        initial=len(facts),
+        desc="images",
+        unit="image",
+        smoothing=0.02,
+        mininterval=0.1 if sys.stderr.isatty() else 10,
+    )
+    with bar, repeating(bar.refresh), record.open("a", encoding="utf-8") as file:
         for found in run_checks(partial(check_images, root), batches(unknown), workers):
             for one in found:
                 facts[one.path] = one

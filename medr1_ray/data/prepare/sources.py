@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from medr1_ray.base.signs_of_life import still
 from medr1_ray.data.prepare.converted_images import Window, write_converted
 from medr1_ray.data.prepare.embedded_images import write_embedded
 from medr1_ray.data.prepare.grouping import Grouping
 from medr1_ray.data.prepare.image_facts import ImageFacts
 from medr1_ray.data.prepare.scans import scan_of
+from medr1_ray.data.prepare.writing import enter_folder
 from medr1_ray.data.questions import RowError
 from medr1_ray.data.readers.manifest import ManifestRow
 from medr1_ray.data.readers.omnimedvqa import QUESTIONS, file_name, read_annotation_file
@@ -75,8 +77,11 @@ def of_table(reader: TableReader, root: Path, out: Path, window: Window | None, 
     Raises:
         ValueError: if the table cannot be read, or no row becomes a question.
     """
-    table = reader.read()
+    with still(f"reading {reader.path}"):
+        table = reader.read()
     print(f"over all rows, {table.understood[-1]}")
+    name = str(reader.path.absolute())
+    enter_folder(out, name)  # not before: a table that cannot be used leaves nothing there
     order = {file.name: index for index, file in enumerate(reader.files)}
     rows = [ManifestRow(f"{row.file}:{row.row}", row.file, row.row, left_out=row.reason) for row in table.dropped]
     files: dict[str, str] = {}
@@ -95,7 +100,7 @@ def of_table(reader: TableReader, root: Path, out: Path, window: Window | None, 
     rows.sort(key=lambda row: (order[row.file], row.row))
     parts = {row.question.id: row.part for row in table.rows if row.part is not None}
     grouping: Grouping = "column" if table.has_groups else "images"
-    return Source(str(reader.path.absolute()), rows, root, grouping, parts, files)
+    return Source(name, rows, root, grouping, parts, files)
 
 
 def _annotations(root: Path, file: Path) -> list[ManifestRow]:

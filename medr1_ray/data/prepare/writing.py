@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,23 @@ def enter_folder(folder: Path, source: str) -> None:
         print(f"NOTE: {folder} has what was prepared from {before}; it is replaced")
 
 
+@contextmanager
+def nothing_left_of(error: type[Exception], folder: Path) -> Iterator[None]:
+    """If the body raises `error`, remove what it has put into the folder, and the folder if it was not there."""
+    there = folder.exists()
+    before = set(folder.iterdir()) if there else set()
+    try:
+        yield
+    except error:
+        for path in set(folder.iterdir()) - before if folder.exists() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not there and folder.exists():
+            folder.rmdir()
+        raise
+
+
 def write_prepared(folder: Path, root: Path, rows: Sequence[ManifestRow]) -> dict[str, Any]:
-    """Write the manifest and `prepared.json` of the dataset at `root`; return the content of the latter.
+    """Write the manifest and `prepared.json` of the dataset at `root`; return the content of the latter, `account_of`.
 
     Splits of an earlier manifest are removed.
     """
@@ -61,7 +78,14 @@ def write_prepared(folder: Path, root: Path, rows: Sequence[ManifestRow]) -> dic
     for split in (folder / "splits").glob("*.json"):
         split.unlink()
     write_manifest(folder, rows)
-    account: dict[str, Any] = {
+    account = account_of(folder, root, rows)
+    _write_json(folder / "prepared.json", account)
+    return account
+
+
+def account_of(folder: Path, root: Path, rows: Sequence[ManifestRow]) -> dict[str, Any]:
+    """Return how many rows, questions and images there are, and what was left out why."""
+    return {
         "version": VERSION,
         # Images in the folder itself move with it.
         "root": str(root.relative_to(folder) if root.is_relative_to(folder) else root.absolute()),
@@ -72,8 +96,6 @@ def write_prepared(folder: Path, root: Path, rows: Sequence[ManifestRow]) -> dic
         "left_out": _by_reason({row.id: row.left_out for row in rows if row.left_out}),
         "remarks": _by_reason({row.id: row.remark for row in rows if row.remark and not row.left_out}),
     }
-    _write_json(folder / "prepared.json", account)
-    return account
 
 
 def write_split(

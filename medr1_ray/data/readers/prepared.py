@@ -7,13 +7,13 @@ Its files are `prepared.json` (folder of the images, counts, digest), `manifest.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medr1_ray.base.json_files import read_mapping
 from medr1_ray.data.questions import RowError
 from medr1_ray.data.readers.manifest import MANIFEST_FILE, ManifestRow, read_manifest
 from medr1_ray.data.readers.rows import Dropped, image_path, refuse_link_out
@@ -21,6 +21,7 @@ from medr1_ray.types import Question
 
 VERSION = 1
 
+_OF_A_SPLIT = ("recipe", "seed", "digest", "left_out", "parts")
 _COMMAND = "python -m medr1_ray.data.prepare"
 
 
@@ -40,7 +41,7 @@ def read_split(folder: Path, name: str) -> PreparedSplit:
         ValueError: if the folder is not a prepared dataset, its images are no longer there, it has no such split, the
             split does not match the manifest, or an image path leads out of the images' folder.
     """
-    account = _read_json(folder / "prepared.json", f"give a folder that `{_COMMAND}` wrote")
+    account = _read_json(folder / "prepared.json", f"give a folder that `{_COMMAND}` wrote", ("version", "root"))
     if account.get("version") != VERSION:
         raise ValueError(
             f"data.root={folder}: prepared.json has version {account.get('version')}, this code reads {VERSION}; run "
@@ -56,7 +57,7 @@ def read_split(folder: Path, name: str) -> PreparedSplit:
     names = sorted(path.stem for path in (folder / "splits").glob("*.json"))
     if name not in names:
         raise ValueError(f"data.split={name}: no such split; {folder} has {', '.join(names) or 'no splits'}")
-    content = _read_json(folder / "splits" / f"{name}.json", f"run `{_COMMAND}` again")
+    content = _read_json(folder / "splits" / f"{name}.json", f"run `{_COMMAND}` again", _OF_A_SPLIT)
     rows = read_manifest(folder)
     by_id = {row.id: row for row in rows if row.left_out is None}
     ids: dict[str, tuple[str, ...]] = {part: tuple(content["parts"][part]) for part in PARTS}
@@ -91,12 +92,11 @@ def _refuse_images_outside(folder: Path, root: Path, rows: Sequence[ManifestRow]
             ) from None
 
 
-def _read_json(path: Path, advice: str) -> dict[str, Any]:
+def _read_json(path: Path, advice: str, needed: Sequence[str]) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_mapping(path, advice, needed)
+    except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error}); {advice}") from error
-    return content
 
 
 PARTS = ("train", "validation", "test")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medr1_ray.base.atomic_files import cut_torn_line, publish, whole_lines, write_text
+from medr1_ray.base.atomic_files import cut_torn_line, naming, publish, whole_lines, write_text
 
 
 def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_lines_end_at_line_feeds_alone_and_a_torn_one_does_not_count(tmp_path: P
     cut_torn_line(path)
     assert not path.exists()
     path.write_bytes("one\u2028still one\r\n\ntwo: ü\nto".encode() + "ü".encode()[:1])
-    assert whole_lines(path) == ["one\u2028still one\r", "", "two: ü"]
+    assert whole_lines(path) == ["one\u2028still one\r".encode(), b"", "two: ü".encode()]
     cut_torn_line(path)
     assert path.read_bytes() == "one\u2028still one\r\n\ntwo: ü\n".encode()
     cut_torn_line(path)
@@ -65,3 +65,13 @@ def test_lines_end_at_line_feeds_alone_and_a_torn_one_does_not_count(tmp_path: P
     path.write_text("torn")
     cut_torn_line(path)
     assert path.read_bytes() == b""
+
+
+def test_a_full_disk_is_named_by_the_file_that_was_written(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    with pytest.raises(OSError, match="/dev/full"), naming(full), full.open("w") as file:
+        file.write("x")
+    with pytest.raises(OSError, match=r"a\.json"), publish(tmp_path / "a.json"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(FileNotFoundError, match="other"), naming(tmp_path / "a"):
+        (tmp_path / "other").read_bytes()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from medr1_ray.base.command_line import Ending, run_to_status
+from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 
 
 def raising(error: BaseException) -> Callable[[Ending], int]:
@@ -35,6 +35,10 @@ def test_the_status_is_that_of_the_work(capsys: pytest.CaptureFixture[str]) -> N
         (RuntimeError("an actor died"), "an actor died"),
         (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
         (TimeoutError("too late"), "too late"),
+        (
+            OSError(28, "No space left on device", "/x"),
+            "/x: No space left on device; make room there, or choose another place, and run it again",
+        ),
     ],
 )
 def test_an_error_that_a_user_can_cause_is_its_message(
@@ -128,3 +132,58 @@ def test_a_path_that_a_library_could_not_use_is_named_and_the_traceback_is_kept(
     (log,) = tmp_path.iterdir()
     assert said == f"error: {tmp_path / 'absent'}: No such file or directory (traceback: {log})\n"
     assert "copyfile" in log.read_text()
+
+
+def in_a_shell(command: str) -> tuple[int, str]:
+    """Run a command of bash with what it prints cut off by a closed pipe; return its status, and the errors."""
+    script = f"{command} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["medr1_ray", "medr1_ray train --help", "medr1_ray.timeline --help"])
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly(arguments: str) -> None:
+    # The sleep lets `true` end first.
+    status, said = in_a_shell(f"(sleep 0.2; exec {sys.executable} -m {arguments})")
+    # argparse ignores a pipe that breaks while it prints, as it does with PYTHONUNBUFFERED.
+    assert (status in (0, 141), said) == (True, "")
+
+
+def test_a_pipe_that_nobody_reads_is_told_from_one_to_another_process(tmp_path: Path) -> None:
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import os, sys\nfrom medr1_ray.base.command_line import Ending, run_to_status\n"
+        "def work(ending: Ending) -> int:\n"
+        "    ending.how_to_go_on = lambda: 'run it again'\n"
+        "    if sys.argv[1] == 'long':\n        print('x' * 100_000)\n"
+        "    reader, writer = os.pipe()\n    os.close(reader)\n    return os.write(writer, b'x')\n"
+        "raise SystemExit(run_to_status(work))\n"
+    )
+    status, said = in_a_shell(f"(sleep 0.2; exec {sys.executable} {script} long)")
+    assert (status, said) == (141, "stopped, as nobody reads the output: run it again\n")
+    done = subprocess.run([sys.executable, script, "short"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: [Errno 32] Broken pipe")
+    both = f"(sleep 0.2; exec {sys.executable} {script} long) 2>&1"
+    assert in_a_shell(both) == (141, "")
+
+
+def test_a_wrong_argument_says_where_the_right_ones_are(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser(prog="python -m this")
+    parser.add_argument("--steps", type=int)
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--setps", "3"])
+    assert ended.value.code == 2
+    usage, line = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: python -m this")
+    assert line == "error: unrecognized arguments: --setps 3; `python -m this --help` lists what can be given"
+
+
+@pytest.mark.parametrize("arguments", ["medr1_ray", "medr1_ray.timeline --help"])
+def test_an_output_that_cannot_be_written_is_one_line(arguments: str) -> None:
+    words = [sys.executable, "-m", *arguments.split()]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written (No space left on device); send it elsewhere\n"

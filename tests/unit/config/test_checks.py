@@ -78,6 +78,12 @@ def test_the_default_transport_is_there_however_the_settings_are_made() -> None:
         ([APART, {"rollout": {"gpus_per_actor": 0}}, {"cluster": {"weight_transport": "nccl"}}], "gpus_per_actor=0;"),
         ([APART, {"learner": {"gpus_per_rank": 0}}, {"cluster": {"weight_transport": "nccl"}}], "gpus_per_rank=0,"),
         ([APART, {"cluster": {"weight_transport": "ipc"}}], "set cluster.colocated=true"),
+        (
+            [APART, {"rollout": {"gpus_per_actor": 0.5}}, {"cluster": {"weight_transport": "nccl"}}],
+            r"nccl with learner.gpus_per_rank=1, rollout.gpus_per_actor=0.5: .*; give both whole GPUs, or use .*object",
+        ),
+        ([APART, {"learner": {"gpus_per_rank": 0.25}}, {"cluster": {"weight_transport": "nccl"}}], "both whole GPUs"),
+        ([APART, {"rollout": {"gpus_per_actor": 1.5}}], "rollout.gpus_per_actor=1.5: Ray gives a .* whole GPUs; use 1"),
         ([{"cluster": {"colocated": True}}], "share GPUs, so both need a fraction of one"),
         ([SHARED, {"cluster": {"weight_transport": "nccl"}}], "refuses two ranks on one GPU"),
         ([SHARED, {"learner": {"gpus_per_rank": 1}}], "must add up to 1"),

@@ -215,3 +215,16 @@ def test_an_empty_mapping_clears_what_was_there(tmp_path: Path) -> None:
     assert (config.data.sampling_weights, config.cluster.labels.learner, config.rollout.engine) == ({}, {}, {})
     # Cleared, then filled anew.
     assert load_config([base], [*given, "data.sampling_weights.MRI=2"]).data.sampling_weights == {"MRI": 2}
+
+
+def test_an_error_names_the_file_that_gave_the_value(minimal: Path, tmp_path: Path) -> None:
+    first = yaml_file(tmp_path / "first.yaml", "train: {stpes: 3, seed: x}\nloss: 3\n")
+    later = yaml_file(tmp_path / "later.yaml", "train: {seed: y}\nlearner: {betas: [0.9, [1]]}\n")
+    with pytest.raises(ValueError, match="is not valid") as error:
+        load_config([minimal, first, later], ["train.group_size=z", "rollout={actors: 0}"])
+    lines = {line.split("=")[0].split()[0]: line for line in str(error.value).splitlines()[1:]}
+    assert lines["train.stpes"].endswith(f"(in {first})")
+    assert lines["loss"].endswith(f"(in {first})")
+    assert lines["train.seed"].endswith(f"(in {later})")
+    assert lines["learner.betas.1"].endswith(f"(in {later})")
+    assert "(in" not in lines["train.group_size"] + lines["rollout.actors"], "overrides are in front of the user"

@@ -28,7 +28,10 @@ def test_split_keeps_images_whole_and_every_modality_on_both_sides() -> None:
     )
     division = split_by_image(questions, Path("/data"), eval_fraction=0.2, seed=0)
     train, held_out = division.train, division.evaluation
-    assert division.departure is None
+    assert division.notes == (
+        "evaluation has nothing of OCT (1 images): all in one group that stays whole, and so in training; a second "
+        "patient, or image, would be held out",
+    )
     assert len(train) + len(held_out) == len(questions)
     assert not images(train) & images(held_out)
     # A fifth of 20 is 4; of two images one is held out; a single one is trained on.
@@ -98,6 +101,14 @@ def test_groups_stay_on_one_side() -> None:
     division = split_by_image(shared, Path("/data"), 0.2, 0, [*patients, "patient 1"])
     assert {q.id in {str(i) for i in range(8)} | {"x"} for q in division.evaluation} in ({True}, {False})
     assert len(split_by_image(questions, Path("/data"), 0.2, 0, [None] * 40).evaluation) == 8
+
+
+def test_a_modality_of_one_patient_is_told() -> None:
+    questions = tuple(question(str(i), "MRI" if i < 4 else "CT", image=f"{i}") for i in range(40))
+    patients = [f"patient {i // 4}" for i in range(40)]
+    (note,) = split_by_image(questions, Path("/data"), 0.2, 0, patients).notes
+    assert note.startswith("evaluation has nothing of MRI (4 images): all in one group")
+    assert split_by_image(questions[4:], Path("/data"), 0.2, 0, patients[4:]).notes == ()
 
 
 def test_linked_names() -> None:

@@ -64,6 +64,20 @@ def test_a_run_is_evaluated_with_its_own_settings(run: Path, tmp_path: Path) -> 
     assert (answering.mode, answering.rollout.max_tokens) == ("think", 7)
 
 
+def test_questions_are_answered_by_one_engine_unless_settings_say_more(run: Path, tmp_path: Path) -> None:
+    checkpoint = resolve_checkpoint(str(run))
+    elastic = ["rollout.actors=3", "rollout.min_actors=2", "rollout.max_actors=4"]
+    write_config(load_config([run / "config.yaml"], elastic), run / "config.yaml")
+
+    def engines(files: list[Path], *overrides: str) -> tuple[int, tuple[int, int]]:
+        rollout = answering_config(checkpoint, mode=None, files=files, overrides=overrides).rollout
+        return rollout.actors, rollout.actor_range
+
+    assert engines([]) == (1, (1, 1))
+    assert engines([], "rollout.actors=5") == (5, (5, 5))
+    assert engines([run / "config.yaml"]) == (3, (2, 4)), "files of the user count as given"
+
+
 def test_a_checkpoint_that_was_copied_out_of_its_run_knows_how_it_was_trained(run: Path, tmp_path: Path) -> None:
     own = ["data.image_fit=pad", "rollout.max_prompt_tokens=300", "prompt.system=Be brief."]
     trained = load_config([run / "config.yaml"], own)
@@ -119,12 +133,16 @@ def test_a_run_on_gpus_is_evaluated_on_a_cpu_with_weights_from_the_driver(run: P
 
 def test_prepared_data_names_a_split_and_a_part(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_FILE).touch()
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "grouped.json").touch()
     for split, part in (("grouped", "test"), ("grouped/validation", "validation"), ("grouped/train", "train")):
         config = _config(data=tmp_path, split=split)
         assert (config.data.format, config.data.split, part_of(config, split)) == ("prepared", "grouped", part)
     assert config.data.eval_part == "test"
     with pytest.raises(ValueError, match=r"'tets' is not a part of a split; did you mean grouped/test\?"):
         _config(data=tmp_path, split="grouped/tets")
+    with pytest.raises(ValueError, match=r"--split own/test: .* has no split 'own'; it has grouped$"):
+        _config(data=tmp_path, split="own/test")
 
 
 def test_a_table_is_evaluated_with_the_columns_of_the_training(run: Path, tmp_path: Path) -> None:

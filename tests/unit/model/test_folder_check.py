@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from medr1_ray.base.manifest import store, write_manifest
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder_check import (
@@ -62,6 +64,20 @@ def only(*names: str) -> Callable[[Path], None]:
     return lambda folder: [path.unlink() for path in folder.iterdir() if path.name not in names] and None
 
 
+def sections(given: object) -> Callable[[Path], None]:
+    return lambda folder: change_json(
+        folder / "config.json", lambda config: config["text_config"]["rope_parameters"].update(mrope_section=given)
+    )
+
+
+def spoil_shard(folder: Path, name: str) -> None:
+    """Make a tensor in one of several files infinite."""
+    file = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+    tensors = load_file(file)
+    tensors[name].fill_(torch.inf)
+    save_file(tensors, file, {"format": "pt"})
+
+
 NORM = "model.norm.weight"
 
 
@@ -102,6 +118,29 @@ NORM = "model.norm.weight"
             "'model.norm.weight' is of type I8; allowed: BF16, F16, F32, F64",
         ),
         (settings(text_config=None), "the tensor '.*' has shape"),
+        (weights(lambda found: found[NORM][3].fill_(torch.nan)), "'model.norm.weight' holds numbers that are not"),
+        (
+            then(in_shards, lambda folder: spoil_shard(folder, "visual.blocks.0.attn.qkv.weight")),
+            r"model-0000\d-of-00002.safetensors: the tensor 'visual.blocks.0.attn.qkv.weight' holds numbers that",
+        ),
+        (sections([1, 2, 12]), r"mrope_section is \[1, 2, 12\]; allowed: three whole numbers above 0 with the sum 16"),
+        (sections([1, 15]), r"mrope_section is \[1, 15\]; allowed: three whole"),
+        (sections([0, 3, 13]), r"mrope_section is \[0, 3, 13\]; allowed: three whole"),
+        (sections(["1", 2, 13]), r"mrope_section is \['1', 2, 13\]; allowed: three whole"),
+        (sections(16), "mrope_section is 16; allowed: three whole"),
+        (sections(None), "mrope_section is None; allowed: three whole"),
+        (settings(eos_token_id=909), "config.json: eos_token_id is 909; allowed: ids from 0 to 908"),
+        (settings(eos_token_id="885"), "config.json: eos_token_id is '885'; allowed: ids from 0 to 908"),
+        (settings(eos_token_id=[885, -1]), r"config.json: eos_token_id is \[885, -1\]; allowed: ids from 0 to 908"),
+        (settings(vision_end_token_id=5000), "config.json: vision_end_token_id is 5000; allowed: ids from 0 to 908"),
+        (
+            lambda folder: change_json(
+                folder / "config.json", lambda config: config["text_config"].update(eos_token_id=909)
+            ),
+            "config.json: eos_token_id is 909; allowed",
+        ),
+        (write("generation_config.json", '{"eos_token_id": [885, 909]}'), "config.json: eos_token_id is .885, 909"),
+        (write("generation_config.json", '{"pad_token_id": true}'), "generation_config.json: pad_token_id is True"),
         (unlink("tokenizer.json"), r"has no tokenizer \(tokenizer.json or vocab.json\); copy it from"),
         (write("tokenizer.json", "{}"), "tokenizer.json: transformers cannot read it"),
         (settings(image_token_id=7), r"id of <\|image_pad\|> is 895, config.json's image_token_id 7"),
@@ -194,6 +233,22 @@ def _deepest(settings: dict[str, Any], key: str) -> dict[str, Any]:
     if key in settings:
         return settings
     return next(_deepest(inner, key) for inner in settings.values() if isinstance(inner, dict) and key in str(inner))
+
+
+def test_a_checkpoint_of_ours_is_as_it_was_written(tmp_path: Path) -> None:
+    folder = tiny_in(tmp_path / "model")
+    (folder / "learner_state").mkdir()
+    (folder / "learner_state" / "optimizer.json").touch()
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    write_manifest(folder, [store(folder, name) for name in names])
+    check_folder(folder)
+    (folder / "learner_state" / "optimizer.json").unlink()
+    check_folder(folder)  # only a resume needs it
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ValueError, match=r"is damaged: model\.safetensors has other bytes.*delete its manifest\.json"):
+        check_folder(folder)
 
 
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:

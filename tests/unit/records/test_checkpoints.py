@@ -73,6 +73,17 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["checkpoint-10", "checkpoint-100", "latest"]
 
 
+def test_copies_that_somebody_made_are_neither_counted_nor_deleted(tmp_path: Path) -> None:
+    copies = ["checkpoint-1-merged", "checkpoint-1 (copy)", "checkpoint-best"]
+    for name in copies:
+        (tmp_path / name).mkdir()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (2, 3):
+        checkpoints.publish(_state(step), _write)
+    assert latest_checkpoint(tmp_path).name == "checkpoint-3"
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == sorted([*copies, "checkpoint-3"])
+
+
 def test_the_best_evaluation_is_kept_besides(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     for step, accuracy in ((1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, None)):

@@ -81,6 +81,7 @@ def test_a_resumed_run_keeps_its_steps_and_moves_later_ones_aside(config: Config
         tracker.write_rollouts(step, [a_group()])
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "rew')  # the run was killed while it wrote
+    (run / "rollouts" / "step-000010 (copy).jsonl").touch()
 
     resumed = Tracker(config, config.run.dir, 2)
     resumed.log(3, {"reward/total_mean": 30})
@@ -91,6 +92,7 @@ def test_a_resumed_run_keeps_its_steps_and_moves_later_ones_aside(config: Config
         "discarded-1-step-000004.jsonl",
         "step-000001.jsonl",
         "step-000002.jsonl",
+        "step-000010 (copy).jsonl",
     ]
 
     Tracker(config, config.run.dir, 2).log(3, {"reward/total_mean": 31})

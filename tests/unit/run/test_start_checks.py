@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from medr1_ray.config import Config
-from medr1_ray.config.loading import load_config
-from medr1_ray.data.stream import StreamState
-from medr1_ray.records.checkpoints import RunState
+from medr1_ray.config.loading import load_config, write_config
+from medr1_ray.data.stream import StreamState, _digest
+from medr1_ray.records.checkpoints import Checkpoints, RunState
 from medr1_ray.run.start_checks import about_resuming, check_settings, problems_of_a_start
 from tests.repository import REPOSITORY
 
@@ -122,3 +124,35 @@ def test_a_run_in_the_copy_is_not_looked_for(job: None, tmp_path: Path) -> None:
 
 def test_a_job_may_draw_phantoms_in_its_copy(job: None, tmp_path: Path) -> None:
     check_settings(config(tmp_path, "data.root=runs/data"), resume=False)
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "spans.jsonl"])
+def test_a_damaged_line_of_the_run_to_resume_is_found_before_anything_starts(tmp_path: Path, file: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / file).write_text('garbage\n{"step": 1')
+    problems = problems_of_a_start(config(tmp_path), resume=True)
+    assert any(f"{file}, line 1: 'garbage' is not a mapping in JSON with step" in problem for problem in problems)
+    assert problems_of_a_start(config(tmp_path), resume=False) == [], "a new run sets it aside"
+
+
+def test_a_dry_run_of_a_resume_compares_the_questions(tmp_path: Path) -> None:
+    from medr1_ray.data.dataset import open_dataset
+
+    few = config(tmp_path, "data.phantom_images=40", "data.eval_questions=4")
+    questions = open_dataset(few.data).train
+    stream = StreamState(0, _digest(questions, few.data.sampling_weights, few.data.shuffle_options))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    write_config(few, tmp_path / "run" / "config.yaml")
+
+    def said(digest: str) -> str:
+        left = replace(state(2), stream=replace(stream, digest=digest))
+        Checkpoints(checkpoints, keep=1).publish(left, lambda folder: [])
+        return " ".join(problems_of_a_start(few, resume=True))
+
+    assert "other training questions" not in said(stream.digest)
+    assert "the run to resume was started with other training questions, data.sampling_weights" in said("other")
+    (checkpoints / "checkpoint-2" / "state.json").write_text("{}")
+    assert "none of the checkpoints" in " ".join(problems_of_a_start(few, resume=True))
+    shutil.rmtree(checkpoints)
+    assert sum("no checkpoint to resume from" in problem for problem in problems_of_a_start(few, resume=True)) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from medr1_ray.config import TableColumns
 from medr1_ray.types import LETTERS
@@ -33,6 +34,7 @@ Case, spaces, dashes and underscores do not count. Columns of single options are
 
 NEEDED = ("image", "question", "answer")
 
+_MARKS = (LETTERS, [str(n) for n in range(1, 27)], [str(n) for n in range(26)])
 _OPTION = re.compile(rf"(?:option|choice|opt|op|answer)?([{LETTERS}]|\d+)", re.IGNORECASE)
 
 
@@ -87,77 +89,123 @@ def find_columns(
     Columns of options are not looked for where all rows have the same, `all_options`.
 
     Raises:
-        ValueError: if a given column is not there, or one that is needed is not found or found twice.
+        ValueError: given columns are not there, needed ones are not found, or several may be meant; names all of them.
     """
-    found = {key: _find(key, names, getattr(given, key), table) for key in USUAL_NAMES if key != "options"}
-    for key in NEEDED:
-        if found[key] is None:
-            raise ValueError(
-                f"{table}: no column is known to hold the {key}; it has {', '.join(names)}; name it with "
-                f"data.table.columns.{key}=NAME (prepare: --columns {key}=NAME)"
-            )
-    if given.id is not None and given.id not in names:
-        raise _absent("id", given.id, names, table)
+    problems = _Problems()
+    found = {key: _find(key, names, getattr(given, key), problems) for key in USUAL_NAMES if key != "options"}
+    id_ = _find("id", names, given.id or "", problems)
+    options = () if all_options else _options(names, given.options, problems)
+    if missing := [key for key in NEEDED if found[key] is None and key not in problems.remedies]:
+        problems.add(f"no column is known to hold the {' or the '.join(missing)}", *missing)
+    if problems.said:
+        raise ValueError(problems.describe(names, table))
     return Columns(
         **found,  # type: ignore[arg-type]  # those that are needed are there
-        options=() if all_options else _options(names, given.options, table),
+        options=options,
         all_options=all_options,
-        id=given.id or None,
+        id=id_,
     )
 
 
-def _find(key: str, names: Sequence[str], given: str | None, table: str) -> str | None:
+class _Problems:
+    """What is wrong with the columns of a table, all of it, and by key the names that would mend it."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.remedies: dict[str, Sequence[str]] = {}
+
+    def add(self, problem: str, *keys: str, names: Sequence[str] = ("NAME",)) -> None:
+        """Add a problem that giving each of these keys one of `names`, or for options all of them, would mend."""
+        self.said.append(problem)
+        self.remedies |= dict.fromkeys(keys, names)
+
+    def describe(self, names: Sequence[str], table: str) -> str:
+        settings = [
+            f"data.table.columns.{key}=" + (of[0] if len(of) == 1 else f"[{', '.join(of)}]")
+            for key, of in self.remedies.items()
+        ]
+        arguments = [f"{key}={','.join(of)}" for key, of in self.remedies.items()]
+        return (
+            f"{table}: {'; '.join(self.said)}; it has {', '.join(names)}; give {' '.join(settings)} "
+            f"(prepare: --columns {' '.join(arguments)})"
+        )
+
+
+def _find(key: str, names: Sequence[str], given: str | None, problems: _Problems) -> str | None:
     if given == "":
         return None
     if given is not None:
-        if given not in names:
-            raise _absent(key, given, names, table)
+        _require(key, given, names, problems)
         return given
     for usual in USUAL_NAMES[key]:
         wanted = {_plain(name) for name in usual.split(",")}
         found = [name for name in names if _plain(name) in wanted]
         if len(found) > 1:
-            raise ValueError(
-                f"{table}: {' and '.join(found)} may each hold the {key}; it has {', '.join(names)}; choose with "
-                f"data.table.columns.{key}={found[0]} (prepare: --columns {key}={found[0]})"
-            )
+            problems.add(f"{' and '.join(found)} may each hold the {key}", key, names=found[:1])
         if found:
             return found[0]
     return None
 
 
-def _options(names: Sequence[str], given: str | tuple[str, ...] | None, table: str) -> tuple[str, ...]:
+def _options(names: Sequence[str], given: str | tuple[str, ...] | None, problems: _Problems) -> tuple[str, ...]:
     if given is not None:
         chosen = tuple(name for name in ((given,) if isinstance(given, str) else given) if name)
         for name in chosen:
-            if name not in names:
-                raise _absent("options", name, names, table)
+            _require("options", name, names, problems)
         return chosen
+    together = _find("options", names, None, problems)
+    if together is not None:
+        return (together,)
     single: dict[str, dict[str, str]] = {}
     for name in names:
         if match := _OPTION.fullmatch(_plain(name)):
             single.setdefault(_plain(name)[: match.start(1)], {})[match[1].upper()] = name
-    # All of A, B, C, ... or of 1, 2, 3, ... or of 0, 1, 2, ..., with the same word before them.
-    series = [
-        tuple(columns[mark] for mark in marks[: len(columns)])
-        for columns in single.values()
-        for marks in (LETTERS, [str(n) for n in range(1, 27)], [str(n) for n in range(26)])
-        if len(columns) >= 2 and set(columns) == set(marks[: len(columns)])
-    ]
-    together = _find("options", names, None, table)
-    if together is not None:
-        return (together,)
+    several = [columns for columns in single.values() if len(columns) >= 2]
+    series = [found for columns in several if (found := _series(columns))]
+    broken = [said for columns in several if (said := _broken(columns))]
     if len(series) > 1:
-        raise ValueError(
-            f"{table}: {' or '.join(', '.join(columns) for columns in series)} may hold the options; choose with "
-            f"data.table.columns.options=[{', '.join(series[0])}] (prepare: --columns options={','.join(series[0])})"
+        problems.add(
+            f"{' or '.join(', '.join(columns) for columns in series)} may hold the options", "options", names=series[0]
         )
+    if broken and not series:
+        problems.add(broken[0], "options")
     return series[0] if series else ()
+
+
+def _series(columns: dict[str, str]) -> tuple[str, ...]:
+    """Return the columns of A, B, C, ... or of 1, 2, 3, ... or of 0, 1, 2, ..., with the same word before them.
+
+    Others may be far from them, such as `x` and `y`; where they are near, some are missing (`_broken`).
+    """
+    if _broken(columns):
+        return ()
+    runs = (list(takewhile(columns.__contains__, marks)) for marks in _MARKS)
+    longest = max(runs, key=len)
+    return tuple(columns[mark] for mark in longest) if len(longest) >= 2 else ()
+
+
+def _broken(columns: dict[str, str]) -> str | None:
+    """Say why columns that look like those of options are none; None if they do not look so, such as years."""
+    seem = f"{', '.join(columns.values())} seem to be the options"
+    if len(columns) > len(LETTERS):
+        return f"{seem}, but they are {len(columns)}, and a question can have {len(LETTERS)} at most"
+    missing = min(
+        (_missing(columns, marks) for marks in _MARKS if columns.keys() <= set(marks)), key=len, default=[]
+    )
+    if not 0 < len(missing) <= len(columns):
+        return None
+    return f"{seem}, but there is none for {', '.join(missing)} (an empty name: they are in the question's text)"
+
+
+def _missing(columns: dict[str, str], marks: Sequence[str]) -> list[str]:
+    """Return the marks without a column before the last that has one."""
+    return [mark for mark in marks[: max(map(marks.index, columns))] if mark not in columns]
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[\s_.-]+", "", name).lower()
 
 
-def _absent(key: str, given: str, names: Sequence[str], table: str) -> ValueError:
-    return ValueError(f"data.table.columns.{key}={given} is not a column of {table}; it has {', '.join(names)}")
+def _require(key: str, given: str, names: Sequence[str], problems: _Problems) -> None:
+    if given not in names:
+        problems.add(f"data.table.columns.{key}={given} is not a column", key)

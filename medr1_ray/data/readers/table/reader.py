@@ -102,12 +102,9 @@ class TableReader:
                     f"{', '.join(columns)}; give files with the same columns"
                 )
         self.columns: Columns = find_columns(columns, settings.columns, str(self.path), settings.options)
-        for name in settings.where:
-            if name not in columns:
-                raise ValueError(
-                    f"data.table.where.{name}={settings.where[name]} is about no column of {self.path}; it has "
-                    f"{', '.join(columns)}"
-                )
+        where = settings.where
+        if absent := [f"data.table.where.{name}={where[name]}" for name in where if name not in columns]:
+            raise ValueError(f"{', '.join(absent)} is about no column of {self.path}; it has {', '.join(columns)}")
 
     @property
     def embedded(self) -> bool:

@@ -145,7 +145,7 @@ def test_images_in_the_table_are_written_and_the_folder_can_be_moved(tmp_path: P
     ("arguments", "message"),
     [
         (["--columns", "imgae=x"], "--columns imgae=x: give KEY=NAME with KEY one of image, question, options"),
-        (["--columns", "image=x"], "data.table.columns.image=x is not a column of"),
+        (["--columns", "image=x"], "data.table.columns.image=x is not a column; it has"),
         (["--columns", "options=A"], "none of its 60 rows became a question: no options A), B)"),
         (["--answers", "index_from_1"], "none of its 60 rows became a question: answer is none of the options 60"),
         (["--medr1", "x"], "--medr1 is for --root"),
@@ -198,3 +198,23 @@ def test_folders_without_a_question_are_an_error(tmp_path: Path, capsys: pytest.
     found = capsys.readouterr()
     assert "left out: 1 rows: file is no annotation file (.json)" in found.out
     assert "error: no row can be used" in found.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_images_that_cannot_be_used_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{index}.png,Which?,CT;MRI,A" for index in range(3)]
+    (tmp_path / "q.csv").write_text("\n".join(["image,question,options,answer", *rows]))
+    out = tmp_path / "out"
+    assert main(["--table", str(tmp_path / "q.csv"), "--out", str(out)]) == 1
+    assert "image file not found" in capsys.readouterr().out
+    assert not out.exists()
+    out.mkdir()
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_text("no image")
+    assert main(["--table", str(tmp_path / "q.csv"), "--out", str(out)]) == 1
+    assert list(out.iterdir()) == [], "an empty folder stays"
+    assert main(["--table", str(tmp_path / "q.csv"), "--out", str(out), "--answers", "text"]) == 1
+    assert "none of its 3 rows became a question" in capsys.readouterr().err
+    assert list(out.iterdir()) == []

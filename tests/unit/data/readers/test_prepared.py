@@ -112,5 +112,5 @@ def test_what_is_not_there_is_named(prepared: Path) -> None:
     with pytest.raises(ValueError, match="has no splits"):
         read_split(prepared, "own")
     (prepared / "prepared.json").write_text("{")
-    with pytest.raises(ValueError, match=r"prepared\.json: cannot be read .*give a folder that"):
+    with pytest.raises(ValueError, match=r"prepared\.json: is not JSON .*give a folder that"):
         read_split(prepared, "own")

@@ -40,7 +40,11 @@ def found(*names: str, **given: str | tuple[str, ...]) -> Columns:
         (["image", "question", "answer"], "image", (), "answer"),
         # The plain name is taken before others; a list of options before single columns.
         (["image", "file_name", "question", "options", "A", "B", "answer", "label"], "image", ("options",), "answer"),
-        # One column D alone is not an option.
+        # Coordinates are none, with options or without.
+        (["image", "question", "A", "B", "x", "y", "answer"], "image", ("A", "B"), "answer"),
+        (["image", "question", "x", "y", "answer"], "image", (), "answer"),
+        # One column D alone is not an option, and years are none.
+        (["image", "question", "answer", "2019", "2020"], "image", (), "answer"),
         (["image", "question", "answer", "D"], "image", (), "answer"),
     ],
 )
@@ -73,7 +77,7 @@ def test_options_may_be_named() -> None:
         (
             ["question", "A", "B", "answer"],
             {},
-            r"no column is known to hold the image; it has question, A, B, answer; name it with .*columns\.image",
+            r"x\.csv: no column is known to hold the image; it has question, A, .*; give .*columns\.image=NAME \(",
         ),
         (["image", "text", "A", "B", "answer"], {}, r"no column .* the question"),
         (
@@ -90,11 +94,32 @@ def test_options_may_be_named() -> None:
         (
             ["image", "question", "answer"],
             {"split": "part"},
-            r"columns\.split=part is not a column of x\.csv; it has image",
+            r"x\.csv: data\.table\.columns\.split=part is not a column; it has image",
         ),
         (["image", "question", "answer"], {"options": ("a",)}, r"columns\.options=a is not a column"),
         (["image", "question", "answer"], {"id": "a"}, r"columns\.id=a is not a column"),
         (["image", "question", "answer"], {"image": ""}, r"no column is known to hold the image"),
+        (
+            ["scan", "text", "A", "B", "gold", "label"],
+            {"split": "part", "id": "row", "modality": ""},
+            r"gold and label may each hold the answer; .*split=part is not a column; .*id=row is not a column; no "
+            r"column is known to hold the image or the question; it has scan, text, .*; give "
+            r"data\.table\.columns\.answer=gold data\.table\.columns\.split=NAME .*\(prepare: --columns answer=gold "
+            r"split=NAME id=NAME image=NAME question=NAME\)$",
+        ),
+        (
+            ["image", "question", "option_A", "option_C", "answer"],
+            {},
+            r"option_A, option_C seem to be the options, but there is none for B \(an empty .*--columns options=NAME\)",
+        ),
+        (["image", "question", "B", "C", "answer"], {}, r"B, C seem to be the options, but there is none for A "),
+        (["image", "question", "opt2", "opt4", "answer"], {}, r"none for 1, 3 "),
+        (["image", "question", "opt0", "opt2", "answer"], {}, r"none for 1 "),
+        (
+            ["image", "question", *(f"option{n}" for n in range(1, 28)), "answer"],
+            {},
+            r"option1, .*, option27 seem to be the options, but they are 27, and a question can have 26 at most",
+        ),
     ],
 )
 def test_what_cannot_be_told_is_one_error_with_the_columns(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medr1_ray.base.file_lock import FileLock
+from medr1_ray.records.file_lock import FileLock
 
 
 def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path: Path) -> Non
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    script = "import os, sys; from pathlib import Path; from medr1_ray.base.file_lock import FileLock\n"
+    script = "import os, sys; from pathlib import Path; from medr1_ray.records.file_lock import FileLock\n"
     script += "lock = FileLock(Path(sys.argv[1])); os._exit(0)"
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "lock")], check=True)
     assert (tmp_path / "lock").read_text().startswith("process ")
