@@ -37,6 +37,9 @@ def started(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         found.update(settings["runtime_env"]["env_vars"], address=services.get_node_ip_address())
 
     monkeypatch.setattr(ray, "init", init)
+    # torch sets the second one itself.
+    for name in ("GLOO_SOCKET_IFNAME", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VLLM_HOST_IP", "192.0.2.7")
     local.start_local(2)
     return found
