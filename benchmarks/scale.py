@@ -30,7 +30,7 @@ from medr1_ray.config import Config
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
-from medr1_ray.pool.shared_actors import start_reward_actors, wait_until_up
+from medr1_ray.pool.reward_actors import RewardActors
 from medr1_ray.rollout.fake_actor import FakeBehaviour, fake_launcher
 from medr1_ray.weights.messages import WeightBucket, WeightUpdate
 
@@ -54,12 +54,12 @@ def run_pool(config: Config, actors: int, latency_seconds: float) -> Measured:
     calls = PendingCalls()
     launch = fake_launcher(FakeBehaviour(group_seconds=latency_seconds))
     rollout_actors = RolloutActors(config, calls, progress, launch)
-    rewards = start_reward_actors(config)
+    rewards = RewardActors(config, calls, progress)
     rollout_actors.wait_until_up()
-    wait_until_up(rewards, config)
+    rewards.wait_until_up()
     progress(f"{actors} fake rollout actors are up")
     ledger = Ledger(time.monotonic)
-    pool = RolloutPool(config, rollout_actors, list(rewards.values()), calls, open_stream(config), ledger)
+    pool = RolloutPool(config, rollout_actors, rewards, open_stream(config), ledger)
     buckets: tuple[WeightBucket, ...] = ()
     groups, start, processor = 0, 0.0, 0.0
     pool.load_weights(WeightUpdate(0, buckets, "0"))

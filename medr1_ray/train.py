@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from medr1_ray.base.stopping import finishing
 from medr1_ray.config import Config
+from medr1_ray.records.recorded_groups import RECORDED
 from medr1_ray.run.command import run_command
 
 if TYPE_CHECKING:
@@ -50,9 +51,26 @@ def train(config: Config, *, resume: bool = False, engines: SharedActors | None 
         return session.summarise()
 
 
+def record_rollouts(config: Config, *, resume: bool = False) -> Path:
+    """Generate and score the groups of `train.steps` steps with the model as it is, and learn nothing; returns the
+    folder that `--replay` takes.
+
+    Raises as `train` does; and ValueError where a run is to be resumed.
+    """
+    from medr1_ray.run.startup import open_session
+
+    if resume:
+        raise ValueError("--rollout-only cannot be resumed, it saves no checkpoint; start it in another run.dir")
+    with open_session(config, resume=False) as session:
+        session.sync_weights()
+        while session.step < config.train.steps:
+            session.record_rollouts()
+    return config.run.dir / RECORDED
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command("grpo", "GRPO on a Ray cluster.", train, arguments)
+    return run_command("grpo", "GRPO on a Ray cluster.", train, arguments, record_rollouts)
 
 
 if __name__ == "__main__":

@@ -3,39 +3,80 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
+_LONGEST_MARGIN_SECONDS = 5.0
+_LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How long a call may take, and the setting that says so."""
+
+    seconds: float
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.seconds:g}"
+
+
+def inside(seconds: float, depth: int = 1) -> float:
+    """The limit of a call that is made inside one of `seconds`: shorter, so that the inner call ends first and the
+    outer one hears why. `depth` is how far inside: an engine's call is at 2, inside its actor's, inside the driver's.
+    """
+    return seconds - depth * min(seconds / 10, _LONGEST_MARGIN_SECONDS)
 
 
 @contextmanager
-def ended_by(seconds: float, what: str, end: Callable[[], None]) -> Iterator[None]:
-    """Run the body; after `seconds`, call `end` from another thread, which must make the body return or raise.
+def ended_by(
+    seconds: float, what: str, end: Callable[[], None], broken_off: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Run the body; after `seconds`, or once `broken_off` says so, call `end` from another thread, which must make the
+    body return or raise.
 
-    Raises TimeoutError once the deadline has passed, even if the body then returned or raised something else.
+    Raises TimeoutError or RuntimeError once that has happened, even if the body then returned or raised something else.
     """
-    late = threading.Event()
+    lock, done = threading.Lock(), threading.Event()
+    reasons: list[Exception] = []
 
-    def on_deadline() -> None:
-        late.set()  # before `end`, which may let the body finish at once
-        end()
+    def watch() -> None:
+        last = time.monotonic() + seconds
+        while not done.wait(min(_LOOK_SECONDS, max(0.0, last - time.monotonic()))):
+            if time.monotonic() >= last:
+                reason: Exception = _timeout(what, seconds)
+            elif broken_off():
+                reason = RuntimeError(f"{what} was broken off")
+            else:
+                continue
+            with lock:
+                # The body may have returned while `broken_off` looked; `end` would then end the next call.
+                if done.is_set():
+                    return
+                reasons.append(reason)
+            end()
+            return
 
-    timer = threading.Timer(seconds, on_deadline)
-    # A timer that is still waiting must not keep the process alive.
-    timer.daemon = True
-    timer.start()
+    # A daemon, so that a watch that hangs does not keep the process alive.
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
     try:
         yield
     except Exception as error:
-        if late.is_set():
-            raise _timeout(what, seconds) from error
+        with lock:
+            done.set()
+        if reasons:
+            raise reasons[0] from error
         raise
     finally:
-        timer.cancel()
-    if late.is_set():
-        raise _timeout(what, seconds)
+        with lock:
+            done.set()
+    if reasons:
+        raise reasons[0]
 
 
 def within(seconds: float, what: str, call: Callable[[], T]) -> T:

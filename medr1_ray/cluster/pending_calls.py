@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from medr1_ray.base.deadline import Limit
 
 P = ParamSpec("P")
+
+
+class NotAnsweredError(GetTimeoutError):  # type: ignore[misc]
+    """A call was not answered within its limit."""
 
 
 def remote(actor: Any, method: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -21,18 +29,54 @@ def remote(actor: Any, method: Callable[Concatenate[Any, P], Any], *args: P.args
     return getattr(actor, method.__name__).remote(*args, **kwargs)
 
 
+@dataclass
+class _Pending:
+    then: Callable[[Any], None]
+    otherwise: Callable[[RayError], None]
+    what: str
+    limit: Limit | None
+    since_seconds: float
+
+
 class PendingCalls:
-    """References of the pending calls. Callbacks run inside `poll`, on the caller's thread."""
+    """References of the pending calls. Callbacks run inside `poll`, on the caller's thread.
 
-    def __init__(self) -> None:
-        self._pending: dict[Any, tuple[Callable[[Any], None], Callable[[RayError], None]]] = {}
+    Args:
+        clock: seconds, monotonic.
+    """
 
-    def add(self, reference: Any, then: Callable[[Any], None], otherwise: Callable[[RayError], None]) -> None:
-        """Add a call: `then` will receive its result, or `otherwise` Ray's error."""
-        self._pending[reference] = (then, otherwise)
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._pending: dict[Any, _Pending] = {}
+
+    def add(
+        self,
+        reference: Any,
+        then: Callable[[Any], None],
+        otherwise: Callable[[RayError], None],
+        what: str = "the call",
+        limit: Limit | None = None,
+    ) -> None:
+        """Add a call: `then` will receive its result, or `otherwise` Ray's error.
+
+        After `limit`, `otherwise` receives a NotAnsweredError that names the call by `what`. An answer that comes later
+        still goes to `then`, so that nothing is lost without a word.
+        """
+        self._pending[reference] = _Pending(then, otherwise, what, limit, self._clock())
 
     def poll(self, timeout_seconds: float) -> None:
-        """Run the callbacks of every finished call, waiting at most `timeout_seconds` for the first."""
+        """Run the callbacks of every call that has finished or passed its limit, waiting at most `timeout_seconds` for
+        the first to finish."""
+        self._answer(timeout_seconds)
+        now = self._clock()
+        for call in list(self._pending.values()):
+            limit = call.limit
+            if limit is not None and now - call.since_seconds > limit.seconds:
+                # Once: the call itself stays pending.
+                call.limit = None
+                call.otherwise(NotAnsweredError(f"{call.what} was not answered within {limit}"))
+
+    def _answer(self, timeout_seconds: float) -> None:
         if not self._pending:
             time.sleep(timeout_seconds)
             return
@@ -42,14 +86,14 @@ class PendingCalls:
             done, _ = ray.wait(references, num_returns=len(references), timeout=0)
         for reference in done:
             # Removed first, because the callbacks may add calls or raise.
-            then, otherwise = self._pending.pop(reference)
+            call = self._pending.pop(reference)
             try:
                 answer = ray.get(reference)
             except RayError as error:
-                otherwise(error)
+                call.otherwise(error)
             # Outside the `try`, so that an error of the callback is not taken for one of the call.
             else:
-                then(answer)
+                call.then(answer)
 
 
 def is_own_failure(error: RayError) -> bool:
@@ -60,6 +104,14 @@ def is_own_failure(error: RayError) -> bool:
     )
 
 
+def is_node_loss(error: RayError) -> bool:
+    """Return whether an actor ended because its node did.
+
+    False says little: of a node that dies without notice Ray first knows that a connection is lost.
+    """
+    return isinstance(error, RayActorError) and (error.preempted or "its node has died" in str(error))
+
+
 def describe_error(error: RayError) -> str:
     """Return one line: the exception at the end of a traceback, or the cause of an actor's death."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
@@ -68,4 +120,6 @@ def describe_error(error: RayError) -> str:
         if found:  # Ray adds a page of advice after this line
             return f"Ray killed the actor because its node ran out of memory: {reason}. Put fewer actors on a node"
     # pydantic ends its messages with a link, after the cause.
-    return next((line for line in reversed(lines) if not line.startswith("For further information visit")), lines[-1])
+    last = next((line for line in reversed(lines) if not line.startswith("For further information visit")), lines[-1])
+    # Python writes an exception's type with its module, which says nothing to the operator.
+    return re.sub(r"^(?:\w+\.)+(\w+: )", r"\1", last)

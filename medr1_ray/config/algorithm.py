@@ -45,6 +45,12 @@ class RewardSettings(Settings):
     """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): the reward falls linearly by 1 over the last
     `overlong_buffer_tokens` tokens before `rollout.max_tokens`; 0 disables it."""
     timeout_seconds: Annotated[PositiveFloat, MayChange] = 10.0
+    """Time limit for scoring one group."""
+    memory_gib: Annotated[PositiveFloat, MayChange] = 4.0
+    """Memory that a reward actor may take while it scores, beyond what it holds after its start."""
+    on_error: Annotated[Literal["fail", "drop"], MayChange] = "fail"
+    """What follows where a reward function raises, exceeds a limit or returns no finite number: the run ends, or the
+    group is left out and counted. Either way `reward_errors.jsonl` has the prompt and the completion."""
     actors: Annotated[PositiveInt, MayChange] = 1
 
     @model_validator(mode="after")

@@ -104,6 +104,10 @@ class RunSettings(Settings):
     """Steps between evaluations; 0 evaluates only before and after the training."""
     rollouts_every: NonNegativeInt = 10
     """Steps between dumps of a step's rollouts; 0 writes none."""
+    record_groups: bool = False
+    """Write every step's groups to `recorded/`, with all that an update needs: `--replay` trains from them."""
+    replay: Path | None = None
+    """A folder of recorded groups to learn from, in place of generated ones (`--replay`)."""
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: str = "medr1_ray"
     tensorboard: bool = False

@@ -60,5 +60,4 @@ def open_inference(config: Config) -> Iterator[Inference]:
     print(describe_engines(config), file=sys.stderr)
     with open_engines(config) as engines:
         ledger = Ledger(time.monotonic)
-        reward_actors = list(engines.reward_actors.values())
-        yield Inference(RolloutPool(config, engines.rollout_actors, reward_actors, engines.calls, None, ledger))
+        yield Inference(RolloutPool(config, engines.rollout_actors, engines.reward_actors, None, ledger))

@@ -42,7 +42,7 @@ class Leave(Enum):
 class ActorCounts:
     """Counts at one moment; `asked == present + gone` always holds.
 
-    `failures_in_a_row` counts actors that failed on their own since the last one joined.
+    `failures_in_a_row` counts actors that failed or were lost before they served, since the last one joined.
     """
 
     target: int
@@ -91,7 +91,7 @@ class ActorStates:
         self._last_stopped_seconds = clock()  # when an actor last stopped serving; initially now
 
     def missing(self) -> int:
-        """How many actors to ask for now; 0 during the pause after a failed start, which doubles with each failure."""
+        """How many actors to ask for now; 0 during the pause after a failed start, which doubles with each of them."""
         if self._clock() < self._not_before_seconds:
             return 0
         return max(0, self.target - self._staying())
@@ -132,12 +132,14 @@ class ActorStates:
 
     def leave(self, name: str, why: Leave) -> None:
         """The actor has left, from any stage."""
+        stage = self._members.pop(name).stage
         # A draining actor stopped serving when `drain` was called.
-        if self._members.pop(name).stage is ActorStage.SERVING:
+        if stage is ActorStage.SERVING:
             self._last_stopped_seconds = self._clock()
         self._gone[why] += 1
-        # No pause after a loss: it does not say that a new actor would fail to start.
-        if why is Leave.FAILED:
+        # Whether it failed or was lost: a node that is too full ends whoever starts there. One that served has shown
+        # that an actor can start, so its end calls for no pause.
+        if why in (Leave.LOST, Leave.FAILED) and stage in (ActorStage.STARTING, ActorStage.JOINING):
             pause = min(FIRST_PAUSE_SECONDS * 2**self._failures_in_a_row, LONGEST_PAUSE_SECONDS)
             self._failures_in_a_row += 1
             self._not_before_seconds = self._clock() + pause

@@ -7,7 +7,7 @@ to its deadline, and only on actors that are up. Unblocked by: `poll`, which eve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,22 +15,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from medr1_ray.base.code_digest import code_digest
-from medr1_ray.cluster.driver_files import DriverFiles
+from medr1_ray.base.deadline import Limit
 from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_own_failure, remote
-from medr1_ray.cluster.placement import (
-    Place,
-    ask_for_place,
-    describe_missing,
-    draining_nodes,
-    release_nodes,
-    request_nodes,
-)
-from medr1_ray.cluster.resources import demands
+from medr1_ray.cluster.placement import Place, draining_nodes
 from medr1_ray.config import Config
 from medr1_ray.pool.actor_states import ActorCounts, ActorStage, ActorStates, Leave
-from medr1_ray.rollout.actor import RolloutActor
-from medr1_ray.rollout.defaults import EngineSettings
+from medr1_ray.pool.places import Places
+from medr1_ray.rollout.actor import EngineLostError, RolloutActor
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
 
 Launcher = Callable[[Config, int, Mapping[str, Any]], Any]
@@ -38,15 +29,15 @@ Launcher = Callable[[Config, int, Mapping[str, Any]], Any]
 
 _POLL_SECONDS = 0.5
 _SAY_EVERY_SECONDS = 30.0
-# This many failed starts in a row have one cause, which another start will not remove.
-_HOPELESS_FAILURES = 3
+# This many failed starts in a row, besides one for each wanted actor (which may all have been on one node), have one
+# cause, which another start will not remove.
+_FAILURES_ALLOWED = 2
 _UP = (ActorStage.JOINING, ActorStage.SERVING, ActorStage.DRAINING)
 
 
-def launch_rollout_actor(files: DriverFiles, config: Config, index: int, options: Mapping[str, Any]) -> Any:
-    """Start an actor with a vLLM engine, on a node that must see the driver's files."""
-    actor = ray.remote(RolloutActor).options(**options)
-    return actor.remote(EngineSettings.of(config, files), index, code_digest())
+def may_be_anothers_fault(error: RayError) -> bool:
+    """Whether an actor that failed in a broadcast may be healthy: its own code raised, and its engine is there."""
+    return is_own_failure(error) and not isinstance(error, EngineLostError)
 
 
 @dataclass
@@ -55,7 +46,7 @@ class _Actor:
     handle: Any = None
     node_id: str = ""
     loading: WeightUpdate | None = None
-    loading_until_seconds: float = 0.0
+    lacks_weights: bool = False  # since a broadcast that another actor broke
 
 
 class RolloutActors:
@@ -68,6 +59,8 @@ class RolloutActors:
         launch: starts an actor; a simulation passes a launcher of its own.
         clock: seconds, monotonic.
         ask: returns the place for an actor, given its name; by default a placement group of its own.
+
+    `sync_limit` and `rollout_limit` are the limits of calls that concern weights, and of those that generate.
     """
 
     def __init__(
@@ -81,9 +74,9 @@ class RolloutActors:
     ) -> None:
         self._config = config
         self._calls = calls
-        self._say = say
+        self.say = say
         self._launch = launch
-        self._ask = ask or self._ask_for_own_place
+        self._places = Places(config, ask)
         self._clock = clock
         self._states = ActorStates(clock, config.rollout.actors)
         self._actors: dict[str, _Actor] = {}
@@ -92,27 +85,35 @@ class RolloutActors:
         self._begun_seconds: float | None = None  # when the actors that were up first had weights
         self._look_at_seconds = self._say_at_seconds = clock()
         self._last_failure = ""
-        self._requested = 0
+        self.sync_limit = Limit(config.cluster.sync_timeout_seconds, "cluster.sync_timeout_seconds")
+        self.rollout_limit = Limit(config.cluster.rollout_timeout_seconds, "cluster.rollout_timeout_seconds")
         self.tick()
 
     @property
     def serving(self) -> dict[str, Any]:
         """Handles of the actors that take prompts, by name."""
-        return {name: self._actors[name].handle for name in self._states.at(ActorStage.SERVING)}
+        at = self._states.at(ActorStage.SERVING)
+        return {name: self._actors[name].handle for name in at if not self._actors[name].lacks_weights}
 
     @property
     def up(self) -> dict[str, Any]:
         """Handles of the actors that can load weights now, by name."""
-        return {
-            name: self._actors[name].handle
-            for name in self._states.at(*_UP)
-            if self._actors[name].loading is None
-        }
+        up = self._states.at(*_UP)
+        return {name: self._actors[name].handle for name in up if self._actors[name].loading is None}
 
     @property
     def draining(self) -> list[str]:
         """Names of the actors that only finish their groups."""
         return self._states.at(ActorStage.DRAINING)
+
+    def may_lack_weights(self, name: str) -> bool:
+        """Whether an actor in health may refuse to generate: it is loading, or a broadcast broke."""
+        actor = self._actors.get(name)
+        return actor is not None and (actor.lacks_weights or actor.loading is not None)
+
+    def has(self, name: str) -> bool:
+        """Whether this actor has not left."""
+        return name in self._actors
 
     def counts(self) -> ActorCounts:
         return self._states.counts()
@@ -122,13 +123,15 @@ class RolloutActors:
         gone, self._gone = self._gone, []
         return gone
 
-    def wait_until_up(self) -> None:
-        """Wait until `rollout.min_actors` actors are up. They serve after the first `load_weights`.
+    def wait_until_up(self, fewest: int | None = None) -> None:
+        """Wait until this many actors are up, by default `rollout.min_actors`. They serve after a `load_weights`.
 
         Raises:
-            RuntimeError: an actor failed to start, or the cluster has no place for that many.
+            RuntimeError: an actor failed to start, several in a row were lost, or the cluster has no place for that
+                many.
         """
-        fewest, _ = self._config.rollout.actor_range
+        if fewest is None:
+            fewest, _ = self._config.rollout.actor_range
         limit = self._config.cluster.placement_timeout_seconds
         while len(self._states.at(*_UP)) < fewest:
             self.poll(_POLL_SECONDS)
@@ -136,45 +139,61 @@ class RolloutActors:
             if waiting and self._states.seconds_at_stage(waiting[0]) > limit:
                 raise RuntimeError(
                     f"no place for {', '.join(waiting)} after cluster.placement_timeout_seconds={limit:g}: "
-                    f"{self._missing(waiting)}. Add nodes, lower rollout.min_actors, or raise the limit"
+                    f"{self._places.missing(len(waiting))}. Add nodes, lower rollout.min_actors, or raise the limit"
                 )
 
-    def load_weights(self, update: WeightUpdate) -> list[LoadReport]:
+    def ask(
+        self,
+        name: str,
+        method: Callable[..., Any],
+        *arguments: Any,
+        then: Callable[[Any], None],
+        limit: Limit | None = None,
+        otherwise: Callable[[str, RayError], None] | None = None,
+    ) -> None:
+        """Call a method of an actor that is up; `then` will receive the answer.
+
+        The one policy for a call that fails or is not answered within `limit`: the actor is given up and replaced, and
+        its groups are issued again. `otherwise` may make an exception, given the actor's name and the error.
+        """
+        self._calls.add(
+            remote(self._actors[name].handle, method, *arguments),
+            then,
+            partial(otherwise or self.on_error, name),
+            f"`{method.__name__}()`",
+            limit,
+        )
+
+    def load_weights(self, update: WeightUpdate, break_off: Callable[[], None] | None = None) -> list[LoadReport]:
         """Bring every actor that is up to `update.version`; requests in flight go on with the new weights.
 
         An actor that fails, reports another version or digest, or exceeds `cluster.sync_timeout_seconds` is given up.
-        An actor that is still loading an older version is not waited for; it loads this one next.
+        In a broadcast one dead member fails the others as well: those stay, and `break_off` is called once, so that
+        they wait no longer. An actor that is still loading an older version is not waited for; it loads this one next.
         """
         self._current = update
         names = list(self.up)
         reports: list[LoadReport] = []
         for name in names:
-            self._load(name, reports.append)
+            self._load(name, reports.append, together=break_off is not None)
         while any(name in self._actors and self._actors[name].loading is update for name in names):
             self.poll(_POLL_SECONDS)
+            if break_off is not None and not all(name in self._actors for name in names):
+                break_off()
+                break_off = None
         if self._begun_seconds is None:
             self._begun_seconds = self._clock()
         return reports
 
-    def forget_run(self) -> None:
-        """Make every actor serve nothing until `load_weights`, which may then bring the versions of another run.
-
-        Raises:
-            RuntimeError: the call failed in an actor, or was not answered within `cluster.sync_timeout_seconds`.
-        """
+    def forget_weights(self) -> None:
+        """An actor that joins loads nothing until the next `load_weights`."""
         self._current = None
-        limit = self._config.cluster.sync_timeout_seconds
-        for name, handle in self.up.items():
-            try:
-                ray.get(remote(handle, RolloutActor.forget_run), timeout=limit)
-            except RayError as error:
-                raise RuntimeError(f"{name}: `forget_run()` failed: {describe_error(error)}") from error
 
     def scale(self, target: int, why: str) -> None:
         """Set the wanted number of actors: missing ones start in the background, superfluous ones drain."""
         if target == self._states.target:
             return
-        self._say(f"rollout actors: {target} wanted, {self._states.target} before: {why}")
+        self.say(f"rollout actors: {target} wanted, {self._states.target} before: {why}")
         self._states.target = target
 
     def lose(self, name: str, reason: str, *, own_failure: bool = False) -> None:
@@ -208,7 +227,7 @@ class RolloutActors:
         """Let actors join and leave; never waits.
 
         Raises:
-            RuntimeError: no actor has been serving for too long, or several in a row failed on their own.
+            RuntimeError: no actor has been serving for too long, or several in a row ended before they served.
         """
         now = self._clock()
         # Every waiting loop of the driver calls this, and each look asks Ray for nodes and placement groups.
@@ -221,28 +240,12 @@ class RolloutActors:
             self._retire(name, self._config.cluster.rollout_timeout_seconds, "more actors than needed")
         for _ in range(self._states.missing()):
             name = self._states.ask()
-            self._actors[name] = _Actor(self._ask(name))
+            self._actors[name] = _Actor(self._places.ask(name))
         for name in self._states.at(ActorStage.WANTED):
             if self._actors[name].place.is_there():
                 self._start(name)
-        self._request_nodes()
+        self._places.request_nodes(self._states.target if self._states.at(ActorStage.WANTED) else 0)
         self._look_after_the_empty()
-
-    def _request_nodes(self) -> None:
-        """Ask the autoscaler for nodes only while an actor waits for a place.
-
-        A placed actor holds its node without a request. Ray counts a request against whole nodes, whoever runs on them,
-        so a standing request for placed actors would keep alive a node that is meant to go.
-        """
-        if not self._config.rollout.is_elastic:
-            return
-        wanted = self._states.target if self._states.at(ActorStage.WANTED) else 0
-        if wanted != self._requested:
-            self._requested = wanted
-            request_nodes(self._config, wanted) if wanted else release_nodes()
-
-    def _ask_for_own_place(self, name: str) -> Place:
-        return ask_for_place(name, demands(self._config, 1)[1], "STRICT_PACK")
 
     def _start(self, name: str) -> None:
         actor = self._actors[name]
@@ -250,9 +253,8 @@ class RolloutActors:
         options = {**actor.place.options(), "name": name, "max_concurrency": 1000}
         actor.handle = self._launch(self._config, int(name.rpartition("-")[2]), options)
         self._states.placed(name)
-        self._calls.add(
-            remote(actor.handle, RolloutActor.ping), partial(self._on_up, name), partial(self.on_error, name)
-        )
+        # Its limit is that of the start, which `ActorStates.late` keeps.
+        self.ask(name, RolloutActor.ping, then=partial(self._on_up, name))
 
     def _on_up(self, name: str, _: str) -> None:
         if self._states.stage(name) is ActorStage.STARTING:
@@ -261,23 +263,27 @@ class RolloutActors:
             if self._current is not None and self._current.lasting:
                 self._load(name)
 
-    def _load(self, name: str, then: Callable[[LoadReport], None] = lambda report: None) -> None:
-        update, actor = self._current, self._actors[name]
+    def _load(
+        self, name: str, then: Callable[[LoadReport], None] = lambda report: None, *, together: bool = False
+    ) -> None:
+        update = self._current
         assert update is not None
-        actor.loading = update
-        actor.loading_until_seconds = self._clock() + self._config.cluster.sync_timeout_seconds
-        self._calls.add(
-            remote(actor.handle, RolloutActor.load_weights, update),
-            partial(self._on_loaded, name, update, then),
-            partial(self._on_load_error, name, update),
+        self._actors[name].loading = update
+        self.ask(
+            name,
+            RolloutActor.load_weights,
+            update,
+            then=partial(self._on_loaded, name, update, then),
+            limit=self.sync_limit,
+            otherwise=self._on_shared_load_error if together else None,
         )
 
-    def _on_load_error(self, name: str, update: WeightUpdate, error: RayError) -> None:
-        if update.lasting or not is_own_failure(error):
+    def _on_shared_load_error(self, name: str, error: RayError) -> None:
+        if not may_be_anothers_fault(error):
             self.on_error(name, error)
-        elif self._states.stage(name) is not None:
-            # In a broadcast one dead member fails the others as well; they are healthy, and the sync is retried.
+        elif name in self._actors:
             self._actors[name].loading = None
+            self._actors[name].lacks_weights = True
 
     def _on_loaded(
         self, name: str, update: WeightUpdate, then: Callable[[LoadReport], None], report: LoadReport
@@ -292,6 +298,7 @@ class RolloutActors:
             self.lose(name, reason, own_failure=True)
             return
         self._actors[name].loading = None
+        self._actors[name].lacks_weights = False
         then(report)
         # A newer version was published while this one was being loaded.
         if update is not self._current:
@@ -300,7 +307,7 @@ class RolloutActors:
         elif self._states.stage(name) is ActorStage.JOINING:
             self._states.joined(name)
             if self._begun_seconds is not None:
-                self._say(f"{name} has joined with version {update.version}; {self._counted()}")
+                self.say(f"{name} has joined with version {update.version}; {self._counted()}")
 
     def _give_up_the_late(self) -> None:
         cluster = self._config.cluster
@@ -308,10 +315,6 @@ class RolloutActors:
             starting = self._states.stage(name) is ActorStage.STARTING
             limit = f"start within cluster.start_timeout_seconds={cluster.start_timeout_seconds:g}"
             self.lose(name, f"it did not {limit if starting else 'drain in time'}", own_failure=starting)
-        for name, actor in list(self._actors.items()):
-            if actor.loading is not None and self._clock() > actor.loading_until_seconds:
-                limit = f"cluster.sync_timeout_seconds={cluster.sync_timeout_seconds:g}"
-                self.lose(name, f"it did not load version {actor.loading.version} within {limit}")
 
     def _heed_draining_nodes(self) -> None:
         longest = self._config.cluster.rollout_timeout_seconds
@@ -323,7 +326,7 @@ class RolloutActors:
         stage = self._states.stage(name)
         if stage is ActorStage.SERVING:
             self._states.drain(name, limit_seconds)
-            self._say(f"{name} is draining: {reason}; {self._counted()}")
+            self.say(f"{name} is draining: {reason}; {self._counted()}")
         elif stage is not ActorStage.DRAINING:
             self._end(name, Leave.CANCELLED, reason)
 
@@ -334,33 +337,33 @@ class RolloutActors:
         if actor.handle is not None:
             ray.kill(actor.handle)
         actor.place.give_back()
-        self._say(f"{name} is gone ({why.value}): {reason}; {self._counted()}")
+        self.say(f"{name} is gone ({why.value}): {reason}; {self._counted()}")
 
     def _look_after_the_empty(self) -> None:
         counts, now = self._states.counts(), self._clock()
         waiting = self._states.at(ActorStage.WANTED)
-        if self._begun_seconds is not None and not counts.serving:
+        if not counts.serving:
+            # Nothing can serve before the first weights; until then `wait_until_up` has a limit for places.
+            begun = self._begun_seconds if self._begun_seconds is not None else now
+            seconds = min(self._states.empty_seconds(), now - begun)
             cluster = self._config.cluster
             limit = cluster.placement_timeout_seconds
             # At least one actor has a place and is starting, which takes time of its own.
             if len(waiting) < counts.present:
                 limit += cluster.start_timeout_seconds
-            # Nothing can serve before the first weights.
-            seconds = min(self._states.empty_seconds(), now - self._begun_seconds)
-            if counts.failures_in_a_row >= _HOPELESS_FAILURES or seconds > limit:
+            if counts.failures_in_a_row >= counts.target + _FAILURES_ALLOWED or seconds > limit:
+                waiting_for = f". Waiting for {', '.join(waiting)}: {self._places.missing(len(waiting))}"
                 raise RuntimeError(
-                    f"no rollout actor has been serving for {seconds:.0f} s; the last {counts.failures_in_a_row} "
-                    f"failed on their own. Most recent failure: {self._last_failure}"
-                    + (f". Waiting for {', '.join(waiting)}: {self._missing(waiting)}" if waiting else "")
-                    + ". Fix the cause and continue from the last checkpoint with --resume"
+                    f"no rollout actor has been serving for {seconds:.0f} s, and {counts.failures_in_a_row} in a row "
+                    f"ended before they served. Most recent failure: {self._last_failure}"
+                    + (waiting_for if waiting else "")
+                    + ". Fix the cause"
+                    + ("" if self._begun_seconds is None else " and continue from the last checkpoint with --resume")
                 )
         if waiting and now > self._say_at_seconds + _SAY_EVERY_SECONDS:
             self._say_at_seconds = now
             seconds = self._states.seconds_at_stage(waiting[0])
-            self._say(f"waiting for {', '.join(waiting)} for {seconds:.0f} s: {self._missing(waiting)}")
-
-    def _missing(self, waiting: Sequence[str]) -> str:
-        return describe_missing(demands(self._config, len(waiting))[1])
+            self.say(f"waiting for {', '.join(waiting)} for {seconds:.0f} s: {self._places.missing(len(waiting))}")
 
     def _counted(self) -> str:
         counts = self._states.counts()

@@ -48,7 +48,6 @@ class _Entry:
     since_seconds: float
     actor: str | None = None
     oldest_version: int | None = None
-    losses: int = 0
 
 
 class Ledger:
@@ -98,12 +97,15 @@ class Ledger:
             if entry.stage is GroupStage.GENERATING and entry.actor == actor
         ]
         for prompt_id in lost:
-            entry = self._move(prompt_id, GroupStage.GENERATING, GroupStage.WAITING)
-            entry.actor = None
-            # Counted per group, to find a group that keeps ending its actors (`_MOST_LOSSES` in groups.py).
-            entry.losses += 1
+            self._move(prompt_id, GroupStage.GENERATING, GroupStage.WAITING).actor = None
         self._reissued += len(lost)
         return lost
+
+    def put_back(self, prompt_id: str, actor: str) -> None:
+        """The actor generates the group no longer; it waits again, unless it is another actor's by now or has left."""
+        if self.actor_of(prompt_id) == actor:
+            self._move(prompt_id, GroupStage.GENERATING, GroupStage.WAITING).actor = None
+            self._reissued += 1
 
     def generated(self, prompt_id: str, actor: str, oldest_version: int) -> bool:
         """Note an answer. False, and counted as late, when the group is no longer this actor's or has left."""
@@ -121,13 +123,13 @@ class Ledger:
 
     def use(self, prompt_id: str, *, zero_variance: bool) -> None:
         """The learner takes the group."""
-        self._leave(prompt_id)
+        self._leave(prompt_id, GroupStage.READY)
         self._used += 1
         self._zero_variance += zero_variance
 
     def drop(self, prompt_id: str, reason: str) -> None:
-        """The group ends unused, for a counted reason."""
-        self._leave(prompt_id)
+        """The group ends unused, for a counted reason; not while an actor generates it."""
+        self._leave(prompt_id, GroupStage.WAITING, GroupStage.SCORING, GroupStage.READY)
         self._dropped[reason] += 1
 
     def drop_stale(self, version: int, max_staleness: int) -> list[str]:
@@ -156,18 +158,21 @@ class Ledger:
                 load[entry.actor] += 1
         return load
 
-    def overdue(self, stage: GroupStage, limit_seconds: float) -> dict[str, str | None]:
-        """Ids of groups that have been at this stage for longer than the limit, each with its rollout actor."""
+    def overdue(self, limit_seconds: float) -> dict[str, str]:
+        """Ids of groups that have been generated for longer than the limit, each with its actor."""
         now = self._clock()
         return {
             prompt_id: entry.actor
             for prompt_id, entry in self._entries.items()
-            if entry.stage is stage and now - entry.since_seconds > limit_seconds
+            if entry.actor is not None
+            and entry.stage is GroupStage.GENERATING
+            and now - entry.since_seconds > limit_seconds
         }
 
-    def losses(self, prompt_id: str) -> int:
-        """How many actors were lost while generating this group."""
-        return self._entries[prompt_id].losses
+    def actor_of(self, prompt_id: str) -> str | None:
+        """The actor that generates this group; None where none does."""
+        entry = self._entries.get(prompt_id)
+        return entry.actor if entry is not None and entry.stage is GroupStage.GENERATING else None
 
     def counts(self) -> LedgerCounts:
         """The counts; raises AssertionError when they do not add up, which only a bug can cause."""
@@ -190,9 +195,10 @@ class Ledger:
         entry.since_seconds = self._clock()
         return entry
 
-    def _leave(self, prompt_id: str) -> None:
-        entry = self._entries.pop(prompt_id)
-        assert entry.stage is GroupStage.READY, f"{prompt_id} is {entry.stage}, not ready"
+    def _leave(self, prompt_id: str, *stages: GroupStage) -> None:
+        stage = self._entries[prompt_id].stage
+        assert stage in stages, f"{prompt_id} is {stage}, not one of {stages}"
+        del self._entries[prompt_id]
 
 
 def room(

@@ -11,29 +11,33 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
-import ray
 from ray.exceptions import RayError
 
-from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, remote
+from medr1_ray.cluster.pending_calls import describe_error, is_node_loss
 from medr1_ray.config import Config
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool.actor_states import ActorCounts
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.engine_calls import EngineCalls
 from medr1_ray.pool.group_ledger import GroupStage, Ledger, room
+from medr1_ray.pool.incidents import SET_ASIDE, Incidents
+from medr1_ray.pool.measurements import Measurements
+from medr1_ray.pool.reward_actors import RewardActors
+from medr1_ray.pool.suspects import Suspects, assignments
 from medr1_ray.pool.workload import Workload
-from medr1_ray.rewards.actor import RewardActor
 from medr1_ray.rewards.advantages import group_advantages
-from medr1_ray.rollout.actor import RolloutActor
+from medr1_ray.rewards.functions import RewardError
+from medr1_ray.rollout.actor import NotServingError, RolloutActor
 from medr1_ray.rollout.defaults import sequences_at_once
 from medr1_ray.types import Completions, Continuations, Group, Likelihoods, Prompt, Rewards, Sampling, Span
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
 
 _POLL_SECONDS = 1.0
-# After this many actors die on the same group, blame the group and stop.
-_MOST_LOSSES = 10
+# With none in between that was answered, it is not the questions.
+_MOST_SET_ASIDE = 3
+# With none in between that was scored, the reward function is broken, not the completion.
+_MOST_REWARD_ERRORS = 32
 
 
 class RolloutPool:
@@ -42,27 +46,33 @@ class RolloutPool:
     Args:
         config: the run's settings.
         actors: the rollout actors.
-        reward_actors: handles of reward actors.
-        calls: where answers are awaited, shared with `actors`.
+        reward_actors: those that score.
         stream: source of training prompts; None where nothing is trained.
         ledger: the run's accounts (totals restored when it is resumed).
+
+    `renew_weights` loads the current version once more, where newcomers cannot do so on their own: without it a run
+    whose actors were all lost would wait in vain for those that replace them.
     """
 
     def __init__(
         self,
         config: Config,
         actors: RolloutActors,
-        reward_actors: Sequence[Any],
-        calls: PendingCalls,
+        reward_actors: RewardActors,
         stream: PromptStream | None,
         ledger: Ledger,
     ) -> None:
         self._config = config
         self._actors = actors
-        self._calls = calls
+        self._reward_actors = reward_actors
+        self._incidents = Incidents(config.run.dir)
+        self._reward_errors_in_a_row = 0
+        self._suspects = Suspects()
+        self._ended_generating: dict[str, str] = {}  # lost actors by name, and how, until their groups are issued again
         self._stream = stream
-        self.engines = EngineCalls(actors, config.cluster.sync_timeout_seconds)
-        self._next_reward_actor = itertools.cycle(reward_actors)
+        self.engines = EngineCalls(actors)
+        self.renew_weights: Callable[[], None] | None = None
+        self._measurements = Measurements(config.rollout, actors, self.poll, self._on_lost)
         self._spans: list[Span] = []
         self._evaluations = itertools.count()
         self._training = Workload(
@@ -107,7 +117,7 @@ class RolloutPool:
         assert self._stream is not None
         actors = max(1, len(self._actors.serving))
         for number, prompt in enumerate(self._stream.draw(missing), start=1):
-            self._training.add(prompt)
+            self._issue(prompt)
             # Encoding a prompt takes time: as soon as there is one more for each actor, let them start on it.
             if number % actors == 0:
                 self._assign()
@@ -116,7 +126,7 @@ class RolloutPool:
     def issue_again(self, prompts: Sequence[Prompt]) -> None:
         """Issue the prompts that an interrupted run had issued but not used, before the stream goes on."""
         for prompt in prompts:
-            self._training.add(prompt)
+            self._issue(prompt)
 
     def unused_prompt_ids(self) -> list[str]:
         """Ids of the groups in flight, in the order of issue."""
@@ -138,8 +148,7 @@ class RolloutPool:
                 self._training.discard(prompt_id)
             for prompt_id in self.ledger.at(GroupStage.READY):
                 if refills > 0 and self._training.groups[prompt_id].rewards.all_equal:
-                    self.ledger.drop(prompt_id, "zero_variance")
-                    self._training.discard(prompt_id)
+                    self._training.drop(prompt_id, "zero_variance")
                     refills -= 1
             # In every round, because dropped groups make room for new ones.
             self.fill(versions_ahead=0)
@@ -148,7 +157,7 @@ class RolloutPool:
             if len(ready) == wanted:
                 return [self._use(prompt_id) for prompt_id in ready]
             prefetch([self._training.groups[prompt_id] for prompt_id in ready])
-            self.poll(_POLL_SECONDS)
+            self._wait()
 
     def run(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
         """Generate and score prompts outside the training's accounts (evaluation), in the given order."""
@@ -158,34 +167,16 @@ class RolloutPool:
         self._workloads.append(work)
         self._assign()
         while len(work.groups) < len(prompts):
-            self.poll(_POLL_SECONDS)
+            self._wait()
         self._workloads.remove(work)
         return [work.groups[prompt.id] for prompt in prompts]
 
     def probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
-        """Generate unscored completions on every serving actor, by its name: the parity gate's input at `version`.
+        """Unscored completions of every serving actor, by its name: the parity gate's input at `version`.
 
         An actor that is lost during the probe is left out.
         """
-        asked = {
-            name: [
-                remote(handle, RolloutActor.generate, f"probe-{version}/{prompt.id}", prompt, sampling)
-                for prompt in prompts
-            ]
-            for name, handle in self._actors.serving.items()
-        }
-        refs = [ref for of_actor in asked.values() for ref in of_actor]
-        if refs:
-            # All actors share this deadline; what is unfinished afterwards fails below (`GetTimeoutError` is a
-            # RayError).
-            ray.wait(refs, num_returns=len(refs), timeout=self._config.cluster.rollout_timeout_seconds)
-        answers: dict[str, list[Completions]] = {}
-        for name, of_actor in asked.items():
-            try:
-                answers[name] = ray.get(of_actor, timeout=0)
-            except RayError as error:
-                self._actors.on_error(name, error)
-        return answers
+        return self._measurements.probe(prompts, sampling, version)
 
     def likelihoods(
         self, prompts: Sequence[Prompt], continuations: Sequence[Continuations]
@@ -195,35 +186,14 @@ class RolloutPool:
         Raises:
             RuntimeError: actors were lost repeatedly, or none is left and none comes in time.
         """
-        call, limit = f"likelihoods-{next(self._evaluations)}", self._config.cluster.rollout_timeout_seconds
-        answers: dict[int, Likelihoods] = {}
-        for _ in range(_MOST_LOSSES):
-            self.poll()
-            while not self._actors.serving:
-                self.poll(_POLL_SECONDS)
-            actors = itertools.cycle(self._actors.serving.items())
-            missing = [i for i in range(len(prompts)) if i not in answers]
-            asked = []
-            for i, (name, actor) in zip(missing, actors, strict=False):
-                request_id = f"{call}/{prompts[i].id}"
-                ref = remote(actor, RolloutActor.likelihoods, request_id, prompts[i], continuations[i])
-                asked.append((i, name, ref))
-            # All were started above, so waiting for them one by one takes no longer than the slowest.
-            for i, name, ref in asked:
-                try:
-                    answers[i] = ray.get(ref, timeout=limit)
-                except RayError as error:
-                    self._on_lost(name, error)
-            if len(answers) == len(prompts):
-                return [answers[i] for i in range(len(prompts))]
-        raise RuntimeError(
-            f"rollout actors were lost {_MOST_LOSSES} times while computing the likelihoods of {len(prompts)} prompts; "
-            "see their files under logs/, and raise cluster.rollout_timeout_seconds if they were slow"
-        )
+        return self._measurements.likelihoods(prompts, continuations)
 
-    def load_weights(self, update: WeightUpdate) -> list[LoadReport]:
-        """Bring every rollout actor to `update.version`; requests in flight go on with the new weights."""
-        return self._actors.load_weights(update)
+    def load_weights(self, update: WeightUpdate, break_off: Callable[[], None] | None = None) -> list[LoadReport]:
+        """Bring every rollout actor to `update.version`; requests in flight go on with the new weights.
+
+        `break_off` ends a broadcast in which one was lost (`RolloutActors.load_weights`).
+        """
+        return self._actors.load_weights(update, break_off)
 
     def scale(self, actors: int, why: str) -> None:
         """Set the wanted number of rollout actors; they come and go in the background."""
@@ -235,79 +205,91 @@ class RolloutPool:
         Raises:
             RuntimeError: a reward actor failed, or no rollout actor is left and none comes in time.
         """
-        self._actors.poll(timeout_seconds)
-        # Losses first and assignment last, so that groups of an actor that is given up here are assigned again in this
-        # call.
-        self._give_up_the_overdue()
-        for name in self._actors.take_gone():
-            for work in self._workloads:
-                self._issue_again_after(name, work)
-        for name in self._actors.draining:
-            # An actor may still be generating groups of an evaluation.
-            if not any(work.ledger.load_of([name])[name] for work in self._workloads):
-                self._actors.has_drained(name)
+        self._look_after(timeout_seconds)
+        # Last, so that groups of an actor that was given up are assigned again in this call.
         self._assign()
 
     def finish(self) -> None:
-        """Wait for the answers still under way, without using them, and assign nothing more: the actors are free."""
-        while any(self.ledger.load_of(list(self._actors.serving)).values()) or self.ledger.at(GroupStage.SCORING):
-            self._actors.poll(_POLL_SECONDS)
+        """Wait for the answers still under way, without using them, and assign nothing more: the actors are free.
+
+        Raises:
+            RuntimeError: as `poll`.
+        """
+        while self.ledger.at(GroupStage.GENERATING) or self.ledger.at(GroupStage.SCORING):
+            self._look_after(_POLL_SECONDS)
 
     def drain_spans(self) -> list[Span]:
         """The spans of generation and scoring since the last call."""
         spans, self._spans = self._spans, []
         return spans
 
+    def wait_until_up(self) -> None:
+        """Wait until at least one actor can load weights; raises RuntimeError as `RolloutActors.wait_until_up`."""
+        self._actors.wait_until_up(1)
+
+    def _wait(self) -> None:
+        self.poll(_POLL_SECONDS)
+        if self.renew_weights is not None and self._actors.up and not self._actors.serving:
+            self.renew_weights()
+
+    def _look_after(self, timeout_seconds: float) -> None:
+        self._actors.poll(timeout_seconds)
+        self._give_up_the_overdue()
+        for name in self._actors.take_gone():
+            self._issue_again_after(name)
+        for name in self._actors.draining:
+            # An actor may still be generating groups of an evaluation.
+            if not any(work.ledger.load_of([name])[name] for work in self._workloads):
+                self._actors.has_drained(name)
+
     def _use(self, prompt_id: str) -> Group:
-        group = self._training.discard(prompt_id)
+        group = self._training.groups[prompt_id]
+        self._training.discard(prompt_id)
         self.ledger.use(prompt_id, zero_variance=group.rewards.all_equal)
         return group
 
     def _assign(self) -> None:
-        """Give waiting groups to the least loaded actors, up to the number of sequences that an engine samples at once.
-
-        More would only wait in an engine's queue; here they can still go to an actor that joins.
-        """
-        serving = self._actors.serving
+        """Give waiting groups to the least loaded actors, and suspects to idle ones (`assignments`)."""
+        serving = list(self._actors.serving)
         load = dict.fromkeys(serving, 0)
         for work in self._workloads:
-            for name, groups in work.ledger.load_of(list(serving)).items():
+            for name, groups in work.ledger.load_of(serving).items():
                 load[name] += groups * work.sampling.group_size
-        limit = sequences_at_once(self._config.rollout)
-        for work in self._workloads:
-            for prompt_id in work.ledger.at(GroupStage.WAITING):
-                if not load:
-                    return
-                name = min(load, key=load.__getitem__)
-                # An idle actor takes any group: one larger than `max_num_seqs` would otherwise never be generated.
-                if load[name] and load[name] + work.sampling.group_size > limit:
-                    return
-                load[name] += work.sampling.group_size
-                work.ledger.assign(prompt_id, name)
-                request_id = f"{work.name}/{prompt_id}"
-                ref = remote(
-                    serving[name], RolloutActor.generate, request_id, work.prompts[prompt_id], work.sampling
-                )
-                self._calls.add(ref, partial(self._on_generated, work, name), partial(self._on_lost, name))
+        waiting = {id_: work for work in self._workloads for id_ in work.ledger.at(GroupStage.WAITING)}
+        sizes = {prompt_id: work.sampling.group_size for prompt_id, work in waiting.items()}
+        closed = {work.ledger.actor_of(suspect) for work in self._workloads for suspect in self._suspects}
+        at_once = sequences_at_once(self._config.rollout)
+        for prompt_id, name in assignments(sizes, load, at_once, self._suspects, closed).items():
+            work = waiting[prompt_id]
+            work.ledger.assign(prompt_id, name)
+            self._actors.ask(
+                name,
+                RolloutActor.generate,
+                f"{work.name}/{prompt_id}",
+                work.prompts[prompt_id],
+                work.sampling,
+                then=partial(self._on_generated, work, name),
+                otherwise=partial(self._on_not_generated, work, prompt_id),
+            )
 
     def _on_generated(self, work: Workload, actor: str, completions: Completions) -> None:
         # A late answer: the group has been issued again or used. Scoring it would count it twice.
         if not work.ledger.generated(completions.prompt_id, actor, int(completions.versions.min())):
             return
+        self._suspects.generated(completions.prompt_id)
         self._spans.append(completions.span)
         work.completions[completions.prompt_id] = completions
-        question = work.prompts[completions.prompt_id].question
-        ref = remote(
-            next(self._next_reward_actor),
-            RewardActor.score,
-            completions.prompt_id,
-            completions.texts,
-            completions.lengths,
-            question,
+        self._reward_actors.score(
+            completions,
+            work.prompts[completions.prompt_id].question,
+            # An evaluation asks what is right: no function of the user's decides that, nor can it end one.
+            judge_only=work is not self._training,
+            then=partial(self._on_scored, work),
+            otherwise=partial(self._on_not_scored, work, completions.prompt_id),
         )
-        self._calls.add(ref, partial(self._on_scored, work), self._on_not_scored)
 
     def _on_scored(self, work: Workload, rewards: Rewards) -> None:
+        self._reward_errors_in_a_row = 0
         self._spans.append(rewards.span)
         work.ledger.scored(rewards.prompt_id)
         prompt, completions = work.prompts[rewards.prompt_id], work.completions.pop(rewards.prompt_id)
@@ -318,34 +300,70 @@ class RolloutPool:
             assert self._stream is not None
             self._stream.observe(prompt.id, float(rewards.correct.mean()))
 
+    def _on_not_generated(self, work: Workload, prompt_id: str, actor: str, error: RayError) -> None:
+        # A broadcast that another member broke took its weights; the sync is repeated.
+        if isinstance(error, NotServingError) and self._actors.may_lack_weights(actor):
+            work.ledger.put_back(prompt_id, actor)
+        else:
+            self._on_lost(actor, error)
+
     def _on_lost(self, actor: str, error: RayError) -> None:
         # Ray raises an error that is a RayTaskError and an instance of the actor's own exception type.
         if isinstance(error, ValueError):  # The engine refused the prompt, as any other engine would.
-            raise error
+            raise ValueError(str(getattr(error, "cause", error)))
+        # The end of a node has nothing to do with what was generated there.
+        if self._actors.has(actor) and not is_node_loss(error):
+            self._ended_generating[actor] = describe_error(error)
         self._actors.on_error(actor, error)
 
-    def _on_not_scored(self, error: RayError) -> None:
-        if isinstance(error, ValueError):
+    def _on_not_scored(self, work: Workload, prompt_id: str, error: Exception) -> None:
+        if not isinstance(error, RewardError):
             raise error
-        raise RuntimeError(f"a reward actor failed: {describe_error(error)}") from error
+        record = self._incidents.reward_error(work.prompts[prompt_id], error)
+        if work is not self._training:
+            raise ValueError(f"{error} (all of it in {record})")
+        if self._config.reward.on_error == "fail":
+            raise ValueError(f"{error} (all of it in {record}; reward.on_error=drop leaves such groups out)")
+        work.drop(prompt_id, "reward_error")
+        self._actors.say(f"group {prompt_id!r} is left out: {error} (all of it in {record})")
+        self._reward_errors_in_a_row += 1
+        if self._reward_errors_in_a_row == _MOST_REWARD_ERRORS:
+            raise ValueError(
+                f"reward.on_error=drop: the last {_MOST_REWARD_ERRORS} groups all had to be left out, most recently: "
+                f"{error} (all of them in {record})"
+            )
 
-    def _issue_again_after(self, actor: str, work: Workload) -> None:
-        for prompt_id in work.ledger.lose_actor(actor):
-            if work.ledger.losses(prompt_id) == _MOST_LOSSES:
-                raise RuntimeError(
-                    f"{_MOST_LOSSES} rollout actors were lost one after another while generating {prompt_id!r}, most "
-                    f"recently {actor}. See their files under logs/; raise cluster.rollout_timeout_seconds if they "
-                    "were slow"
-                )
+    def _issue_again_after(self, actor: str) -> None:
+        lost = {prompt_id: work for work in self._workloads for prompt_id in work.ledger.lose_actor(actor)}
+        reason = self._ended_generating.pop(actor, None)
+        deaths = self._suspects.lost_with(list(lost), f"{actor}: {reason}") if lost and reason else []
+        if deaths:
+            ((prompt_id, work),) = lost.items()
+            self._set_aside(work, work.prompts[prompt_id], deaths)
+
+    def _set_aside(self, work: Workload, prompt: Prompt, deaths: Sequence[str]) -> None:
+        folder = self._incidents.put_aside(prompt, deaths)
+        what = (
+            f"question {prompt.question.id!r} ended {len(deaths)} engines that generated nothing else, most recently "
+            f"{deaths[-1]}; it is recorded in {folder}"
+        )
+        if work is not self._training:
+            raise RuntimeError(f"{what}. Leave it out of the evaluation's data")
+        work.drop(prompt.id, SET_ASIDE)
+        self._actors.say(f"{what}, and is not asked any more")
+        if self._suspects.proven_in_a_row == _MOST_SET_ASIDE:
+            raise RuntimeError(
+                f"{_MOST_SET_ASIDE} questions in a row ended their engines, and none was answered in between, so that "
+                f"something else may be wrong. The last: {what}. To ask them again, remove {folder.parent}"
+            )
+
+    def _issue(self, prompt: Prompt) -> None:
+        self._training.add(prompt)
+        if self._incidents.passes_over(prompt):
+            self._training.drop(prompt.id, SET_ASIDE)
 
     def _give_up_the_overdue(self) -> None:
-        limit = self._config.cluster.rollout_timeout_seconds
         for work in self._workloads:
-            for prompt_id, actor in work.ledger.overdue(GroupStage.GENERATING, limit).items():
-                assert actor is not None
-                self._actors.lose(actor, f"{prompt_id!r} unfinished after cluster.rollout_timeout_seconds={limit:g}")
-            for prompt_id in work.ledger.overdue(GroupStage.SCORING, limit):
-                raise RuntimeError(
-                    f"{prompt_id!r} was not scored within cluster.rollout_timeout_seconds={limit:g}; see the logs of "
-                    "the reward actors in Ray's log directory"
-                )
+            for prompt_id, actor in work.ledger.overdue(self._actors.rollout_limit.seconds).items():
+                self._ended_generating[actor] = f"{prompt_id!r} unfinished after {self._actors.rollout_limit}"
+                self._actors.lose(actor, self._ended_generating[actor])

@@ -9,27 +9,34 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
+from medr1_ray.base.code_digest import code_digest
 from medr1_ray.cluster.connect import connect
 from medr1_ray.cluster.driver_files import DriverFiles, driver_files
-from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, remote
-from medr1_ray.cluster.placement import Place, describe_missing
-from medr1_ray.cluster.resources import REWARD_ACTOR_CPUS, demands
+from medr1_ray.cluster.pending_calls import PendingCalls
+from medr1_ray.cluster.placement import Place
 from medr1_ray.config import Config
 from medr1_ray.config.loading import first_difference
-from medr1_ray.pool.actors import RolloutActors, launch_rollout_actor
-from medr1_ray.rewards.actor import RewardActor
+from medr1_ray.pool.actors import RolloutActors
+from medr1_ray.pool.engine_calls import EngineCalls
+from medr1_ray.pool.reward_actors import RewardActors
+from medr1_ray.rollout.actor import RolloutActor
+from medr1_ray.rollout.defaults import EngineSettings
 
-_SCORE_RETRIES = 2
 # The sections that the actors are started with.
 _SECTIONS = ("mode", "model", "rollout", "reward", "cluster")
+
+
+def launch_rollout_actor(files: DriverFiles, config: Config, index: int, options: Mapping[str, Any]) -> Any:
+    """Start an actor with a vLLM engine, on a node that must see the driver's files."""
+    actor = ray.remote(RolloutActor).options(**options)
+    return actor.remote(EngineSettings.of(config, files), index, code_digest())
 
 
 class SharedActors:
@@ -54,7 +61,7 @@ class SharedActors:
         self._config = config
         self.calls = PendingCalls()
         self.rollout_actors = RolloutActors(config, self.calls, say, partial(launch_rollout_actor, files), ask=ask)
-        self.reward_actors = start_reward_actors(config)
+        self.reward_actors = RewardActors(config, self.calls, say)
 
     def wait_until_up(self) -> None:
         """Wait until `rollout.min_actors` rollout actors and all reward actors are up.
@@ -63,7 +70,7 @@ class SharedActors:
             RuntimeError: an actor failed to start or did not start in time, or there is no place for it.
         """
         self.rollout_actors.wait_until_up()
-        wait_until_up(self.reward_actors, self._config)
+        self.reward_actors.wait_until_up()
 
     def require_fit(self, config: Config) -> None:
         """Raises ValueError where a run with these settings needs actors of its own."""
@@ -78,12 +85,8 @@ class SharedActors:
                 )
 
     def forget_run(self) -> None:
-        """Make every engine serve nothing until the next run loads its weights, from version 0 on.
-
-        Raises:
-            RuntimeError: the call failed in an engine, or was not answered within `cluster.sync_timeout_seconds`.
-        """
-        self.rollout_actors.forget_run()
+        """Make every engine serve nothing until the next run loads its weights, from version 0 on."""
+        EngineCalls(self.rollout_actors).forget_run()
 
 
 def _to_stderr(text: str) -> None:
@@ -110,42 +113,3 @@ def open_engines(config: Config, say: Callable[[str], None] = _to_stderr) -> Ite
     finally:
         # Ends the actors too: they belong to this driver.
         ray.shutdown()
-
-
-def start_reward_actors(config: Config) -> dict[str, Any]:
-    """The reward actors by name. Ray restarts them and repeats their calls: a score depends on its arguments alone."""
-    labels = dict(config.cluster.labels.reward)
-    return {
-        name: ray.remote(RewardActor)
-        .options(
-            name=name,
-            num_cpus=REWARD_ACTOR_CPUS,
-            label_selector=labels or None,
-            max_restarts=-1,
-            max_task_retries=_SCORE_RETRIES,
-        )
-        .remote(
-            config.reward.functions,
-            config.mode,
-            overlong_buffer_tokens=config.reward.overlong_buffer_tokens,
-            max_tokens=config.rollout.max_tokens,
-            timeout_seconds=config.reward.timeout_seconds,
-            name=name,
-        )
-        for name in (f"reward-{index}" for index in range(config.reward.actors))
-    }
-
-
-def wait_until_up(reward_actors: dict[str, Any], config: Config) -> None:
-    pings = {remote(actor, RewardActor.ping): name for name, actor in reward_actors.items()}
-    limit = config.cluster.start_timeout_seconds
-    done, late = ray.wait(list(pings), num_returns=len(pings), timeout=limit)
-    for ping in done:
-        try:
-            ray.get(ping)
-        except RayError as error:
-            raise RuntimeError(f"{pings[ping]} did not start: {describe_error(error)}") from error
-    if late:
-        names = ", ".join(pings[ping] for ping in late)
-        missing = describe_missing(demands(config)[2])
-        raise RuntimeError(f"not up after cluster.start_timeout_seconds={limit:g}: {names}; {missing}")

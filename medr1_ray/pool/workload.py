@@ -27,7 +27,13 @@ class Workload:
         self.ledger.issue(prompt.id)
         self.prompts[prompt.id] = prompt
 
-    def discard(self, prompt_id: str) -> Group:
-        """Forget a prompt whose group has left the ledger; returns the group."""
+    def drop(self, prompt_id: str, reason: str) -> None:
+        """End a group unused, for a counted reason."""
+        self.ledger.drop(prompt_id, reason)
+        self.discard(prompt_id)
+
+    def discard(self, prompt_id: str) -> None:
+        """Forget a prompt whose group has left the ledger, with all there is of it."""
         del self.prompts[prompt_id]
-        return self.groups.pop(prompt_id)
+        self.completions.pop(prompt_id, None)
+        self.groups.pop(prompt_id, None)

@@ -1,7 +1,7 @@
 """Where a run writes: refuses a directory that belongs to another run, or that another process is writing to.
 
     runs/<name>/ config.yaml  metrics.jsonl  spans.jsonl  timeline.json  summary.json
-                 rollouts/  evaluations/  checkpoints/  logs/
+                 rollouts/  recorded/  evaluations/  checkpoints/  logs/
                  earlier-<n>/   what a run left that ended before its first checkpoint
 
 A run that has saved a checkpoint is continued with --resume. One that has not can be started again.
@@ -28,7 +28,10 @@ from medr1_ray.records.file_lock import FileLock
 
 LOCK_FILE = ".lock"
 # What a run leaves of its training; its settings are written anew, and its logs go on.
-_OF_A_TRAINING = ("metrics*.jsonl", "spans.jsonl", "timeline*.json", "summary.json", "rollouts", "evaluations")
+_OF_A_TRAINING = (
+    *("metrics*.jsonl", "spans.jsonl", "timeline*.json", "summary.json"),
+    *("rollouts", "recorded", "evaluations"),
+)
 _OF_TRACKERS = ("wandb", "wandb_id", "tensorboard")
 _OF_OTHERS = {
     "config.json": "a model",

@@ -78,17 +78,12 @@ def step_metrics(
     `refused` counts questions that could not become prompts, by reason; `seconds` are those since the step before, and
     `busy` each actor's busy seconds among them.
     """
-    totals = np.concatenate([group.rewards.total for group in groups])
     lengths = np.concatenate([group.completions.lengths for group in groups])
     # At the time of use: `report.version` is already the version after the update.
     staleness = report.version - len(report.steps) - np.concatenate([g.completions.versions for g in groups])
     statistics = report.statistics
     return {
-        "reward/total_mean": float(totals.mean()),
-        "reward/total_std": float(totals.std()),
-        "reward/group_std_mean": float(np.mean([group.rewards.total.std(ddof=1) for group in groups])),
-        "reward/accuracy_mean": float(np.mean([group.rewards.correct.mean() for group in groups])),
-        "reward/format_mean": float(np.mean([group.rewards.well_formed.mean() for group in groups])),
+        **reward_metrics(groups),
         "reward/zero_variance_fraction": report.groups_zero_variance / report.groups,
         "completion/length_tokens_mean": float(lengths.mean()),
         "completion/length_tokens_max": float(lengths.max()),
@@ -146,6 +141,18 @@ def step_metrics(
             report.padded_tokens * len(report.steps), report, "forward_backward"
         ),
         "perf/model_flops_utilisation": _utilisation(report, seconds.update),
+    }
+
+
+def reward_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
+    """Metrics of the rewards alone, which need no update."""
+    totals = np.concatenate([group.rewards.total for group in groups])
+    return {
+        "reward/total_mean": float(totals.mean()),
+        "reward/total_std": float(totals.std()),
+        "reward/group_std_mean": float(np.mean([group.rewards.total.std(ddof=1) for group in groups])),
+        "reward/accuracy_mean": float(np.mean([group.rewards.correct.mean() for group in groups])),
+        "reward/format_mean": float(np.mean([group.rewards.well_formed.mean() for group in groups])),
     }
 
 

@@ -3,6 +3,7 @@
     metrics.jsonl                one JSON object per line, `step` first; steps never go down
     metrics.discarded-<n>.jsonl  lines of steps that were repeated because the run was resumed before them
     rollouts/step-000010.jsonl   one JSON object per completion
+    recorded/                    groups with all that an update needs (recorded_groups.py)
     spans.jsonl                  one JSON object per phase of an actor; kept in full, steps that were repeated included
     timeline.json                the same as a Chrome trace, written at the end (timeline.py)
     summary.json                 renamed into place
@@ -19,7 +20,8 @@ import math
 import re
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from difflib import get_close_matches
 from itertools import count
@@ -28,18 +30,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from medr1_ray.base.atomic_files import cut_torn_line, naming, whole_lines, write_text
+from medr1_ray.base.append_log import NO_ROOM, GrowingFile
+from medr1_ray.base.atomic_files import whole_lines, write_text
 from medr1_ray.base.json_files import read_rows
 from medr1_ray.config import Config, shown_text
 from medr1_ray.config.loading import public_settings
 from medr1_ray.records.metric_names import METRICS
+from medr1_ray.records.recorded_groups import RECORDED, write_groups
 from medr1_ray.records.timeline import SPAN_KEYS, write_timeline
 from medr1_ray.types import Group, Span
 
 _log = logging.getLogger(__name__)
 
 _STEP = ("step",)
-_ROLLOUTS = re.compile(r"step-(\d+)\.jsonl")
+_OF_STEPS = re.compile(r"step-(\d+)\.(jsonl|safetensors)")
 
 
 def check_files(directory: Path) -> None:
@@ -56,6 +60,7 @@ class Tracker:
         directory: `<run>`, created where it is missing.
         step: steps done so far; 0 for a new run. Lines of later steps, from before a resume, are moved aside.
         publish: receives the same metrics as the files.
+        say: is told of what cannot be written, for want of room.
 
     Raises:
         ValueError: a package that the settings ask for is not installed, or a file has a damaged line.
@@ -67,16 +72,17 @@ class Tracker:
         directory: Path,
         step: int = 0,
         publish: Callable[[Mapping[str, float | None]], None] | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
         self._directory = directory
         self._publish = publish
-        self._metrics = directory / "metrics.jsonl"
-        self._spans = directory / "spans.jsonl"
+        self._say = say
         self._rollouts = directory / "rollouts"
+        self._recorded = directory / RECORDED
         self._rollouts.mkdir(parents=True, exist_ok=True)
         self._last_step = step
-        for growing in (self._metrics, self._spans):
-            cut_torn_line(growing)  # else the next line would continue the torn one
+        self._metrics = GrowingFile(directory / "metrics.jsonl", say)
+        self._spans = GrowingFile(directory / "spans.jsonl", say)
         check_files(directory)
         self._discard_after(step)
         mode = config.run.wandb
@@ -102,7 +108,7 @@ class Tracker:
         for name, value in numbers.items():
             if not math.isfinite(value):
                 _log.warning("step %d: %s is %s", step, name, value)
-        _append(self._metrics, [{"step": step, **metrics}])
+        self._metrics.append([_line({"step": step, **metrics})])
         if self._publish is not None:
             self._publish(metrics)
         if self._wandb is not None:
@@ -114,14 +120,20 @@ class Tracker:
 
     def log_spans(self, step: int, spans: Iterable[Span]) -> None:
         """Append the spans that ended by this step."""
-        _append(self._spans, ({"step": step, **asdict(span)} for span in spans))
+        self._spans.append([_line({"step": step, **asdict(span)}) for span in spans])
 
     def write_rollouts(self, step: int, groups: Sequence[Group]) -> Path:
         """Write every completion of a step with its rewards and advantage; returns the file."""
         path = self._rollouts / f"step-{step:06d}.jsonl"
         lines = (line for group in groups for line in _rollout_lines(group))
-        write_text(path, "".join(map(_line, lines)))
+        with self._where_there_is_room(path):
+            write_text(path, "".join(map(_line, lines)))
         return path
+
+    def record_groups(self, step: int, groups: Sequence[Group]) -> None:
+        """Write the groups of a step so that an update can be done again from them."""
+        with self._where_there_is_room(self._recorded):
+            write_groups(self._recorded, step, groups)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write `summary.json`, whole or not at all; returns its path."""
@@ -131,21 +143,34 @@ class Tracker:
 
     def close(self) -> None:
         """Write the timeline; let wandb and TensorBoard finish."""
-        if self._spans.exists():
-            write_timeline(self._directory)
+        self._metrics.close()
+        self._spans.close()
+        if self._spans.path.exists():
+            with self._where_there_is_room(self._directory / "timeline.json"):
+                write_timeline(self._directory)
         if self._wandb is not None:
             self._wandb.finish()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
+    @contextmanager
+    def _where_there_is_room(self, path: Path) -> Iterator[None]:
+        """A full disk does not end the run for a file that it can do without."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self._say(f"NOT WRITTEN: {path}: {error.strerror}; the run goes on without it")
+
     def _discard_after(self, step: int) -> None:
-        steps = [row["step"] for row in read_rows(self._metrics, _STEP)]
-        lines = list(zip(steps, (line.decode() for line in whole_lines(self._metrics)), strict=True))
+        steps = [row["step"] for row in read_rows(self._metrics.path, _STEP)]
+        lines = list(zip(steps, (line.decode() for line in whole_lines(self._metrics.path)), strict=True))
         kept = [line for of, line in lines if of <= step]
         rollouts = [
             path
-            for path in self._rollouts.iterdir()
-            if (found := _ROLLOUTS.fullmatch(path.name)) and int(found[1]) > step
+            for path in (*self._rollouts.iterdir(), *self._recorded.glob("step-*"))
+            if (found := _OF_STEPS.fullmatch(path.name)) and int(found[1]) > step
         ]
         if len(kept) == len(lines) and not rollouts:
             return
@@ -153,7 +178,7 @@ class Tracker:
         discarded = [line for of, line in lines if of > step]
         # The copy first: an interruption before the next line loses nothing.
         write_text(self._directory / f"metrics.discarded-{n}.jsonl", "".join(f"{line}\n" for line in discarded))
-        write_text(self._metrics, "".join(f"{line}\n" for line in kept))
+        write_text(self._metrics.path, "".join(f"{line}\n" for line in kept))
         for path in rollouts:
             path.rename(path.with_name(f"discarded-{n}-{path.name}"))
 
@@ -182,11 +207,6 @@ def _rollout_lines(group: Group) -> Iterable[dict[str, Any]]:
             "question_type": question.question_type,
             "image": question.image_path,
         }
-
-
-def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with naming(path), path.open("a", encoding="utf-8") as file:
-        file.write("".join(map(_line, rows)))
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import faulthandler
+import re
+import resource
 import signal
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medr1_ray.rewards.functions import RewardFunction, WeightedReward, punish_overlong, resolve, score
+from medr1_ray.rewards.functions import (
+    RewardError,
+    RewardFunction,
+    WeightedReward,
+    punish_overlong,
+    resolve,
+    score,
+)
 from medr1_ray.types import Mode, Question, Rewards
 
 GRACE_SECONDS = 5.0
@@ -21,19 +33,25 @@ class _TimeIsUp(BaseException):
 
 
 class RewardActor:
-    """Scores one group per call, under a time limit. Consumes texts and lengths, produces `Rewards`, waits for nothing.
+    """Scores one group per call, under limits of time and memory.
 
-    The limit covers one `score` call. Ray runs an actor's methods on its process's main thread, where an
-    alarm signal interrupts pure Python (regular expressions too): the call fails with a ValueError and the
-    actor goes on. The alarm repeats every second, for functions that swallow every exception. Code that does not
-    react even then (a call into C that ignores signals) is ended with its process `GRACE_SECONDS` after the limit:
-    the caller gets Ray's ActorDiedError (ActorUnavailableError where the actor may restart), and the actor's
-    error log says where it hung.
+    Consumes texts and lengths, produces `Rewards`, waits for nothing.
+
+    The time limit covers one `score` call. Ray runs an actor's methods on its process's main thread, where an alarm
+    signal interrupts pure Python (regular expressions too): the call fails with a RewardError and the actor goes on.
+    The alarm repeats every second, for functions that swallow every exception. Code that does not react even then (a
+    call into C that ignores signals) is ended with its process `GRACE_SECONDS` after the limit: the caller gets Ray's
+    ActorDiedError, and the actor's error log says where it hung.
+
+    The memory limit is on what the process holds beyond its state after the start. An allocation past it raises
+    MemoryError, of which the call makes a RewardError.
 
     Args:
         functions: `reward.functions`, name to weight.
         overlong_buffer_tokens, max_tokens: `reward.overlong_buffer_tokens` and `rollout.max_tokens`.
         timeout_seconds: `reward.timeout_seconds`, for one group.
+        memory_gib: `reward.memory_gib`.
+        path: folders in which modules are found besides those of this process: the driver's PYTHONPATH.
 
     Raises ValueError where a reward function cannot be found.
     """
@@ -46,10 +64,14 @@ class RewardActor:
         overlong_buffer_tokens: int,
         max_tokens: int,
         timeout_seconds: float,
+        memory_gib: float,
         name: str,
+        path: Sequence[str] = (),
     ) -> None:
         # First, because Ray asks for the name of an actor whose start failed.
         self._name = name
+        # At the end: whatever this process has already stays what it imports.
+        sys.path += [folder for folder in path if folder not in sys.path]
         self._functions = tuple(
             WeightedReward(reward.name, reward.weight, self._watched(reward))
             for reward in resolve(functions, mode)
@@ -58,7 +80,9 @@ class RewardActor:
         self._overlong_buffer_tokens = overlong_buffer_tokens
         self._max_tokens = max_tokens
         self._timeout_seconds = timeout_seconds
-        self._running = ""
+        self._memory_gib = memory_gib
+        self._data_bytes_at_start = _data_bytes()
+        self._running = "", ""
 
     def __repr__(self) -> str:
         return self._name
@@ -68,12 +92,21 @@ class RewardActor:
         return self._name
 
     def score(
-        self, prompt_id: str, texts: tuple[str, ...], lengths: NDArray[np.int32], question: Question
+        self,
+        prompt_id: str,
+        texts: tuple[str, ...],
+        lengths: NDArray[np.int32],
+        question: Question,
+        *,
+        judge_only: bool = False,
     ) -> Rewards:
         """Rewards of one prompt's completions: `texts` [G], and `lengths` int32 [G] in tokens.
 
-        Raises ValueError where a reward function fails, returns something other than a finite number, or does not end
-        in time; and in an actor created with `max_concurrency`, which would run this outside the main thread.
+        `judge_only` calls no reward function: an evaluation asks what is correct and well-formed.
+
+        Raises:
+            RewardError: a reward function fails, returns something other than a finite number, or exceeds a limit.
+            ValueError: the actor was created with `max_concurrency`, which runs this outside the main thread.
         """
         limit = self._timeout_seconds
         signal.signal(signal.SIGALRM, _raise_time_is_up)
@@ -82,25 +115,48 @@ class RewardActor:
         # A thread in C, which works even where the alarm cannot interrupt the Python code.
         faulthandler.dump_traceback_later(limit + GRACE_SECONDS, exit=True, file=error_log)
         try:
-            signal.setitimer(signal.ITIMER_REAL, limit, 1.0)
-            try:
-                rewards = score(prompt_id, texts, question, self._mode, self._functions, self._name)
-                return punish_overlong(rewards, lengths, self._max_tokens, self._overlong_buffer_tokens)
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            with self._limited_memory():
+                signal.setitimer(signal.ITIMER_REAL, limit, 1.0)
+                try:
+                    functions = () if judge_only else self._functions
+                    rewards = score(prompt_id, texts, question, self._mode, functions, self._name)
+                    return punish_overlong(rewards, lengths, self._max_tokens, self._overlong_buffer_tokens)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
         except _TimeIsUp:
             # Again, because the alarm may have interrupted the line above before it took effect.
             signal.setitimer(signal.ITIMER_REAL, 0)
-            raise ValueError(
-                f"reward function {self._running!r} was still scoring prompt {prompt_id!r} when the group's "
-                f"time limit, reward.timeout_seconds={limit:g}, ran out; make it faster or raise the limit"
+            function, completion = self._running
+            raise RewardError(
+                f"reward function {function!r} was still scoring prompt {prompt_id!r} when the group's "
+                f"time limit, reward.timeout_seconds={limit:g}, ran out; make it faster or raise the limit",
+                function,
+                completion,
+            ) from None
+        except RewardError as error:
+            if not isinstance(error.__cause__, MemoryError):
+                raise
+            raise RewardError(
+                f"{error}; the limit is reward.memory_gib={self._memory_gib:g}", error.function, error.completion
             ) from None
         finally:
             faulthandler.cancel_dump_traceback_later()
 
+    @contextmanager
+    def _limited_memory(self) -> Iterator[None]:
+        before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = self._data_bytes_at_start + int(self._memory_gib * 2**30)
+        if hard != resource.RLIM_INFINITY:
+            limit = min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+
     def _watched(self, reward: WeightedReward) -> RewardFunction:
         def call(completion: str, question: Question, mode: Mode) -> float:
-            self._running = reward.name
+            self._running = reward.name, completion
             return reward.function(completion, question, mode)
 
         return call
@@ -108,3 +164,10 @@ class RewardActor:
 
 def _raise_time_is_up(number: int, frame: FrameType | None) -> None:
     raise _TimeIsUp
+
+
+def _data_bytes() -> int:
+    """The private memory that the kernel counts against RLIMIT_DATA: not the object store, which is shared."""
+    found = re.search(r"VmData:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024

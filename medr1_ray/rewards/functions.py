@@ -25,6 +25,7 @@ from medr1_ray.types import Mode, Question, Rewards, Span
 
 __all__ = [
     "ParsedAnswer",
+    "RewardError",
     "RewardFunction",
     "WeightedReward",
     "parse_answer",
@@ -35,12 +36,33 @@ __all__ = [
 
 RewardFunction = Callable[[str, Question, Mode], float]
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+LARGEST_REWARD = 1e6
+"""Beyond it a reward is a mistake: its square, which the group's deviation needs, leaves no precision to the others."""
+
+_LONGEST_MESSAGE = 500
 _MEDR1_WITHOUT_THINK_AFTER = (
     "reward.functions: medr1_format has no mode=think_after (the reference released none; allowed: think, "
     "no_think); use format instead"
 )
 _THINK_THEN_ANSWER = re.compile(r"</think>\s*<answer>")
+
+
+class RewardError(ValueError):
+    """A reward function failed on a completion.
+
+    Args:
+        message: one line.
+        function: its name in the settings.
+        completion: the whole text.
+    """
+
+    def __init__(self, message: str, function: str, completion: str) -> None:
+        super().__init__(message, function, completion)  # so that it can be pickled
+        self.function = function
+        self.completion = completion
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -157,8 +179,8 @@ def score(
 ) -> Rewards:
     """Score the G completions `texts` of one prompt; values are float32 [G, R] in the order of `functions`.
 
-    Raises ValueError, naming function and prompt, where a function raises or returns anything but a number that is
-    finite in float32.
+    Raises RewardError, naming function and prompt, where a function raises or returns anything but a finite number of
+    at most `LARGEST_REWARD`.
     """
     started = time.time()
     parsed = [parse_answer(text, question, mode) for text in texts]
@@ -166,12 +188,15 @@ def score(
         [[_value(function, text, question, mode, prompt_id) for function in functions] for text in texts],
         dtype=np.float32,
     ).reshape(len(texts), len(functions))
-    # In float64, so that a sum too large for float32 is found instead of becoming infinite.
-    total = values.astype(np.float64) @ [function.weight for function in functions]
-    if not (np.abs(total) <= _FLOAT32_MAX).all():
-        raise ValueError(
-            f"reward.functions: the weighted sum on prompt {prompt_id!r} is not finite: values "
-            f"{values.tolist()}, weights {[function.weight for function in functions]}; use smaller weights"
+    weights = [function.weight for function in functions]
+    total = values.astype(np.float64) @ weights
+    if (np.abs(total) > LARGEST_REWARD).any():
+        worst = int(np.abs(total).argmax())
+        raise RewardError(
+            f"reward.functions: the weighted sum on prompt {prompt_id!r} is {total[worst]:g}, beyond "
+            f"{LARGEST_REWARD:g}: values {values[worst].tolist()}, weights {weights}; use smaller weights",
+            "the weighted sum",
+            texts[worst],
         )
     return Rewards(
         prompt_id=prompt_id,
@@ -207,12 +232,17 @@ def _value(reward: WeightedReward, text: str, question: Question, mode: Mode, pr
     where, what = f"reward function {reward.name!r} on prompt {prompt_id!r}", f"completion: {text[:200]!r}"
     try:
         value = reward.function(text, question, mode)
-    except Exception as error:
-        raise ValueError(f"{where} raised {type(error).__name__}: {error}; {what}") from error
+    # SystemExit too, with which a function would end the actor.
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())[:_LONGEST_MESSAGE]
+        raise RewardError(f"{where} raised {type(error).__name__}: {said}; {what}", reward.name, text) from error
     # A NaN fails both comparisons. `numbers.Real` includes bool and NumPy's scalars.
-    if not (isinstance(value, numbers.Real) and -_FLOAT32_MAX <= value <= _FLOAT32_MAX):
-        raise ValueError(
-            f"{where} returned {value!r} ({type(value).__name__}); a finite number is needed (at most "
-            f"{_FLOAT32_MAX:.1e}); {what}"
+    if not (isinstance(value, numbers.Real) and -LARGEST_REWARD <= value <= LARGEST_REWARD):
+        returned = repr(value)[:_LONGEST_MESSAGE]
+        raise RewardError(
+            f"{where} returned {returned} ({type(value).__name__}); a finite number is needed (at most "
+            f"{LARGEST_REWARD:g}); {what}",
+            reward.name,
+            text,
         )
     return float(value)

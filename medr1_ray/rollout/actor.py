@@ -15,15 +15,17 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from medr1_ray.base.code_digest import code_digest
+from medr1_ray.base.deadline import inside
 from medr1_ray.base.process_output import last_error, write_output_to
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.rollout.engine_weights import EngineWeights
 from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span
 from medr1_ray.weights.messages import LoadReport, WeightGroup, WeightMember, WeightUpdate
 
+T = TypeVar("T")
 REMEMBERED_REQUESTS = 1024
 _LOOK_SECONDS = 1.0
 _NO_WEIGHTS = "no weights have been loaded yet"
@@ -34,7 +36,11 @@ class NotServingError(RuntimeError):
 
 
 class WeightLoadError(RuntimeError):
-    """A weight update failed or passed its deadline; the actor does not serve until a later one succeeds."""
+    """A weight update failed; the actor does not serve until a later one succeeds."""
+
+
+class EngineLostError(RuntimeError):
+    """The engine process has died or does not answer, so that its actor is of no more use."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,9 @@ class RolloutActor:
 
         Raises:
             NotServingError: no complete policy version is loaded, or the one being loaded at the same time failed.
-            TimeoutError: not done within `cluster.rollout_timeout_seconds`.
+            TimeoutError: not done within `cluster.rollout_timeout_seconds`, less a margin for the driver.
             ValueError: the engine refused the prompt (too long) or the sampling (a greedy group of several).
-            RuntimeError: the engine process died.
+            EngineLostError: the engine process died.
         """
         task = self._requests.get(request_id)
         if task is None:
@@ -134,7 +140,7 @@ class RolloutActor:
         """The log-probability of each continuation after the prompt, under the weights being served.
 
         Raises:
-            NotServingError, TimeoutError, ValueError, RuntimeError: as `generate`.
+            NotServingError, TimeoutError, ValueError, EngineLostError: as `generate`.
         """
         from medr1_ray.rollout.engine import continued_prompts, likelihood_params, to_likelihoods
 
@@ -152,81 +158,50 @@ class RolloutActor:
         Idempotent by version. After a failure nothing is served until a complete update has succeeded.
 
         Raises:
-            WeightLoadError: wrong bytes, parameters that do not fit, a dead engine, or longer than
-                `cluster.sync_timeout_seconds`.
+            WeightLoadError: wrong bytes, parameters that do not fit, or a broadcast that another member broke.
+            EngineLostError: the engine died, or took longer than `cluster.sync_timeout_seconds`, less a margin.
             ValueError: the update is older than the loaded weights, or the engine runs other code than the driver.
         """
-        async with self._loading:
-            held = self._loaded
-            if held is not None and update.version < held.version:
-                raise ValueError(
-                    f"{self._name} holds policy version {held.version}; version {update.version} came too late"
-                )
-            # An update that does not last is a broadcast under way, in which every engine must take part.
-            if held is not None and self._failure is None and held.digest == update.digest and update.lasting:
-                return held
-            try:
-                async with asyncio.timeout(self._settings.cluster.sync_timeout_seconds):
-                    self._loaded = await self._while_alive(self._load(update))
-            # Also when cancelled: a load that was cut off leaves a mixture of old and new weights.
-            except BaseException as error:
-                self._fail(f"policy version {update.version} could not be loaded: {type(error).__name__}: {error}")
-                if isinstance(error, Exception):
-                    raise WeightLoadError(f"{self._name}: {self._failure}") from error
-                raise
-            self._failure = None
-            # Remembered answers come from the previous version; a repeated request must be sampled again.
-            self._forget_finished()
-            return self._loaded
+        return await self._from_engine(f"load policy version {update.version}", self._load_alone(update))
 
     async def forget_run(self) -> None:
         """Cancel what is being generated and serve nothing until `load_weights`, which may bring any version."""
-        async with self._loading:
-            self._loaded = None
-            self._fail(_NO_WEIGHTS)
-            self._forget_finished()
+        await self._from_engine("end its load", self._forget_alone())
 
     async def weight_member(self) -> WeightMember:
-        """This engine's part in a weight group."""
+        """This engine's part in a weight group. Raises EngineLostError where it could take none."""
         # Any method would do: there is one answer per worker process.
-        ranks = len(await self._engine.collective_rpc("medr1_code_digest"))
+        ranks = len(await self._from_engine("answer", self._engine.collective_rpc("medr1_code_digest")))
         return WeightMember(self._name, self._incarnation, ranks)
 
     async def join_weight_group(self, group: WeightGroup) -> None:
         """Meet the learner and the other engines of a broadcast, leaving the previous group.
 
-        Raises WeightLoadError when not all come within `cluster.sync_timeout_seconds`.
+        Raises:
+            WeightLoadError: not all came within `cluster.sync_timeout_seconds`, less a margin.
+            EngineLostError: as `load_weights`.
         """
-        async with self._loading:
-            try:
-                await self._loader.join(group, self._settings.cluster.sync_timeout_seconds)
-            except Exception as error:
-                raise WeightLoadError(f"{self._name} could not join the weight group: {error}") from error
+        await self._from_engine("join the weight group", self._join_alone(group))
 
     async def sleep(self) -> None:
         """Free the GPU for the learner: weights and KV cache are discarded, requests wait for the next weights."""
-        async with self._loading:
-            await self._loader.sleep()
+        await self._from_engine("fall asleep", self._alone(self._loader.sleep))
 
     async def wake(self) -> None:
         """Take the rest of the GPU's memory back after `load_weights`, and continue generating."""
-        async with self._loading:
-            await self._loader.wake()
+        await self._from_engine("wake", self._alone(self._loader.wake))
 
     async def status(self) -> RolloutStatus:
         """The version being served; answers at once, whatever the engine is doing."""
-        return RolloutStatus(
-            actor=self._name,
-            version=self._loaded.version if self._loaded is not None and self._failure is None else None,
-            failure=self._failure,
-            running_requests=sum(not task.done() for task in self._requests.values()),
-        )
+        version = self._loaded.version if self._loaded is not None and self._failure is None else None
+        running_requests = sum(not task.done() for task in self._requests.values())
+        return RolloutStatus(self._name, version, self._failure, running_requests)
 
     async def ping(self) -> str:
         """The actor's name, once the engine has started.
 
         Raises:
-            RuntimeError: the engine process died.
+            EngineLostError: the engine process died.
         """
         if self._engine.errored:
             raise self._death()
@@ -251,17 +226,27 @@ class RolloutActor:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        from medr1_ray.rollout.engine import engine_prompt
-
+        setting = self._settings.cluster.rollout_timeout_seconds
+        limit = inside(setting)
         try:
-            async with asyncio.timeout(self._settings.cluster.rollout_timeout_seconds):
-                # Yields once, because `output_kind` is FINAL_ONLY.
-                async for output in self._engine.generate(engine_prompt(prompt), params(), request_id):
-                    final = output
+            async with asyncio.timeout(limit):
+                return await self._while_alive(self._final_output(prompt, params(), request_id))
         except EngineDeadError as error:
             raise self._death() from error
+        except TimeoutError:
+            raise TimeoutError(
+                f"{self._name}: {prompt.id!r} was unfinished after {limit:g} s "
+                f"(cluster.rollout_timeout_seconds={setting:g}, less a margin for the driver)"
+            ) from None
         except VLLMClientError as error:  # not picklable
             raise ValueError(f"{self._name}: the engine refused prompt {prompt.id!r}: {error}") from None
+
+    async def _final_output(self, prompt: Prompt, params: Any, request_id: str) -> Any:
+        from medr1_ray.rollout.engine import engine_prompt
+
+        # Yields once, because `output_kind` is FINAL_ONLY.
+        async for output in self._engine.generate(engine_prompt(prompt), params, request_id):
+            final = output
         return final
 
     async def _load(self, update: WeightUpdate) -> LoadReport:
@@ -273,9 +258,69 @@ class RolloutActor:
         paused_seconds = await self._loader.load(update)
         return LoadReport(update.version, update.digest, time.monotonic() - start, paused_seconds)
 
-    async def _while_alive(self, work: Coroutine[Any, Any, LoadReport]) -> LoadReport:
-        """The result of a call to the engine. vLLM 0.32 never answers calls that were under way when its engine
-        died."""
+    async def _load_alone(self, update: WeightUpdate) -> LoadReport:
+        async with self._loading:
+            held = self._loaded
+            if held is not None and update.version < held.version:
+                raise ValueError(
+                    f"{self._name} holds policy version {held.version}; version {update.version} came too late"
+                )
+            # An update that does not last is a broadcast under way, in which every engine must take part.
+            if held is not None and self._failure is None and held.digest == update.digest and update.lasting:
+                return held
+            try:
+                self._loaded = await self._load(update)
+            except Exception as error:
+                self._fail(f"policy version {update.version} could not be loaded: {type(error).__name__}: {error}")
+                raise WeightLoadError(f"{self._name}: {self._failure}") from error
+            except asyncio.CancelledError:
+                # A load that was cut off leaves a mixture of old and new weights.
+                self._fail(self._failure or f"policy version {update.version} was not loaded to its end")
+                raise
+            self._failure = None
+            # Remembered answers come from the previous version; a repeated request must be sampled again.
+            self._forget_finished()
+            return self._loaded
+
+    async def _forget_alone(self) -> None:
+        async with self._loading:
+            self._loaded = None
+            self._fail(_NO_WEIGHTS)
+            self._forget_finished()
+
+    async def _join_alone(self, group: WeightGroup) -> None:
+        async with self._loading:
+            try:
+                await self._loader.join(group, inside(self._settings.cluster.sync_timeout_seconds, 2))
+            except Exception as error:
+                raise WeightLoadError(f"{self._name} could not join the weight group: {error}") from error
+
+    async def _alone(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async with self._loading:
+            await work()
+
+    async def _from_engine(self, what: str, work: Coroutine[Any, Any, T]) -> T:
+        """The result of calls to the engine, which come within a sync's limit, waiting for earlier ones included."""
+        setting = self._settings.cluster.sync_timeout_seconds
+        limit = inside(setting)
+        try:
+            async with asyncio.timeout(limit):
+                return await self._while_alive(work)
+        except TimeoutError:
+            lost = EngineLostError(
+                f"{self._name}: the engine did not {what} within {limit:g} s "
+                f"(cluster.sync_timeout_seconds={setting:g}, less a margin for the driver)"
+            )
+        except Exception as error:
+            # Whatever a dead engine's call raised, the death says more.
+            if not isinstance(error, EngineLostError) and not self._engine.errored:
+                raise
+            lost = self._death()
+        self._fail(str(lost))
+        raise lost
+
+    async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of calls to the engine. vLLM 0.32 never answers some that were under way when its engine died."""
         task = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
@@ -291,9 +336,9 @@ class RolloutActor:
         for task in self._requests.values():
             task.cancel()
 
-    def _death(self) -> RuntimeError:
+    def _death(self) -> EngineLostError:
         cause = last_error(self._log, self._log_begin) or "it left no error"
-        return RuntimeError(f"{self._name}: the engine process died: {cause} (more in {self._log})")
+        return EngineLostError(f"{self._name}: the engine process died: {cause} (more in {self._log})")
 
     def _require_serving(self) -> None:
         if self._failure is not None:

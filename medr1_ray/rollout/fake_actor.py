@@ -23,19 +23,25 @@ from medr1_ray.types import LETTERS, Completions, Prompt, Sampling, Span
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
 
 _TOKENS_PER_COMPLETION = 4
+# What the kernel gives a process after SIGKILL (128 + 9).
+_STATUS_AFTER_KILL = 137
 
 
 @dataclass(frozen=True)
 class FakeBehaviour:
     """Durations of a fake engine's calls in seconds, and its injected faults.
 
-    `dies_loading` and `hangs_loading` name policy versions: loading such a version ends the process as kill -9
-    would, or never returns. `wrong_digest` is a version for which it reports another digest than it was sent.
+    One that `dies_starting` ends as it begins, as if killed for its memory; one that `dies_on` a question (its id) ends
+    when it is asked. `dies_loading` and `hangs_loading` name
+    policy versions: loading such a version ends the process as kill -9 would, or never returns. `wrong_digest` is a
+    version for which it reports another digest than it was sent.
     """
 
     start_seconds: float = 0.0
     group_seconds: float = 0.1
     load_seconds: float = 0.0
+    dies_starting: bool = False
+    dies_on: str | None = None
     dies_loading: int | None = None
     hangs_loading: int | None = None
     wrong_digest: int | None = None
@@ -52,6 +58,8 @@ class FakeRolloutActor:
         self._version: int | None = None
         self._running = 0
         time.sleep(behaviour.start_seconds)
+        if behaviour.dies_starting:
+            os._exit(_STATUS_AFTER_KILL)
 
     def __repr__(self) -> str:
         return f"FakeRolloutActor({self._name})"
@@ -60,6 +68,8 @@ class FakeRolloutActor:
         """Random answers, `group_seconds` after a slot was free; each token is of the version held at the end."""
         if self._version is None:
             raise NotServingError(f"{self._name} serves nothing: no weights have been loaded yet")
+        if prompt.question.id == self._behaviour.dies_on:
+            os._exit(_STATUS_AFTER_KILL)
         self._running += 1
         async with self._slots:
             start = time.time()
@@ -84,8 +94,7 @@ class FakeRolloutActor:
     async def load_weights(self, update: WeightUpdate) -> LoadReport:
         """Report the version as loaded after `load_seconds`, without fetching the bytes."""
         if update.version == self._behaviour.dies_loading:
-            # The status that the kernel gives a process after SIGKILL (128 + 9).
-            os._exit(137)
+            os._exit(_STATUS_AFTER_KILL)
         if update.version == self._behaviour.hangs_loading:
             await asyncio.Event().wait()
         await asyncio.sleep(self._behaviour.load_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -41,8 +42,11 @@ Ctrl-C saves a checkpoint and ends; --resume goes on. --dry-run prints every set
 docs/training.md, docs/data.md, docs/models.md and the files of medr1_ray/config/. What a run leaves: docs/runs.md."""
 
 
-def run_command(objective: Objective, description: str, run: Run, arguments: list[str] | None) -> int:
-    """Read the arguments and run; returns the exit status."""
+def run_command(
+    objective: Objective, description: str, run: Run, arguments: list[str] | None, rollout_only: Run | None = None
+) -> int:
+    """Read the arguments and run; returns the exit status. `rollout_only` is what that option runs, where there is
+    one."""
     parser = ArgumentParser(
         prog=f"python -m {COMMANDS[objective]}",
         description=description,
@@ -52,6 +56,9 @@ def run_command(objective: Objective, description: str, run: Run, arguments: lis
     parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; later files win")
     parser.add_argument("--dry-run", action="store_true", help="print settings, actors and memory, and check a start")
     parser.add_argument("--resume", action="store_true", help="continue from the run's latest checkpoint")
+    if rollout_only:
+        parser.add_argument("--rollout-only", action="store_true", help="generate and record groups, learn nothing")
+        parser.add_argument("--replay", type=Path, metavar="DIR", help="learn from recorded groups (run.record_groups)")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the files")
     # Intermixed, so that overrides may stand before, between and after the options.
     options = parser.parse_intermixed_args(arguments)
@@ -66,7 +73,9 @@ def run_command(objective: Objective, description: str, run: Run, arguments: lis
         ending.logs = config.run.dir / "logs"
         ending.how_to_go_on = lambda: _how_to_go_on(config, COMMANDS[objective], given)
         finished = _finished(config) if resume else None
-        if finished:
+        if rollout_only and options.rollout_only:
+            print(f"the groups are in {rollout_only(config, resume=resume)}")
+        elif finished:
             print(finished)
         else:
             run_with_restarts(run, config, resume=resume)
@@ -79,7 +88,8 @@ def _settings(objective: Objective, options: argparse.Namespace) -> Config:
     # A GRPO config also serves the supervised baseline, on the same data. Not the other way round: the settings of
     # the baseline (its learning rate, for one) would silently ruin a policy.
     supervised = ["objective=sft"] if objective == "sft" else []
-    config = load_config(options.config, [*options.overrides, *supervised])
+    replay = [f"run.replay={json.dumps(str(options.replay))}"] if getattr(options, "replay", None) else []
+    config = load_config(options.config, [*options.overrides, *replay, *supervised])
     if config.objective != objective:
         raise ValueError(
             f"objective={config.objective}: these settings are for python -m {COMMANDS[config.objective]}; "

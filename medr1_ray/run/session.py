@@ -24,11 +24,12 @@ from medr1_ray.pool.scaling import Scaling
 from medr1_ray.records.alarms import Alarms
 from medr1_ray.records.busy_time import BusyTime, seconds_of
 from medr1_ray.records.checkpoints import Checkpoints, RunState
-from medr1_ray.records.metrics import PhaseSeconds, Resources, imitation_metrics, step_metrics
+from medr1_ray.records.metrics import PhaseSeconds, Resources, imitation_metrics, reward_metrics, step_metrics
 from medr1_ray.records.summary import Totals, summarise
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityError, ParityGate
+from medr1_ray.run.replay import Replay
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.weight_sync import WeightSync
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Span
@@ -58,6 +59,7 @@ class Session:
     scaling: Scaling
     skipped_steps: SkippedSteps
     alarms: Alarms
+    replay: Replay | None
     _busy: BusyTime = field(default_factory=BusyTime)
     _syncs: int = 0
     _saved: tuple[int, Path] | None = None
@@ -67,18 +69,30 @@ class Session:
     def take_groups(self) -> list[Group]:
         """The groups of the next step; waits for rollout actors as long as one is left or may still come."""
         with self._phase("rollout"):
+            if self.replay is not None:
+                return self.replay.take(self.step + self.config.train.updates_per_rollout)
             return self.pool.take(self.step, self.learner.prefetch)
 
     def update(self, groups: list[Group]) -> UpdateReport:
         """Take the learner's optimizer steps on these groups, while the pool generates as far ahead as allowed."""
         versions = self.config.train.updates_per_rollout
         # Before the update, so that engines have work during it. With max_staleness 0 this issues nothing.
-        self.pool.fill(versions_ahead=versions)
+        self._issue_groups(versions_ahead=versions)
         with self._phase("update"):
             self.weights.make_room()
             report = self.learner.update(groups, self.step, meanwhile=self.pool.poll)
         self.step += versions
         return report
+
+    def record_rollouts(self) -> None:
+        """Generate and record the groups of a step without learning from them: the policy stays that of the start."""
+        with self._phase("rollout"):
+            groups = self.pool.take(version=0)
+        self.step += 1
+        self.tracker.write_rollouts(self.step, groups)
+        self.tracker.record_groups(self.step, groups)
+        self.tracker.log_spans(self.step, self._take_spans(()))
+        self.progress.update(self.step, reward_metrics(groups))
 
     def sync_weights(self) -> None:
         """Bring the learner's weights to every rollout actor that is up, and check parity where rollouts do not show
@@ -92,7 +106,7 @@ class Session:
         updates_show_the_gap = self.config.train.max_staleness == 0
         self._sync(check=self._syncs < 2 or not updates_show_the_gap)
         # Before logging and saving, so that engines already generate the next groups while those run.
-        self.pool.fill(versions_ahead=0)
+        self._issue_groups(versions_ahead=0)
 
     def take_prompts(self) -> list[Prompt]:
         """The prompts of the next supervised step."""
@@ -156,6 +170,9 @@ class Session:
         self.tracker.log_spans(self.step, spans)
         if skipped or self._due(self.config.run.rollouts_every):
             self.tracker.write_rollouts(self.step, groups)
+        # Of a step that was skipped always: to find out why, it has to be done again.
+        if skipped or self.config.run.record_groups:
+            self.tracker.record_groups(self.step, groups)
         self.progress.update(self.step, metrics)
         self.scaling.measure(
             seconds.rollout, seconds.step - seconds.rollout, seconds_of(busy, "rollout-"), members.lost
@@ -205,14 +222,18 @@ class Session:
         if not (self._unsaved or self._due(self.config.run.save_every)):
             return
         try:
-            self.save()
-            self._unsaved = False
+            path = self.save()
         except NotSavedError as error:
+            if not self._unsaved:
+                self.progress.message(
+                    f"NOT SAVED: {error}. Earlier checkpoints are as they were; the run goes on and tries again after "
+                    "each step"
+                )
             self._unsaved = True
-            self.progress.message(
-                f"NOT SAVED: {error}. Earlier checkpoints are as they were; the run goes on and tries again after the "
-                "next step"
-            )
+            return
+        if self._unsaved:
+            self.progress.message(f"saved at last: {path}")
+        self._unsaved = False
 
     def stop_if_asked(self) -> None:
         """Publish a checkpoint and end the run where Ctrl-C or SIGTERM asked for it.
@@ -278,6 +299,10 @@ class Session:
     def _write(self, folder: Path) -> list[StoredFile]:
         written = self.learner.save(folder)
         return [*written, store(folder, write_asked_with(self.config, folder))]
+
+    def _issue_groups(self, versions_ahead: int) -> None:
+        if self.replay is None:
+            self.pool.fill(versions_ahead)
 
     def _note_skipped(self, steps: Sequence[OptimizerStep]) -> int:
         skipped = self.skipped_steps.count(steps)

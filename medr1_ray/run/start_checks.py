@@ -14,6 +14,7 @@ from medr1_ray.learner.schedule import learning_rate
 from medr1_ray.model.folder_check import check_model
 from medr1_ray.records.checkpoints import RunState, read_state, whole_checkpoint
 from medr1_ray.records.directory import RunDirectory, check_run_directory
+from medr1_ray.records.recorded_groups import recorded_steps
 from medr1_ray.records.tracker import check_files
 from medr1_ray.rewards.functions import resolve
 
@@ -72,8 +73,24 @@ def _of_settings(config: Config, *, resume: bool) -> tuple[Callable[[], object],
         lambda: resolve(config.reward.functions, config.mode),
         lambda: _require_files_of_a_job(config),
         lambda: check_run_directory(config, resume=resume),
+        lambda: _require_recorded(config),
         *((lambda: check_files(config.run.dir),) if resume else ()),
     )
+
+
+def _require_recorded(config: Config) -> None:
+    folder, per_step = config.run.replay, config.train.updates_per_rollout
+    if folder is None:
+        return
+    needed, there = range(per_step, config.train.steps + 1, per_step), set(recorded_steps(folder))
+    missing = [step for step in needed if step not in there]
+    if missing:
+        has = f"it has {len(there)}, up to {max(there)}" if there else "it has none"
+        raise ValueError(
+            f"--replay {folder}: there are no recorded groups of step {missing[0]} ({has}; train.steps="
+            f"{config.train.steps}, train.updates_per_rollout={per_step}); give the folder that --rollout-only or "
+            "run.record_groups wrote, or lower train.steps"
+        )
 
 
 def _check_model(config: Config) -> None:

@@ -33,6 +33,7 @@ from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityGate
 from medr1_ray.run.rehearsal import rehearse_checkpoint
+from medr1_ray.run.replay import Replay
 from medr1_ray.run.session import Session
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.start_checks import about_resuming, check_settings
@@ -97,7 +98,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     for reason, count in refused.items():
         progress.message(f"evaluation: {count} questions left out: {reason}")
     live_metrics = LiveMetrics(directory.path.name)
-    tracker = Tracker(config, directory.path, state.step if state else 0, live_metrics.set)
+    tracker = Tracker(config, directory.path, state.step if state else 0, live_metrics.set, progress.message)
     with ExitStack() as at_end:
         at_end.callback(directory.close)
         lent = engines is not None
@@ -126,8 +127,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
             learner.load(checkpoint)
         progress.message(f"the learner is up after {since_start():.0f} s; waiting for the engines")
         engines.wait_until_up()
-        reward_actors = list(engines.reward_actors.values())
-        pool = RolloutPool(config, engines.rollout_actors, reward_actors, engines.calls, stream, _ledger(state))
+        pool = RolloutPool(config, engines.rollout_actors, engines.reward_actors, stream, _ledger(state))
         if state:
             # Before the stream is drawn from, so that older prompts are used first.
             pool.issue_again(stream.reissue(state.unused_prompts))
@@ -157,6 +157,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
             checkpoints=checkpoints,
             totals=totals,
             scaling=Scaling.of(config),
+            replay=Replay(config.run.replay, pool.ledger) if config.run.replay else None,
             alarms=Alarms(config.alarms, config.gap_mean_limit),
             skipped_steps=SkippedSteps(config.learner, state.steps_skipped if state else 0),
             _spans=[Span("driver", "startup", started, started + startup_seconds)],

@@ -7,17 +7,19 @@ uses all of them in the same way: `make_room` before an update, `sync` before th
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from medr1_ray.config import Config
 from medr1_ray.weights.messages import WeightMember, weight_groups
+from medr1_ray.weights.transports import break_off
 
 if TYPE_CHECKING:
     from medr1_ray.learner.handle import Learner
     from medr1_ray.pool.groups import RolloutPool
 
-# One retry: the first failure may be the death of a single actor, which is then no longer a member.
-ATTEMPTS = 2
+# The first failures may be deaths of single actors, which are then no longer members.
+ATTEMPTS = 3
 
 
 def make_weight_sync(config: Config, learner: Learner, pool: RolloutPool) -> WeightSync:
@@ -47,29 +49,47 @@ class WeightSync:
         self._pool.load_weights(self._learner.publish_weights(version))
 
 
-class ColocatedSync(WeightSync):
+class PassingSync(WeightSync):
+    """Base of the ways whose updates do not last: an engine that comes later can only take part in another sync."""
+
+    def __init__(self, learner: Learner, pool: RolloutPool) -> None:
+        super().__init__(learner, pool)
+        self._version = 0
+        pool.renew_weights = lambda: self.sync(self._version)
+
+    def sync(self, version: int) -> None:
+        """As in the base."""
+        self._version = version
+        self._move(version)
+
+    def _move(self, version: int) -> None:
+        raise NotImplementedError
+
+
+class ColocatedSync(PassingSync):
     """Each learner rank shares its GPU with an engine; only one of them has the memory at a time."""
 
     def make_room(self) -> None:
         self._pool.engines.sleep()
 
-    def sync(self, version: int) -> None:
+    def _move(self, version: int) -> None:
         self._pool.load_weights(self._learner.publish_weights(version))
         # Before the engines wake: the published copy and the KV cache need not fit on the GPU together.
         self._learner.release_weights()
         self._pool.engines.wake()
 
 
-class BroadcastSync(WeightSync):
+class BroadcastSync(PassingSync):
     """Learner and engines form a broadcast group, in which all take part in every sync; it is rebuilt when the members
     change."""
 
     def __init__(self, learner: Learner, pool: RolloutPool) -> None:
         super().__init__(learner, pool)
         self._members: list[WeightMember] = []
+        self._address = ""
 
-    def sync(self, version: int) -> None:
-        """As in the base. A broadcast that breaks is retried in a new group of the remaining actors."""
+    def _move(self, version: int) -> None:
+        """A broadcast that breaks is retried in a new group of the actors that are left and in health."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._broadcast(version)
@@ -82,8 +102,9 @@ class BroadcastSync(WeightSync):
 
     def _broadcast(self, version: int) -> None:
         members = self._pool.engines.weight_members()
-        if not members:
-            raise RuntimeError(f"no rollout actor is up to load policy version {version}")
+        while not members:
+            self._pool.wait_until_up()
+            members = self._pool.engines.weight_members()
         # A restarted actor has the same name but another incarnation, and holds no communicator.
         new = members != self._members
         if new:
@@ -99,15 +120,15 @@ class BroadcastSync(WeightSync):
             finally:
                 # Also after a failure of the engines: the learner's call must have ended before the next attempt.
                 self._learner.finish(opening)
-            self._members = members
+            self._members, self._address = members, address
         update = self._learner.publish_weights(version, to_newcomers=new)
         # Started before the engines are told to receive; both block until the other side is there.
         sending = self._learner.send_weights()
         try:
-            reports = self._pool.load_weights(update)
+            reports = self._pool.load_weights(update, break_off=partial(break_off, self._address))
         finally:
             self._learner.finish(sending)
-        # A lost actor leaves a broken communicator, so the group must be rebuilt.
+        # A lost actor leaves a broken communicator, so that the group must be rebuilt.
         if len(reports) < len(members):
             raise RuntimeError(
                 f"policy version {version} reached {len(reports)} of {len(members)} rollout actors; look at logs/"

@@ -138,6 +138,7 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
             scaling=Scaling.of(config),
             skipped_steps=SkippedSteps(config.learner, state.steps_skipped if state else 0),
             alarms=Alarms(config.alarms, config.gap_mean_limit),
+            replay=None,
         )
 
     monkeypatch.setattr(startup, "open_session", open_session)

@@ -19,7 +19,7 @@ from vllm.distributed.weight_transfer.nccl_engine import (
 from medr1_ray.base.deadline import ended_by, within
 from medr1_ray.weights.engine.checked_loading import CheckedLoading, UpdateInfo
 from medr1_ray.weights.messages import WeightUpdate
-from medr1_ray.weights.transports.nccl import ProvenStream, stream_specs
+from medr1_ray.weights.transports.nccl import ProvenStream, is_broken_off, stream_specs
 
 
 @dataclass(kw_only=True)
@@ -63,7 +63,7 @@ class NcclTransferEngine(CheckedLoading, NCCLWeightTransferEngine):
         """Check the update's names, receive and load it, and check its bytes.
 
         Raises:
-            RuntimeError: the engine has not joined a group.
+            RuntimeError: the engine has not joined a group, or another member died and the group has been ended.
             TimeoutError: the stream did not end in time; the group has been ended.
             WeightDigestError: the bytes are not the learner's.
             ValueError: as `open_for`.
@@ -75,7 +75,8 @@ class NcclTransferEngine(CheckedLoading, NCCLWeightTransferEngine):
         self.open_for(update)
         specs = stream_specs(update)
         stream = ProvenStream(self.model.load_weights, update.version)
-        with ended_by(self._deadline_seconds, f"receiving policy version {update.version}", self.shutdown):
+        what, group = f"receiving policy version {update.version}", self.model_update_group
+        with ended_by(self._deadline_seconds, what, self.shutdown, lambda: is_broken_off(group)):
             # vLLM's receiver passes every chunk to `self.model.load_weights`, so the stream stands in for the model.
             model, self.model = self.model, _Receiving(stream)
             try:

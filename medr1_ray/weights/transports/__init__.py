@@ -19,10 +19,13 @@ from typing import Any
 
 import torch
 
+from medr1_ray.base.deadline import inside
 from medr1_ray.weights.protocol import WeightReceiver, WeightSender
 from medr1_ray.weights.transports.ipc import IpcReceiver, IpcSender
-from medr1_ray.weights.transports.nccl import NcclReceiver, NcclSender
+from medr1_ray.weights.transports.nccl import NcclReceiver, NcclSender, break_off
 from medr1_ray.weights.transports.object_store import ObjectStoreReceiver, ObjectStoreSender
+
+__all__ = ["TRANSPORTS", "Transport", "break_off"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Transport:
     """One value of `cluster.weight_transport`.
 
     Args:
-        sender: makes a learner rank's end from its rank, the device of its parameters and a deadline in seconds.
+        sender: makes a learner rank's end from its rank, the device of its parameters and the seconds that a sync may
+            take.
         receiver: makes a rollout actor's end.
         backend: the name under which vLLM knows the part in its process.
         engine_class: that part, as `module:class`; vLLM imports it there, so it is a string here.
@@ -42,7 +46,7 @@ class Transport:
     engine_class: str
 
 
-def _object_store_sender(rank: int, device: torch.device, deadline_seconds: float) -> WeightSender:
+def _object_store_sender(rank: int, device: torch.device, sync_seconds: float) -> WeightSender:
     import ray
 
     return ObjectStoreSender(ray.put, rank)
@@ -70,13 +74,14 @@ TRANSPORTS = {
         "medr1_ray.weights.engine.object_store:StagedTransferEngine",
     ),
     "nccl": Transport(
-        NcclSender,
+        # As deep inside the driver's limit as the engines' ends are.
+        lambda rank, device, sync_seconds: NcclSender(rank, device, inside(sync_seconds, 2)),
         NcclReceiver,
         "medr1_ray_nccl",
         "medr1_ray.weights.engine.nccl:NcclTransferEngine",
     ),
     "ipc": Transport(
-        lambda rank, device, deadline_seconds: IpcSender(device),
+        lambda rank, device, sync_seconds: IpcSender(device),
         IpcReceiver,
         "medr1_ray_ipc",
         "medr1_ray.weights.engine.ipc:IpcTransferEngine",

@@ -4,18 +4,21 @@
 
 Both ends are vLLM's own (`NCCLTrainerWeightTransferEngine`, `NCCLWeightTransferEngine`): tensors are packed into
 chunks, whose bounds each side computes from the same names and shapes. This package adds a source that knows ZeRO-3, a
-digest at the end of the stream, a rank offset per engine, deadlines, and a new group when the members change.
+digest at the end of the stream, a rank offset per engine, deadlines, a quick end where a member dies, and a new group
+when the members change.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from medr1_ray.base.deadline import ended_by, within
 from medr1_ray.weights.buckets import BUCKET_BYTES, packed_bucket
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 DIGEST_NAME = "medr1_ray.stream_digest"
 DIGEST_BYTES = 16
+_BROKEN_OFF = "medr1_ray/broken_off"
+_STORE_TIMEOUT = timedelta(seconds=2)
 _DIGEST_SPEC = TensorSpec(DIGEST_NAME, "uint8", (DIGEST_BYTES,), 0)
 
 
@@ -35,6 +40,28 @@ def stream_specs(update: WeightUpdate) -> list[TensorSpec]:
     """The tensors of a broadcast in their order, the digest last."""
     sent = [spec for bucket in update.buckets if bucket.sent for spec in bucket.tensors]
     return [*sent, _DIGEST_SPEC]
+
+
+def break_off(address: str) -> None:
+    """End the broadcast of the group that met at `address`, in all its members, within a second or so.
+
+    A member's death leaves the others waiting; whoever hears of it first tells them, through the store of the group's
+    rendezvous, which rank 0 keeps. Where that cannot be reached they notice it themselves.
+    """
+    host, port = address.rsplit(":", 1)
+    with suppress(RuntimeError):
+        store = TCPStore(host, int(port), is_master=False, timeout=_STORE_TIMEOUT)
+        store.set(_BROKEN_OFF, "1")
+
+
+def is_broken_off(group: Any) -> bool:
+    """Whether `break_off` was called for this communicator's group, or rank 0 has died and the store with it."""
+    if group is None:  # ranks of the learner that only gather have none
+        return False
+    try:
+        return bool(group.group.store.check([_BROKEN_OFF]))
+    except RuntimeError:
+        return True
 
 
 class ProvenStream:
@@ -143,7 +170,7 @@ class NcclSender:
         """Broadcast what was published; returns when every engine has received it.
 
         Raises:
-            RuntimeError: there is no group, or nothing was published.
+            RuntimeError: there is no group, or nothing was published, or the broadcast was broken off.
             TimeoutError: an engine did not receive it in time; the group has been ended.
         """
         if self._engine is None or self._published is None:
@@ -154,7 +181,8 @@ class NcclSender:
             torch.accelerator.synchronize()
         self._stream = self._gather()
         try:
-            with ended_by(self._deadline_seconds, what, self.leave):
+            group = self._engine.model_update_group
+            with ended_by(self._deadline_seconds, what, self.leave, lambda: is_broken_off(group)):
                 self._engine.send_weights()
         finally:
             for _ in self._stream:  # after a failure the other ranks keep gathering and would wait for this one

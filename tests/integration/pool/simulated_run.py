@@ -28,12 +28,14 @@ from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
+from medr1_ray.pool.reward_actors import RewardActors
 from medr1_ray.pool.scaling import Scaling
-from medr1_ray.pool.shared_actors import start_reward_actors
 from medr1_ray.records.busy_time import BusyTime, seconds_of
 from medr1_ray.rollout.fake_actor import FakeBehaviour, fake_launcher
 from medr1_ray.types import Prompt, Question, Span
 from medr1_ray.weights.messages import WeightUpdate
+
+QUESTIONS = 20
 
 
 class Encoder(PromptEncoder):
@@ -81,10 +83,12 @@ def run(
     rollout_actors = RolloutActors(
         config, calls, lambda text: tell("say", text=text), fake_launcher(FakeBehaviour(**behaviour), of)
     )
-    reward_actors = list(start_reward_actors(config).values())
-    question = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "none")
+    reward_actors = RewardActors(config, calls, lambda text: tell("say", text=text))
+    questions = tuple(
+        Question(f"q{i}", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "none") for i in range(QUESTIONS)
+    )
     pool = RolloutPool(
-        config, rollout_actors, reward_actors, calls, PromptStream((question,), Encoder(), 0), Ledger(time.monotonic)
+        config, rollout_actors, reward_actors, PromptStream(questions, Encoder(), 0), Ledger(time.monotonic)
     )
     scaling, busy_time = Scaling.of(config), BusyTime()
     rollout_actors.wait_until_up()

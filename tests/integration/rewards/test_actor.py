@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 
 from medr1_ray.rewards.actor import GRACE_SECONDS, RewardActor
+from medr1_ray.rewards.functions import RewardError
 from medr1_ray.types import Question
 
 QUESTION = Question(
@@ -51,6 +52,11 @@ def backtracks():
 def raises():
     raise KeyError("no such key")
 
+def eats():
+    held = []
+    while True:
+        held.append(bytearray(2**24))
+
 def hangs_in_c():
     all(itertools.repeat(True))
 
@@ -65,6 +71,7 @@ SETTINGS = {
     "overlong_buffer_tokens": 0,
     "max_tokens": 8,
     "timeout_seconds": LIMIT_SECONDS,
+    "memory_gib": 0.25,
     "name": "reward-0",
 }
 
@@ -79,12 +86,10 @@ def actor(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A reward actor that finds the user's module `users_rewards`."""
     folder = tmp_path_factory.mktemp("users")
     (folder / "users_rewards.py").write_text(USERS_MODULE)
-    actor_class = ray.remote(RewardActor).options(
-        num_cpus=0, max_restarts=1, runtime_env={"env_vars": {"PYTHONPATH": str(folder)}}
-    )
-    actor = actor_class.remote(
-        {"accuracy": 1.0, "users_rewards:does": 0.5}, "no_think", **SETTINGS
-    )
+    actor_class = ray.remote(RewardActor).options(num_cpus=0, max_restarts=1)
+    # Which the actor's own process does not have: the driver's PYTHONPATH is not that of a node's processes.
+    path = (str(folder),)
+    actor = actor_class.remote({"accuracy": 1.0, "users_rewards:does": 0.5}, "no_think", path=path, **SETTINGS)
     assert ray.get(actor.ping.remote()) == "reward-0"
     yield actor
     ray.kill(actor)
@@ -123,6 +128,20 @@ def test_errors_name_function_prompt_and_completion(actor: Any) -> None:
     assert isinstance(caught.value, RayTaskError)
     for part in ("'users_rewards:does'", "'p7'", "no such key", "completion: 'raises'", "repr=reward-0"):
         assert part in str(caught.value)
+
+
+def test_a_function_that_eats_memory_is_ended_and_the_actor_goes_on(actor: Any) -> None:
+    with pytest.raises(RewardError, match="raised MemoryError") as caught:
+        ray.get(scored(actor, "p7", ("x", "eats")), timeout=60)
+    assert "the limit is reward.memory_gib=0.25" in str(caught.value)
+    assert (caught.value.cause.function, caught.value.cause.completion) == ("users_rewards:does", "eats")
+    assert ray.get(scored(actor, "p8", ("x",))).total.tolist() == [0.5]
+
+
+def test_who_only_judges_calls_no_function(actor: Any) -> None:
+    lengths = np.full(1, 4, np.int32)
+    rewards = ray.get(actor.score.remote("p1", ("<answer>B</answer>",), lengths, QUESTION, judge_only=True))
+    assert (rewards.names, rewards.correct.tolist(), rewards.well_formed.tolist()) == ((), [True], [True])
 
 
 def test_what_no_signal_reaches_ends_the_process(actor: Any) -> None:

@@ -32,7 +32,7 @@ from medr1_ray.model.image_patches import ImagePatcher
 from medr1_ray.model.packing import pack_groups
 from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
-from medr1_ray.rollout.actor import NotServingError, RolloutActor, WeightLoadError
+from medr1_ray.rollout.actor import EngineLostError, NotServingError, RolloutActor
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Completions, Prompt, Sampling
 from medr1_ray.weights.buckets import write_buckets
@@ -263,8 +263,10 @@ def test_a_dead_engine_is_a_clear_error_and_no_hang(
     for call in calls:
         with pytest.raises(RuntimeError, match="engine process died"):
             ray.get(call(), timeout=60)
-    with pytest.raises(WeightLoadError, match="version 3 could not be loaded"):
+    with pytest.raises(EngineLostError, match="engine process died"):
         load(doomed_actor, weights, 3)
+    with pytest.raises(EngineLostError, match="engine process died"):
+        ray.get(doomed_actor.weight_member.remote(), timeout=60)
 
 
 def test_likelihoods_are_those_of_transformers(

@@ -6,16 +6,18 @@ from __future__ import annotations
 import pickle
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch.distributed import PrefixStore, ProcessGroupGloo
+from torch.distributed import DistNetworkError, PrefixStore, ProcessGroupGloo
 from torch.distributed.distributed_c10d import BroadcastOptions
 from vllm.distributed.device_communicators import pynccl
 from vllm.distributed.weight_transfer import packed_tensor
@@ -24,7 +26,7 @@ from medr1_ray.weights.digests import WeightDigestError
 from medr1_ray.weights.engine.checked_loading import UpdateInfo
 from medr1_ray.weights.engine.nccl import NcclTransferEngine
 from medr1_ray.weights.messages import WeightGroup, WeightMember, WeightUpdate, weight_groups
-from medr1_ray.weights.transports.nccl import NcclSender
+from medr1_ray.weights.transports.nccl import NcclSender, break_off, is_broken_off
 from tests.integration.weights import small_engine as small
 
 CPU = torch.device("cpu")
@@ -39,6 +41,7 @@ class Recorded:
     destroyed: list[int] = field(default_factory=list)
     deaf: set[int] = field(default_factory=set)
     stuck: bool = False
+    waiting: list[int] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -49,6 +52,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     class Gloo:
         def __init__(self, group: Any, device: Any) -> None:
             self.rank = group.rank
+            self.group = group
             self._destroyed = threading.Event()
             record.sizes[self.rank] = []
             store = PrefixStore("weights", group.store)
@@ -57,6 +61,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
         def broadcast(self, tensor: torch.Tensor, src: int, stream: Any = None) -> None:
             record.sizes[self.rank].append(tensor.numel())
             if record.stuck:  # as NCCL: for ever, unless aborted
+                record.waiting.append(self.rank)
                 self._destroyed.wait()
                 raise RuntimeError("the communicator was aborted")
             options = BroadcastOptions()
@@ -85,6 +90,7 @@ class Fleet:
     buffer_bytes: int
     members: list[WeightMember] = field(default_factory=list)
     workers: list[list[Any]] = field(default_factory=list)
+    address: str = ""
 
     def add(self, folder: Path, ranks: int) -> None:
         self.members.append(WeightMember(f"rollout-{len(self.members)}", "0", ranks))
@@ -93,7 +99,7 @@ class Fleet:
     def join(self, deadline: float = DEADLINE, absent: Sequence[int] = ()) -> list[Any]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+            self.address = address = f"127.0.0.1:{free.getsockname()[1]}"
         places = weight_groups(address, self.members)
         calls: list[Callable[[], Any]] = [
             lambda: self.sender.join(WeightGroup(address, places[0].world_size, 0))
@@ -272,6 +278,40 @@ def test_a_broadcast_that_waits_for_a_dead_member_is_aborted_and_a_new_group_hea
     assert made.join() == [None] * 2
     assert made.sync(published(made, small.weights_of(3), 1)) == [None] * 2
     assert small.equal(small.held(made.workers[0][0]), small.weights_of(3))
+
+
+def test_a_broadcast_whose_member_died_is_broken_off_at_once(
+    fleet: Callable[..., Fleet], recorded: Recorded
+) -> None:
+    made = fleet(1, 1)
+    made.join()
+    made.limit_broadcasts(300.0)
+    recorded.stuck = True
+    update = published(made, small.weights_of(3), 1)
+    with ThreadPoolExecutor(1) as pool:
+        sync = pool.submit(made.sync, update, [0])
+        while sorted(recorded.waiting) != [0, 1]:
+            time.sleep(0.05)
+        break_off(made.address)
+        for outcome in sync.result(timeout=50):
+            assert isinstance(outcome, RuntimeError)
+            assert str(outcome).endswith("policy version 1 was broken off")
+    assert sorted(recorded.destroyed) == [0, 1]
+    recorded.stuck = False
+    made.limit_broadcasts(DEADLINE)
+    del made.members[1], made.workers[1]
+    assert made.join() == [None] * 2, "the next group has another store"
+    assert made.sync(published(made, small.weights_of(4), 2)) == [None] * 2
+
+
+def test_whoever_has_lost_the_learner_waits_for_nobody() -> None:
+    class Gone:
+        def check(self, keys: list[str]) -> bool:
+            raise DistNetworkError("connection reset by peer")
+
+    assert is_broken_off(SimpleNamespace(group=SimpleNamespace(store=Gone())))
+    assert not is_broken_off(None)
+    break_off("127.0.0.1:1")  # nobody listens there: no error, since the members notice it themselves
 
 
 def test_parameters_of_several_types_are_refused(fleet: Callable[..., Fleet]) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from medr1_ray.base.deadline import ended_by, within
+from medr1_ray.base.deadline import Limit, ended_by, inside, within
 
 
 def test_a_body_that_waits_is_ended_and_told_from_one_that_failed() -> None:
@@ -27,6 +27,18 @@ def test_a_body_that_waits_is_ended_and_told_from_one_that_failed() -> None:
     ended: list[str] = []
     with pytest.raises(RuntimeError, match="of its own"), ended_by(20, "failing", lambda: ended.append("x")):
         raise RuntimeError("of its own")
+
+
+def test_a_body_that_is_broken_off_is_ended_before_its_time() -> None:
+    release, broken_off = threading.Event(), threading.Event()
+    threading.Timer(0.05, broken_off.set).start()
+    start = time.monotonic()
+    with (
+        pytest.raises(RuntimeError, match=r"^receiving was broken off$"),
+        ended_by(30, "receiving", release.set, broken_off.is_set),
+    ):
+        assert release.wait(20)
+    assert time.monotonic() - start < 10
 
 
 def test_what_was_in_time_is_not_ended_later() -> None:
@@ -62,3 +74,13 @@ def test_a_call_in_time_returns_or_raises_what_it_does() -> None:
 
     with pytest.raises(ValueError, match="wrong address"):
         within(20, "failing", fail)
+
+
+@pytest.mark.parametrize(("seconds", "actor", "engine"), [(300.0, 295.0, 290.0), (20.0, 18.0, 16.0), (0.1, 0.09, 0.08)])
+def test_limits_nest_so_that_the_inner_call_ends_first(seconds: float, actor: float, engine: float) -> None:
+    assert inside(seconds) == pytest.approx(actor)
+    assert inside(seconds, 2) == pytest.approx(engine)
+
+
+def test_a_limit_is_said_with_its_setting() -> None:
+    assert str(Limit(300.0, "cluster.sync_timeout_seconds")) == "cluster.sync_timeout_seconds=300"

@@ -9,8 +9,9 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
+from medr1_ray.base.deadline import Limit
 from medr1_ray.cluster import pending_calls
-from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_own_failure, remote
+from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_node_loss, is_own_failure, remote
 
 # Ray 2.60's wording, with its advice shortened.
 KILLED_FOR_MEMORY = """The actor died unexpectedly before finishing this task.
@@ -29,6 +30,9 @@ def test_an_actor_killed_for_memory_is_said_to_be_without_a_page_of_advice() -> 
 def test_of_a_traceback_the_exception_is_said() -> None:
     error = RayTaskError("generate", "Traceback (most recent call last):\n  ...\nValueError: too long", ValueError("x"))
     assert describe_error(error) == "ValueError: too long"
+    text = "Traceback:\n  ...\nmedr1_ray.rollout.actor.EngineLostError: a.b: died"
+    ours = RayTaskError("generate", text, ValueError())
+    assert describe_error(ours) == "EngineLostError: a.b: died"
 
 
 def test_an_actors_own_error_is_told_from_the_end_of_its_process() -> None:
@@ -37,6 +41,13 @@ def test_an_actors_own_error_is_told_from_the_end_of_its_process() -> None:
     assert not is_own_failure(ActorDiedError()), "its node may have been taken away"
     assert is_own_failure(RayActorError("a", "ValueError: x", actor_init_failed=True)), "its __init__ raised"
     assert not is_own_failure(RayError("the network"))
+
+
+def test_the_end_of_a_node_is_told_from_that_of_a_process() -> None:
+    assert is_node_loss(RayActorError("a", "The actor died because its node has died. Node Id: 1"))
+    assert is_node_loss(RayActorError("a", "gone", preempted=True))
+    assert not is_node_loss(ActorDiedError())
+    assert not is_node_loss(RayTaskError("generate", "its node has died", ValueError("x")))
 
 
 class World:
@@ -85,6 +96,36 @@ def test_a_poll_answers_all_that_is_ready_each_once(monkeypatch: pytest.MonkeyPa
     world.done["b"] = None
     calls.poll(0.25)
     assert heard[2:] == [("b answered", None)], "those that were answered are not again"
+
+
+def test_a_call_that_is_not_answered_in_time_fails_once_and_its_late_answer_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, now, heard = World(monkeypatch), [0.0], list[Any]()
+    calls = PendingCalls(lambda: now[0])
+    limit = Limit(10.0, "cluster.sync_timeout_seconds")
+    calls.add("slow", heard.append, lambda error: heard.append(describe_error(error)), "`sleep()`", limit)
+    calls.add("without a limit", heard.append, heard.append)
+    now[0] = 10.0
+    calls.poll(0.25)
+    assert heard == []
+    now[0] = 10.5
+    calls.poll(0.25)
+    calls.poll(0.25)
+    assert heard == ["`sleep()` was not answered within cluster.sync_timeout_seconds=10"]
+    world.done["slow"] = "late"
+    calls.poll(0.25)
+    assert heard[1:] == ["late"]
+
+
+def test_an_answer_that_is_there_at_the_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver may have been busy for longer than any limit: that is not the actor's fault."""
+    world, now, heard = World(monkeypatch), [0.0], list[Any]()
+    calls = PendingCalls(lambda: now[0])
+    calls.add("a", heard.append, lambda error: pytest.fail("it has answered"), "a call", Limit(10.0, "key"))
+    world.done["a"], now[0] = 1, 1000.0
+    calls.poll(0)
+    assert heard == [1]
 
 
 def test_an_error_of_a_callback_is_no_failure_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:

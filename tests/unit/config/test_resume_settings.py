@@ -115,6 +115,7 @@ def test_the_changeable_settings_are_whole_sections_and_single_keys() -> None:
     single = {"train.steps", "rollout.actors", "rollout.engine", "rollout.cpus_per_actor", "learner.cpus_per_rank"}
     assert single <= set(found)
     assert len(found) == len(set(found))
+    assert "reward.on_error" in found, "the error of a reward names it"
     fixed = ("run.", "cluster.", "loss", "reward.functions", "model", "reference", "prompt")
     assert not any(key.startswith(fixed) for key in found)
     assert [key for key in found if key.startswith("data")] == [

@@ -5,42 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 
-from medr1_ray.pool import engine_calls as module
 from medr1_ray.pool.actor_states import Leave
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.engine_calls import EngineCalls
 from medr1_ray.weights.messages import WeightGroup, WeightMember
 from tests.unit.pool.world import Method, World, a_config, install, update
 
-LIMIT = 10.0
-
-
-class Calls:
-    """What the actors were asked, by the names of method and actor; `error_of` is raised by `ray.get` of an actor."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, tuple[Any, ...]]] = []
-        self.waited: list[tuple[int, int, float]] = []
-        self.error_of: dict[str, Exception] = {}
-
-    def method(self, called: str, actor: str, answer: Any = None) -> Method:
-        def call(*arguments: Any) -> Any:
-            self.asked.append((called, actor, arguments))
-            return actor, answer
-
-        return Method(call)
-
-    def wait(self, references: list[Any], num_returns: int, timeout: float) -> None:
-        self.waited.append((len(references), num_returns, timeout))
-
-    def get(self, reference: Any, timeout: float) -> Any:
-        assert timeout == 0, "`ray.wait` has waited already"
-        actor, answer = reference
-        if actor in self.error_of:
-            raise self.error_of[actor]
-        return answer
+LIMIT = 10.0  # `a_config`'s cluster.sync_timeout_seconds
+METHODS = ("sleep", "wake", "forget_run", "join_weight_group")
 
 
 @pytest.fixture
@@ -51,74 +24,92 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @pytest.fixture
-def calls(world: World, monkeypatch: pytest.MonkeyPatch) -> Calls:
-    calls = Calls()
-    monkeypatch.setattr(module.ray, "wait", calls.wait)
-    monkeypatch.setattr(module.ray, "get", calls.get)
-    return calls
+def asked() -> list[tuple[str, str, tuple[Any, ...]]]:
+    """What the actors were asked, by the names of method and actor."""
+    return []
 
 
 @pytest.fixture
-def actors(world: World, calls: Calls) -> RolloutActors:
-    """Three that serve; each has the methods that are called here."""
-    made = RolloutActors(a_config(actors=3), world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
+def actors(world: World, asked: list[tuple[str, str, tuple[Any, ...]]]) -> RolloutActors:
+    """Three that serve, and note what they are asked."""
+    made = RolloutActors(a_config(actors=3), world, world.said.append, world.launch, lambda: world.now)
     made.wait_until_up()
     made.load_weights(update(0))
+
+    def noted(method: str, name: str, answer: Any = None) -> Method:
+        def call(*arguments: Any) -> Any:
+            asked.append((method, name, arguments))
+            return name, 1.0, answer
+
+        return Method(call)
+
     for number, (name, handle) in enumerate(made.up.items()):
-        for method in ("sleep", "wake", "join_weight_group"):
-            setattr(handle, method, calls.method(method, name))
-        handle.weight_member = calls.method("weight_member", name, WeightMember(name, "first", number + 1))
+        for method in METHODS:
+            setattr(handle, method, noted(method, name))
+        handle.weight_member = noted("weight_member", name, WeightMember(name, "first", number + 1))
     return made
 
 
-def test_every_actor_is_asked_at_once_and_all_are_waited_for(actors: RolloutActors, calls: Calls) -> None:
-    engines = EngineCalls(actors, LIMIT)
-    engines.sleep()
-    engines.wake()
-    names = ["rollout-0", "rollout-1", "rollout-2"]
-    assert calls.asked == [("sleep", name, ()) for name in names] + [("wake", name, ()) for name in names]
-    assert calls.waited == [(3, 3, LIMIT)] * 2
+NAMES = ["rollout-0", "rollout-1", "rollout-2"]
 
 
-def test_the_members_are_those_that_answered(actors: RolloutActors, calls: Calls, world: World) -> None:
-    engines = EngineCalls(actors, LIMIT)
-    assert [(member.actor, member.ranks) for member in engines.weight_members()] == [
-        ("rollout-0", 1),
-        ("rollout-1", 2),
-        ("rollout-2", 3),
-    ]
-    calls.error_of["rollout-1"] = ActorDiedError()
-    assert [member.actor for member in engines.weight_members()] == ["rollout-0", "rollout-2"]
-    assert actors.take_gone() == ["rollout-1"]
-    assert actors.counts().gone[Leave.LOST] == 1
-    assert world.killed == ["rollout-1"]
+def test_every_actor_is_asked_at_once_and_all_are_waited_for(actors: RolloutActors, asked: Any, world: World) -> None:
+    engines = EngineCalls(actors)
+    start = world.now
+    for call in (engines.sleep, engines.wake, engines.forget_run):
+        call()
+    assert asked == [(method, name, ()) for method in METHODS[:3] for name in NAMES]
+    assert world.now - start == 3 * 1.0
 
 
-def test_only_the_named_actors_join_each_at_its_own_place(actors: RolloutActors, calls: Calls) -> None:
+def test_the_members_are_those_that_answered(actors: RolloutActors, world: World) -> None:
+    engines = EngineCalls(actors)
+    assert [(member.actor, member.ranks) for member in engines.weight_members()] == list(
+        zip(NAMES, (1, 2, 3), strict=True)
+    )
+    world.dead.add("rollout-1")
+    world.engine_dead.add("rollout-2")
+    assert [member.actor for member in engines.weight_members()] == ["rollout-0"]
+    assert actors.take_gone() == ["rollout-1", "rollout-2"]
+    assert world.killed == ["rollout-1", "rollout-2"]
+
+
+def test_only_the_named_actors_join_each_at_its_own_place(actors: RolloutActors, asked: Any) -> None:
     places = {f"rollout-{i}": WeightGroup("host:1", 4, i) for i in (2, 0)}
-    EngineCalls(actors, LIMIT).join_weight_group(places)
-    assert calls.asked == [("join_weight_group", name, (places[name],)) for name in ("rollout-0", "rollout-2")]
-    assert calls.waited == [(2, 2, LIMIT)]
+    EngineCalls(actors).join_weight_group(places)
+    assert asked == [("join_weight_group", name, (places[name],)) for name in ("rollout-2", "rollout-0")]
 
 
-def test_an_actor_that_does_not_answer_is_named_with_the_call_and_the_limit(
-    actors: RolloutActors, calls: Calls
+@pytest.mark.parametrize("method", ["sleep", "wake", "forget_run", "weight_members"])
+@pytest.mark.parametrize("fault", ["silent", "dead", "engine_dead", "failing"])
+def test_whatever_goes_wrong_with_an_actor_it_is_given_up_and_the_others_go_on(
+    actors: RolloutActors, world: World, method: str, fault: str
 ) -> None:
-    calls.error_of["rollout-1"] = GetTimeoutError()
-    with pytest.raises(RuntimeError, match=r"^rollout-1: `sleep\(\)` timed out after 10 s \(cluster\.sync_timeout_sec"):
-        EngineCalls(actors, LIMIT).sleep()
+    if (method, fault) == ("weight_members", "failing"):
+        return
+    getattr(world, fault).add("rollout-1")
+    start = world.now
+    getattr(EngineCalls(actors), method)()
+    assert world.now - start <= (LIMIT + 1 if fault == "silent" else 1)
+    assert actors.up.keys() == {"rollout-0", "rollout-2"}
+    own = fault in ("engine_dead", "failing")
+    assert actors.counts().gone[Leave.FAILED if own else Leave.LOST] == 1
+    if fault == "silent":
+        assert "was not answered within cluster.sync_timeout_seconds=10" in world.said[-1]
 
 
-def test_a_method_that_raises_ends_the_call_and_keeps_the_actor(actors: RolloutActors, calls: Calls) -> None:
-    traceback = "Traceback (most recent call last):\n  ...\nRuntimeError: the engine has no weights"
-    calls.error_of["rollout-2"] = RayTaskError("wake", traceback, RuntimeError())
-    with pytest.raises(RuntimeError, match=r"(?s)^rollout-2: `wake\(\)` failed: .*RuntimeError: the engine has no"):
-        EngineCalls(actors, LIMIT).wake()
-    assert actors.take_gone() == []
+def test_one_that_nobody_met_in_a_group_is_in_health(actors: RolloutActors, world: World) -> None:
+    """Those that wait for a dead member fail as well, and are members of the next group."""
+    world.dead.add("rollout-1")
+    world.failing |= {"rollout-0", "rollout-2"}
+    places = {name: WeightGroup("host:1", 4, i) for i, name in enumerate(NAMES)}
+    with pytest.raises(RuntimeError, match=r"^rollout-0: `join_weight_group\(\)` failed: .*the broadcast broke$"):
+        EngineCalls(actors).join_weight_group(places)
+    assert actors.up.keys() == {"rollout-0", "rollout-2"}
 
 
-def test_without_actors_there_is_nothing_to_wait_for(world: World, calls: Calls) -> None:
+def test_without_actors_there_is_nothing_to_wait_for(world: World) -> None:
     world.places = 0
-    actors = RolloutActors(a_config(actors=1), world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
-    assert EngineCalls(actors, LIMIT).weight_members() == []
-    assert calls.waited == []
+    actors = RolloutActors(a_config(actors=1), world, world.said.append, world.launch, lambda: world.now)
+    assert EngineCalls(actors).weight_members() == []
+    assert world.now == 0

@@ -50,7 +50,7 @@ def test_groups_of_a_lost_actor_wait_again_and_its_late_answer_is_refused() -> N
     ledger.assign("p", "b")
     assert not ledger.generated("p", "a", 0)
     assert ledger.generated("p", "b", 0)
-    assert (ledger.losses("p"), ledger.losses("q")) == (1, 0)
+    assert ledger.actor_of("p") is None
     assert (ledger.counts().reissued, ledger.counts().late) == (2, 1)
     assert not ledger.generated("p", "b", 0), "a second copy of the same answer is late as well"
     assert ledger.counts().in_flight == 3
@@ -71,10 +71,39 @@ def test_overdue_names_the_actor() -> None:
     ledger.issue("p")
     ledger.assign("p", "rollout-0")
     clock.now = 10.0
-    assert ledger.overdue(GroupStage.GENERATING, 10.0) == {}
+    assert ledger.overdue(10.0) == {}
     clock.now = 10.1
-    assert ledger.overdue(GroupStage.GENERATING, 10.0) == {"p": "rollout-0"}
-    assert ledger.overdue(GroupStage.SCORING, 10.0) == {}
+    assert ledger.overdue(10.0) == {"p": "rollout-0"}
+    ledger.generated("p", "rollout-0", 0)
+    clock.now = 30.0
+    assert ledger.overdue(10.0) == {}, "reward actors have limits of their own"
+
+
+def test_a_group_is_put_back_by_the_actor_that_has_it_alone() -> None:
+    ledger = Ledger(Clock())
+    ledger.issue("p")
+    ledger.assign("p", "a")
+    ledger.put_back("p", "b")
+    assert ledger.actor_of("p") == "a"
+    ledger.put_back("p", "a")
+    assert ledger.at(GroupStage.WAITING) == ["p"]
+    ledger.put_back("p", "a")
+    ledger.put_back("unknown", "a")
+    assert ledger.counts().reissued == 1
+
+
+def test_a_group_may_be_dropped_at_any_stage_but_under_an_actors_hands() -> None:
+    ledger = Ledger(Clock())
+    for prompt_id in "pqr":
+        ledger.issue(prompt_id)
+    ledger.drop("p", "waiting")
+    ledger.assign("q", "a")
+    with pytest.raises(AssertionError, match="GENERATING, not one of"):
+        ledger.drop("q", "generating")
+    ledger.assign("r", "a")
+    ledger.generated("r", "a", 0)
+    ledger.drop("r", "reward_error")
+    assert ledger.counts().dropped == {"waiting": 1, "reward_error": 1}
 
 
 def test_load_counts_what_generates() -> None:

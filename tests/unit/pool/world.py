@@ -2,67 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from medr1_ray.cluster import pending_calls
+from medr1_ray.cluster.pending_calls import PendingCalls
 from medr1_ray.config import Config
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool import actors as actors_module
-from medr1_ray.types import Completions, Prompt, Question, Rewards, Sampling, Span
-from medr1_ray.weights.messages import LoadReport, WeightUpdate
+from medr1_ray.pool import places as places_module
+from medr1_ray.pool.reward_actors import RewardActors
+from medr1_ray.rewards.functions import RewardError
+from medr1_ray.rollout.actor import EngineLostError, NotServingError, RolloutActor, WeightLoadError
+from medr1_ray.types import Completions, Likelihoods, Prompt, Question, Rewards, Sampling, Span
+from medr1_ray.weights.messages import LoadReport, WeightMember, WeightUpdate
 
 
-class World:
-    """What is outside the actors: places, actors, nodes and time. It stands in for `Calls` as well."""
+@dataclass(eq=False)
+class Reference:
+    """Of a call that actor `name` answers after some seconds."""
+
+    name: str
+    seconds: float
+    answer: Any
+    at: float = 0.0
+
+
+class World(PendingCalls):
+    """What is outside the actors: places, actors, nodes and time. It has the run's calls, and does for them what Ray
+    does: `wait` lets time pass.
+
+    Actors answer late when `silent`; the processes of the `dead` are gone, and with `dead_from="generate"` die of the
+    first such call alone. Of the `engine_dead` the actors are there, and each call of theirs fails as the real one's.
+    Calls of the `failing` raise, but they do say that they are there, as members of a broadcast that another one broke.
+    """
 
     def __init__(self) -> None:
+        super().__init__(lambda: self.now)
         self.now = 0.0
         self.places = 10
         self.silent: set[str] = set()
         self.dead: set[str] = set()
         self.dead_from = "start"
+        self.engine_dead: set[str] = set()
         self.failing: set[str] = set()
+        self.deadly: set[str] = set()  # questions that end the engine that begins on them
         self.load_seconds = 1.0
         self.load_seconds_of: dict[str, float] = {}
         self.group_seconds = 2.0
+        self.group_seconds_of: dict[str, float] = {}
         self.draining: dict[str, float] = {}
         self.killed: list[str] = []
         self.said: list[str] = []
-        self.happens: Callable[[], None] = lambda: None  # Called at every poll, for what goes wrong then.
-        self.pending: list[tuple[float, str, Any, Callable[[Any], None], Callable[[RayError], None]]] = []
+        self.happens: Callable[[], None] = lambda: None  # Called at every wait, for what goes wrong then.
 
-    def add(self, reference: Any, then: Callable[[Any], None], otherwise: Callable[[RayError], None]) -> None:
-        name, seconds, answer = reference
-        self.pending.append((self.now + seconds, name, answer, then, otherwise))
+    @property
+    def pending(self) -> list[Reference]:
+        return list(self._pending)
 
-    def poll(self, timeout_seconds: float) -> None:
-        self.now += timeout_seconds
+    def add(self, reference: Reference, *arguments: Any) -> None:
+        reference.at = self.now + reference.seconds
+        super().add(reference, *arguments)
+
+    def wait(
+        self, references: list[Reference], num_returns: int, timeout: float
+    ) -> tuple[list[Reference], list[Reference]]:
+        if timeout:
+            self.sleep(timeout)
+        done = [each for each in references if self._error(each) or self._has_answered(each)][:num_returns]
+        return done, [each for each in references if each not in done]
+
+    def get(self, reference: Reference) -> Any:
+        if error := self._error(reference):
+            raise error
+        return reference.answer
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
         self.happens()
-        pending, self.pending = self.pending, []
-        for entry in pending:
-            at, name, answer, then, otherwise = entry
-            if name in self.dead and (self.dead_from == "start" or isinstance(answer, Completions)):
-                otherwise(ActorDiedError())
-            elif name in self.failing:
-                otherwise(RayTaskError("load_weights", "a member is dead", RuntimeError("a member is dead")))
-            elif name in self.silent or at > self.now:
-                self.pending.append(entry)
-            else:
-                then(answer)
 
     def launch(self, config: Config, index: int, options: Mapping[str, Any]) -> Any:
         return Actor(self, options["name"])
 
+    def _has_answered(self, reference: Reference) -> bool:
+        return reference.name not in self.silent and reference.at <= self.now
+
+    def _error(self, reference: Reference) -> RayError | None:
+        name, answer = reference.name, reference.answer
+        if name in self.dead and (self.dead_from == "start" or isinstance(answer, Completions | Likelihoods)):
+            return ActorDiedError()
+        if isinstance(answer, RewardError):
+            return _of_the_actor(answer)
+        if name in self.engine_dead:
+            return _of_the_actor(EngineLostError(f"{name}: the engine process died"))
+        if name in self.failing and not isinstance(answer, WeightMember):
+            generating = isinstance(answer, Completions)
+            return _of_the_actor((NotServingError if generating else WeightLoadError)("the broadcast broke"))
+        return None
+
+
+def _of_the_actor(cause: Exception) -> RayError:
+    """What Ray raises of an exception in an actor's method: an error that is an instance of its type, too."""
+    error: RayError = RayTaskError("a method", f"Traceback:\n  ...\n{cause}", cause).as_instanceof_cause()
+    return error
+
 
 class Method:
+    """An actor's method; a tuple of name, seconds and answer stands for the reference to that answer."""
+
     def __init__(self, call: Callable[..., Any]) -> None:
-        self.remote = call
+        self._call = call
+
+    def remote(self, *arguments: Any, **named: Any) -> Any:
+        found = self._call(*arguments, **named)
+        return Reference(*found) if isinstance(found, tuple) else found
 
 
 class Actor:
@@ -74,9 +135,13 @@ class Actor:
         self.load_weights = Method(self._load_weights)
         self.generate = Method(self._generate)
         self.forget_run = Method(self._forget_run)
+        for method in (RolloutActor.sleep, RolloutActor.wake, RolloutActor.join_weight_group):
+            setattr(self, method.__name__, Method(lambda *arguments: (name, 0.0, None)))
+        self.weight_member = Method(lambda: (name, 0.0, WeightMember(name, "first", 1)))
 
-    def _forget_run(self) -> None:
+    def _forget_run(self) -> Any:
         self.version = -1
+        return self.name, 0.0, None
 
     def _load_weights(self, update: WeightUpdate) -> Any:
         assert update.version >= self.version, f"{self.name} holds {self.version} and was given {update.version}"
@@ -86,7 +151,10 @@ class Actor:
 
     def _generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Any:
         assert self.version >= 0, f"{self.name} has no weights and was given {request_id}"
+        if prompt.question.id in self._world.deadly:
+            self._world.engine_dead.add(self.name)
         size = sampling.group_size
+        seconds = self._world.group_seconds_of.get(self.name, self._world.group_seconds)
         tokens = np.zeros(size, np.int32)
         completions = Completions(
             prompt_id=prompt.id,
@@ -98,9 +166,9 @@ class Actor:
             truncated=np.zeros(size, np.bool_),
             texts=("",) * size,
             visual_tokens=1,
-            span=Span(self.name, "rollout", self._world.now, self._world.now + self._world.group_seconds),
+            span=Span(self.name, "rollout", self._world.now, self._world.now + seconds),
         )
-        return self.name, self._world.group_seconds, completions
+        return self.name, seconds, completions
 
 
 class Place:
@@ -130,10 +198,15 @@ class RewardActor:
         self, world: World, equal: Callable[[str], bool] = lambda prompt_id: False, name: str = "reward-0"
     ) -> None:
         self._equal = equal
+        self.name = name
         self.scored: list[str] = []
-        self.score = Method(
-            lambda prompt_id, texts, lengths, question: (name, 0.0, self._rewards(prompt_id, len(texts)))
-        )
+        self.judged_only: list[str] = []
+        self.score = Method(self._score)
+
+    def _score(self, prompt_id: str, texts: Sequence[str], lengths: Any, question: Question, judge_only: bool) -> Any:
+        if judge_only:
+            self.judged_only.append(prompt_id)
+        return self.name, 0.0, self._rewards(prompt_id, len(texts))
 
     def _rewards(self, prompt_id: str, size: int) -> Rewards:
         self.scored.append(prompt_id)
@@ -144,15 +217,28 @@ class RewardActor:
         )
 
 
+def reward_actors(world: World, config: Config, *given: RewardActor) -> RewardActors:
+    """The real handling of these actors; a replacement is one that finds all rewards different."""
+    waiting = list(given) or [RewardActor(world)]
+    config = config.model_copy(update={"reward": config.reward.model_copy(update={"actors": len(waiting)})})
+
+    def start(_: Config, name: str) -> RewardActor:
+        return waiting.pop(0) if waiting else RewardActor(world, name=name)
+
+    return RewardActors(config, world, world.said.append, start)
+
+
 def install(world: World, patch: pytest.MonkeyPatch) -> None:
     """Let actors deal with this world in the place of Ray."""
-    patch.setattr(actors_module, "ask_for_place", lambda name, demand, strategy: Place(world, name))
+    patch.setattr(places_module, "ask_for_place", lambda name, demand, strategy: Place(world, name))
     patch.setattr(actors_module, "draining_nodes", lambda: world.draining)
-    patch.setattr(actors_module, "describe_missing", lambda demand: f"{demand.count} missing")
-    patch.setattr(actors_module, "request_nodes", lambda config, actors: world.said.append(f"request {actors}"))
-    patch.setattr(actors_module, "release_nodes", lambda: world.said.append("request nothing"))
-    patch.setattr(actors_module.ray, "get", lambda answer, timeout: answer)
-    patch.setattr(actors_module.ray, "kill", lambda handle: world.killed.append(handle.name))
+    patch.setattr(places_module, "describe_missing", lambda demand: f"{demand.count} missing")
+    patch.setattr(places_module, "request_nodes", lambda config, actors: world.said.append(f"request {actors}"))
+    patch.setattr(places_module, "release_nodes", lambda: world.said.append("request nothing"))
+    patch.setattr(ray, "wait", world.wait)
+    patch.setattr(ray, "get", world.get)
+    patch.setattr(pending_calls.time, "sleep", world.sleep)
+    patch.setattr(ray, "kill", lambda handle: world.killed.append(handle.name))
 
 
 class Encoder(PromptEncoder):
@@ -171,9 +257,10 @@ class Encoder(PromptEncoder):
 QUESTION = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "none")
 
 
-def a_stream() -> PromptStream:
-    """Of one question, again and again."""
-    return PromptStream((QUESTION,), Encoder(), 0)
+def a_stream(questions: int = 1) -> PromptStream:
+    """Of one question, again and again; or of several, `q0`, `q1` and so on."""
+    several = tuple(replace(QUESTION, id=f"q{i}") for i in range(questions))
+    return PromptStream(several if questions > 1 else (QUESTION,), Encoder(), 0)
 
 
 def a_config(train: Mapping[str, Any] | None = None, **rollout: Any) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
 import logging
 import os
@@ -270,3 +271,25 @@ def test_versions_of_a_completion_without_tokens_are_unknown(config: Config) -> 
     first, second = lines_of(path)
     assert (first["version_min"], first["version_max"]) == (4, 5)
     assert (second["version_min"], second["version_max"]) == (None, None)
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = a_config(tmp_path)
+    said: list[str] = []
+    tracker = Tracker(config, config.run.dir, say=said.append)
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("medr1_ray.records.tracker.write_text", full)
+    tracker.write_rollouts(1, [a_group()])
+    (line,) = said
+    assert line.startswith("NOT WRITTEN: ")
+    assert line.endswith("step-000001.jsonl: No space left on device; the run goes on without it")
+
+    def refused(path: Path, text: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("medr1_ray.records.tracker.write_text", refused)
+    with pytest.raises(PermissionError):
+        tracker.write_rollouts(2, [a_group()])

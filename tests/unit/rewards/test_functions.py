@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import re
 import sys
@@ -9,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from medr1_ray.rewards.functions import REGISTRY, punish_overlong, resolve, score
+from medr1_ray.rewards.functions import REGISTRY, RewardError, punish_overlong, resolve, score
 from medr1_ray.types import Mode
 from tests.unit.rewards.completions import COMPLETIONS, HOSTILE, MODALITY, MODES, takes_linear_time
 
@@ -90,6 +91,21 @@ def nan(completion, question, mode):
 def huge(completion, question, mode):
     return 10**400
 
+def large(completion, question, mode):
+    return 3e38
+
+def infinite(completion, question, mode):
+    return -float("inf")
+
+def list_of_another_length(completion, question, mode):
+    return [1.0, 0.0]
+
+def talks(completion, question, mode):
+    raise RuntimeError("one\\ntwo\\n  three")
+
+def exits(completion, question, mode):
+    raise SystemExit(3)
+
 constant = 3
 """
 
@@ -140,20 +156,28 @@ def test_names_that_cannot_be_resolved(users_module: str, name: str, message: st
         ("words", "on prompt 'p9' returned 'good' (str); a finite number is needed"),
         ("nan", "on prompt 'p9' returned nan (float); a finite number is needed"),
         ("huge", "(int); a finite number is needed"),
+        ("large", "on prompt 'p9' returned 3e+38 (float); a finite number is needed (at most 1e+06)"),
+        ("infinite", "on prompt 'p9' returned -inf (float); a finite number is needed"),
+        ("list_of_another_length", "on prompt 'p9' returned [1.0, 0.0] (list); a finite number is needed"),
+        ("talks", "on prompt 'p9' raised RuntimeError: one two three; completion: 'abc'"),
+        ("exits", "on prompt 'p9' raised SystemExit: 3; completion: 'abc'"),
     ],
 )
 def test_results_that_are_no_rewards(users_module: str, name: str, message: str) -> None:
     functions = resolve({f"{users_module}:{name}": 1.0}, "think")
     expected = f"reward function '{users_module}:{name}' " if "prompt" in message else ""
-    with pytest.raises(ValueError, match=re.escape(expected + message)):
+    with pytest.raises(RewardError, match=re.escape(expected + message)) as caught:
         score("p9", ("abc",), MODALITY, "think", functions, "r")
+    assert "\n" not in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.function, again.completion) == (str(caught.value), f"{users_module}:{name}", "abc")
 
 
 def test_weights_must_be_finite_and_so_must_the_sum() -> None:
     with pytest.raises(ValueError, match="the weight of 'accuracy' is nan"):
         resolve({"accuracy": float("nan")}, "think")
     for texts in (("<answer>C</answer>",), ("<answer>A</answer>", "<answer>C</answer>")):  # 1e39, and 0 beside it
-        with pytest.raises(ValueError, match="weighted sum on prompt 'p3' is not finite"):
+        with pytest.raises(ValueError, match=r"weighted sum on prompt 'p3' is 1e\+39, beyond 1e\+06"):
             score("p3", texts, MODALITY, "think", resolve({"accuracy": 1e39}, "think"), "r")
 
 

@@ -18,7 +18,7 @@ import pytest
 from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.config import ClusterSettings, ModelSettings, RolloutSettings
 from medr1_ray.rollout import actor as module
-from medr1_ray.rollout.actor import NotServingError, RolloutActor, WeightLoadError
+from medr1_ray.rollout.actor import EngineLostError, NotServingError, RolloutActor, WeightLoadError
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Continuations, Prompt, Question, Sampling
 from medr1_ray.weights.messages import WeightGroup, WeightMember, WeightUpdate
@@ -41,6 +41,7 @@ class Engine:
         self.error: Exception | None = None
         self.code = [CODE, CODE]
         self.stopped = False
+        self.hangs = False
 
     async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[Any]:
         self.asked.append(request_id)
@@ -54,6 +55,8 @@ class Engine:
 
     async def collective_rpc(self, method: str) -> list[str]:
         assert method == "medr1_code_digest"
+        if self.hangs:
+            await asyncio.Event().wait()
         return self.code
 
     def shutdown(self, timeout: float) -> None:
@@ -77,7 +80,14 @@ class Loader:
         self.loaded.append(update.version)
         return 0.25
 
+    async def sleep(self) -> None:
+        await asyncio.Event().wait()
+
+    wake = sleep
+
     async def join(self, group: WeightGroup, seconds: float) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
         self.calls.append(f"join {group.rank_offset} within {seconds:g}")
         if self.error:
             raise self.error
@@ -219,7 +229,7 @@ def test_a_request_that_failed_can_be_repeated(run: Callable[..., None]) -> None
         with pytest.raises(ValueError, match="rollout-3: the engine refused prompt 'p': the prompt is too long"):
             await case.actor.generate("a", PROMPT, SAMPLING)
         case.engine.error = fake_vllm.EngineDeadError()
-        with pytest.raises(RuntimeError, match=r"rollout-3: the engine process died: .*rollout-3\.log"):
+        with pytest.raises(EngineLostError, match=r"rollout-3: the engine process died: .*rollout-3\.log"):
             await case.actor.generate("a", PROMPT, SAMPLING)
         case.engine.error = None
         assert (await case.actor.generate("a", PROMPT, SAMPLING)).prompt_id == "p"
@@ -231,11 +241,23 @@ def test_a_request_that_failed_can_be_repeated(run: Callable[..., None]) -> None
 def test_a_request_ends_at_its_deadline(run: Callable[..., None]) -> None:
     async def test(case: Case) -> None:
         await case.serving()
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match=r"rollout-3: 'p' was unfinished after 0\.045 s .*seconds=0\.05"):
             await case.actor.generate("a", PROMPT, SAMPLING)
         assert (await case.actor.status()).running_requests == 0
 
     run(test, rollout_timeout_seconds=0.05)
+
+
+def test_a_request_that_a_dead_engine_never_answers_is_ended_at_once(run: Callable[..., None]) -> None:
+    """vLLM 0.32 leaves one without an answer that comes just as it notices the death."""
+
+    async def test(case: Case) -> None:
+        await case.serving()
+        case.engine.errored = True
+        with pytest.raises(EngineLostError, match="the engine process died"):
+            await case.actor.generate("a", PROMPT, SAMPLING)
+
+    run(test)
 
 
 def test_likelihoods_are_asked_one_by_one_and_answered_together(run: Callable[..., None]) -> None:
@@ -299,21 +321,53 @@ def test_after_a_load_that_failed_nothing_is_served_until_one_succeeds(run: Call
     run(test)
 
 
+CALLS: dict[str, Callable[[Case], Awaitable[Any]]] = {
+    "load policy version 4": lambda case: case.load(4),
+    "answer": lambda case: case.actor.weight_member(),
+    "join the weight group": lambda case: case.actor.join_weight_group(WeightGroup("host:1", 4, 2)),
+    "fall asleep": lambda case: case.actor.sleep(),
+    "wake": lambda case: case.actor.wake(),
+    "end its load": lambda case: case.actor.forget_run(),
+}
+
+
 @pytest.mark.parametrize("dead", [False, True])
-def test_a_load_that_does_not_end_is_ended(run: Callable[..., None], dead: bool) -> None:
-    """By its deadline, or at once where the engine is dead."""
+@pytest.mark.parametrize("what", CALLS)
+def test_a_call_that_the_engine_does_not_answer_is_ended(run: Callable[..., None], what: str, dead: bool) -> None:
+    """Before the driver's limit, or at once where the engine is dead; also one that waits for an earlier call."""
 
     async def test(case: Case) -> None:
-        case.loader.hangs = True
+        case.loader.hangs = case.engine.hangs = True
         case.engine.errored = dead
-        with pytest.raises(WeightLoadError, match="the engine process died" if dead else "TimeoutError"):
-            await case.load(4)
-        assert (await case.actor.status()).version is None
+        earlier = asyncio.create_task(case.load(3))
+        await asyncio.sleep(0)
+        reason = "the engine process died" if dead else f"the engine did not {what} within 0.27 s .*seconds=0.3"
+        start = asyncio.get_running_loop().time()
+        with pytest.raises(EngineLostError, match=f"rollout-3: {reason}"):
+            await CALLS[what](case)
+        assert dead or asyncio.get_running_loop().time() - start >= 0.27
+        with pytest.raises(EngineLostError):
+            await earlier
+        status = await case.actor.status()
+        assert status.version is None
+        assert status.failure is not None
         if dead:
-            with pytest.raises(RuntimeError, match="the engine process died"):
+            with pytest.raises(EngineLostError, match="the engine process died"):
                 await case.actor.ping()
 
-    run(test, sync_timeout_seconds=10 if dead else 0.1)
+    run(test, sync_timeout_seconds=10 if dead else 0.3)
+
+
+def test_the_death_of_an_engine_is_said_whatever_its_call_raised(run: Callable[..., None]) -> None:
+    async def test(case: Case) -> None:
+        case.loader.error = RuntimeError("connection closed")
+        with pytest.raises(WeightLoadError, match="connection closed"):
+            await case.load(4)
+        case.engine.errored = True
+        with pytest.raises(EngineLostError, match="rollout-3: the engine process died"):
+            await case.load(4)
+
+    run(test)
 
 
 def test_an_engine_process_with_other_code_serves_nothing(run: Callable[..., None]) -> None:
@@ -358,7 +412,7 @@ def test_its_part_in_a_broadcast_has_a_rank_for_each_worker(run: Callable[..., N
         assert await case.actor.weight_member() == member
         assert member != WeightMember("rollout-3", Case(Path()).actor._incarnation, 2), "a restarted actor is another"
         await case.actor.join_weight_group(WeightGroup("host:1", 4, 2))
-        assert case.loader.calls == ["join 2 within 20"]
+        assert case.loader.calls == ["join 2 within 16"]
         case.loader.error = TimeoutError("joining timed out")
         with pytest.raises(WeightLoadError, match="rollout-3 could not join the weight group: joining timed out"):
             await case.actor.join_weight_group(WeightGroup("host:1", 4, 2))

@@ -90,11 +90,13 @@ def test_faults_come_at_the_versions_that_are_told(monkeypatch: pytest.MonkeyPat
     async def load(made: FakeRolloutActor, version: int) -> Any:
         return await asyncio.wait_for(made.load_weights(update(version)), timeout=0.2)
 
+    with pytest.raises(ChildProcessError):
+        actor(dies_starting=True)
     made = actor(dies_loading=2, hangs_loading=3, wrong_digest=4)
     assert asyncio.run(load(made, 1)).digest == "digest 1"
     with pytest.raises(ChildProcessError):
         asyncio.run(load(made, 2))
-    assert ended == [137]
+    assert ended == [137, 137]
     with pytest.raises(TimeoutError):
         asyncio.run(load(made, 3))
     assert asyncio.run(load(made, 4)).digest != "digest 4"

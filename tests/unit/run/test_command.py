@@ -201,3 +201,20 @@ def test_a_bug_is_named_and_its_traceback_is_in_the_runs_logs(
 def test_a_wrong_setting_is_an_error_and_not_a_traceback(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("grpo", Runs(), "--config", file, "train.stps=3") == 1
     assert "train.stps is not a setting" in capsys.readouterr().err
+
+
+def test_recorded_groups_are_a_setting_and_generating_alone_another_work(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, generate = Runs(), Runs()
+
+    def command(*arguments: str) -> int:
+        return run_command("grpo", "", runs, ["--config", file, *arguments], generate)
+
+    assert command("--replay", str(tmp_path / "recorded")) == 0
+    assert runs.given[0][0].run.replay == tmp_path / "recorded"
+    assert command("--rollout-only") == 0
+    assert (len(runs.given), len(generate.given)) == (1, 1)
+    assert capsys.readouterr().out == "the groups are in summary.json\n"
+    with pytest.raises(SystemExit):  # there is nothing to generate
+        run("sft", runs, "--config", file, "--rollout-only")

@@ -28,16 +28,18 @@ from medr1_ray.pool.scaling import Scaling
 from medr1_ray.records.alarms import Alarms
 from medr1_ray.records.checkpoints import Checkpoints, latest_checkpoint, read_state
 from medr1_ray.records.metrics import Resources
+from medr1_ray.records.recorded_groups import read_groups
 from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityError
+from medr1_ray.run.replay import Replay
 from medr1_ray.run.session import Session
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.weight_sync import WeightSync
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Sampling
 from medr1_ray.weights.messages import WeightUpdate
-from tests.unit.pool.world import Encoder, RewardActor, World, a_config, a_stream, install, update
+from tests.unit.pool.world import Encoder, World, a_config, a_stream, install, reward_actors, update
 
 STATISTICS = PolicyStatistics(1.0, 0.0, 0.0, 1.0, 0.0, None, 4, 1e-6, 1e-5, None)
 
@@ -109,10 +111,11 @@ def a_session(
 ) -> Session:
     train = {"steps": 100, "prompts_per_step": 8, "group_size": 4, **train}
     config = a_config(train, engine={"max_num_seqs": 8}, **rollout)
+    folder.mkdir(exist_ok=True)
     config = config.model_copy(update={"run": config.run.model_copy(update=run or {})})
-    actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)  # type: ignore[arg-type]
+    actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)
     stream = a_stream()
-    pool = RolloutPool(config, actors, [RewardActor(world)], world, stream, Ledger(lambda: world.now))  # type: ignore[arg-type]
+    pool = RolloutPool(config, actors, reward_actors(world, config), stream, Ledger(lambda: world.now))
     actors.wait_until_up()
     prompts: list[Prompt] = stream.take(5)
     learner: Any = Learner(world)
@@ -134,6 +137,7 @@ def a_session(
         scaling=Scaling.of(config),
         skipped_steps=SkippedSteps(config.learner, 0),
         alarms=Alarms(config.alarms, config.gap_mean_limit),
+        replay=None,
     )
 
 
@@ -443,7 +447,8 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again_after_the_next_step(
         saved.append(sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")))
     assert saved == [[], [], [], ["checkpoint-4"], ["checkpoint-4"], ["checkpoint-4", "checkpoint-6"]]
     said = capsys.readouterr().out
-    assert said.count("NOT SAVED: learner-0 cannot write: no space left. Earlier checkpoints are as they were") == 2
+    assert said.count("NOT SAVED: learner-0 cannot write: no space left. Earlier checkpoints are as they were") == 1
+    assert said.count("saved at last: ") == 1
     learner.no_room = True
     one_step(session)
     with pytest.raises(NotSavedError):  # the last one of a run must be there
@@ -492,3 +497,43 @@ def test_an_alarm_is_told_and_counted(world: World, tmp_path: Path, capsys: pyte
         one_step(session)
     assert [line["alarms/active"] for line in lines_of(tmp_path)] == [0, 1, 1]
     assert capsys.readouterr().out.count("step 2: ALARM: policy/entropy is ") == 1
+
+
+def test_a_run_that_records_its_groups_can_be_replayed(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path / "first", {"steps": 9}, {"record_groups": True}, actors=1)
+    session.sync_weights()
+    taken = []
+    take_groups = session.take_groups
+
+    def watched() -> list[Group]:
+        taken.append(take_groups())
+        return taken[-1]
+
+    session.take_groups = watched  # type: ignore[method-assign]
+    for _ in range(2):
+        one_step(session)
+    recorded = tmp_path / "first" / "recorded"
+    assert sorted(path.name for path in recorded.iterdir()) == [f"step-{step:06}.safetensors" for step in (1, 2)]
+
+    again = a_session(world, tmp_path / "second", {"steps": 9}, actors=1)
+    again.replay = Replay(recorded, again.pool.ledger)
+    again.sync_weights()
+    for expected in taken:
+        groups = again.take_groups()
+        assert [group.prompt.id for group in groups] == [group.prompt.id for group in expected]
+        again.log_step(groups, again.update(groups))
+        again.sync_weights()
+    first, second = lines_of(tmp_path / "first"), lines_of(tmp_path / "second")
+    assert [line["reward/total_mean"] for line in first] == [line["reward/total_mean"] for line in second]
+    assert second[-1]["ledger/groups_issued"] == second[-1]["ledger/groups_used"] == 16, "the pool issues nothing"
+
+
+def test_rollouts_alone_are_of_the_start_model(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 9, "max_staleness": 0}, actors=1)
+    session.sync_weights()
+    for _ in range(3):
+        session.record_rollouts()
+    groups = [group for step in (1, 2, 3) for group in read_groups(tmp_path / "recorded", step)]
+    assert len({group.prompt.id for group in groups}) == 24
+    assert {int(version) for group in groups for version in group.completions.versions} == {0}
+    assert not (tmp_path / "metrics.jsonl").exists() or lines_of(tmp_path) == [], "nothing was learned"

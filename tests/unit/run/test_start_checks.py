@@ -12,8 +12,10 @@ from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config, write_config
 from medr1_ray.data.stream import StreamState, _digest
 from medr1_ray.records.checkpoints import Checkpoints, RunState
+from medr1_ray.records.recorded_groups import write_groups
 from medr1_ray.run.start_checks import about_resuming, check_settings, problems_of_a_start
 from tests.repository import REPOSITORY
+from tests.unit.records.recorded import a_group
 
 
 def config(tmp_path: Path, *overrides: str) -> Config:
@@ -156,3 +158,16 @@ def test_a_dry_run_of_a_resume_compares_the_questions(tmp_path: Path) -> None:
     assert "none of the checkpoints" in " ".join(problems_of_a_start(few, resume=True))
     shutil.rmtree(checkpoints)
     assert sum("no checkpoint to resume from" in problem for problem in problems_of_a_start(few, resume=True)) == 1
+
+
+def test_a_replay_needs_the_groups_of_every_step(tmp_path: Path) -> None:
+    recorded = tmp_path / "recorded"
+    given = ("train.steps=4", "train.updates_per_rollout=2", "learner.warmup_steps=0", f"run.replay={recorded}")
+    replay = config(tmp_path, *given)
+    with pytest.raises(ValueError, match=r"no recorded groups of step 2 \(it has none; train\.steps=4"):
+        check_settings(replay, resume=False)
+    for step in (2, 4):
+        write_groups(recorded, step, [a_group()])
+    check_settings(replay, resume=False)
+    with pytest.raises(ValueError, match=r"no recorded groups of step 6 \(it has 2, up to 4; .* lower train\.steps"):
+        check_settings(config(tmp_path, *given, "train.steps=6"), resume=False)

@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 
+from medr1_ray.pool.actors import RolloutActors
+from medr1_ray.pool.group_ledger import Ledger
+from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.run.weight_sync import BroadcastSync, ColocatedSync, WeightSync, make_weight_sync
-from medr1_ray.weights.messages import WeightGroup, WeightMember
+from medr1_ray.weights.messages import WeightGroup, WeightMember, WeightUpdate
+from tests.unit.pool.world import World, a_config, a_stream, install, reward_actors
 
 
 class Both:
     """Learner and pool in one, recording calls.
 
-    `broken` loads fail. As in the real pool the members stay: an actor whose engine failed in a broadcast is asked
-    again.
+    In the `broken` first loads the last member dies and no member reports, as in a broadcast that waits for one. Who is
+    a member then is asked of those that are left.
     """
 
     def __init__(self, *ranks: int, broken: int = 0) -> None:
@@ -24,18 +28,23 @@ class Both:
         self.members = {f"rollout-{i}": WeightMember(f"rollout-{i}", "first", n) for i, n in enumerate(ranks)}
         self.places: dict[str, WeightGroup] = {}
         self.broken = broken
-        self.unreported = 0
+        self.renew_weights: Any = None
 
     def publish_weights(self, version: int, *, to_newcomers: bool = True) -> str:
         self.calls.append(f"publish {version}{' to newcomers' if to_newcomers else ''}")
         return f"update {version}"
 
-    def load_weights(self, update: str) -> list[str]:
-        self.calls.append(f"load {update}")
+    def load_weights(self, update: str, break_off: Any = None) -> list[str]:
+        self.calls.append(f"load {update}{' of ' + ', '.join(break_off.args) if break_off else ''}")
         if self.broken:
             self.broken -= 1
-            raise RuntimeError("the broadcast broke")
-        return list(self.members)[self.unreported :]
+            self.members.popitem()
+            return []
+        return list(self.members)
+
+    def wait_until_up(self) -> None:
+        self.calls.append("wait")
+        self.members["rollout-9"] = WeightMember("rollout-9", "first", 1)
 
     def release_weights(self) -> None:
         self.calls.append("release")
@@ -77,7 +86,7 @@ JOINING = ["learner joins host:1 of 8", "engines join", "end of joining"]
 
 
 def broadcast(version: int, newcomers: str = "") -> list[str]:
-    return [f"publish {version}{newcomers}", "send", f"load update {version}", "end of sending"]
+    return [f"publish {version}{newcomers}", "send", f"load update {version} of host:1", "end of sending"]
 
 
 def test_apart_an_update_is_published_and_loaded() -> None:
@@ -120,43 +129,81 @@ def test_a_restarted_engine_of_the_same_name_makes_a_new_group() -> None:
     assert both.calls == [*JOINING, *broadcast(1, " to newcomers")]
 
 
-def test_a_broken_broadcast_is_repeated_in_a_new_group() -> None:
+def test_a_broken_broadcast_is_repeated_in_a_new_group_of_those_that_are_left() -> None:
     both = Both(2, 1, 4, broken=1)
     sync_of(BroadcastSync, both).sync(5)
-    assert both.calls == [*JOINING, *broadcast(5, " to newcomers")] * 2
-
-
-def test_a_member_that_is_gone_before_the_second_attempt_is_not_in_its_group() -> None:
-    both = Both(2, 1, 4, broken=1)
-    attempt = both.weight_members
-
-    def without_the_last() -> list[WeightMember]:
-        return attempt() if both.broken else attempt()[:-1]
-
-    both.weight_members = without_the_last  # type: ignore[method-assign]
-    both.unreported = 1
-    sync_of(BroadcastSync, both).sync(5)
-    assert "learner joins host:1 of 4" in both.calls
+    left = [JOINING[0].replace("8", "4"), *JOINING[1:]]
+    assert both.calls == [*JOINING, *broadcast(5, " to newcomers"), *left, *broadcast(5, " to newcomers")]
     assert set(both.places) == {"rollout-0", "rollout-1"}
 
 
-def test_a_broadcast_that_breaks_again_is_an_error() -> None:
-    both = Both(2, 1, 4, broken=2)
-    with pytest.raises(RuntimeError, match="the broadcast broke"):
+def test_a_broadcast_that_breaks_again_and_again_is_an_error() -> None:
+    both = Both(2, 1, 4, 1, broken=3)
+    with pytest.raises(RuntimeError, match="policy version 5 reached 0 of 2 rollout actors"):
         sync_of(BroadcastSync, both).sync(5)
     assert both.calls[-1] == "end of sending"  # the learner is not left behind in the broadcast
 
 
-def test_an_engine_that_does_not_report_breaks_the_broadcast() -> None:
-    both = Both(2, 1)
-    both.unreported = 1
-    with pytest.raises(RuntimeError, match="policy version 5 reached 1 of 2 rollout actors"):
-        sync_of(BroadcastSync, both).sync(5)
+def test_where_nobody_is_left_the_group_is_built_of_those_that_come() -> None:
+    both = Both(1, broken=1)
+    sync_of(BroadcastSync, both).sync(5)
+    assert both.calls[len(JOINING) + 4] == "wait"
+    assert set(both.places) == {"rollout-9"}
 
 
-def test_without_any_engine_there_is_nothing_to_build_a_group_of() -> None:
-    with pytest.raises(RuntimeError, match="no rollout actor is up to load policy version 5"):
-        sync_of(BroadcastSync, Both()).sync(5)
+@pytest.mark.parametrize("kind", [BroadcastSync, ColocatedSync])
+def test_weights_that_do_not_last_can_be_renewed_for_newcomers(kind: type[WeightSync]) -> None:
+    both = Both(1)
+    sync_of(kind, both).sync(5)
+    both.calls.clear()
+    both.renew_weights()
+    assert any(call.startswith("publish 5") for call in both.calls)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    install(world, monkeypatch)
+    return world
+
+
+def test_a_broadcast_outlives_an_engine_process_that_dies_in_it(world: World) -> None:
+    """With the real pool: the actor of the dead engine stays alive, and each of its calls fails."""
+    actors, pool = a_pool(world, actors=3)
+    learner = Both()
+    learner.publish_weights = lambda version, to_newcomers=True: passing(version)  # type: ignore[assignment]
+    broadcasting = BroadcastSync(learner, pool)  # type: ignore[arg-type]
+    broadcasting.sync(1)
+    assert len(actors.serving) == 3
+
+    def send_weights() -> str:
+        if not world.killed:
+            world.engine_dead.add("rollout-1")
+            world.failing |= {"rollout-0", "rollout-2"}  # whom it leaves waiting in the broadcast
+        return "sending"
+
+    learner.send_weights = send_weights  # type: ignore[method-assign]
+
+    def happens() -> None:
+        if "rollout-1" in world.killed:
+            world.failing.clear()
+
+    world.happens = happens
+    broadcasting.sync(2)
+    assert {actors.serving[name].version for name in ("rollout-0", "rollout-2")} == {2}
+    assert not actors.has("rollout-1")
+
+
+def passing(version: int) -> WeightUpdate:
+    return WeightUpdate(version, (), f"digest {version}", lasting=False)
+
+
+def a_pool(world: World, **rollout: Any) -> tuple[RolloutActors, RolloutPool]:
+    config = a_config(**rollout)
+    actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)
+    pool = RolloutPool(config, actors, reward_actors(world, config), a_stream(), Ledger(lambda: world.now))
+    actors.wait_until_up()
+    return actors, pool
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ class Engine:
         self._sender = sender
         self._fails = fails
         self.taken: Named = []
+        self.model_update_group = None
         self.ended = False
 
     def send_weights(self) -> None:

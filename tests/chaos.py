@@ -1,0 +1,197 @@
+"""A training of which processes are killed: `python -m tests.chaos --kills 10 --seed 0`.
+
+Real engines, DeepSpeed and Ray, the tiny model. Roles take turns in a random order: driver, learner rank, rollout
+actor, its engine process, reward actor; learner and driver are hit in the middle of an update, a weight sync or a save
+where that is their turn. The next kill comes 15 s after the run has recovered from the one before; a killed driver is
+started again by the same command (`run.resume=auto`). Right is: the run finishes, no question was learned from twice or
+lost, the ledger adds up, the accuracy is that of the same run left alone (within its 95 % interval), and nothing is
+left behind, for which nothing else may run on the machine. Prints a row for each kill; the exit status is 1 where
+something is not right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.scripts.killed_runs import Run
+
+PAUSE_SECONDS = 15.0
+SETTINGS = (
+    "--config",
+    "configs/phantom_cpu.yaml",
+    "data.eval_questions=200",
+    "run.save_every=2",
+    "run.rollouts_every=1",
+    "run.resume=auto",
+    "run.max_restarts=5",
+)
+ROLES: dict[str, tuple[str, ...]] = {
+    "learner rank": ("ray::LearnerActor",),
+    "rollout actor": ("ray::RolloutActor",),
+    "engine": ("VLLM::EngineCore",),
+    "reward actor": ("ray::RewardActor",),
+}
+# What a learner rank is doing, by its title; a save is seen on the disk.
+MOMENTS: dict[str, tuple[str, ...]] = {
+    "any": (),
+    "mid-update": ("ray::LearnerActor.update",),
+    "mid-sync": ("ray::LearnerActor.publish_weights",),
+    "mid-save": (),
+}
+_LEFT = (Path("/dev/shm"), Path(tempfile.gettempdir()))
+
+
+class Chaos:
+    """A run and its kills; `run` is the process that is alive now."""
+
+    def __init__(self, folder: Path, arguments: tuple[str, ...], chance: random.Random) -> None:
+        self._arguments = arguments
+        self._chance = chance
+        self.run = Run(folder, arguments)
+        self.restarts = 0
+
+    def lines(self) -> list[dict[str, Any]]:
+        path = self.run.folder / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return [line for line in lines if "pool/actors_serving" in line]
+
+    def is_well(self, since: float) -> bool:
+        """Whether a step was logged after this time with as many actors as are wanted."""
+        path = self.run.folder / "metrics.jsonl"
+        if not path.exists() or path.stat().st_mtime < since:
+            return False
+        lines = self.lines()
+        return bool(lines) and lines[-1]["pool/actors_serving"] >= lines[-1]["pool/actors_wanted"]
+
+    def kill(self, role: str, moment: str) -> bool:
+        """Wait for the moment and kill one process of the role; False where the run had ended before."""
+        of_moment = MOMENTS[moment]
+        now: Callable[[], object] = (lambda: self.run.titled(*of_moment)) if of_moment else lambda: True
+        if not self.run.until(self.run.saves if moment == "mid-save" else now):
+            return False
+        if role == "driver":
+            self.run.process.kill()
+            self.run.process.wait()
+            self.run = Run(self.run.folder, self._arguments)
+            self.restarts += 1
+            return True
+        found: list[psutil.Process] = []
+
+        def there() -> bool:
+            found[:] = self.run.titled(*ROLES[role])
+            return bool(found)
+
+        if not self.run.until(there):
+            return False
+        self._chance.choice(found).kill()
+        return True
+
+
+def schedule(kills: int, chance: random.Random) -> list[tuple[str, str]]:
+    """Each role at least once where there are enough kills, and each moment of the driver and the learner."""
+    planned = [("driver", moment) for moment in MOMENTS] + [("learner rank", moment) for moment in MOMENTS]
+    others = [(role, "any") for role in ROLES if role != "learner rank"]
+    chance.shuffle(planned)
+    several = [*others, *planned, *others]
+    while len(several) < kills:
+        several.append(chance.choice([*others, *planned]))
+    chosen = several[:kills]
+    chance.shuffle(chosen)
+    return chosen
+
+
+def problems(run: Run, accuracy_alone: float, questions: int) -> list[str]:
+    """What is not right with a run that has ended."""
+    summary = json.loads((run.folder / "summary.json").read_text())
+    found = []
+    issued, used, dropped = (summary[f"groups_{what}"] for what in ("issued", "used", "dropped"))
+    if not 0 <= issued - used - dropped <= 64:  # in flight at the end
+        found.append(f"the ledger does not add up: {issued} issued, {used} used, {dropped} dropped")
+    ids = [
+        line["prompt_id"]
+        for path in sorted((run.folder / "rollouts").glob("step-*.jsonl"))
+        for line in map(json.loads, path.read_text().splitlines()[::8])
+    ]
+    if len(ids) != used or len(set(ids)) != len(ids):
+        found.append(f"{used} groups used, {len(ids)} recorded, {len(ids) - len(set(ids))} of them twice")
+    accuracy = summary["eval"]["after"]["accuracy"]
+    margin = 1.96 * math.sqrt(2 * accuracy_alone * (1 - accuracy_alone) / questions)
+    if abs(accuracy - accuracy_alone) > margin:
+        found.append(f"accuracy {accuracy:.3f}, {accuracy_alone:.3f} alone, more than {margin:.3f} apart")
+    print(f"accuracy {accuracy:.3f}, {accuracy_alone:.3f} alone (95 % of differences are within {margin:.3f})")
+    return found
+
+
+def left_behind(before: set[Path], folder: Path) -> list[str]:
+    """Processes that name the run's folder, and files that were not there before, half a minute after the end."""
+    deadline = time.monotonic() + 30
+    while True:
+        processes = [
+            f"{each.pid} {each.name()}"
+            for each in psutil.process_iter(["cmdline"])
+            if any(str(folder) in word for word in each.info["cmdline"] or ())
+        ]
+        files = sorted(str(path) for path in files_now() - before)
+        if (not processes and not files) or time.monotonic() > deadline:
+            return [f"left behind: {each}" for each in (*processes, *files)]
+        time.sleep(1)
+
+
+def files_now() -> set[Path]:
+    # Ray keeps the folders of its sessions on purpose: they have the logs.
+    return {path for folder in _LEFT for path in folder.iterdir() if path.name != "ray"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
+    options = parser.parse_args()
+    chance, out = random.Random(options.seed), options.out.absolute() / f"seed-{options.seed}"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    arguments = (*SETTINGS, f"train.steps={options.steps}", f"train.seed={options.seed}")
+    alone = Run(out / "alone", arguments)
+    alone.finish()
+    evaluation = json.loads((alone.folder / "summary.json").read_text())["eval"]["after"]
+    before = files_now()
+    chaos = Chaos(out / "run", arguments, chance)
+    print("| kill | role | moment | at step | recovered after s |\n|---|---|---|---|---|", flush=True)
+    chaos.run.until(lambda: chaos.is_well(0.0))
+    for number, (role, moment) in enumerate(schedule(options.kills, chance), start=1):
+        step = chaos.lines()[-1]["step"]
+        # Time stamps of files are of this clock.
+        killed = time.time()
+        if not chaos.kill(role, moment):
+            print(f"the run ended before kill {number}; give more --steps")
+            break
+        killed = max(killed, time.time())
+        # What was under way may still be logged.
+        recovered = chaos.run.until(lambda since=killed + 2.0: chaos.is_well(since))
+        print(f"| {number} | {role} | {moment} | {step} | {time.time() - killed:.0f} |", flush=True)
+        resume = time.monotonic() + PAUSE_SECONDS
+        if not recovered or not chaos.run.until(lambda resume=resume: time.monotonic() > resume):
+            break
+    chaos.run.finish()
+    found = [*problems(chaos.run, evaluation["accuracy"], evaluation["n"]), *left_behind(before, chaos.run.folder)]
+    print("\n".join(found) or f"all right: the run finished, its driver was started {chaos.restarts + 1} times")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
