@@ -8,14 +8,14 @@ import os
 import signal
 import socket
 import threading
-from pathlib import Path
 
 import ray
 from ray.exceptions import AuthenticationError
 
+from medr1_ray.cluster.local import start_local
 from medr1_ray.cluster.placement import require_possible
 from medr1_ray.cluster.resources import demands
-from medr1_ray.config import Config
+from medr1_ray.config import Config, shown_text
 
 # A node of the same network answers in milliseconds.
 _REACH_SECONDS = 5.0
@@ -28,9 +28,10 @@ def require_reachable(config: Config) -> None:
         ValueError: nothing listens at its address, or that is the address of something else.
     """
     key, address = _address(config)
+    given = shown_text(address)
     if address.startswith(("http://", "https://", "ray://")):
         raise ValueError(
-            f"{key}={address!r} is not where a cluster is joined; give HOST:6379, as `ray start --head` prints it, or "
+            f"{key}={given!r} is not where a cluster is joined; give HOST:6379, as `ray start --head` prints it, or "
             "submit the command with `ray job submit`, which takes this address"
         )
     host, colon, port = address.rpartition(":")
@@ -39,7 +40,7 @@ def require_reachable(config: Config) -> None:
             socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
         except OSError as error:
             raise ValueError(
-                f"{key}={address!r} does not answer ({error}); start Ray there with `ray start --head`, or unset "
+                f"{key}={given!r} does not answer ({error}); start Ray there with `ray start --head`, or unset "
                 f"{key} to run on this machine alone"
             ) from None
 
@@ -67,9 +68,9 @@ def _connect(config: Config) -> None:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, AuthenticationError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason, given = str(error).strip().splitlines()[0], shown_text(address)
             raise ValueError(
-                f"{key}={address!r} cannot be joined ({reason}); on the head `ray status` must show the cluster, with "
+                f"{key}={given!r} cannot be joined ({reason}); on the head `ray status` must show the cluster, with "
                 "RAY_AUTH_MODE and ~/.ray/auth_token as here"
             ) from None
         require_possible(config)
@@ -78,16 +79,7 @@ def _connect(config: Config) -> None:
     _, most = config.rollout.actor_range
     needed = sum(demand.count * demand.cpus for demand in demands(config, most))
     # Actors on one machine take turns (generation, then the update), so their logical CPUs may exceed its cores.
-    ray.init(
-        # A new cluster, even if another one runs on this machine.
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, math.ceil(needed)),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        # Workers import this copy of the package, installed or not.
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}},
-    )
+    start_local(max(os.cpu_count() or 1, math.ceil(needed)))
     require_possible(config)
 
 

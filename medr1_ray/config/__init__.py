@@ -21,6 +21,7 @@ from medr1_ray.config.hardware import Device, HardwareSettings
 from medr1_ray.config.job_copy import require_copied, require_lasting
 from medr1_ray.config.prompt import PromptSettings
 from medr1_ray.config.schema import Config
+from medr1_ray.config.secrets import shown_text
 from medr1_ray.config.sections import (
     AlarmSettings,
     LearnerSettings,
@@ -56,5 +57,6 @@ __all__ = [
     "automatic_transport",
     "require_copied",
     "require_lasting",
+    "shown_text",
     "tiny_model_path",
 ]

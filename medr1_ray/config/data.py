@@ -13,6 +13,7 @@ from medr1_ray.config.field_types import (
     MayChange,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Settings,
 )
@@ -47,6 +48,8 @@ class DataSettings(Settings):
     eval_questions: PositiveInt = 400
     image_size: Annotated[Int, Field(ge=28, le=4096)] = 384
     image_fit: Literal["squash", "pad"] = "squash"
+    image_timeout_seconds: Annotated[PositiveFloat, MayChange] = 60.0
+    """Limit for reading one image, which a file system that hangs would hold up for ever; the question is left out."""
     modalities: tuple[str, ...] = ()
     """Keep only these (canonical names); empty keeps all."""
     question_types: tuple[str, ...] = ()

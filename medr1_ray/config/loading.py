@@ -26,6 +26,7 @@ from pydantic_core import ErrorDetails
 from medr1_ray.config.algorithm import RewardSettings
 from medr1_ray.config.field_types import MayChange, Settings
 from medr1_ray.config.schema import Config
+from medr1_ray.config.secrets import REDACTED, missing_secrets, redacted, shown, shown_text
 
 Keys = tuple[str, ...]
 
@@ -43,8 +44,11 @@ _WORDS = {
 REPLACED_AS_A_WHOLE: Keys = ("reward", "functions")
 
 
-def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
+def load_config(paths: Sequence[Path], overrides: Sequence[str] = (), *, as_recorded: bool = False) -> Config:
     """Return the settings in `paths`, merged in order, with `overrides` (`key.sub=value`, values in YAML) on top.
+
+    Secrets, which `write_config` leaves out, must be given again, unless the settings are read `as_recorded`, which is
+    for comparing and not for use.
 
     Raises:
         ValueError: with one line per problem: a file that is missing or not a YAML mapping, an unknown key (with the
@@ -59,6 +63,8 @@ def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
         keys, value = _parse_override(override)
         settings = _with_value(settings, keys, value)
         layers.append((None, _with_value({}, keys, value)))
+    if not as_recorded:
+        _require_secrets(settings)
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
@@ -70,21 +76,32 @@ def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
 
 
 def write_config(config: Config, path: Path) -> None:
-    """Write every setting, defaults included, as YAML that `load_config` reads back to an equal `Config`."""
+    """Write every setting but secrets, defaults included, as YAML that `load_config` reads to an equal `Config`."""
     path.write_text(config_yaml(config), encoding="utf-8")
 
 
 def config_yaml(config: Config) -> str:
-    """Return every setting, defaults included, as YAML in the order of `Config`."""
-    settings = config.model_dump(mode="json")
+    """Return every setting but secrets, defaults included, as YAML in the order of `Config`."""
+    settings = public_settings(config)
     # A line ends with the word that crosses the width, so it is longer by up to a word.
     text: str = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=90)
     return text
 
 
+def public_settings(config: Config) -> dict[str, Any]:
+    """Return every setting in JSON's types, with `REDACTED` in place of secrets: what may be printed and stored."""
+    settings: dict[str, Any] = redacted(config.model_dump(mode="json"))
+    return settings
+
+
+def without_secrets(config: Config) -> Config:
+    """Return the settings as they are read from where they were written, for comparing."""
+    return Config.model_validate(public_settings(config))
+
+
 def config_digest(config: Config) -> str:
-    """Return the hex BLAKE2b-128 digest of all settings, equal if and only if the configurations are."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    """Return the hex BLAKE2b-128 digest of all settings but secrets, equal if and only if the configurations are."""
+    text = json.dumps(public_settings(config), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -125,6 +142,15 @@ def changeable_settings(section: type[BaseModel] = Config, prefix: str = "") -> 
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found += changeable_settings(field.annotation, f"{prefix}{name}.")
     return found
+
+
+def _require_secrets(settings: Any) -> None:
+    key = next(missing_secrets(settings), None)
+    if key:
+        raise ValueError(
+            f"{key} was a secret, which is not written to files ({REDACTED}); give it again with {key}=VALUE, or do "
+            f"without it ({key}=null)"
+        )
 
 
 class _Loader(yaml.SafeLoader):
@@ -173,7 +199,10 @@ def _parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
+        # Not all of its text, which quotes the line: that may hold a secret.
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        problem = f"{getattr(error, 'problem', None) or type(error).__name__}{where}"
         raise ValueError(f"{source} is not valid YAML: {problem}; put a text with braces or colons in quotes") from None
 
 
@@ -209,9 +238,10 @@ def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _parse_override(override: str) -> tuple[Keys, Any]:
     dotted, equals, text = override.partition("=")
     keys = tuple(dotted.strip().split("."))
+    given = repr(shown_text(override))
     if not equals or not all(keys):
-        raise ValueError(f"the override {override!r} is not of the form key.sub=value, e.g. train.steps=100")
-    return keys, _parse_yaml(text, f"the value of the override {override!r}")
+        raise ValueError(f"the override {given} is not of the form key.sub=value, e.g. train.steps=100")
+    return keys, _parse_yaml(text, f"the value of the override {given}")
 
 
 def _merged(old: Any, new: Any, where: Keys = ()) -> Any:
@@ -246,7 +276,7 @@ def explain(details: ErrorDetails, model: type[BaseModel] = Config) -> str:
     message = _WORDS.get(details["type"]) or details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error":  # from a validator of several settings, whose message names them
         return message
-    return f"{dotted}={details['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{dotted}={shown(dotted, details['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _named(details: ErrorDetails, layers: Sequence[tuple[Path | None, Any]]) -> str:

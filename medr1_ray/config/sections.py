@@ -25,7 +25,9 @@ from medr1_ray.config.field_types import (
     PositiveInt,
     Settings,
 )
-from medr1_ray.config.library_keys import require_deepspeed_keys, require_engine_keys
+from medr1_ray.config.libraries.code import require_no_code
+from medr1_ray.config.libraries.keys import require_deepspeed_keys, require_engine_keys
+from medr1_ray.config.secrets import shown
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -79,8 +81,9 @@ def _whole_or_fraction(steps: float) -> float:
 def _refuse_own_keys(where: str, given: dict[str, Any], ours: frozenset[str]) -> None:
     clash = sorted(ours & given.keys())
     if clash:
+        key = f"{where}.{clash[0]}"
         raise ValueError(
-            f"{where}.{clash[0]}={given[clash[0]]!r} is set by this package from other settings; remove it "
+            f"{key}={shown(key, given[clash[0]])} is set by this package from other settings; remove it "
             f"(set by the package: {', '.join(sorted(ours))})"
         )
 
@@ -171,6 +174,7 @@ class RolloutSettings(PoolSize):
     @model_validator(mode="after")
     def _engine_keys(self) -> Self:
         _refuse_own_keys("rollout.engine", self.engine, ENGINE_KEYS_OF_OURS)
+        require_no_code("rollout.engine", self.engine)
         require_engine_keys("rollout.engine", self.engine)
         return self
 
@@ -211,6 +215,7 @@ class LearnerSettings(Settings):
                 "is learner.zero_stage"
             )
         _refuse_own_keys("learner.deepspeed.zero_optimization", sharding, frozenset({"stage"}))
+        require_no_code("learner.deepspeed", self.deepspeed)
         require_deepspeed_keys("learner.deepspeed", self.deepspeed)
         return self
 

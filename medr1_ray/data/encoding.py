@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.base.bounded_cache import BoundedCache
-from medr1_ray.config import Config, PromptSettings
+from medr1_ray.config import Config, DataSettings, PromptSettings
+from medr1_ray.data.decoding import Decode, Decoders
 from medr1_ray.data.images import ImageFit, load_image
 from medr1_ray.data.prompt_templates import MEDR1_WORDING, chat_of, user_text
 from medr1_ray.model.vocabulary import IMAGE_PAD, chat_template
 from medr1_ray.types import Continuations, Mode, Prompt, Question
 
 IMAGE_CACHE_BYTES = 256 * 2**20
-DECODING_THREADS = 4
+IMAGE_SECONDS = DataSettings.model_fields["image_timeout_seconds"].default
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class PromptEncoder:
 
     `prompt` is their wording. `tokenize` maps a chat to token ids, including the generation prompt; `visual_tokens` is
     the number of tokens that the model's processor makes of one image; `max_prompt_tokens` limits text and visual
-    tokens together. Images are decoded in threads, ahead of time if announced by `begin`. The most recently used ones
-    are cached, since an epoch asks several questions about each image.
+    tokens together. Images are decoded in threads, ahead of time if announced by `begin`, each within
+    `image_seconds`. The most recently used ones are cached, since an epoch asks several questions about each image.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class PromptEncoder:
         image_fit: ImageFit,
         max_prompt_tokens: int,
         prompt: PromptSettings = MEDR1_WORDING,
+        image_seconds: float = IMAGE_SECONDS,
     ) -> None:
         self.visual_tokens = visual_tokens
         self._tokenize = tokenize
@@ -55,17 +56,22 @@ class PromptEncoder:
         self._mode = mode
         self._max_prompt_tokens = max_prompt_tokens
         self._prompt = prompt
-        self._image_size = image_size
-        self._image_fit: ImageFit = image_fit
-        self._images: BoundedCache[Future[NDArray[np.uint8]]] = BoundedCache(IMAGE_CACHE_BYTES)
-        self._threads = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="images")
+        self._image_bytes = 3 * image_size**2
+        self._images: BoundedCache[Decode] = BoundedCache(IMAGE_CACHE_BYTES)
+        self._decoders = Decoders(lambda path: _read_only_image(path, image_size, image_fit), image_seconds)
 
     @classmethod
     def of(cls, config: Config) -> PromptEncoder:
         """Return the encoder of a run with these settings. Raises as `from_checkpoint`."""
-        data, longest = config.data, config.rollout.max_prompt_tokens
+        data = config.data
         return cls.from_checkpoint(
-            str(config.model.folder), config.mode, data.image_size, data.image_fit, longest, config.prompt
+            str(config.model.folder),
+            config.mode,
+            data.image_size,
+            data.image_fit,
+            config.rollout.max_prompt_tokens,
+            config.prompt,
+            data.image_timeout_seconds,
         )
 
     @classmethod
@@ -77,6 +83,7 @@ class PromptEncoder:
         image_fit: ImageFit,
         max_prompt_tokens: int,
         prompt: PromptSettings = MEDR1_WORDING,
+        image_seconds: float = IMAGE_SECONDS,
     ) -> PromptEncoder:
         """Return the encoder for a Qwen2-VL or Qwen2.5-VL checkpoint folder.
 
@@ -109,6 +116,7 @@ class PromptEncoder:
             image_fit,
             max_prompt_tokens,
             prompt,
+            image_seconds,
         )
 
     def begin(self, question: Question) -> None:
@@ -120,6 +128,7 @@ class PromptEncoder:
 
         Raises:
             ValueError: if the chat template does not write exactly one image token.
+            RuntimeError: if reading images hangs again and again.
         """
         return self.encode_as(user_text(question, self._mode, self._prompt), question, prompt_id)
 
@@ -143,17 +152,14 @@ class PromptEncoder:
                 f"{question.id}: {length} tokens; rollout.max_prompt_tokens={self._max_prompt_tokens}",
             )
         try:
-            image = self._decoded(question.image_path).result()
+            image = self._decoders.wait(self._decoded(question.image_path))
         except ValueError as error:
             return Refused("image unreadable", f"{question.id}: {error}")
         return Prompt(prompt_id, question, token_ids, image)
 
-    def _decoded(self, path: str) -> Future[NDArray[np.uint8]]:
-        size, fit = self._image_size, self._image_fit
-        # The cache holds futures: an image that is announced and then requested is decoded once.
-        return self._images.get(
-            path, lambda: self._threads.submit(_read_only_image, path, size, fit), 3 * size**2
-        )
+    def _decoded(self, path: str) -> Decode:
+        # The cache holds what is under way too: an image that is announced and then requested is decoded once.
+        return self._images.get(path, lambda: self._decoders.begin(path), self._image_bytes)
 
 
 def continuations(tokenize: Callable[[str], list[int]], texts: Sequence[str]) -> Continuations:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageMode, ImageOps
 
 from medr1_ray.data.readers.views import medical_format
 
 ImageFit = Literal["squash", "pad"]
 
-MAX_PIXELS = 89_478_485
-"""Larger images are refused before they are decoded. Pillow warns of a decompression bomb at the same limit."""
+MAX_DECODED_BYTES = 3 * 8192**2
+"""Images that take more are refused before they are decoded, by their headers: a file of 200 kB may hold gigabytes."""
 
 IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 """Formats that are read, whatever the file extension. For some others (PostScript) Pillow would start a program."""
 
+_BAND_VALUES = 2**20
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -46,13 +48,16 @@ def read_rgb(path: str | Path) -> Image.Image:
     The EXIF orientation is applied; if there are several frames, the first is read.
 
     Raises:
-        ValueError: if the file is missing, damaged, not an image, or larger than `MAX_PIXELS`.
+        ValueError: if the file is missing, damaged, not an image or not a regular file, or takes more than
+            `MAX_DECODED_BYTES`.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("it is not a regular file")  # opening a pipe would wait for a writer
         with Image.open(path, formats=IMAGE_FORMATS) as file:
             # `Image.open` has read only the header so far.
-            if file.width * file.height > MAX_PIXELS:
-                raise ValueError(f"{file.width} x {file.height} pixels are more than {MAX_PIXELS}")
+            if problem := too_large(file.width, file.height, bytes_per_pixel(file)):
+                raise ValueError(problem)
             ImageOps.exif_transpose(file, in_place=True)
             picture: Image.Image = file
             if picture.mode in _DEEP_MODES:
@@ -60,16 +65,43 @@ def read_rgb(path: str | Path) -> Image.Image:
             elif "transparency" in picture.info:
                 # Converting a palette with transparency straight to RGB makes Pillow warn.
                 picture = picture.convert("RGBA")
-            return picture.convert("RGB")
+            # Converting RGB to RGB would make a copy.
+            picture.load()
+            return picture if picture.mode == "RGB" else picture.convert("RGB")
     except Exception as error:  # on damaged files Pillow's decoders raise exceptions of many types
         scan = medical_format(path)
         remedy = f"write the pictures of {scan} files with medr1_ray.data.prepare" if scan else "replace the file"
         raise ValueError(f"{path}: cannot be read as an image ({error}); {remedy}") from error
 
 
+def bytes_per_pixel(image: Image.Image) -> int:
+    """Return the bytes that a pixel of an image takes when it is decoded, by its header."""
+    mode = ImageMode.getmode(image.mode)
+    return len(mode.bands) * np.dtype(mode.typestr).itemsize
+
+
+def too_large(width: int, height: int, pixel_bytes: int) -> str | None:
+    """Return what is wrong with an image of this size; None if it may be decoded."""
+    # All pictures become 8-bit RGB.
+    if width * height * max(pixel_bytes, 3) <= MAX_DECODED_BYTES:
+        return None
+    return f"{width} x {height} pixels take more than {MAX_DECODED_BYTES >> 20} MiB when they are decoded"
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    shown = np.zeros(values.shape, np.uint8)
+    # Band by band: the whole image in float64 would take four times the memory, and several copies of it.
+    count = max(1, min(len(values), values.size // _BAND_VALUES))
+    bands, targets = np.array_split(values, count), np.array_split(shown, count)
+    low = min(float(_finite(band).min()) for band in bands)
+    high = max(float(_finite(band).max()) for band in bands)
+    if high > low:
+        for band, target in zip(bands, targets, strict=True):
+            target[:] = np.rint((_finite(band) - low) * (255 / (high - low)))
+    return Image.fromarray(shown)
+
+
+def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
     # A single NaN would make minimum and maximum NaN too.
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    low, high = float(values.min()), float(values.max())
-    scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    return np.nan_to_num(values.astype(np.float64))

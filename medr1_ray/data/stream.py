@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -146,12 +146,20 @@ class PromptStream:
         else:
             self._resting[match[3]] = int(match[1]) + 1
 
-    def reissue(self, prompt_id: str) -> Prompt:
-        """Return the prompt to which `take` gave this id, in this run or in the run that it resumes.
+    def reissue(self, prompt_ids: Sequence[str]) -> list[Prompt]:
+        """Return the prompts to which `take` gave these ids, in this run or in the run that it resumes.
+
+        One whose image can no longer be read is dropped and counted.
 
         Raises:
-            ValueError: if no prompt of this stream has the id, or its image can no longer be read.
+            ValueError: if no prompt of this stream has an id.
         """
+        encoded = [self._encode(*self._issued(prompt_id)) for prompt_id in prompt_ids]
+        self._dropped.update(refused.reason for refused in encoded if isinstance(refused, Refused))
+        return [prompt for prompt in encoded if isinstance(prompt, Prompt)]
+
+    def _issued(self, prompt_id: str) -> tuple[Question, int, int]:
+        """Return the question of a prompt, its epoch and its position."""
         match = _PROMPT_ID.fullmatch(prompt_id)
         if match:
             epoch, position = int(match[1]), int(match[2])
@@ -159,10 +167,7 @@ class PromptStream:
             order = self._shuffled(epoch)
             question = self._questions[order[position]] if position < len(order) else None
             if question and question.id == match[3]:
-                encoded = self._encode(question, epoch, position)
-                if isinstance(encoded, Refused):
-                    raise ValueError(f"prompt {prompt_id!r} cannot be issued again: {encoded.detail}")
-                return encoded
+                return question, epoch, position
         raise ValueError(
             f"prompt {prompt_id!r} does not belong to this stream; its ids are <epoch>.<position>:<question id>"
         )

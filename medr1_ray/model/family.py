@@ -79,6 +79,18 @@ def architecture_of(folder: Path) -> str:
     return FAMILIES[json.loads((folder / "config.json").read_text())["model_type"]].architecture
 
 
+def refuse_own_code(path: Path, settings: Any) -> None:
+    """Raise ValueError if a JSON file of a model names Python code to load with it: transformers offers to run it."""
+    inner = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ()
+    if isinstance(settings, dict) and "auto_map" in settings:
+        raise ValueError(
+            f"{path}: names Python code that comes with the model (auto_map), which is not run here; models of "
+            f"{', '.join(FAMILIES)} need none: remove the key, or give a checkpoint without it"
+        )
+    for each in inner:
+        refuse_own_code(path, each)
+
+
 def checkpoint_name(name: str) -> str:
     """Return a parameter's name in Hugging Face checkpoints, given its name in the model."""
     for inside, outside in CHECKPOINT_PREFIXES:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from medr1_ray.base.manifest import MANIFEST_FILE, find_damage
 from medr1_ray.config import Config
 from medr1_ray.model.checkpoint_saving import LEARNER_STATE
-from medr1_ray.model.family import FAMILIES, HEAD, checkpoint_name
+from medr1_ray.model.family import FAMILIES, HEAD, checkpoint_name, refuse_own_code
 from medr1_ray.model.vocabulary import IMAGE_PAD, chat_template, load_vocabulary
 from medr1_ray.model.weight_files import is_tied, read_json, stored_tensors, weight_files
 
@@ -113,9 +113,9 @@ def require_checkpoint(folder: Path) -> None:
     if "config.json" not in files:
         raise ValueError(f"{folder}: is not a checkpoint, it has no config.json; give the folder of a whole checkpoint")
     _check_settings(folder / "config.json")
-    for name in ("generation_config.json", *_PROCESSOR_FILES):
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json", *_PROCESSOR_FILES):
         if name in files:
-            read_json(folder / name)
+            refuse_own_code(folder / name, read_json(folder / name))
     if not any(name.endswith(".safetensors") or name == "model.safetensors.index.json" for name in files):
         raise ValueError(f"{folder}: {_without_safetensors(files)}")
 

@@ -15,7 +15,13 @@ from pathlib import Path
 
 from medr1_ray.base.writable_folder import require_writable
 from medr1_ray.config import Config, require_lasting
-from medr1_ray.config.loading import changeable_settings, first_difference, load_config, write_config
+from medr1_ray.config.loading import (
+    changeable_settings,
+    first_difference,
+    load_config,
+    without_secrets,
+    write_config,
+)
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
 from medr1_ray.records.checkpoints import has_checkpoint, latest_checkpoint
 from medr1_ray.records.file_lock import FileLock
@@ -158,8 +164,8 @@ def _check_same_run(config: Config, directory: RunDirectory) -> None:
                 else "start without --resume"
             )
         )
-    before = load_config([directory.config])
-    found = first_difference(before, _with_model_path_of(before, config), changeable=False)
+    before = load_config([directory.config], as_recorded=True)
+    found = first_difference(before, without_secrets(_with_model_path_of(before, config)), changeable=False)
     if found:
         raise ValueError(
             f"{found.key} is {found.now!r}, but the run in {directory.path} was started with {found.before!r}; a "

@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import re
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ import numpy as np
 from medr1_ray.base.append_log import NO_ROOM, GrowingFile
 from medr1_ray.base.atomic_files import whole_lines, write_text
 from medr1_ray.base.json_files import read_rows
-from medr1_ray.config import Config
+from medr1_ray.config import Config, shown_text
+from medr1_ray.config.loading import public_settings
 from medr1_ray.records.metric_names import METRICS
 from medr1_ray.records.recorded_groups import RECORDED, write_groups
 from medr1_ray.records.timeline import SPAN_KEYS, write_timeline
@@ -246,8 +248,12 @@ def _open_wandb(config: Config, mode: Literal["offline", "online"], directory: P
         resume="allow",
         dir=directory,
         mode=mode,
-        config=config.model_dump(mode="json"),
-        settings={"console": "off"},  # or it would record every redrawing of the progress bar
+        config=public_settings(config),
+        settings={
+            "console": "off",  # or it would record every redrawing of the progress bar
+            # Among other things the words of the command line.
+            "x_disable_meta": any(shown_text(word) != word for word in sys.argv),
+        },
     )
     # wandb's own step may never go back, but a resumed run repeats steps.
     run.define_metric("*", step_metric="step")

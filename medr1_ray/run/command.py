@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
-from medr1_ray.config import Config, Objective
+from medr1_ray.config import Config, Objective, shown_text
 from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder_check import check_model
 from medr1_ray.records.checkpoints import has_checkpoint, latest_checkpoint, read_state
@@ -131,5 +131,5 @@ def _how_to_go_on(config: Config, module: str, given: Sequence[str]) -> str:
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    again = [str(python), "-m", module, *(word for word in given if word != "--resume"), "--resume"]
+    again = [str(python), "-m", module, *(shown_text(word) for word in given if word != "--resume"), "--resume"]
     return f"{checkpoint} is saved; go on with\n  {shlex.join(again)}"

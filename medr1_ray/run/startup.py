@@ -70,7 +70,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     progress.message(f"reading {config.data.format} data below {config.data.root}{drawing}")
     encoder = PromptEncoder.of(config)
     dataset = open_dataset(config.data)
-    before = load_config([config.run.dir / "config.yaml"]) if resume else config
+    before = load_config([config.run.dir / "config.yaml"], as_recorded=True) if resume else config
     directory = open_run_directory(config, resume=resume)
     if directory.set_aside:
         progress.message(f"{directory.set_aside} has what a run left here that ended before its first checkpoint")
@@ -131,7 +131,7 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
         pool = RolloutPool(config, engines.rollout_actors, engines.reward_actors, stream, _ledger(state))
         if state:
             # Before the stream is drawn from, so that older prompts are used first.
-            pool.issue_again([stream.reissue(prompt_id) for prompt_id in state.unused_prompts])
+            pool.issue_again(stream.reissue(state.unused_prompts))
         totals = Totals(state.completions, dict(state.seconds)) if state else Totals()
         startup_seconds = since_start()
         progress.message(f"up after {startup_seconds:.0f} s")

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medr1_ray.data.images import IMAGE_FORMATS, MAX_PIXELS, read_rgb
+from medr1_ray.data.images import IMAGE_FORMATS, MAX_DECODED_BYTES, bytes_per_pixel, read_rgb, too_large
 from medr1_ray.data.questions import RowError
 from medr1_ray.data.readers.rows import refuse_missing_image
 
 MAX_IMAGE_BYTES = 256 * 2**20
+TOO_LARGE = f"image takes more than {MAX_DECODED_BYTES >> 20} MiB when it is decoded"
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,11 @@ def _look_at_header(path: str, size: int) -> list[str]:
         raise RowError("image file is empty")
     if size > MAX_IMAGE_BYTES:
         raise RowError(f"image file larger than {MAX_IMAGE_BYTES // 2**20} MiB")
-    too_large = RowError(f"image has more than {MAX_PIXELS} pixels")
+    refusal = RowError(TOO_LARGE)
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise too_large
+            if too_large(file.width, file.height, bytes_per_pixel(file)):
+                raise refusal
             odd = ["several frames, the first is used"] if getattr(file, "is_animated", False) else []
             named = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
             # Pillow calls a JPEG file that holds several pictures MPO.
@@ -127,7 +128,7 @@ def _look_at_header(path: str, size: int) -> list[str]:
                 odd.append(f"a {file.format} file by its content")
             return odd
     except Image.DecompressionBombError:
-        raise too_large from None
+        raise refusal from None
     except RowError:
         raise
     except Exception as error:  # of many types, as in `read_rgb`

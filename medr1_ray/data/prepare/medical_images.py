@@ -14,7 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medr1_ray.data.images import MAX_PIXELS
+from medr1_ray.data.prepare.medical_sizes import (
+    refuse_deflated_bomb,
+    refuse_large_dicom,
+    refuse_large_nifti,
+    refuse_nifti_bomb,
+)
 from medr1_ray.data.questions import RowError
 from medr1_ray.data.readers.views import MedicalFormat, View
 
@@ -57,6 +62,7 @@ def _read_dicom(path: Path, view: View) -> tuple[Image.Image, list[str]]:
 
     if view.slice is not None or view.axis != View.axis:
         raise RowError("a slice or axis is named of a DICOM file; name a frame")
+    refuse_deflated_bomb(path)
     dataset = dcmread(path)
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise RowError("DICOM file holds no picture")
@@ -64,7 +70,7 @@ def _read_dicom(path: Path, view: View) -> tuple[Image.Image, list[str]]:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if (view.frame or 0) >= frames:
         raise RowError("DICOM file has no such frame; frames are counted from 0")
-    _refuse_many_pixels(dataset.Rows, dataset.Columns)
+    refuse_large_dicom(dataset)
     frame = view.frame or 0
     # Also converts YBR to RGB.
     pixels = pixel_array(dataset, index=frame)
@@ -141,6 +147,7 @@ def _read_nifti(path: Path, view: View) -> tuple[Image.Image, list[str]]:
 
     # Like the warnings, but printed: what it corrects in a header.
     logger.setLevel("CRITICAL")
+    refuse_nifti_bomb(path)
     file = nibabel.load(path)
     shape = file.shape
     if len(shape) not in (3, 4) or 0 in shape:
@@ -157,7 +164,7 @@ def _read_nifti(path: Path, view: View) -> tuple[Image.Image, list[str]]:
     index = length // 2 if view.slice is None else view.slice
     if index >= length:
         raise RowError("NIfTI file has no such slice along this axis; slices are counted from 0")
-    _refuse_many_pixels(*(size for axis, size in enumerate(shape[:3]) if axis != along))
+    refuse_large_nifti(file, view.frame or 0, along)
     stored = index if directions[along, 1] > 0 else length - 1 - index
     part: list[slice | int] = [slice(None)] * 3
     part[along] = slice(stored, stored + 1)
@@ -182,11 +189,6 @@ def _read_nifti(path: Path, view: View) -> tuple[Image.Image, list[str]]:
     if volumes > 1 and view.frame is None:
         remarks.append("several frames, the first is used")
     return Image.fromarray(_to_eight_bits(values, *ends)), remarks
-
-
-def _refuse_many_pixels(rows: int, columns: int) -> None:
-    if rows * columns > MAX_PIXELS:
-        raise RowError(f"image has more than {MAX_PIXELS} pixels")
 
 
 def _high_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:

@@ -7,14 +7,16 @@ Its files are `prepared.json` (folder of the images, counts, digest), `manifest.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medr1_ray.base.json_files import read_mapping
-from medr1_ray.data.readers.manifest import ManifestRow, read_manifest
-from medr1_ray.data.readers.rows import Dropped
+from medr1_ray.data.questions import RowError
+from medr1_ray.data.readers.manifest import MANIFEST_FILE, ManifestRow, read_manifest
+from medr1_ray.data.readers.rows import Dropped, image_path, refuse_link_out
 from medr1_ray.types import Question
 
 VERSION = 1
@@ -36,8 +38,8 @@ def read_split(folder: Path, name: str) -> PreparedSplit:
     """Read a split of a prepared dataset.
 
     Raises:
-        ValueError: if the folder is not a prepared dataset, its images are no longer there, it has no such split, or
-            the split does not match the manifest.
+        ValueError: if the folder is not a prepared dataset, its images are no longer there, it has no such split, the
+            split does not match the manifest, or an image path leads out of the images' folder.
     """
     account = _read_json(folder / "prepared.json", f"give a folder that `{_COMMAND}` wrote", ("version", "root"))
     if account.get("version") != VERSION:
@@ -68,11 +70,26 @@ def read_split(folder: Path, name: str) -> PreparedSplit:
             f"data.split={name}: the split does not match the manifest in {folder}, one of the two was changed; run "
             f"`{_COMMAND}` again"
         )
+    _refuse_images_outside(folder, root, [by_id[id_] for chosen in ids.values() for id_ in chosen])
     return PreparedSplit(
         parts={part: tuple(by_id[id_].question(root) for id_ in chosen) for part, chosen in ids.items()},
         digest=content["digest"],
         dropped=tuple(Dropped(row.file, row.row or 0, row.left_out) for row in rows if row.left_out),
     )
+
+
+def _refuse_images_outside(folder: Path, root: Path, rows: Sequence[ManifestRow]) -> None:
+    """Raise ValueError for an image path that `prepare` would not have written: the digest does not cover paths."""
+    for path, row in {str(row.image_path): row for row in rows}.items():
+        try:
+            image_path(root, path, images_needed=False)
+            refuse_link_out(root, os.path.join(os.path.abspath(root), path))
+        # Of a path that cannot be one, with a NUL in it.
+        except (RowError, ValueError) as reason:
+            raise ValueError(
+                f"{folder / MANIFEST_FILE}: row {row.id!r} names the image {path!r}: {reason} ({root}); run "
+                f"`{_COMMAND}` again"
+            ) from None
 
 
 def _read_json(path: Path, advice: str, needed: Sequence[str]) -> dict[str, Any]:

@@ -119,13 +119,18 @@ def image_path(root: Path, path: str, images_needed: bool) -> str:
 
 
 def refuse_missing_image(root: Path, path: str) -> None:
-    """Raise RowError if the absolute `path` below `root` is not a file, or is a link that leads out of the dataset.
-
-    A folder directly below `root` may itself be a link (`Images` on another disk).
-    """
+    """Raise RowError if the absolute `path` below `root` is not a file, or as `refuse_link_out`."""
     if not os.path.isfile(path):
         exists = os.path.lexists(path)
         raise RowError("image path is no regular file" if exists else "image file not found")
+    refuse_link_out(root, path)
+
+
+def refuse_link_out(root: Path, path: str) -> None:
+    """Raise RowError if the absolute `path` below `root` is, or goes through, a link that leads out of the dataset.
+
+    A folder directly below `root` may itself be a link (`Images` on another disk).
+    """
     parts = Path(os.path.relpath(path, root)).parts
     top = os.path.realpath(os.path.join(root, *parts[:1]) if len(parts) > 1 else root)
     if os.path.commonpath([top, os.path.realpath(path)]) != top:

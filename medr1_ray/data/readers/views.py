@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ def medical_format(file: str | Path) -> MedicalFormat | None:
     DICOM's own file names have no suffix, and exports are often named by an id with dots.
     """
     named = _format_by_name(str(file))
-    if named or str(file).lower().endswith(_OTHER_IMAGES):
+    # Opening a pipe would wait for a writer.
+    if named or str(file).lower().endswith(_OTHER_IMAGES) or not os.path.isfile(file):
         return named
     try:
         with open(file, "rb") as content:

@@ -7,6 +7,9 @@ entry point would not be found there).
 
 from __future__ import annotations
 
+import threading
+
+from tqdm.std import TqdmDefaultWriteLock, tqdm  # type: ignore[import-untyped]
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from medr1_ray.base.code_digest import code_digest
@@ -47,4 +50,12 @@ def register() -> None:
             WeightTransferEngineFactory.register_engine(transport.backend, module, class_name)
 
 
+def _give_up_named_lock() -> None:
+    """Drop the lock between processes that tqdm makes: in an engine's process it has a name in /dev/shm, which would
+    stay there, since this process is killed at the end."""
+    tqdm.set_lock(threading.RLock())
+    TqdmDefaultWriteLock.mp_lock = None
+
+
 register()
+_give_up_named_lock()

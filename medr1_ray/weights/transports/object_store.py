@@ -13,8 +13,9 @@ import fcntl
 import os
 import pickle
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,15 +98,18 @@ def staged(update: WeightUpdate, get: Callable[[Any], NDArray[np.uint8]]) -> Ite
     unlocked was left by a crash and is removed.
     """
     sent = [bucket for bucket in update.buckets if bucket.sent]
-    directory = _staging_directory(sum(bucket.size_bytes for bucket in sent))
+    folders = _staging_folders()
     # Named by what is sent, since engines that hold the frozen buckets need a different file from those that do not.
-    path = directory / f"{update_digest(update.version, sent)}.weights"
-    with _node_lock(directory):
+    paths = [folder / f"{update_digest(update.version, sent)}.weights" for folder in folders]
+    # One lock for both folders: while one actor writes, another must not find the first too full and fetch its own.
+    with _node_lock(folders[0]):
         # Also files of other versions that a crashed actor left; those in use are locked.
-        for left_over in directory.glob("*.weights*"):
-            if left_over != path:
+        for left_over in [file for folder in folders for file in folder.glob("*.weights*")]:
+            if left_over not in paths:
                 _remove_unless_in_use(left_over)
-        if not path.exists():
+        path = next((path for path in paths if path.exists()), None)
+        if path is None:
+            path = _roomy(paths, sum(bucket.size_bytes for bucket in sent))
             _write(path, update, get)
         reader = path.open("rb")
         # Must happen under the node's lock: in between, another actor could find the file unlocked and remove it.
@@ -113,7 +117,7 @@ def staged(update: WeightUpdate, get: Callable[[Any], NDArray[np.uint8]]) -> Ite
     try:
         yield StagedUpdate(str(path), _with_file_offsets(update))
     finally:
-        with _node_lock(directory):
+        with _node_lock(folders[0]):
             # Releases our own lock, which would otherwise count as a use of the file.
             reader.close()
             _remove_unless_in_use(path)
@@ -156,13 +160,32 @@ def _with_file_offsets(update: WeightUpdate) -> WeightUpdate:
     return replace(update, buckets=tuple(buckets))
 
 
-def _staging_directory(size_bytes: int) -> Path:
-    # A container may have as little as 64 MiB there (Docker's default); a file that does not fit would fail only while
-    # it is being written.
-    roomy = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 1.1 * size_bytes
-    directory = (SHARED_MEMORY if roomy else Path(tempfile.gettempdir())) / f"medr1_ray-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return directory
+def _staging_folders() -> list[Path]:
+    """Return this user's own folders for files, the one in shared memory first.
+
+    Raises:
+        PermissionError: somebody else made one of them, who could then change what engines load.
+    """
+    places = [SHARED_MEMORY] if SHARED_MEMORY.is_dir() else []
+    return [_own(place / f"medr1_ray-{os.getuid()}") for place in (*places, Path(tempfile.gettempdir()))]
+
+
+def _own(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(
+            f"{folder}: belongs to another user, is a link, or is open to others, who could change weights on their "
+            "way to the engines; remove it"
+        )
+    return folder
+
+
+def _roomy(paths: Sequence[Path], size_bytes: int) -> Path:
+    """Return the first path where so many bytes fit, else the last."""
+    # A container may have as little as 64 MiB of shared memory (Docker's default); a file that does not fit would fail
+    # only while it is being written.
+    return next((path for path in paths[:-1] if shutil.disk_usage(path.parent).free > 1.1 * size_bytes), paths[-1])
 
 
 def _write(path: Path, update: WeightUpdate, get: Callable[[Any], NDArray[np.uint8]]) -> None:

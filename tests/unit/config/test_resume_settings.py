@@ -118,8 +118,10 @@ def test_the_changeable_settings_are_whole_sections_and_single_keys() -> None:
     assert "reward.on_error" in found, "the error of a reward names it"
     fixed = ("run.", "cluster.", "loss", "reward.functions", "model", "reference", "prompt")
     assert not any(key.startswith(fixed) for key in found)
-    assert [key for key in found if key.startswith("data")] == ["data.root", "data.image_root"], (
-        "its questions are known by digest"
-    )
+    assert [key for key in found if key.startswith("data")] == [
+        "data.root",
+        "data.image_root",
+        "data.image_timeout_seconds",
+    ], "its questions are known by digest"
     never = {"train", "rollout", "learner", "reward", "train.seed", "learner.betas", "mode", "objective"}
     assert not never & set(found)

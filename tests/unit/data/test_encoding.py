@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,3 +166,31 @@ def test_a_runs_own_wording_reaches_the_model(tmp_path: Path) -> None:
     other = PromptEncoder.of(config).encode_as("Which?", question, "p")
     assert isinstance(other, Prompt)
     assert "You read scans." in tokenizer.decode(other.token_ids), "other requests too: it is the same model"
+
+
+def test_a_read_that_hangs_is_a_refusal_like_others_and_the_deadline_is_a_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = ten_questions(tmp_path)
+    back = threading.Event()
+    load = encoding.load_image
+    hung = questions[0].image_path
+
+    def on_a_bad_disk(path: str, *rest: Any) -> Any:
+        return back.wait() if path == hung else load(path, *rest)
+
+    monkeypatch.setattr(encoding, "load_image", on_a_bad_disk)
+    config = Config.model_validate(
+        {
+            "run": {"dir": "x"},
+            "data": {"format": "phantoms", "root": "x", "image_size": 84, "image_timeout_seconds": 0.05},
+            "train": {"steps": 1},
+        }
+    )
+    ours = PromptEncoder.of(config)
+    refused = ours.encode(questions[0], "p")
+    assert isinstance(refused, Refused)
+    assert refused.reason == "image unreadable"
+    assert refused.detail == f"q:0: {hung}: could not be read within data.image_timeout_seconds=0.05"
+    assert isinstance(ours.encode(questions[1], "p"), Prompt)
+    back.set()

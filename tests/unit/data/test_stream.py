@@ -58,15 +58,12 @@ def test_resume_with_other_questions_or_seed_is_refused(questions: tuple[Questio
 
 def test_reissue_gives_the_same_prompt(questions: tuple[Question, ...]) -> None:
     prompt = PromptStream(questions, encoder(), seed=3).take(14)[13]
-    again = PromptStream(questions, encoder(), seed=3).reissue(prompt.id)
+    (again,) = PromptStream(questions, encoder(), seed=3).reissue([prompt.id])
     assert (again.id, again.question) == (prompt.id, prompt.question)
     assert (again.token_ids == prompt.token_ids).all()
     for wrong in ("13", "0.10:q:1", prompt.id + "0"):
         with pytest.raises(ValueError, match="does not belong to this stream"):
-            PromptStream(questions, encoder(), seed=3).reissue(wrong)
-    Path(prompt.question.image_path).unlink()
-    with pytest.raises(ValueError, match="cannot be issued again"):
-        PromptStream(questions, encoder(), seed=3).reissue(prompt.id)
+            PromptStream(questions, encoder(), seed=3).reissue([wrong])
 
 
 def test_a_prompt_asks_its_question_with_its_image(questions: tuple[Question, ...]) -> None:
@@ -162,9 +159,20 @@ def test_a_weighted_stream_resumes_and_issues_again(two_kinds: tuple[Question, .
     stream.take(taken)
     resumed = PromptStream(two_kinds, encoder(), seed=3, state=stream.state(), weights=weights)
     assert [prompt.id for prompt in resumed.take(40 - taken)] == [prompt.id for prompt in whole[taken:]]
-    assert resumed.reissue(whole[17].id).question == whole[17].question
+    assert resumed.reissue([whole[17].id])[0].question == whole[17].question
     with pytest.raises(ValueError, match=r"data\.sampling_weights"):
         PromptStream(two_kinds, encoder(), seed=3, state=stream.state())
+
+
+def test_a_prompt_whose_image_is_broken_by_now_is_dropped_and_counted(questions: tuple[Question, ...]) -> None:
+    stream = PromptStream(questions, encoder(), seed=3)
+    unused = stream.take(4)
+    Path(unused[1].question.image_path).write_text("no image")
+    resumed = PromptStream(questions, encoder(), seed=3, state=stream.state())
+    again = resumed.reissue([prompt.id for prompt in unused])
+    broken = unused[1].question.image_path
+    assert [prompt.id for prompt in again] == [p.id for p in unused if p.question.image_path != broken]
+    assert resumed.state().dropped == {"image unreadable": len(unused) - len(again)}
 
 
 @pytest.mark.parametrize(
@@ -212,7 +220,8 @@ def test_a_stream_of_shuffled_options_resumes_and_issues_again(four_options: tup
     stream.take(13)
     resumed = PromptStream(four_options, encoder(), seed=3, state=stream.state(), options_shuffled=True)
     assert [prompt.question for prompt in resumed.take(12)] == [prompt.question for prompt in whole[13:]]
-    assert [resumed.reissue(prompt.id).question for prompt in whole] == [prompt.question for prompt in whole]
+    again = resumed.reissue([prompt.id for prompt in whole])
+    assert [prompt.question for prompt in again] == [prompt.question for prompt in whole]
     with pytest.raises(ValueError, match=r"data\.shuffle_options"):
         PromptStream(four_options, encoder(), seed=3, state=stream.state())
 
@@ -299,8 +308,9 @@ def test_images_of_the_next_prompts_are_decoded_ahead_and_once(
     monkeypatch.setattr(encoding, "load_image", load)
     stream = PromptStream(questions, encoder(), seed=3)
     stream.take(2)
-    stream._encoder._threads.shutdown(wait=True)  # finishes what has begun; nothing new can start
-    monkeypatch.setattr(encoding.ThreadPoolExecutor, "submit", lambda *_: pytest.fail("decoded again"))
+    for decode, _ in stream._encoder._images._values.values():
+        stream._encoder._decoders.wait(decode)
+    monkeypatch.setattr(stream._encoder._decoders, "begin", lambda _: pytest.fail("decoded again"))
     stream._encoder.begin = lambda question: None  # type: ignore[method-assign]
     assert len(stream.take(2)) == 2
     assert len(loaded) == len(set(loaded)) <= 4

@@ -99,6 +99,19 @@ def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
         open_run_directory(_config(tmp_path), resume=True)
 
 
+def test_secrets_are_not_written_and_may_differ_in_a_resumed_run(tmp_path: Path) -> None:
+    def secret(word: str) -> dict[str, Any]:
+        return {"rollout": {"engine": {"hf_token": word}}, "prompt": {"system": f"https://me:{word}@example.org"}}
+
+    saved(_config(tmp_path, **secret("hf_one")))
+    assert "hf_one" not in (tmp_path / "config.yaml").read_text()
+    opened(_config(tmp_path, **secret("hf_two")), resume=True)
+    other = {"prompt": {"system": "https://me:hf_two@example.com"}}
+    with pytest.raises(ValueError, match=r"prompt\.system is .*\.com.* was started with .*\.org") as error:
+        opened(_config(tmp_path, **other), resume=True)
+    assert "hf_two" not in str(error.value)
+
+
 def test_a_resumed_run_may_go_on_for_longer(tmp_path: Path) -> None:
     saved(_config(tmp_path))
     opened(_config(tmp_path, train={"steps": 8}, rollout={"actors": 2}), resume=True)

@@ -261,6 +261,23 @@ def test_wandb_goes_on_under_its_id_after_a_resume(config: Config, monkeypatch: 
     assert (first["mode"], first["name"], first["project"]) == ("offline", "run", "medr1_ray")
 
 
+def test_wandb_gets_no_secrets(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"wandb": "offline"}),
+            "rollout": config.rollout.model_copy(update={"engine": {"hf_token": "hf_one"}}),
+        }
+    )
+    monkeypatch.setattr(sys, "argv", ["train", "train.steps=3"])
+    Tracker(config, config.run.dir)
+    monkeypatch.setattr(sys, "argv", ["train", "rollout.engine.hf_token=hf_one"])
+    Tracker(config, config.run.dir)
+    assert "hf_one" not in str(wandb.settings)
+    assert [given["settings"]["x_disable_meta"] for given in wandb.settings] == [False, True]
+
+
 def test_versions_of_a_completion_without_tokens_are_unknown(config: Config) -> None:
     group = a_group()
     completions = replace(group.completions, lengths=np.array([4, 0], np.int32))

@@ -15,6 +15,7 @@ import medr1_ray
 PACKAGE = Path(medr1_ray.__file__).parent
 NEEDS_RAY = {
     "cluster.connect",
+    "cluster.local",
     "cluster.pending_calls",
     "cluster.placement",
     "evaluation.inference",

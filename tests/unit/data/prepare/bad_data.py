@@ -147,12 +147,12 @@ IMAGES: dict[str, tuple[Callable[[Path], object], str | None, str | None]] = {
     "dicom.dcm": (lambda path: path.write_bytes(bytes(128) + b"DICM" + bytes(99)), "image cannot be decoded", "cannot"),
     "20000x20000.png": (
         lambda path: path.write_bytes(claims(20000, 20000)),
-        "image has more than 89478485 pixels",
+        "image takes more than 192 MiB when it is decoded",
         None,
     ),
-    "12000x8000.png": (
-        lambda path: path.write_bytes(claims(12000, 8000)),
-        "image has more than 89478485 pixels",
+    "8193x8192.png": (
+        lambda path: path.write_bytes(claims(8193, 8192)),
+        "image takes more than 192 MiB when it is decoded",
         None,
     ),
     "jpeg.png": (lambda path: path.write_bytes(jpeg()), None, "a JPEG file by its content"),

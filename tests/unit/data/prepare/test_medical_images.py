@@ -253,14 +253,6 @@ def test_colours_of_a_volume_are_refused(tmp_path: Path) -> None:
         read_medical_image(nifti(tmp_path / "v.nii", voxels), "NIfTI", View())
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(medical_images, "MAX_PIXELS", 5)
-    with pytest.raises(RowError, match="more than 5 pixels"):
-        shown(ct(), tmp_path)
-    with pytest.raises(RowError, match="more than 5 pixels"):
-        read_medical_image(nifti(tmp_path / "v.nii", np.zeros((2, 3, 1), np.uint8)), "NIfTI", View())
-
-
 def test_files_without_a_picture(tmp_path: Path) -> None:
     report = ct()
     del report.PixelData

@@ -76,6 +76,16 @@ def test_a_row_without_its_image_is_dropped_where_images_are_needed(tmp_path: Pa
     assert len(read_omnimedvqa(tmp_path, images_needed=False).questions) == 2
 
 
+def test_no_image_is_outside_of_the_dataset(tmp_path: Path) -> None:
+    outside = [ROW | {"image_path": path} for path in ("/etc/passwd", "../secret.png", "Images/Chest/link.png")]
+    write_omnimedvqa(tmp_path / "data", [ROW, *outside])
+    (tmp_path / "data" / "Images" / "Chest" / "link.png").symlink_to("/etc/passwd")
+    assert dropped_by_reason(read_omnimedvqa(tmp_path / "data").dropped) == {
+        "image path leads out of the dataset's folder": 2,
+        "image is a link that leads out of the dataset's folder": 1,
+    }
+
+
 def test_repeated_wrong_option_is_kept(tmp_path: Path) -> None:
     write_omnimedvqa(tmp_path, [ROW | {"option_C": "MRI"}])
     assert read_omnimedvqa(tmp_path).questions[0].options == ("MRI", "CT", "MRI")

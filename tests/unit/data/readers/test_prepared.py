@@ -89,6 +89,22 @@ def test_a_changed_manifest_is_refused(prepared: Path, changes: dict[str, Any]) 
         read_split(prepared, "own")
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/passwd", "../secret.png", "Images/../../secret.png", "Images/linked/secret.png", "Images/s.png", "a\0"],
+)
+def test_an_image_outside_of_the_images_folder_is_refused_by_name(prepared: Path, path: str) -> None:
+    """Its path is not in the split's digest, so that nothing else would notice."""
+    (prepared.parent / "secret.png").write_text("secret")
+    (prepared.parent / "images" / "Images").mkdir()
+    (prepared.parent / "images" / "Images" / "linked").symlink_to(prepared.parent)
+    (prepared.parent / "images" / "Images" / "s.png").symlink_to(prepared.parent / "secret.png")
+    write_manifest(prepared, [*ROWS[:3], row("c", image_path=path), ROWS[4]])
+    with pytest.raises(ValueError, match=r"manifest\.parquet: row 'c' names the image .*; run `.*` again") as got:
+        read_split(prepared, "own")
+    assert repr(path) in str(got.value)
+
+
 def test_what_is_not_there_is_named(prepared: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.split=other: no such split; .* has own$"):
         read_split(prepared, "other")

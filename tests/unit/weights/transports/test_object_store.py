@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,6 +130,44 @@ def test_what_an_engine_does_to_its_weights_changes_no_file(directory: Path) -> 
 def test_the_folder_is_the_users_own(directory: Path) -> None:
     with staged(written(), as_is) as update:
         assert Path(update.path).parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("whose", ["open to others", "a link", "of another user"])
+def test_a_folder_that_others_can_write_is_not_used(
+    directory: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    other = os.getuid() + 1
+    if whose == "of another user":
+        monkeypatch.setattr(os, "getuid", lambda: other)
+    folder = directory / f"medr1_ray-{os.getuid()}"
+    if whose == "a link":
+        folder.symlink_to(tmp_path_factory.mktemp("theirs"))
+    else:
+        folder.mkdir()
+        folder.chmod(0o770 if whose == "open to others" else 0o700)
+    with (
+        pytest.raises(PermissionError, match="belongs to another user, is a link, or is open to others"),
+        staged(written(), as_is),
+    ):
+        pass
+
+
+def test_an_update_is_fetched_once_where_there_is_room_for_one_and_a_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, temporary = tmp_path / "shm", tmp_path / "temp"
+    shared.mkdir()
+    temporary.mkdir()
+    monkeypatch.setattr(object_store, "SHARED_MEMORY", shared)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+
+    def free(_: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=960 - sum(path.stat().st_size for path in shared.rglob("*.weights*")))
+
+    monkeypatch.setattr(object_store.shutil, "disk_usage", free)
+    with staged(written(), as_is) as first, staged(written(), lambda _: pytest.fail("fetched again")) as second:
+        assert first.path == second.path
+        assert Path(first.path).is_relative_to(shared)
 
 
 def test_where_shared_memory_has_no_room_the_temp_folder_serves(

@@ -76,6 +76,15 @@ def test_rows_that_are_no_questions_are_counted_by_reason(folder: Path) -> None:
     assert len(table.rows) == 1
 
 
+def test_no_image_is_outside_of_the_images_folder(folder: Path) -> None:
+    (folder / "images" / "link.png").symlink_to(folder / "outside.png")
+    outside = [changed(image=image) for image in ("/etc/passwd", folder / "outside.png", "b/../../outside.png")]
+    assert dropped_by_reason(read(folder, GOOD, *outside, changed(image="link.png")).dropped) == {
+        "image path leads out of the dataset's folder": 3,
+        "image is a link that leads out of the dataset's folder": 1,
+    }
+
+
 def test_ids_must_not_repeat(folder: Path) -> None:
     rows = [changed(patient=name) for name in "112"]
     table = read(folder, *rows, columns={"id": "patient", "group": ""})

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from medr1_ray.config import library_keys
-from medr1_ray.config.library_keys import require_deepspeed_keys, require_engine_keys
+from medr1_ray.config.libraries import keys as library_keys
+from medr1_ray.config.libraries.keys import require_deepspeed_keys, require_engine_keys
 
 
 @pytest.fixture(autouse=True)

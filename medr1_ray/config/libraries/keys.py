@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from medr1_ray.config.secrets import shown
+
 # Types that are checked; a whole number may be written as 5e8.
 _PLAIN: dict[str, Callable[[Any], bool]] = {
     "int": lambda value: not isinstance(value, bool) and isinstance(value, int | float) and value == int(value),
@@ -40,10 +42,10 @@ def require_known_keys(library: str, where: str, given: Mapping[str, Any], known
         if known and key not in known:
             near = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {where}.{near[0]}?" if near else f"remove it, or look it up in {library}'s documents"
-            raise ValueError(f"{where}.{key}={value!r} is not a setting of {library}; {hint}")
+            raise ValueError(f"{where}.{key}={shown(str(key), value)} is not a setting of {library}; {hint}")
         kinds = [kind.strip() for kind in str(known[key]).split("|")] if isinstance(known, Mapping) and known else []
         if kinds and _PLAIN.keys() >= set(kinds) and not any(_PLAIN[kind](value) for kind in kinds):
-            raise ValueError(f"{where}.{key}={value!r}: {library} takes {' or '.join(kinds)} here")
+            raise ValueError(f"{where}.{key}={shown(key, value)}: {library} takes {' or '.join(kinds)} here")
 
 
 def require_engine_keys(where: str, given: Mapping[str, Any]) -> None:

@@ -1,0 +1,103 @@
+"""A Ray cluster of one run on this machine: it listens on loopback only, and its temporary files go with it."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import getpass
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import ray
+from ray._private import ray_constants
+
+LOOPBACK = "127.0.0.1"
+
+_PREFIX = "medr1-"
+# Of an address of a socket, which Linux limits, this much must be left for the names of vLLM's.
+_LONGEST_FOLDER = 107 - len("/") - 36
+_FRESH_SECONDS = 60
+
+
+def start_local(cpus: int) -> None:
+    """Start a new cluster with so many CPUs, even if another one runs on this machine."""
+    with _on_loopback():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": _environment()},
+        )
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let Ray take the loopback address for this node's: its processes then listen on that alone.
+
+    Ray 2.60 has this for Windows and macOS only, and replaces a loopback address that it is given by another.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of the workers."""
+    variables = {
+        # Workers import this copy of the package, installed or not.
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "VLLM_HOST_IP": LOOPBACK,
+    }
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        # gloo would listen on the address of the machine's name.
+        variables["GLOO_SOCKET_IFNAME"] = "lo"
+    folder = _own_folder()
+    if len(str(folder)) <= _LONGEST_FOLDER:
+        # What compiling took minutes for must outlive the run; torch keeps it below the temporary folder.
+        compiled = Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+        variables |= {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(compiled)}
+    ours = {"PYTHONPATH", "TMPDIR"}
+    return {name: value if name in ours else os.environ.get(name, value) for name, value in variables.items()}
+
+
+def _own_folder() -> Path:
+    """Return a new folder for temporary files of all workers, removed when this process ends.
+
+    Workers are killed and remove nothing: each engine would leave its sockets. Folders of drivers that were killed
+    themselves are removed here: a lock, which goes with its process, tells them from those in use.
+    """
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"{_PREFIX}????????"):
+        with suppress(OSError):
+            # A younger one may not have its lock yet.
+            if left.stat().st_uid == os.getuid() and time.time() - left.stat().st_mtime > _FRESH_SECONDS:
+                lock = _locked(left)
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    _locked(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _locked(folder: Path) -> int:
+    """Lock a folder until its descriptor is closed or this process ends. Raises BlockingIOError if another has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
