@@ -217,6 +217,12 @@ class LearnerSettings(Settings):
         _refuse_own_keys("learner.deepspeed.zero_optimization", sharding, frozenset({"stage"}))
         require_no_code("learner.deepspeed", self.deepspeed)
         require_deepspeed_keys("learner.deepspeed", self.deepspeed)
+        offload = sharding.get("offload_optimizer")
+        if isinstance(offload, dict) and offload.get("device") == "nvme":
+            raise ValueError(
+                "learner.deepspeed.zero_optimization.offload_optimizer.device=nvme: an optimizer that is swapped to a "
+                "disk cannot be saved in a checkpoint; give cpu, or none"
+            )
         return self
 
 

@@ -87,8 +87,7 @@ class Tracker:
         self._metrics = GrowingFile(directory / "metrics.jsonl", say)
         self._spans = GrowingFile(directory / "spans.jsonl", say)
         check_files(directory)
-        self._discard_after(step, lines)
-        self.lines = lines
+        self.lines = self._discard_after(step, lines)
         """Lines of metrics so far."""
         mode = config.run.wandb
         self._wandb = _open_wandb(config, mode, directory) if mode != "off" else None
@@ -169,7 +168,8 @@ class Tracker:
                 raise
             self._say(f"NOT WRITTEN: {path}: {error.strerror}; the run goes on without it")
 
-    def _discard_after(self, step: int, lines: int) -> None:
+    def _discard_after(self, step: int, lines: int) -> int:
+        """Returns how many lines are kept: fewer than these where they had found no room when the run was killed."""
         there = [line.decode() for line in whole_lines(self._metrics.path)]
         kept, discarded = there[:lines], there[lines:]
         rollouts = [
@@ -178,13 +178,14 @@ class Tracker:
             if (found := _OF_STEPS.fullmatch(path.name)) and int(found[1]) > step
         ]
         if not discarded and not rollouts:
-            return
+            return len(kept)
         n = next(n for n in count(1) if not (self._directory / f"metrics.discarded-{n}.jsonl").exists())
         # The copy first: an interruption before the next line loses nothing.
         write_text(self._directory / f"metrics.discarded-{n}.jsonl", "".join(f"{line}\n" for line in discarded))
         write_text(self._metrics.path, "".join(f"{line}\n" for line in kept))
         for path in rollouts:
             path.rename(path.with_name(f"discarded-{n}-{path.name}"))
+        return len(kept)
 
 
 def _rollout_lines(group: Group) -> Iterable[dict[str, Any]]:

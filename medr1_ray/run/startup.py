@@ -77,6 +77,8 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
     # Absolute, because actors have other working directories.
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": directory.path})})
     checkpoints = Checkpoints(directory.checkpoints, config.run.keep_checkpoints)
+    if resume:
+        progress.message("comparing the checkpoint with its manifest")
     checkpoints.recover()
     rehearse_checkpoint(config, directory.checkpoints)
     checkpoint = whole_checkpoint(directory.checkpoints, progress.message) if resume else None

@@ -100,15 +100,15 @@ def main() -> int:
         run.until(run.saves if phase == "save" else lambda run=run, word=word: f"\n{word}" in run.said())
         started = time.monotonic()
         run.until(lambda started=started, delay=delay: time.monotonic() - started > delay)
-        ended = run.process.poll() is not None
-        if not ended:
+        if run.process.poll() is None:
             run.kill()
         again = finished(out / f"killed-{number}", *replay)
         found = result(again.folder)
         differs = [key for key in expected if expected[key] != found[key]]
         wrong += bool(differs)
-        words = again.said().partition("resuming after step ")[2].split()
-        resumed = words[0] if words else "from the start" if not ended else "it had ended"
+        said = again.said()
+        words = said.partition("resuming after step ")[2].split()
+        resumed = words[0] if words else "nothing was left to do" if "nothing left to do" in said else "from the start"
         print(f"| {phase:27} | {delay:.2f} | {resumed} | {', '.join(differs) or 'nothing'} |", flush=True)
         shutil.rmtree(again.folder)
     print(f"{options.kills - wrong} of {options.kills} are equal bit for bit")

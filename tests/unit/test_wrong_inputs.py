@@ -72,6 +72,7 @@ CASES = [
     ("train", f"{RUN} mode=thinking", ["mode='thinking'", "'think', 'no_think' or 'think_after'"]),
     ("train", f"{RUN} objective=sft", ["objective=sft", "python -m medr1_ray.sft"]),
     ("train", f"{RUN} learner.deepspeed.zero_optimisation.offload_optimizer.device=cpu", ["zero_optimization?"]),
+    ("train", f"{RUN} learner.deepspeed.zero_optimization.offload_optimizer.device=nvme", ["nvme", "give cpu"]),
     ("train", f"{RUN} learner.deepspeed.zero_optimization=2", ["zero_optimization=2", "learner.zero_stage"]),
     ("train", f"{RUN} learner.deepspeed.bf16.enabled=true", ["learner.deepspeed.bf16", "remove it"]),
     ("train", f"{RUN} rollout.engine.gpu_mem_util=0.3", ["gpu_mem_util=0.3", "gpu_memory_utilization?"]),

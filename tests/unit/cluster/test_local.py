@@ -37,6 +37,8 @@ def started(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         found.update(settings["runtime_env"]["env_vars"], address=services.get_node_ip_address())
 
     monkeypatch.setattr(ray, "init", init)
+    # An earlier test of this process may have a cluster, whose address Ray would give.
+    monkeypatch.setattr(ray._private.worker, "_global_node", None)
     # torch sets the second one itself.
     for name in ("GLOO_SOCKET_IFNAME", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
