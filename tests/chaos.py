@@ -61,6 +61,7 @@ class Chaos:
         self._chance = chance
         self.run = Run(folder, arguments)
         self.restarts = 0
+        self._size = (0, 0)
 
     def lines(self) -> list[dict[str, Any]]:
         path = self.run.folder / "metrics.jsonl"
@@ -69,9 +70,13 @@ class Chaos:
         return [line for line in lines if "pool/actors_serving" in line]
 
     def is_well(self, since: float) -> bool:
-        """Whether a step was logged after this time with as many actors as are wanted."""
+        """Whether a step was logged after this time (seconds, monotonic) with as many actors as are wanted."""
         path = self.run.folder / "metrics.jsonl"
-        if not path.exists() or path.stat().st_mtime < since:
+        if not path.exists():
+            return False
+        # A run that goes on writes the file anew, without the lines of the steps that it does again.
+        (file, size), self._size = self._size, (path.stat().st_ino, path.stat().st_size)
+        if self._size[0] != file or self._size[1] <= size or time.monotonic() < since:
             return False
         lines = self.lines()
         return bool(lines) and lines[-1]["pool/actors_serving"] >= lines[-1]["pool/actors_wanted"]
@@ -175,15 +180,13 @@ def main() -> int:
     chaos.run.until(lambda: chaos.is_well(0.0))
     for number, (role, moment) in enumerate(schedule(options.kills, chance), start=1):
         step = chaos.lines()[-1]["step"]
-        # Time stamps of files are of this clock.
-        killed = time.time()
         if not chaos.kill(role, moment):
             print(f"the run ended before kill {number}; give more --steps")
             break
-        killed = max(killed, time.time())
+        killed = time.monotonic()
         # What was under way may still be logged.
         recovered = chaos.run.until(lambda since=killed + 2.0: chaos.is_well(since))
-        print(f"| {number} | {role} | {moment} | {step} | {time.time() - killed:.0f} |", flush=True)
+        print(f"| {number} | {role} | {moment} | {step} | {time.monotonic() - killed:.0f} |", flush=True)
         resume = time.monotonic() + PAUSE_SECONDS
         if not recovered or not chaos.run.until(lambda resume=resume: time.monotonic() > resume):
             break

@@ -11,6 +11,10 @@ from medr1_ray.config import Config
 REWARD_ACTOR_CPUS = 0.1
 
 
+class NotStartedError(RuntimeError):
+    """An actor that a run cannot do without did not start."""
+
+
 @dataclass(frozen=True)
 class Demand:
     """Demand of `count` actors of one kind: logical CPUs and GPUs of each, and labels that their nodes must have."""

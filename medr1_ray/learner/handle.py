@@ -13,7 +13,7 @@ from medr1_ray.base.manifest import StoredFile
 from medr1_ray.cluster.driver_files import DriverFiles
 from medr1_ray.cluster.pending_calls import remote
 from medr1_ray.cluster.placement import Place, SharedPlace, ask_for_place, wait_for_place
-from medr1_ray.cluster.resources import demands
+from medr1_ray.cluster.resources import NotStartedError, demands
 from medr1_ray.config import Config
 from medr1_ray.learner import grpo
 from medr1_ray.learner.actor import LearnerActor
@@ -97,14 +97,14 @@ class Learner:
         """Wait until every rank is placed and has loaded the model.
 
         `say` takes a line about what is missing; `meanwhile` is called repeatedly while this waits.
-        Raises ValueError where a rank's node and the driver's do not see the same files, and RuntimeError where a rank
-        does not start.
+        Raises ValueError where a rank's node and the driver's do not see the same files, and NotStartedError where a
+        rank does not start.
         """
         try:
             self._start(say, meanwhile)
         except LearnerLostError as error:
-            # No rank of a run is lost yet: another start would probably end in the same way.
-            raise RuntimeError(str(error)) from error
+            # Nothing is lost yet, and another start would probably end in the same way.
+            raise NotStartedError(str(error)) from error
 
     def _start(self, say: Callable[[str], None], meanwhile: Meanwhile) -> None:
         wait_for_place(self._place, self._config.cluster.placement_timeout_seconds, say, meanwhile)

@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from medr1_ray.base.deadline import Limit
 from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_own_failure, remote
 from medr1_ray.cluster.placement import Place, draining_nodes
+from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.config import Config
 from medr1_ray.pool.actor_states import ActorCounts, ActorStage, ActorStates, Leave
 from medr1_ray.pool.places import Places
@@ -206,7 +207,7 @@ class RolloutActors:
             return
         if own_failure and self._begun_seconds is None:
             log = self._config.run.dir / "logs" / f"{name}.log"
-            raise RuntimeError(f"{name} did not start: {reason}" + (f" (more in {log})" if log.exists() else ""))
+            raise NotStartedError(f"{name} did not start: {reason}" + (f" (more in {log})" if log.exists() else ""))
         self._last_failure = f"{name}: {reason}"
         self._end(name, Leave.FAILED if own_failure else Leave.LOST, reason)
 
@@ -356,8 +357,7 @@ class RolloutActors:
                 raise RuntimeError(
                     f"no rollout actor has been serving for {seconds:.0f} s, and {counts.failures_in_a_row} in a row "
                     f"ended before they served. Most recent failure: {self._last_failure}"
-                    + (waiting_for if waiting else "")
-                    + ". Fix the cause"
+                    + (waiting_for if waiting else "") + ". Fix the cause"
                     + ("" if self._begun_seconds is None else " and continue from the last checkpoint with --resume")
                 )
         if waiting and now > self._say_at_seconds + _SAY_EVERY_SECONDS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.config import Config
 from medr1_ray.learner.messages import LearnerLostError
 from medr1_ray.records.checkpoints import has_checkpoint, latest_checkpoint
@@ -24,14 +25,18 @@ class Run(Protocol):
 def run_with_restarts(run: Run, config: Config, *, resume: bool) -> Path:
     """Run a training, at most `run.max_restarts` times again without a new checkpoint in between.
 
-    Raises what `run` raises, and LearnerLostError when there have been too many restarts.
+    A start that fails is an error at first, and counts as another loss once the run has been up: what was killed then
+    may be an engine or a rank that was starting. Raises what `run` raises, and LearnerLostError when there have been
+    too many restarts.
     """
     checkpoints = config.run.dir / "checkpoints"
     losses, lost_after = 0, ""
     while True:
         try:
             return run(config, resume=resume)
-        except LearnerLostError as error:
+        except (LearnerLostError, NotStartedError) as error:
+            if isinstance(error, NotStartedError) and not lost_after:
+                raise
             resume = has_checkpoint(checkpoints)
             saved = latest_checkpoint(checkpoints).name if resume else "the start"
             losses = losses + 1 if saved == lost_after else 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.config import Config
 from medr1_ray.learner.messages import LearnerLostError
 from medr1_ray.run.restarts import run_with_restarts
@@ -55,6 +56,22 @@ def test_without_progress_there_is_an_end(config: Config) -> None:
     with pytest.raises(LearnerLostError, match=r"learner-1 died .*lost after checkpoint-2 for the third time in a row"):
         run_with_restarts(run, config, resume=False)
     assert run.resumed == [False, True, True]
+
+
+def test_a_start_that_fails_is_another_loss_once_the_run_has_been_up(config: Config) -> None:
+    """Of an engine that was killed as it started for the second time."""
+    errors: list[RuntimeError] = [LearnerLostError("learner-0 died"), NotStartedError("rollout-0 did not start")]
+
+    def run(config: Config, *, resume: bool) -> Path:
+        (config.run.dir / "checkpoints" / "checkpoint-2").mkdir(parents=True, exist_ok=True)
+        if errors:
+            raise errors.pop(0)
+        return Path("summary.json")
+
+    assert run_with_restarts(run, config, resume=False) == Path("summary.json")
+    errors.append(NotStartedError("rollout-0 did not start"))
+    with pytest.raises(NotStartedError):  # the settings may be wrong
+        run_with_restarts(run, config, resume=True)
 
 
 @pytest.mark.parametrize("error", [ValueError("a setting"), RuntimeError("parity"), KeyboardInterrupt()])
