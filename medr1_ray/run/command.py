@@ -26,6 +26,7 @@ OFTEN_CHANGED = """\
 settings that are changed most:
   run.dir=FOLDER                  where to write; one folder per run
   run.save_every=50               steps between checkpoints (0: only at the end)
+  run.resume=auto                 go on where there is a checkpoint, else start
   run.evaluate_every=50           steps between evaluations (0: before and after)
   model.path=FOLDER               the checkpoint to start from, or `tiny`
   data.format= data.root=         what the data are, and their folder
