@@ -40,12 +40,13 @@ from medr1_ray.learner.messages import (
 )
 from medr1_ray.learner.schedule import learning_rate
 from medr1_ray.model.checkpoint_files import is_frozen, load_model
-from medr1_ray.model.checkpoint_saving import LEARNER_STATE, save_model
+from medr1_ray.model.checkpoint_saving import save_model
 from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.folder_check import stay_offline
 from medr1_ray.model.lora import Adapters
 from medr1_ray.model.packing import Images, PackedBatch, pack_groups, pack_plain
 from medr1_ray.model.vocabulary import load_vocabulary
+from medr1_ray.model.weight_files import LEARNER_STATE
 from medr1_ray.types import CompletedPrompt, Span
 from medr1_ray.weights.messages import WeightGroup, WeightUpdate
 from medr1_ray.weights.transports import TRANSPORTS

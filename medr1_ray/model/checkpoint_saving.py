@@ -18,9 +18,6 @@ from torch import Tensor
 from medr1_ray.model.family import EMBEDDING, HEAD, checkpoint_name
 from medr1_ray.model.weight_files import INDEX_FILE, StoredTensor, read_header, read_json, stored_tensors
 
-LEARNER_STATE = "learner_state"
-"""The subfolder of a checkpoint of ours that only the learner reads."""
-
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz"}
 # The index is written anew. A model card describes the source; the others are those of a checkpoint of ours.
 NOT_COPIED = {INDEX_FILE, "README.md", "state.json", "medr1_ray.json"}

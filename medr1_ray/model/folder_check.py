@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 
 from medr1_ray.base.manifest import MANIFEST_FILE, find_damage
 from medr1_ray.config import Config
-from medr1_ray.model.checkpoint_saving import LEARNER_STATE
 from medr1_ray.model.family import FAMILIES, HEAD, checkpoint_name, refuse_own_code
 from medr1_ray.model.vocabulary import IMAGE_PAD, chat_template, load_vocabulary
-from medr1_ray.model.weight_files import is_tied, read_json, stored_tensors, weight_files
+from medr1_ray.model.weight_files import LEARNER_STATE, is_tied, read_json, stored_tensors, weight_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What looks like an id of the hub, and is a path that people have.

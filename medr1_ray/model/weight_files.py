@@ -10,6 +10,9 @@ from typing import Any
 from medr1_ray.base.json_files import read_mapping
 
 SINGLE_FILE = "model.safetensors"
+LEARNER_STATE = "learner_state"
+"""The subfolder of a checkpoint of ours that only the learner reads."""
+
 INDEX_FILE = "model.safetensors.index.json"
 
 # A safetensors file begins with the length of its header, 8 bytes, and is refused by the library beyond this length.

@@ -46,6 +46,8 @@ import medr1_ray
 print("package:", *(set(sys.modules) - before))
 import medr1_ray.config.loading, medr1_ray.tiny
 print("settings:", *{"torch", "transformers", "datasets"} & set(sys.modules))
+import medr1_ray.run.command, medr1_ray.train
+print("command:", *{"torch", "transformers", "datasets"} & set(sys.modules))
 settings, *names = sys.argv[1:]
 engines = {"ray", "vllm", "deepspeed"}
 for name in names:
@@ -103,6 +105,11 @@ def test_the_package_itself_imports_nothing(told: str) -> None:
 
 def test_the_settings_load_neither_torch_nor_transformers(told: str) -> None:
     assert "settings:\n" in told
+
+
+def test_a_command_is_refused_before_torch_or_transformers_are_loaded(told: str) -> None:
+    """They take a second and more each; a wrong setting needs neither."""
+    assert "command:\n" in told
 
 
 def test_the_command_answers_a_dry_run_without_an_engine(told: str) -> None:
