@@ -121,7 +121,7 @@ for steps in 2 3; do
   said=$(grep -oP '(?<=checkpoints are in ).*' "$work/job-$steps.log")
   results=$work/shared/${said#/mnt/shared/}
   grep -q "\"steps\": $steps" "$results/summary.json"
-  shards=("$results/checkpoints/checkpoint-$steps/learner_state/zero/"*zero_pp_rank_[01]_*_optim_states.pt)
+  shards=("$results/checkpoints/checkpoint-$steps/learner_state/"optimizer-0000[01]-*.safetensors)
   ((${#shards[@]} == 2))
 done
 echo "PASSED: both trainings left summary and all shards in $said, and the second went on where the first was saved"
