@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from medr1_ray.base.stopping import finishing
 from medr1_ray.config import Config
 from medr1_ray.run.command import run_command
+from medr1_ray.run.opening import open_session
 
 if TYPE_CHECKING:
     from medr1_ray.pool.shared_actors import SharedActors
@@ -31,7 +32,6 @@ def sft(config: Config, *, resume: bool = False, engines: SharedActors | None = 
         KeyboardInterrupt: Ctrl-C or SIGTERM; in the loop the run is saved first.
     """
     from medr1_ray.data.demonstrations import Teacher
-    from medr1_ray.run.startup import open_session
 
     with open_session(config, resume=resume, engines=engines) as session:
         teacher = Teacher.from_checkpoint(str(config.model.folder), config.mode, config.rollout.max_tokens)

@@ -14,6 +14,7 @@ from medr1_ray.base.stopping import finishing
 from medr1_ray.config import Config
 from medr1_ray.records.recorded_groups import RECORDED
 from medr1_ray.run.command import run_command
+from medr1_ray.run.opening import open_session
 
 if TYPE_CHECKING:
     from medr1_ray.pool.shared_actors import SharedActors
@@ -28,8 +29,6 @@ def train(config: Config, *, resume: bool = False, engines: SharedActors | None 
             learner disagree (`ParityError`). The run can be resumed from its last checkpoint.
         KeyboardInterrupt: Ctrl-C or SIGTERM; in the loop the run is saved first.
     """
-    from medr1_ray.run.startup import open_session
-
     with open_session(config, resume=resume, engines=engines) as session:
         # Engines serve nothing before their first weights.
         session.sync_weights()
@@ -57,8 +56,6 @@ def record_rollouts(config: Config, *, resume: bool = False) -> Path:
 
     Raises as `train` does; and ValueError where a run is to be resumed.
     """
-    from medr1_ray.run.startup import open_session
-
     if resume:
         raise ValueError("--rollout-only cannot be resumed, it saves no checkpoint; start it in another run.dir")
     with open_session(config, resume=False) as session:

@@ -67,7 +67,7 @@ class OurSteps:
 @contextmanager
 def our_steps(config: Config) -> Iterator[OurSteps]:
     """Open a training session, whose engines have the first weights."""
-    from medr1_ray.run.startup import open_session
+    from medr1_ray.run.opening import open_session
 
     with open_session(config, resume=False) as session:
         session.sync_weights()

@@ -18,7 +18,7 @@ from medr1_ray.base.signs_of_life import still
 from medr1_ray.config import Config
 from medr1_ray.evaluation.devices import describe_engines
 from medr1_ray.model.checkpoint_files import checkpoint_tensors
-from medr1_ray.model.folder_check import require_checkpoint
+from medr1_ray.model.folder.files import require_checkpoint
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.shared_actors import open_engines

@@ -19,7 +19,7 @@ from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
 from medr1_ray.evaluation.devices import place_engines, visible_gpus
 from medr1_ray.evaluation.folder import require_own
-from medr1_ray.model.folder_check import check_model
+from medr1_ray.model.folder.check import check_model
 
 PARTS = ("train", "validation", "test")
 # The filters and weights of the training data do not apply to the evaluation.

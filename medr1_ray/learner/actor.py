@@ -42,7 +42,7 @@ from medr1_ray.learner.schedule import learning_rate
 from medr1_ray.model.checkpoint_files import is_frozen, load_model
 from medr1_ray.model.checkpoint_saving import save_model
 from medr1_ray.model.family import checkpoint_name
-from medr1_ray.model.folder_check import stay_offline
+from medr1_ray.model.folder.check import stay_offline
 from medr1_ray.model.lora import Adapters
 from medr1_ray.model.packing import Images, PackedBatch, pack_groups, pack_plain
 from medr1_ray.model.vocabulary import load_vocabulary

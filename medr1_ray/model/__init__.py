@@ -1,7 +1,7 @@
 """Everything specific to the model family (Qwen2-VL, Qwen2.5-VL): torch and transformers, no Ray, vLLM or DeepSpeed.
 
 Runs in: learner ranks (policy, packing, attention, adapters); rollout actors use the vocabulary, `--dry-run` the shape
-and the operation counts, evaluation the checkpoint files; the driver checks model folders (`folder_check.py`).
+and the operation counts, evaluation the checkpoint files; the driver checks model folders (`folder/check.py`).
 
 Doors: all modules.
 

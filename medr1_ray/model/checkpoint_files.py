@@ -23,7 +23,7 @@ _READ_BYTES = 2**24
 def resolve_checkpoint(model: str) -> Path:
     """Return the absolute checkpoint folder of `model`: a run directory (its latest), a checkpoint folder, or `tiny`.
 
-    The folder itself is checked by `folder_check.check_folder`.
+    The folder itself is checked by `folder.check.check_folder`.
     """
     if model == "tiny":
         return Path(tiny_model_path())

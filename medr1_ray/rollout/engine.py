@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.model.family import architecture_of
-from medr1_ray.model.folder_check import stay_offline
+from medr1_ray.model.folder.check import stay_offline
 from medr1_ray.model.vocabulary import Vocabulary
 from medr1_ray.rollout.defaults import KV_CACHE_BYTES_ON_CPU, MAX_NUM_SEQS, EngineSettings
 from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span

@@ -2,7 +2,7 @@
 
 Runs in: the driver.
 
-Doors: startup (a session with all actors up), command (arguments of the two commands).
+Doors: opening (a session with all actors up), command (arguments of the two commands).
 
 `weight_sync.py` leads both ends of every transport, and retries a broken broadcast.
 

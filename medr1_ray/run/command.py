@@ -12,7 +12,7 @@ from pathlib import Path
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.config import Config, Objective, shown_text
 from medr1_ray.config.loading import load_config
-from medr1_ray.model.folder_check import check_model
+from medr1_ray.model.folder.check import check_model
 from medr1_ray.records.checkpoints import has_checkpoint, latest_checkpoint, read_state
 from medr1_ray.records.directory import check_run_directory
 from medr1_ray.run.restarts import Run, run_with_restarts

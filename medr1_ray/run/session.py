@@ -37,7 +37,7 @@ from medr1_ray.types import CompletedPrompt, Group, Prompt, Span
 
 @dataclass
 class Session:
-    """The parts of a running training, put together by `startup.open_session`.
+    """The parts of a running training, put together by `startup.started_session`.
 
     `step` is the number of optimizer steps done, and so the learner's policy version.
     """

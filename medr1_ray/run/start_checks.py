@@ -11,7 +11,7 @@ from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import require_same_questions
 from medr1_ray.learner.schedule import learning_rate
-from medr1_ray.model.folder_check import check_model
+from medr1_ray.model.folder.check import check_model
 from medr1_ray.records.checkpoints import RunState, read_state, whole_checkpoint
 from medr1_ray.records.directory import RunDirectory, check_run_directory
 from medr1_ray.records.recorded_groups import recorded_steps

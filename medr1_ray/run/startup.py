@@ -36,7 +36,7 @@ from medr1_ray.run.rehearsal import rehearse_checkpoint
 from medr1_ray.run.replay import Replay
 from medr1_ray.run.session import Session
 from medr1_ray.run.skipped_steps import SkippedSteps
-from medr1_ray.run.start_checks import about_resuming, check_settings
+from medr1_ray.run.start_checks import about_resuming
 from medr1_ray.run.weight_sync import make_weight_sync
 from medr1_ray.types import Prompt, Question, Sampling, Span
 
@@ -45,9 +45,9 @@ _PROBE_GROUP_SIZE = 2
 
 
 @contextmanager
-def open_session(config: Config, *, resume: bool, engines: SharedActors | None = None) -> Iterator[Session]:
+def started_session(config: Config, *, resume: bool, engines: SharedActors | None = None) -> Iterator[Session]:
     """A session with all actors up, at step 0 or at that of the latest checkpoint; everything is ended on leaving,
-    except `engines` that are lent to it.
+    except `engines` that are lent to it. Expects settings that `start_checks.check_settings` has passed.
 
     Raises:
         ValueError: the run directory, the data, the checkpoint or the engines are not usable.
@@ -64,8 +64,6 @@ def open_session(config: Config, *, resume: bool, engines: SharedActors | None =
         engines.require_fit(config)
     else:
         require_reachable(config)
-    # Before the data, which may take minutes to read.
-    check_settings(config, resume=resume)
     drawing = "; phantoms that are not there yet are drawn first" if config.data.format == "phantoms" else ""
     progress.message(f"reading {config.data.format} data below {config.data.root}{drawing}")
     encoder = PromptEncoder.of(config)

@@ -29,7 +29,6 @@ from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.rewards.functions import resolve, score
-from medr1_ray.run import startup
 from medr1_ray.run.session import Session
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Sampling, Span
@@ -141,7 +140,7 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
             replay=None,
         )
 
-    monkeypatch.setattr(startup, "open_session", open_session)
+    monkeypatch.setattr(sft, "open_session", open_session)
     sft.sft(config, resume=state is not None)
     return actors
 

@@ -11,7 +11,6 @@ import pytest
 
 from medr1_ray import train
 from medr1_ray.config import Config
-from medr1_ray.run import startup
 
 
 class Session:
@@ -86,7 +85,7 @@ def test_every_step_uses_logs_and_saves_the_weights_of_its_version(
         yield session
         opened.append("closed")
 
-    monkeypatch.setattr(startup, "open_session", open_session)
+    monkeypatch.setattr(train, "open_session", open_session)
     config = Config.model_validate(
         {"run": {"dir": "x"}, "data": {"format": "phantoms", "root": "x"}, "train": {"steps": 4}}
     )

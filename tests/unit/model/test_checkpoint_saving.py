@@ -17,7 +17,7 @@ from medr1_ray.config import ModelSettings
 from medr1_ray.model.checkpoint_files import checkpoint_tensors, load_model
 from medr1_ray.model.checkpoint_saving import rehearse_save, save_model
 from medr1_ray.model.family import checkpoint_name
-from medr1_ray.model.folder_check import check_folder
+from medr1_ray.model.folder.check import check_folder
 from tests.unit.model.model_folders import (
     change_json,
     change_weights,

@@ -48,7 +48,7 @@ DOORS = {
     "learner": {"handle", "messages", "schedule"},
     "pool": {"groups", "group_ledger", "actor_states", "scaling", "shared_actors"},
     "sizing": {"report", "memory"},
-    "run": {"startup", "command"},
+    "run": {"opening", "command"},
 }
 # Modules without `tests/<unit or integration>/<room>/test_<module>.py`, and what tests them instead.
 TESTED_ELSEWHERE = {
@@ -63,6 +63,9 @@ TESTED_ELSEWHERE = {
     "data/prepare/__main__.py": "test_main.py",
     "learner/optimizer_state.py": "real DeepSpeed, in tests/integration/learner/test_actor.py",
     "learner/rank_calls.py": "test_handle.py, by the calls of a learner",
+    "model/folder/contents.py": "test_check.py, by the whole check",
+    "model/folder/files.py": "test_check.py, by the whole check",
+    "model/folder/limits.py": "test_check.py, by the whole check",
     "pool/workload.py": "test_groups.py, whose pool keeps them",
     "rollout/image_scheduler.py": "a real engine, in tests/integration/weights/test_object_store.py",
     "tiny/__main__.py": "half an hour of building; its parts are tested",

@@ -15,14 +15,9 @@ from safetensors.torch import load_file, save_file
 from medr1_ray.base.manifest import store, write_manifest
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
-from medr1_ray.model.folder_check import (
-    _check_weights,
-    _model_config,
-    check_folder,
-    check_model,
-    require_checkpoint,
-    stay_offline,
-)
+from medr1_ray.model.folder.check import check_folder, check_model, stay_offline
+from medr1_ray.model.folder.contents import _check_weights, _model_config
+from medr1_ray.model.folder.files import require_checkpoint
 from tests.repository import REPOSITORY
 from tests.unit.model.model_folders import (
     change_json,

@@ -1,0 +1,58 @@
+"""The whole check of a model folder, cheapest parts first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medr1_ray.config import Config
+from medr1_ray.model.folder.contents import check_contents
+from medr1_ray.model.folder.files import AGAIN, check_manifest, processor_file, require_checkpoint
+from medr1_ray.model.folder.limits import check_image_size, check_lengths
+
+
+def stay_offline() -> None:
+    """Keep huggingface_hub from looking anything up; call it before transformers or vLLM are imported."""
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+
+
+def check_model(config: Config) -> None:
+    """Check the folder of `model.path`, and that its image processor takes images of `data.image_size`.
+
+    Raises:
+        ValueError: with the folder, the file, what is wrong, and what to do.
+    """
+    folder = config.model.folder
+    with _said_of_model_path():
+        require_checkpoint(folder)
+        processor_file(folder)
+    # Before the weights, for which transformers loads its model classes.
+    stay_offline()
+    check_lengths(folder, config)
+    check_image_size(folder, config.data.image_size)
+    with _said_of_model_path():
+        check_folder(folder)
+
+
+@contextmanager
+def _said_of_model_path() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"model.path: {error}") from None
+    except OSError as error:
+        # For example a link of the hub's cache whose file was not copied with it.
+        raise ValueError(
+            f"model.path: {error.filename}: cannot be read ({error.strerror}); {AGAIN}, as files and not as links"
+        ) from None
+
+
+def check_folder(folder: Path) -> None:
+    """Check everything that a folder must have, without loading weights. Raises ValueError as `check_model`."""
+    stay_offline()
+    require_checkpoint(folder)
+    check_manifest(folder)
+    check_contents(folder)
+    processor_file(folder)

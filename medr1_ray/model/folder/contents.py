@@ -1,0 +1,169 @@
+"""What a model folder's configuration, weights and tokenizer hold, read as transformers and safetensors read them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from medr1_ray.model.family import FAMILIES, HEAD, checkpoint_name
+from medr1_ray.model.folder.files import AGAIN, OF_THE_SOURCE, read_by
+from medr1_ray.model.vocabulary import IMAGE_PAD, chat_template, load_vocabulary
+from medr1_ray.model.weight_files import is_tied, read_json, stored_tensors, weight_files
+
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+_END = "eos_token_id"
+_READ_WHOLE, _READ_ROWS = 2**18, 4
+
+
+def check_contents(folder: Path) -> None:
+    """Raises ValueError as `check_folder`; the folder has passed `files.require_checkpoint`."""
+    config = _model_config(folder)
+    _check_weights(folder, config)
+    _check_positions(folder, config)
+    _check_ids(folder, config)
+    _check_numbers(folder)
+    _check_tokenizer(folder)
+
+
+def _model_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    config = read_by(AutoConfig.from_pretrained, folder, folder / "config.json")
+    if "sliding_attention" in getattr(config.get_text_config(), "layer_types", ()):
+        raise ValueError(
+            f"{folder / 'config.json'}: its language model has sliding-window layers, which the learner does not "
+            "support; set use_sliding_window to false there"
+        )
+    return config
+
+
+def _check_positions(folder: Path, config: Any) -> None:
+    """Check that the rotary embedding's three sections (time, height, width) make up half of a head."""
+    text = config.get_text_config()
+    sections = (text.rope_parameters or {}).get("mrope_section")
+    half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
+    sizes = sections if isinstance(sections, list) else []
+    if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes) or sum(sizes) != half:
+        raise ValueError(
+            f"{folder / 'config.json'}: mrope_section is {sections!r}; allowed: three whole numbers above 0 with the "
+            f"sum {half}, half of the size of a head; {OF_THE_SOURCE}"
+        )
+
+
+def _check_ids(folder: Path, config: Any) -> None:
+    """Check that the ids which end an answer, or stand for images, are rows of the embedding."""
+    size = config.get_text_config().vocab_size
+    settings = read_json(folder / "config.json")
+    given = [("config.json", settings, (_END, *FAMILIES[config.model_type].special_tokens))]
+    given.append(("config.json", settings.get("text_config") or {}, (_END,)))
+    if (folder / "generation_config.json").exists():
+        given.append(("generation_config.json", read_json(folder / "generation_config.json"), (_END, "pad_token_id")))
+    for file, found, keys in given:
+        for key in keys:
+            ids = found.get(key)
+            for each in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+                if type(each) is not int or not 0 <= each < size:
+                    raise ValueError(
+                        f"{folder / file}: {key} is {ids!r}; allowed: ids from 0 to {size - 1}, the last row of the "
+                        f"model's embeddings; {OF_THE_SOURCE}"
+                    )
+
+
+def _check_weights(folder: Path, config: Any) -> None:
+    """Compare the headers with the model that the configuration describes, built without memory."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    stored = {checkpoint_name(name): tensor for name, tensor in stored_tensors(folder).items()}
+    with torch.device("meta"):
+        model = read_by(AutoModelForImageTextToText.from_config, config, folder / "config.json")
+    expected = {checkpoint_name(name): tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    # A tied head is no parameter of its own, but the files may hold one all the same.
+    tied = is_tied(folder)
+    expected[HEAD] = tuple(model.lm_head.weight.shape)
+    for name, shape in expected.items():
+        if name not in stored:
+            if name == HEAD and tied:
+                continue
+            raise ValueError(f"{folder}: its weights lack the tensor {name!r}; {AGAIN}")
+        tensor = stored[name]
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{folder / tensor.file}: the tensor {name!r} has shape {tensor.shape}, by config.json {shape}; "
+                f"{AGAIN}"
+            )
+        if tensor.dtype not in _FLOATS:
+            raise ValueError(
+                f"{folder / tensor.file}: the tensor {name!r} is of type {tensor.dtype}; allowed: "
+                f"{', '.join(sorted(_FLOATS))}. Give the model as it was before it was quantized"
+            )
+    if unknown := sorted(stored.keys() - expected.keys()):
+        raise ValueError(
+            f"{folder / stored[unknown[0]].file}: the tensor {unknown[0]!r} is not part of the model that config.json "
+            f"describes; {AGAIN}"
+        )
+
+
+def _check_numbers(folder: Path) -> None:
+    """Check that the weights are finite.
+
+    Reads only what takes a second or two of a large model: tensors of up to `_READ_WHOLE` numbers (norms, biases)
+    whole, of each larger one a few rows. So it finds a training that diverged, not a single number.
+    """
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        with safe_open(folder / file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  it is not a mapping
+                tensor = tensors.get_slice(name)
+                rows = tensor.get_shape()[0]
+                whole = math.prod(tensor.get_shape()) <= _READ_WHOLE
+                starts = [k * (rows - 1) // (_READ_ROWS - 1) for k in range(_READ_ROWS)]
+                parts = [tensor[:]] if whole else [tensor[start : start + 1] for start in starts]
+                if not all(part.isfinite().all() for part in parts):
+                    raise ValueError(
+                        f"{folder / file}: the tensor {name!r} holds numbers that are not finite (NaN or infinity), as "
+                        "after a training that diverged; give an earlier checkpoint, or download it again"
+                    )
+
+
+def _check_tokenizer(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        raise ValueError(f"{folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES[:2])}); {OF_THE_SOURCE}")
+    file = next(folder / name for name in _TOKENIZER_FILES if (folder / name).exists())
+    tokenizer = read_by(AutoTokenizer.from_pretrained, folder, file)
+    vocabulary = load_vocabulary(folder)
+    known = tokenizer.get_vocab()
+    if (last := max(known.values())) >= vocabulary.size:
+        raise ValueError(
+            f"{folder}: its tokenizer has the id {last}, but the model only {vocabulary.size} rows of embeddings; "
+            "resize the embeddings (resize_token_embeddings) after adding tokens"
+        )
+    if known.get(IMAGE_PAD) != vocabulary.image_pad:
+        raise ValueError(
+            f"{folder}: the tokenizer's id of {IMAGE_PAD} is {known.get(IMAGE_PAD)}, config.json's image_token_id "
+            f"{vocabulary.image_pad}; {OF_THE_SOURCE} (tokenizer and config.json)"
+        )
+    template = chat_template(folder, tokenizer)
+    if template is None:
+        raise ValueError(
+            f"{folder}: has no chat template (chat_template.jinja, chat_template.json, or in tokenizer_config.json); "
+            f"{OF_THE_SOURCE}"
+        )
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    try:
+        text = tokenizer.apply_chat_template(turn, chat_template=template, tokenize=False, add_generation_prompt=True)
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: its chat template cannot write a turn with an image ({type(error).__name__}: {error}); "
+            f"{OF_THE_SOURCE} (chat_template.json or chat_template.jinja)"
+        ) from None
+    if (images := text.count(IMAGE_PAD)) != 1:
+        raise ValueError(
+            f"{folder}: its chat template writes {images} {IMAGE_PAD} tokens for one image, not 1; {OF_THE_SOURCE} "
+            "(chat_template.json or chat_template.jinja)"
+        )
