@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.processes import PATIENCE
 from tests.repository import REPOSITORY
 
 SMALL = ["data.phantom_images=120", "data.eval_questions=40", "train.prompts_per_step=8", "rollout.actors=1"]
@@ -24,7 +25,7 @@ def _run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
     )
 
 
