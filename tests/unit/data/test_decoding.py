@@ -54,7 +54,7 @@ def test_a_timeout_that_load_raises_is_an_error_like_others() -> None:
 
 
 def test_a_read_that_hangs_is_given_up_and_the_next_images_are_decoded(disk: Disk) -> None:
-    decoders = Decoders(disk.read, seconds=0.05, threads=2)
+    decoders = Decoders(disk.read, seconds=1.0, threads=2)  # time enough for those that do not hang
     under_way = [decoders.begin(path) for path in ("hung1.png", "hung2.png", "hung3.png", "a.png")]
     assert decoders.wait(under_way[3]) is IMAGE, "both threads hang, and then another"
     for hung in under_way[:3]:
@@ -78,6 +78,7 @@ def test_reads_that_come_back_late_do_not_count(disk: Disk) -> None:
         while decoders.hanging:
             pass
         disk.back.clear()
+    decoders._seconds = 60
     assert decoders.wait(decoders.begin("a.png")) is IMAGE
 
 
@@ -92,4 +93,4 @@ def load(path):
 Decoders(load, seconds=60).begin("hung.png")
 started.wait()
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
