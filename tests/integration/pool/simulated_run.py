@@ -99,7 +99,7 @@ def run(
             if line.startswith("actors "):
                 told.remove(line)
                 pool.scale(int(line.split()[1]), "as told")
-                while pool.actor_counts().serving != pool.actor_counts().target:
+                while step and pool.actor_counts().serving != pool.actor_counts().target:  # at 0 none has weights
                     pool.poll(0.1)
         start = time.monotonic()
         tell("sync", version=step)
