@@ -185,8 +185,9 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     }
     command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
-    # Two heads on one machine fight for the agent's fixed default port: the loser answers, but takes no job.
-    command += [f"--dashboard-agent-listen-port={free_port()}"]
+    # Two heads on one machine fight for the agent's fixed default port: the loser answers, but takes no job. Nor may
+    # their workers take each other's.
+    command += [f"--dashboard-agent-listen-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0"]
     # A job's driver joins the cluster that this folder names: the default one names whichever started last. Its path is
     # short, since those of sockets are limited.
     own = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)

@@ -22,7 +22,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from medr1_ray.cluster.ports import free_port
-from tests.integration.pool.process_nodes import HEAD_ID, cluster_settings
+from tests.integration.pool.process_nodes import HEAD_ID, OWN_PORTS, cluster_settings
 from tests.integration.pool.simulation import SLOTS, STEP, SimulatedRun
 from tests.integration.processes import PATIENCE
 from tests.repository import REPOSITORY
@@ -282,6 +282,7 @@ def ray_process(*arguments: str, inside: tuple[str, ...] = (), **environment: st
     """
     command = [*inside, str(Path(sys.executable).with_name("ray")), "start", "--block", *arguments]
     command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}"]
+    command += OWN_PORTS
     with subprocess.Popen(
         command,
         env={**os.environ, **environment},
