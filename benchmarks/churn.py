@@ -59,25 +59,25 @@ class Training:
             self._queue.put(line)
         self._queue.put("")
 
-    def until(self, pattern: str, timeout: float = 300.0) -> str:
-        """Return the next line that matches a pattern.
+    def until(self, *patterns: str, timeout: float = 900.0) -> None:
+        """Wait until each pattern has matched a line that was printed since the last call, in any order.
 
         Raises:
-            Ended: the training ended before it printed one.
-            AssertionError: it did not print one within `timeout` seconds.
+            Ended: the training ended before.
+            AssertionError: that took more than `timeout` seconds.
         """
         end = time.monotonic() + timeout
-        while True:
+        missing = list(patterns)
+        while missing:
             try:
                 line = self._queue.get(timeout=max(0.1, end - time.monotonic()))
             except queue.Empty:
-                raise AssertionError(f"no {pattern!r} within {timeout:g} s after: {self.lines[-20:]}") from None
+                raise AssertionError(f"no {missing} within {timeout:g} s after: {self.lines[-20:]}") from None
             if not line:
                 self._queue.put("")  # later calls must see the end too
                 raise Ended("".join(self.lines))
             self.lines.append(line)
-            if re.search(pattern, line):
-                return line
+            missing = [pattern for pattern in missing if not re.search(pattern, line)]
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def preempt(cluster: Cluster, run: Path, name: str) -> Any:
         pid = parent(pid)
     ray = str(Path(sys.executable).with_name("ray"))  # not on PATH unless the environment is activated
     command = [ray, "drain-node", f"--address={cluster.address}", f"--node-id={raylets[pid].node_id}"]
-    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
+    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=600"]
     subprocess.run(command, check=True, capture_output=True)
     return raylets[pid]
 
@@ -130,7 +130,7 @@ def preempt(cluster: Cluster, run: Path, name: str) -> Any:
 def churn(training: Training, cluster: Cluster, run: Path) -> None:
     """Disturb the training, round after round, until it ends."""
     try:
-        training.until(r"^step ", 600)
+        training.until(r"^step ")
         oldest, newest = 0, 1
         while True:
             kill_in_mid_sync(training, run, f"rollout-{oldest}")
@@ -138,9 +138,9 @@ def churn(training: Training, cluster: Cluster, run: Path) -> None:
             training.until(rf"rollout-{newest + 1} has joined")
             node = preempt(cluster, run, f"rollout-{newest}")
             cluster.add_node(num_cpus=1, labels={"role": "rollout"})
-            training.until(rf"rollout-{newest} is gone")
+            # Its replacement may be there before it has finished what it had.
+            training.until(rf"rollout-{newest} is gone", rf"rollout-{newest + 2} has joined")
             cluster.remove_node(node, allow_graceful=True)
-            training.until(rf"rollout-{newest + 2} has joined")
             os.kill(parent(engine_process(run, f"rollout-{newest + 1}")), signal.SIGKILL)
             training.until(rf"rollout-{newest + 1} is gone")
             training.until(rf"rollout-{newest + 3} has joined")

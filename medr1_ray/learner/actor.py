@@ -7,7 +7,6 @@ deadline).
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from torch import Tensor
 from medr1_ray.base.manifest import NotSavedError, StoredFile, store
 from medr1_ray.base.process_output import write_output_to
 from medr1_ray.base.shared_file import SharedFile
+from medr1_ray.cluster.ports import free_port
 from medr1_ray.learner import grpo
 from medr1_ray.learner.finite import require_finite
 from medr1_ray.learner.messages import (
@@ -91,12 +91,8 @@ class LearnerActor:
         """host:port at which this rank can be joined, a new port each time; asked of rank 0."""
         import ray
 
-        with socket.socket() as free:
-            # The port is closed here and opened again by the group that meets there. If another process takes it in
-            # between, that group fails to start.
-            free.bind(("", 0))
-            port = free.getsockname()[1]
-        return f"{ray.util.get_node_ip_address()}:{port}"
+        # Opened by the group that meets there. If another process takes it in between, that group fails to start.
+        return f"{ray.util.get_node_ip_address()}:{free_port()}"
 
     def start(self, address: str) -> str:
         """Join the other ranks, load the model, build the engine; returns the name of the device."""

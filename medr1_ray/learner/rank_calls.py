@@ -15,8 +15,9 @@ from medr1_ray.learner.messages import LearnerLostError
 
 # How often the driver runs `meanwhile` (it looks after the rollout pool) while it waits for the ranks.
 _MEANWHILE_SECONDS = 0.2
-# Ray tells of a dead process within this time; the ranks that it left in a collective may notice it earlier.
-_NOTICE_SECONDS = 5.0
+# Ray tells of a dead process within this time, on a busy machine too; the ranks that it left in a collective may notice
+# it earlier.
+_NOTICE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def engine_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
                 "max_prompt_tokens": 200,
                 "engine": {"kv_cache_memory_bytes": 64 * 2**20},
             },
-            "cluster": {"rollout_timeout_seconds": 120, "sync_timeout_seconds": 120},
+            "cluster": {"rollout_timeout_seconds": 600, "sync_timeout_seconds": 600},
         }
     )
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.integration.processes import PATIENCE
 from tests.repository import REPOSITORY
 
 PROGRAM = """
@@ -38,7 +39,7 @@ ray.shutdown()
 def test_it_listens_on_loopback_and_its_temporary_files_go_with_it() -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     folder, *addresses = done.stdout.split()
     assert Path(folder).name.startswith("medr1-")

@@ -19,6 +19,7 @@ from benchmarks.churn import (
     rollout_cluster,
     steps_of,
 )
+from tests.integration.processes import end
 
 
 @pytest.fixture
@@ -47,7 +48,6 @@ def test_a_training_goes_on_while_its_rollout_actors_come_and_go(cluster: Cluste
         "rollout.cpus_per_actor=1",  # one actor per node
         "rollout.scale_every=1000000",  # Who comes and goes here is the test's affair.
         "run.save_every=5",
-        "cluster.sync_timeout_seconds=20",
     )
     try:
         training.until(r"^step ")
@@ -58,20 +58,18 @@ def test_a_training_goes_on_while_its_rollout_actors_come_and_go(cluster: Cluste
         cluster.add_node(num_cpus=1, labels={"role": "rollout"})
         preempt(cluster, run, "rollout-1")
         training.until(r"rollout-1 is draining: its node is about to go away")
-        training.until(r"rollout-1 is gone \(drained\)")
-        training.until(r"rollout-3 has joined")
+        training.until(r"rollout-1 is gone \(drained\)", r"rollout-3 has joined")
 
         os.kill(parent(engine_process(run, "rollout-2")), signal.SIGKILL)
         training.until(r"rollout-2 is gone \(lost\)")
         training.until(r"rollout-4 has joined.*2 of 2 serving")
         training.until(r"^step ")
     finally:
-        training.process.terminate()
-        training.process.wait(60)
+        end(training.process)
 
     steps = steps_of(run)
     for step in steps:
         assert step["policy/logprob_gap_mean"] < 1e-3, "what a new actor samples is of the learner's weights"
     assert steps[-1]["ledger/groups_used"] == 8 * steps[-1]["step"], "no step went without its groups"
     assert steps[-1]["pool/actors_lost"] == 2
-    assert max(step["time/step_seconds"] for step in steps) < 60, "no step waited for an engine to start"
+    assert any(step["pool/actors_serving"] == 1 for step in steps), "no step waited for an engine to start"

@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,12 +19,14 @@ import pytest
 import yaml
 from PIL import Image
 
+from medr1_ray.cluster.ports import free_port
 from medr1_ray.config import tiny_model_path
 from medr1_ray.data.images import load_image
 from medr1_ray.data.pass_rates import read_pass_rates
 from medr1_ray.data.phantoms.write import write_dataset
 from medr1_ray.data.prompt_templates import user_text
 from medr1_ray.types import Question
+from tests.integration.processes import PATIENCE, end
 from tests.repository import REPOSITORY
 
 QUESTIONS = 16
@@ -37,7 +38,7 @@ def _command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-m", f"medr1_ray.{module}", *arguments]
     return subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
@@ -61,18 +62,21 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The shipped checkpoint served; yields what waits for its address."""
     folder = tmp_path_factory.mktemp("server")
     log = folder / "log"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     environment |= {"OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", "RAY_ADDRESS": "local"}
     with log.open("w") as output:
         process = subprocess.Popen(
-            request.param(folder, port), cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT
+            request.param(folder, port),
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def address() -> str:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             assert process.poll() is None, log.read_text()
             try:
@@ -86,8 +90,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     try:
         yield address
     finally:
-        process.terminate()
-        process.wait(60)
+        end(process)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +172,7 @@ def test_the_served_checkpoint_answers_as_it_was_evaluated(
             urllib.request.Request(
                 address, json.dumps(request).encode(), {"Content-Type": "application/json"}
             ),
-            timeout=240,  # Ray Serve takes a request before its engine is up
+            timeout=PATIENCE,  # Ray Serve takes a request before its engine is up
         ) as reply:
             message = json.loads(reply.read())["choices"][0]["message"]
         assert message["content"] == evaluated_as[question.id]

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.integration.processes import PATIENCE
 from tests.repository import REPOSITORY
 
 SMALL = [
@@ -24,23 +25,23 @@ SMALL = [
     "train.prompts_per_step=4",
     "train.group_size=4",
     "run.save_every=1",
+    "run.rollouts_every=1",
     "run.resume=auto",
     "learner.world_size=2",
     "rollout.actors=1",
-    "train.steps=6",
 ]
 
 
 class Training:
-    """The command as a user types it, on a local cluster of its own."""
+    """The command as a user types it, on a local cluster of its own, for so many steps in all."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, steps: int) -> None:
         self.run = folder / "run"
         self._output = folder / "output.txt"
-        paths = [f"run.dir={self.run}", f"data.root={folder / 'phantoms'}"]
+        own = [f"run.dir={self.run}", f"data.root={folder / 'phantoms'}", f"train.steps={steps}"]
         with self._output.open("a") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "medr1_ray.train", "--config", "configs/phantom_cpu.yaml", *SMALL, *paths],
+                [sys.executable, "-m", "medr1_ray.train", "--config", "configs/phantom_cpu.yaml", *SMALL, *own],
                 cwd=REPOSITORY,
                 env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
                 stdout=output,
@@ -50,8 +51,8 @@ class Training:
     def said(self) -> str:
         return " ".join(self._output.read_text().split())
 
-    def until(self, what: Callable[[], Any], seconds: float = 300.0) -> None:
-        deadline = time.monotonic() + seconds
+    def until(self, what: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + PATIENCE
         while not what():
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < deadline, self.said()
@@ -66,36 +67,49 @@ class Training:
 
     def end(self) -> None:
         """As a power cut: the command and all that it started."""
-        every = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        for process in every:
+        every = self._children()
+        for process in (self.process, *every):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
 
     def kill(self, actor: str) -> None:
         """One of the actors of this class, as the kernel would when memory is short."""
-        found = [
-            child
-            for child in psutil.Process(self.process.pid).children(recursive=True)
-            if " ".join(child.cmdline()).startswith(f"ray::{actor}")
-        ]
+        found = []
+        for child in self._children():
+            with suppress(psutil.Error):  # it has just ended
+                if " ".join(child.cmdline()).startswith(f"ray::{actor}"):
+                    found.append(child)
         found[-1].kill()
+
+    def _children(self) -> list[psutil.Process]:
+        """All processes that it started and that they started, as long as it runs itself."""
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
 
 
 @pytest.fixture(scope="module")
 def lost_and_killed(tmp_path_factory: pytest.TempPathFactory) -> Training:
     """A run whose second rank is killed, and then the run itself; started again by the same command."""
     folder = tmp_path_factory.mktemp("faults")
-    first = Training(folder)
+    first = Training(folder, steps=100_000)  # it cannot end before it is killed
     try:
         first.until(lambda: len(first.steps()) >= 2)
         first.kill("LearnerActor")
         first.until(lambda: re.search(r"LOST: learner-\d died while", first.said()))
-        first.until(lambda: len(first.steps()) >= 4)
+        first.until(lambda: "resuming after step " in first.said())
+        done = len(first.steps())
+        first.until(lambda: len(first.steps()) >= done + 2)
     finally:
         first.end()
-    second = Training(folder)
-    assert second.process.wait(300) == 0, second.said()
+    second = Training(folder, steps=max(first.steps()) + 2)
+    try:
+        second.process.wait(PATIENCE)
+    finally:
+        second.end()
+    assert second.process.returncode == 0, second.said()
     return second
 
 
@@ -107,9 +121,10 @@ def test_a_run_that_loses_a_rank_goes_on_by_itself(lost_and_killed: Training) ->
 
 
 def test_no_step_is_lost_or_done_twice(lost_and_killed: Training) -> None:
-    assert lost_and_killed.steps() == [1, 2, 3, 4, 5, 6]
+    steps = lost_and_killed.steps()
+    assert steps == list(range(1, steps[-1] + 1))
     summary = json.loads((lost_and_killed.run / "summary.json").read_text())
-    assert (summary["steps"], summary["groups_used"]) == (6, 24)
+    assert (summary["steps"], summary["groups_used"]) == (len(steps), 4 * len(steps))
     questions = [
         json.loads(line)["prompt_id"]
         for path in sorted((lost_and_killed.run / "rollouts").glob("step-*.jsonl"))

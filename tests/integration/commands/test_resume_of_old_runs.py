@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from medr1_ray.model.checkpoint_files import checkpoint_tensors, resolve_checkpoint
+from tests.integration.processes import PATIENCE
 from tests.repository import REPOSITORY
 
 OLD = REPOSITORY / "tests" / "data" / "run_of_e6eb291.tar.xz"
@@ -36,11 +37,11 @@ def test_a_run_of_commit_e6eb291_is_started_from_and_not_resumed(tmp_path: Path)
         | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=PATIENCE,
         check=False,
     )
     assert resumed.returncode == 1
-    error = resumed.stderr.splitlines()[-1]
+    (error,) = (line for line in resumed.stderr.splitlines() if line.startswith("error: "))
     assert error.startswith("error: none of the checkpoints in ")
     assert "manifest.json is missing in checkpoint-4" in error
     assert "an earlier version" in error

@@ -1,5 +1,6 @@
 """Real DeepSpeed under Ray: one rank at ZeRO-1 and two at ZeRO-3, against an update written out in plain torch."""
 
+import os
 import tempfile
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,7 @@ from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
 from tests.integration.learner.by_hand import plain_batch, train_twice
+from tests.integration.processes import frozen
 
 RATE, STEPS, BETA = 1e-4, 4, 0.5
 # Adam makes a step of about the rate out of a gradient of any size, rounding noise included. Kernels of other
@@ -296,9 +298,10 @@ def test_another_number_of_visual_tokens_is_refused(learners, groups):
 def test_a_passed_deadline_names_the_rank_and_what_it_was_doing(learners):
     learner = Learner.__new__(Learner)
     vars(learner).update(vars(learners[0]))
-    learner._sync_deadline = replace(learner._sync_deadline, seconds=1e-4)
-    still = r"one-0: still publishing policy version 3 after 0\.0001 s \(cluster\.sync_timeout_seconds\)"
-    with pytest.raises(RuntimeError, match=still):
+    learner._sync_deadline = replace(learner._sync_deadline, seconds=0.1)
+    rank = ray.get(learner._ranks[0].__ray_call__.remote(lambda self: os.getpid()))
+    still = r"one-0: still publishing policy version 3 after 0\.1 s \(cluster\.sync_timeout_seconds\)"
+    with frozen(rank), pytest.raises(RuntimeError, match=still):
         learner.publish_weights(3)
 
 

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+from tests.integration.processes import PATIENCE
+
 # On a Ray cluster of its own, whose two GPUs exist in Ray's books only: no actor here touches one.
 SCRIPT = """
 import json
@@ -32,13 +34,13 @@ learner = Learner(config)
 ranks = [rank.__ray_call__.remote(lambda self: ray.get_gpu_ids()) for rank in learner._ranks]
 place_of = learner.places_on_same_gpus()
 engines = [Engine.options(**place_of(f"rollout-{i}").options()).remote() for i in range(2)]
-print(json.dumps([ray.get(ranks, timeout=100), ray.get([engine.gpus.remote() for engine in engines], timeout=100)]))
+print(json.dumps([ray.get(ranks), ray.get([engine.gpus.remote() for engine in engines])]))
 """
 
 
 def test_a_rank_and_its_engine_share_a_gpu_that_no_other_pair_has() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=200
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     ranks, engines = json.loads(done.stdout.splitlines()[-1])

@@ -17,6 +17,8 @@ from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import NODE_KIND_HEAD, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 HEAD_ID = "head"
+# Workers take any port: those of the default range would be taken by several nodes of one machine at the same time.
+OWN_PORTS = ["--min-worker-port=0", "--max-worker-port=0"]
 
 
 class ProcessNodeProvider(NodeProvider):  # type: ignore[misc]
@@ -76,7 +78,7 @@ class ProcessNodeProvider(NodeProvider):  # type: ignore[misc]
                 "RAY_NODE_TYPE_NAME": tags[TAG_RAY_USER_NODE_TYPE],
             }
             command = ["ray", "start", "--block", f"--address={self.provider_config['address']}"]
-            command += [f"--num-cpus={int(resources['CPU'])}", "--object-store-memory=100000000"]
+            command += [f"--num-cpus={int(resources['CPU'])}", "--object-store-memory=100000000", *OWN_PORTS]
             command += ["--labels", ",".join(f"{label}={value}" for label, value in labels.items())]
             threading.Thread(target=self._run, args=(node_id, command, environment), daemon=True).start()
 

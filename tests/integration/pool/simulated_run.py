@@ -66,13 +66,13 @@ def run(
     behaviour: Mapping[str, Any],
     special: Mapping[str, Mapping[str, Any]] | None = None,
     update_seconds: float = 0.0,
-    targets: Mapping[str, int] | None = None,
+    measured: bool = True,
 ) -> None:
     """`train.steps` steps, each of which "updates" for `update_seconds`.
 
-    `special` is the behaviour of single actors by number, `targets` says at which steps how many actors are wanted;
-    without it the number follows from what is measured. The line `slower` on standard input makes the updates take ten
-    times as long, `stop` makes the step the last.
+    `special` is the behaviour of single actors by number. How many are wanted follows from what is `measured`, or from
+    lines on standard input, of which `actors 3` has the next step begin with three. The line `slower` makes the updates
+    take a hundred times as long, `stop` makes the step the last.
     """
     config = Config.model_validate(
         {"run": {"dir": Path("unused")}, "data": {"format": "phantoms", "root": Path("unused")}, **settings}
@@ -92,32 +92,36 @@ def run(
     )
     scaling, busy_time = Scaling.of(config), BusyTime()
     rollout_actors.wait_until_up()
-    told: set[str] = set()
-    threading.Thread(target=lambda: told.update(map(str.strip, iter(sys.stdin.readline, ""))), daemon=True).start()
+    told: list[str] = []
+    threading.Thread(target=lambda: told.extend(map(str.strip, iter(sys.stdin.readline, ""))), daemon=True).start()
     for step in range(config.train.steps):
-        if targets and str(step) in targets:
-            pool.scale(targets[str(step)], "as told")
-            while pool.actor_counts().serving != targets[str(step)] and step:
-                pool.poll(0.1)
+        for line in list(told):
+            if line.startswith("actors "):
+                told.remove(line)
+                pool.scale(int(line.split()[1]), "as told")
+                while step and pool.actor_counts().serving != pool.actor_counts().target:  # at 0 none has weights
+                    pool.poll(0.1)
         start = time.monotonic()
         tell("sync", version=step)
         pool.load_weights(WeightUpdate(step, (), f"digest of {step}"))
         synced = time.monotonic()
         pool.fill(versions_ahead=0)
-        tell("generating", load=pool.ledger.load_of(pool.rollout_names))
+        names = pool.rollout_names
+        nodes = {name: rollout_actors._actors[name].node_id for name in names}
+        tell("generating", load=pool.ledger.load_of(names), nodes=nodes)
         groups = pool.take(step)
         assert {int(version) for group in groups for version in group.completions.versions} <= set(
             range(step - config.train.max_staleness, step + 1)
         )
         taken = time.monotonic()
         pool.fill(versions_ahead=1)
-        update_until = taken + update_seconds * (10 if "slower" in told else 1)
+        update_until = taken + update_seconds * (100 if "slower" in told else 1)
         while time.monotonic() < update_until:
             pool.poll(0.05)
         busy = seconds_of(busy_time.add(pool.drain_spans()), "rollout-")
         lost = pool.actor_counts().lost
         scaling.measure(taken - synced, synced - start + time.monotonic() - taken, busy, lost)
-        if targets is None:
+        if measured:
             pool.scale(scaling.choose(pool.actor_counts().target), f"idle {scaling.idle_fraction}")
         counts = pool.ledger.counts()
         tell(
@@ -129,6 +133,7 @@ def run(
             at_once=most_at_once([group.completions.span for group in groups]),
             ledger=asdict(counts),
             serving=pool.actor_counts().serving,
+            gone=sum(pool.actor_counts().gone.values()),
             target=pool.actor_counts().target,
             nodes=sum(node["Alive"] for node in ray.nodes()),
         )

@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.integration.processes import PATIENCE
+
 SIMULATION = Path(__file__).with_name("simulated_run.py")
 SLOTS = {"engine": {"max_num_seqs": 16}}  # 4 groups of 4 at once
 STEP = {"prompts_per_step": 16, "group_size": 4}
-DEADLINES = {"placement_timeout_seconds": 20, "start_timeout_seconds": 60, "sync_timeout_seconds": 60}
+# So long that no healthy actor of a busy machine exceeds them.
+DEADLINES = {"placement_timeout_seconds": 300, "start_timeout_seconds": 300, "sync_timeout_seconds": 300}
 
 
 class SimulatedRun:
@@ -44,7 +47,7 @@ class SimulatedRun:
             self._queue.put(line)
         self._queue.put("")
 
-    def until(self, event: str, timeout: float = 300.0, **values: Any) -> dict[str, Any]:
+    def until(self, event: str, timeout: float = PATIENCE, **values: Any) -> dict[str, Any]:
         """The next line of this event with these values; fails when the run ends before."""
         end = time.monotonic() + timeout
         while True:

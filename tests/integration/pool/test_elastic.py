@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -21,8 +21,10 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.integration.pool.process_nodes import HEAD_ID, cluster_settings
+from medr1_ray.cluster.ports import free_port
+from tests.integration.pool.process_nodes import HEAD_ID, OWN_PORTS, cluster_settings
 from tests.integration.pool.simulation import SLOTS, STEP, SimulatedRun
+from tests.integration.processes import PATIENCE
 from tests.repository import REPOSITORY
 
 Simulate = Callable[..., SimulatedRun]
@@ -52,9 +54,10 @@ def nodes(cluster: Cluster) -> Iterator[Any]:
 
     def have(count: int) -> list[Any]:
         while len(cluster.worker_nodes) < count:
-            cluster.add_node(num_cpus=1, labels={"role": "rollout"})
+            cluster.add_node(wait=False, num_cpus=1, labels={"role": "rollout"})
         while len(cluster.worker_nodes) > count:
             cluster.remove_node(next(iter(cluster.worker_nodes)))
+        cluster.wait_for_nodes(PATIENCE)
         return list(cluster.worker_nodes)
 
     yield have
@@ -81,7 +84,8 @@ def kill_node(cluster: Cluster, node: Any) -> None:
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     workers = raylet.children(recursive=True)
     for worker in workers:
-        worker.suspend()
+        with suppress(psutil.NoSuchProcess):  # an idle worker may end at any time
+            worker.suspend()
     cluster.remove_node(node, allow_graceful=False)
     for worker in workers:
         with suppress(psutil.NoSuchProcess):
@@ -96,15 +100,20 @@ def test_throughput_follows_the_number_of_actors(cluster: Cluster, nodes: Any, s
     run = simulate(
         cluster.address,
         cluster=LABELS,
-        settings={"train": {"steps": 9, **STEP}, "rollout": {"actors": 1, "max_actors": 4, **SLOTS}},
+        settings={"train": {"steps": 10_000, **STEP}, "rollout": {"actors": 1, "max_actors": 4, **SLOTS}},
         behaviour={"group_seconds": 1.0},
-        targets={"3": 2, "6": 4},
+        measured=False,
     )
+    # 16 groups, 4 at once on each actor. How long that takes is the machine's affair (benchmarks/scale.py measures it),
+    # and so is whether the last of a step begins before the first is done: some step shows it.
+    for actors in (1, 2, 4):
+        run.tell(f"actors {actors}")
+        run.until("step", target=actors, at_once=4 * actors)
+    run.tell("stop")
     run.finish()
-    # 16 groups, 4 at once on each actor. How long that takes is the machine's affair (benchmarks/scale.py measures it).
-    for actors, steps in ((1, (0, 1, 2)), (2, (3, 4, 5)), (4, (6, 7, 8))):
-        assert max(run.steps()[step]["at_once"] for step in steps) == 4 * actors
-        assert all(len(run.steps()[step]["actors"]) == actors for step in steps[1:])
+    for line in run.steps():
+        assert line["at_once"] <= 4 * line["target"]
+        assert len(line["actors"]) == line["target"], "each has its part"
 
 
 def test_a_run_outlives_the_loss_of_actors_and_nodes(
@@ -112,37 +121,33 @@ def test_a_run_outlives_the_loss_of_actors_and_nodes(
 ) -> None:
     """One dies and one hangs in mid-sync, one holds other bytes, a node is killed, added, and told to go."""
     first = list(nodes(3))
-    deadline = 6
+    deadline = 20
     run = simulate(
         cluster.address,
         cluster={**LABELS, "sync_timeout_seconds": deadline},
         # All three are there from the first version on.
         settings={"train": {"steps": 10_000, **STEP}, "rollout": {"actors": 3, **SLOTS}},
-        behaviour={"group_seconds": 1.5},  # much longer than it takes to stop a process, even on a busy machine
+        behaviour={"group_seconds": 0.5},
         special={"0": {"dies_loading": 2}, "1": {"hangs_loading": 3}, "2": {"wrong_digest": 4}},
     )
-    run.until("step", step=4)
-    run.until("step", timeout=300, serving=3)
-    # Every actor has groups now, and those of the killed node are not finished however long the killing takes.
-    assert set(run.until("generating")["load"].values()) == {4}
+    run.until("step", gone=3, serving=3)
     kill_node(cluster, first.pop())
     # Before there is room for a replacement, which may serve before the step ends.
-    run.until("step", timeout=300, serving=2)
+    run.until("step", gone=4, serving=2)
     nodes(3)
-    run.until("step", timeout=300, serving=3)
+    run.until("step", serving=3)
     command = [str(Path(sys.executable).with_name("ray")), "drain-node", f"--address={cluster.address}"]
-    command += [f"--node-id={first.pop().node_id}", "--reason-message=spot", "--deadline-remaining-seconds=30"]
+    command += [f"--node-id={first.pop().node_id}", "--reason-message=spot", "--deadline-remaining-seconds=600"]
     command += ["--reason=DRAIN_NODE_REASON_PREEMPTION"]
     subprocess.run(command, check=True, capture_output=True)
-    run.until("step", timeout=300, serving=2)
+    run.until("step", gone=5, serving=2)
     run.tell("stop")
     end = run.finish()
 
     assert run.books_add_up()
     last = run.steps()[-1]
     assert last["ledger"]["used"] == 16 * (last["step"] + 1)
-    assert last["ledger"]["reissued"] > 0, "what the killed node had was issued again"
-    assert max(line["sync_seconds"] for line in run.steps()) < deadline + 3, "no sync waits beyond its deadline"
+    assert max(line["sync_seconds"] for line in run.steps()) < 2 * deadline, "no sync waits for two deadlines"
     said = "\n".join(run.said())
     late = f"`load_weights()` was not answered within cluster.sync_timeout_seconds={deadline}"
     assert f"rollout-1 is gone (lost): {late}" in said
@@ -152,13 +157,32 @@ def test_a_run_outlives_the_loss_of_actors_and_nodes(
     assert end["asked"] == 8, "each was replaced, and the last of them waits for a node"
 
 
+def test_what_a_killed_node_had_is_issued_again(cluster: Cluster, nodes: Any, simulate: Simulate) -> None:
+    by_id = {node.node_id: node for node in nodes(2)}
+    run = simulate(
+        cluster.address,
+        cluster=LABELS,
+        settings={"train": {"steps": 10_000, **STEP}, "rollout": {"actors": 2, **SLOTS}},
+        behaviour={"group_seconds": 0.1},
+        special={"1": {"group_seconds": 100_000}},  # not finished before the node is killed, however long that takes
+    )
+    begun = run.until("generating")
+    assert begun["load"] == {"rollout-0": 4, "rollout-1": 4}
+    kill_node(cluster, by_id[begun["nodes"]["rollout-1"]])
+    step = run.until("step", step=0)
+    assert (step["ledger"]["used"], step["ledger"]["reissued"]) == (16, 4)
+    run.tell("stop")
+    assert run.finish()["gone"]["lost"] == 1
+    assert run.books_add_up()
+
+
 def test_the_end_of_the_last_actor_is_an_error_after_a_deadline(
     cluster: Cluster, nodes: Any, simulate: Simulate
 ) -> None:
     nodes(1)
     run = simulate(
         cluster.address,
-        cluster={**LABELS, "placement_timeout_seconds": 5},
+        cluster={**LABELS, "placement_timeout_seconds": 30},
         settings={"train": {"steps": 10_000, **STEP}, "rollout": {"actors": 1, **SLOTS}},
         behaviour={"group_seconds": 0.1},
     )
@@ -213,14 +237,15 @@ def test_a_question_that_kills_actors_is_set_aside_and_the_run_goes_on(
         cluster=LABELS,
         settings={"run": {"dir": str(tmp_path)}, "train": {"steps": 3, **STEP}, "rollout": {"actors": 2, **SLOTS}},
         behaviour={"dies_on": "q7"},
-        targets={},
+        measured=False,
     )
     end = run.finish()
     assert run.books_add_up()
     assert run.steps()[-1]["ledger"]["used"] == 3 * 16
     assert run.steps()[-1]["ledger"]["dropped"]["set_aside"] >= 2, "it comes in each epoch"
     assert [folder.name for folder in (tmp_path / "set_aside").iterdir()] == ["q7"]
-    assert end["gone"]["lost"] == 3
+    # It is blamed for two deaths without other groups. The first is not one of them, unless the others were answered.
+    assert end["gone"]["lost"] in (2, 3)
 
 
 def test_actors_that_die_as_they_start_are_an_error_before_the_run_begins(
@@ -241,20 +266,12 @@ def test_a_failure_of_the_first_actor_ends_the_run(cluster: Cluster, nodes: Any,
     nodes(1)
     run = simulate(
         cluster.address,
-        cluster={**LABELS, "sync_timeout_seconds": 2},
+        cluster=LABELS,
         settings={"train": {"steps": 1, **STEP}, "rollout": {"actors": 1, **SLOTS}},
         behaviour={"wrong_digest": 0},
     )
     with pytest.raises(AssertionError, match=r"rollout-0 did not start: it reports version 0 with digest 000"):
         run.finish()
-
-
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return int(free.getsockname()[1])
 
 
 @contextmanager
@@ -264,7 +281,8 @@ def ray_process(*arguments: str, inside: tuple[str, ...] = (), **environment: st
     Ray takes its time to end a node that has lost its head, so that what is not gone soon is killed.
     """
     command = [*inside, str(Path(sys.executable).with_name("ray")), "start", "--block", *arguments]
-    command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={_free_port()}"]
+    command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}"]
+    command += OWN_PORTS
     with subprocess.Popen(
         command,
         env={**os.environ, **environment},
@@ -283,17 +301,19 @@ def ray_process(*arguments: str, inside: tuple[str, ...] = (), **environment: st
 
 
 def wait_for_nodes(address: str, count: int, inside: tuple[str, ...]) -> None:
-    """Wait until so many nodes have joined."""
+    """Wait until so many nodes have joined; the head may not answer yet."""
     script = (
         f"import ray, time; ray.init({address!r}, logging_level='ERROR', log_to_driver=False)\n"
         f"while sum(node['Alive'] for node in ray.nodes()) < {count}: time.sleep(0.2)"
     )
-    subprocess.run([*inside, sys.executable, "-c", script], check=True, timeout=90)
+    end = time.monotonic() + PATIENCE
+    while (done := subprocess.run([*inside, sys.executable, "-c", script], timeout=PATIENCE)).returncode:
+        assert time.monotonic() < end, done
 
 
 def test_the_autoscaler_follows_the_request_up_and_down(tmp_path: Path, simulate: Simulate) -> None:
     """One node to begin with, four while the learner waits, one when updates take longer than generation."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     settings = tmp_path / "cluster.json"
     settings.write_text(cluster_settings(address, most_nodes=4, idle_minutes=0.05))
     head = ray_process(
@@ -316,18 +336,19 @@ def test_the_autoscaler_follows_the_request_up_and_down(tmp_path: Path, simulate
         rollout = {"actors": 1, "max_actors": 4, "scale_every": 2, **SLOTS}
         run = simulate(
             address,
-            cluster={**LABELS, "placement_timeout_seconds": 90},
+            cluster=LABELS,
             settings={"train": {"steps": 10_000, **STEP}, "rollout": rollout},
-            # 16 groups, 4 at once, 0.2 seconds each: 0.8 actor-seconds a step. Of 0.4 seconds of update follow
-            # 0.8 / (0.4 / 0.8 * 0.2) = 8 actors, of 4 seconds one.
-            behaviour={"group_seconds": 0.2},
-            update_seconds=0.4,
+            # 16 groups, 4 at once, 0.25 seconds each: 1 actor-second a step, and more on a busy machine. Of 0.1 seconds
+            # of update follow 1 / (0.1 / 0.8 * 0.2) = 40 actors (and 4 of a second with what a busy machine adds), of
+            # 10 seconds one, as long as a step has less than 2.5 actor-seconds.
+            behaviour={"group_seconds": 0.25},
+            update_seconds=0.1,
         )
-        run.until("step", timeout=300, serving=1)
-        run.until("step", timeout=300, nodes=5, serving=4)
+        run.until("step", serving=1)
+        run.until("step", nodes=5, serving=4)
         run.tell("slower")
-        run.until("step", timeout=300, target=1)
-        run.until("step", timeout=300, nodes=2, serving=1)
+        run.until("step", target=1)
+        run.until("step", nodes=2, serving=1)
         run.tell("stop")
         run.finish()
         assert run.books_add_up()
@@ -372,7 +393,7 @@ def network(nodes: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline(simulate: Simulate) -> None:
-    deadline = 5
+    deadline = 25
     with network(2) as (head_name, names):
         in_head = ("ip", "netns", "exec", head_name)
         address = "10.98.7.1:6379"
@@ -403,15 +424,16 @@ def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline(simulate
             run = simulate(
                 address,
                 inside=in_head,
-                cluster={**LABELS, "placement_timeout_seconds": 60, "sync_timeout_seconds": deadline},
-                settings={"train": {"steps": 8, **STEP}, "rollout": {"actors": 2, **SLOTS}},
-                behaviour={"group_seconds": 0.1, "load_seconds": 2.0},
+                cluster={**LABELS, "sync_timeout_seconds": deadline},
+                settings={"train": {"steps": 4, **STEP}, "rollout": {"actors": 2, **SLOTS}},
+                # Time enough to cut a node off while it loads, and to load before the deadline.
+                behaviour={"group_seconds": 0.1, "load_seconds": 8.0},
             )
-            run.until("step", timeout=300, step=1)
+            run.until("step", step=1)
             run.until("sync", version=2)
             subprocess.run(["ip", "-n", head_name, "link", "set", names[0], "down"], check=True)
             end = run.finish()
     assert run.books_add_up()
-    assert [len(line["actors"]) for line in run.steps()] == [2, 2, 1, 1, 1, 1, 1, 1]
-    assert max(line["sync_seconds"] for line in run.steps()) < deadline + 3
+    assert [len(line["actors"]) for line in run.steps()] == [2, 2, 1, 1]
+    assert max(line["sync_seconds"] for line in run.steps()) < 2 * deadline
     assert end["gone"]["lost"] == 1

@@ -17,6 +17,7 @@ from medr1_ray.config import Config
 from medr1_ray.pool import reward_actors as module
 from medr1_ray.pool.reward_actors import RewardActors
 from medr1_ray.types import Completions, Question, Rewards, Span
+from tests.integration.processes import PATIENCE
 
 QUESTION = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "none")
 FUNCTION = "def length(completion, question, mode):\n    return len(completion)\n"
@@ -50,7 +51,7 @@ def test_one_that_stands_still_is_replaced_and_its_groups_are_scored(
             "run": {"dir": tmp_path},
             "data": {"format": "phantoms", "root": "unused"},
             "train": {"steps": 1},
-            "reward": {"functions": {"on_the_drivers_path:length": 1.0}, "timeout_seconds": 1.0},
+            "reward": {"functions": {"on_the_drivers_path:length": 1.0}, "timeout_seconds": 10.0},
         }
     )
     calls, said = PendingCalls(), list[str]()
@@ -66,7 +67,7 @@ def test_one_that_stands_still_is_replaced_and_its_groups_are_scored(
         pytest.fail(str(error))
 
     def wait_for(count: int) -> None:
-        end = time.monotonic() + 50
+        end = time.monotonic() + PATIENCE
         while len(scored) < count:
             assert time.monotonic() < end, said
             calls.poll(0.2)

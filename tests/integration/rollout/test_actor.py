@@ -1,7 +1,6 @@
 """The rollout actor: what it returns for a prompt, what it refuses, and what happens when its engine dies."""
 
 import os
-import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +35,7 @@ from medr1_ray.rollout.actor import EngineLostError, NotServingError, RolloutAct
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Completions, Prompt, Sampling
 from medr1_ray.weights.buckets import write_buckets
+from tests.integration.processes import PATIENCE, engine_process, frozen
 
 Weights = dict[str, torch.Tensor]
 
@@ -48,7 +48,8 @@ def weights(scrambled: Callable[..., Weights]) -> Weights:
 
 @pytest.fixture(scope="module")
 def actor(rollout_actor: Any, weights: Weights) -> Any:
-    """The shared actor, serving version 1."""
+    """The shared actor, serving version 1, whatever it served to others."""
+    ray.get(rollout_actor.forget_run.remote())
     load(rollout_actor, weights, 1)
     return rollout_actor
 
@@ -102,7 +103,8 @@ def doomed_actor(ray_cluster: None, engine_config: Config, other_model: Any) -> 
 
 
 def load(actor: Any, weights: Weights, version: int) -> None:
-    report = ray.get(actor.load_weights.remote(write_buckets(weights.items(), version, 2**20, ray.put)), timeout=60)
+    update = write_buckets(weights.items(), version, 2**20, ray.put)
+    report = ray.get(actor.load_weights.remote(update), timeout=PATIENCE)
     assert report.version == version
 
 
@@ -132,7 +134,7 @@ def test_a_group_comes_back_as_flat_arrays(actor: Any, make_prompt: Callable[[st
     assert set(found.versions) == {1}
     assert np.all(found.rollout_logprobs < 0)
     assert found.visual_tokens == 9  # 84 pixels are 6 patches of 14, merged two by two: 3 x 3
-    assert 0 < found.span.seconds < 120
+    assert 0 < found.span.seconds < PATIENCE
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_path())
     ends = np.cumsum(found.lengths)
     for end, length, truncated, text in zip(ends, found.lengths, found.truncated, found.texts, strict=True):
@@ -232,7 +234,7 @@ def test_engine_and_learner_agree_for_qwen2_5_vl_with_the_real_number_of_words(
     square = make_prompt("square")
     prompts = [square, replace(make_prompt("wide"), image=np.tile(square.image, (1, 2, 1))[:, :140])]
     sampling = Sampling(4, 10, temperature=0.7)
-    found = ray.get([doomed_actor.generate.remote(p.id, p, sampling) for p in prompts], timeout=60)
+    found = ray.get([doomed_actor.generate.remote(p.id, p, sampling) for p in prompts], timeout=PATIENCE)
 
     vocabulary = load_vocabulary(other_model.name_or_path)
     policy = Policy(other_model, vocabulary, sampling.temperature)
@@ -251,10 +253,12 @@ def test_a_dead_engine_is_a_clear_error_and_no_hang(
 ) -> None:
     weights = dict(other_model.named_parameters())
     load(doomed_actor, weights, 2)
-    running = doomed_actor.generate.remote("running", make_prompt("a"), Sampling(32, 300, temperature=1.0))
-    assert not ray.wait([running], timeout=0.5)[0]
-    log = (engine_config.run.dir / "logs" / "rollout-1.log").read_text()
-    os.kill(int(re.findall(r"EngineCore pid=(\d+)", log)[-1]), signal.SIGKILL)
+    engine = engine_process(engine_config.run.dir / "logs", "rollout-1")
+    with frozen(engine):  # it has not finished before it dies
+        running = doomed_actor.generate.remote("running", make_prompt("a"), Sampling(32, 300, temperature=1.0))
+        while ray.get(doomed_actor.status.remote()).running_requests != 1:
+            assert not ray.wait([running], timeout=0.1)[0]
+        os.kill(engine, signal.SIGKILL)
     calls = (
         lambda: running,
         lambda: doomed_actor.generate.remote("after", make_prompt("a"), Sampling(2, 4, 1.0)),
@@ -262,11 +266,11 @@ def test_a_dead_engine_is_a_clear_error_and_no_hang(
     )
     for call in calls:
         with pytest.raises(RuntimeError, match="engine process died"):
-            ray.get(call(), timeout=60)
+            ray.get(call(), timeout=PATIENCE)
     with pytest.raises(EngineLostError, match="engine process died"):
         load(doomed_actor, weights, 3)
     with pytest.raises(EngineLostError, match="engine process died"):
-        ray.get(doomed_actor.weight_member.remote(), timeout=60)
+        ray.get(doomed_actor.weight_member.remote(), timeout=PATIENCE)
 
 
 def test_likelihoods_are_those_of_transformers(

@@ -4,7 +4,7 @@ a change of members, and what happens when somebody does not come."""
 from __future__ import annotations
 
 import pickle
-import socket
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +22,7 @@ from torch.distributed.distributed_c10d import BroadcastOptions
 from vllm.distributed.device_communicators import pynccl
 from vllm.distributed.weight_transfer import packed_tensor
 
+from medr1_ray.cluster.ports import free_port
 from medr1_ray.weights.digests import WeightDigestError
 from medr1_ray.weights.engine.checked_loading import UpdateInfo
 from medr1_ray.weights.engine.nccl import NcclTransferEngine
@@ -30,7 +31,7 @@ from medr1_ray.weights.transports.nccl import NcclSender, break_off, is_broken_o
 from tests.integration.weights import small_engine as small
 
 CPU = torch.device("cpu")
-DEADLINE = 20.0
+DEADLINE = 300.0
 
 
 @dataclass
@@ -97,9 +98,7 @@ class Fleet:
         self.workers.append([small.engine(NcclTransferEngine, folder, rank, ranks) for rank in range(ranks)])
 
     def join(self, deadline: float = DEADLINE, absent: Sequence[int] = ()) -> list[Any]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.address = address = f"127.0.0.1:{free_port()}"
         places = weight_groups(address, self.members)
         calls: list[Callable[[], Any]] = [
             lambda: self.sender.join(WeightGroup(address, places[0].world_size, 0))
@@ -267,9 +266,11 @@ def test_a_broadcast_that_waits_for_a_dead_member_is_aborted_and_a_new_group_hea
     update = made.sender.publish(source, 1, to_newcomers=True)
     assert update is not None
     source.gathered.clear()
-    for outcome in made.sync(update, to=[0]):
-        assert isinstance(outcome, TimeoutError)
-        assert "policy version 1 timed out after 1 s" in str(outcome)
+    ended = made.sync(update, to=[0])
+    assert any(isinstance(outcome, TimeoutError) for outcome in ended)
+    # Whoever came later may hear from the one that waited for longer.
+    ends = r"policy version 1 (timed out after 1 s|was broken off)$"
+    assert all(re.search(ends, str(outcome)) for outcome in ended), ended
     assert sorted(recorded.destroyed) == [0, 1]
     assert source.gathered == list(small.weights_of(3))  # the other learner ranks are not left behind
     recorded.stuck = False
@@ -291,9 +292,10 @@ def test_a_broadcast_whose_member_died_is_broken_off_at_once(
     with ThreadPoolExecutor(1) as pool:
         sync = pool.submit(made.sync, update, [0])
         while sorted(recorded.waiting) != [0, 1]:
+            assert not sync.done(), sync.result()
             time.sleep(0.05)
         break_off(made.address)
-        for outcome in sync.result(timeout=50):
+        for outcome in sync.result(timeout=200):
             assert isinstance(outcome, RuntimeError)
             assert str(outcome).endswith("policy version 1 was broken off")
     assert sorted(recorded.destroyed) == [0, 1]

@@ -14,48 +14,51 @@ def test_a_body_that_waits_is_ended_and_told_from_one_that_failed() -> None:
     release = threading.Event()
     late = pytest.raises(TimeoutError, match=r"waiting timed out after 0\.05 s")
     with late, ended_by(0.05, "waiting", release.set):
-        assert release.wait(20)
+        assert release.wait(300)
 
     def fail_when_ended() -> None:
         release.clear()
-        release.wait(20)
+        release.wait(300)
         raise RuntimeError("aborted")
 
     with pytest.raises(TimeoutError) as caught, ended_by(0.05, "waiting", release.set):
         fail_when_ended()
     assert str(caught.value.__cause__) == "aborted"
     ended: list[str] = []
-    with pytest.raises(RuntimeError, match="of its own"), ended_by(20, "failing", lambda: ended.append("x")):
+    with pytest.raises(RuntimeError, match="of its own"), ended_by(600, "failing", lambda: ended.append("x")):
         raise RuntimeError("of its own")
 
 
 def test_a_body_that_is_broken_off_is_ended_before_its_time() -> None:
     release, broken_off = threading.Event(), threading.Event()
     threading.Timer(0.05, broken_off.set).start()
-    start = time.monotonic()
+    # Not by its time, which would be a TimeoutError.
     with (
         pytest.raises(RuntimeError, match=r"^receiving was broken off$"),
-        ended_by(30, "receiving", release.set, broken_off.is_set),
+        ended_by(600, "receiving", release.set, broken_off.is_set),
     ):
-        assert release.wait(20)
-    assert time.monotonic() - start < 10
+        assert release.wait(300)
 
 
 def test_what_was_in_time_is_not_ended_later() -> None:
     """An abort that comes late would end the next call."""
     ended: list[str] = []
-    with ended_by(0.05, "being quick", lambda: ended.append("x")):
-        pass
-    with pytest.raises(RuntimeError, match="of its own"), ended_by(0.05, "failing", lambda: ended.append("x")):
+    before, watches = set(threading.enumerate()), list[threading.Thread]()
+    with ended_by(60, "being quick", lambda: ended.append("x")):
+        watches += set(threading.enumerate()) - before
+    with pytest.raises(RuntimeError, match="of its own"), ended_by(60, "failing", lambda: ended.append("x")):  # noqa: PT012
+        watches += set(threading.enumerate()) - before
         raise RuntimeError("of its own")
-    time.sleep(0.1)
+    assert watches
+    for watch in watches:
+        watch.join()
     assert ended == []
 
 
 def test_a_call_that_cannot_be_ended_is_left_behind() -> None:
     release, before = threading.Event(), set(threading.enumerate())
     with pytest.raises(TimeoutError, match="joining timed out"):
-        within(0.05, "joining", lambda: release.wait(20))
+        within(0.05, "joining", release.wait)
     (left,) = set(threading.enumerate()) - before
     assert left.daemon, "it does not keep the process alive"
     release.set()
@@ -66,14 +69,14 @@ def test_a_call_in_time_returns_or_raises_what_it_does() -> None:
         time.sleep(0.05)
         return 7
 
-    assert within(20, "answering", slowly) == 7
-    assert within(20, "answering", lambda: None) is None
+    assert within(600, "answering", slowly) == 7
+    assert within(600, "answering", lambda: None) is None
 
     def fail() -> None:
         raise ValueError("wrong address")
 
     with pytest.raises(ValueError, match="wrong address"):
-        within(20, "failing", fail)
+        within(600, "failing", fail)
 
 
 @pytest.mark.parametrize(("seconds", "actor", "engine"), [(300.0, 295.0, 290.0), (20.0, 18.0, 16.0), (0.1, 0.09, 0.08)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,17 @@ def test_without_an_address_a_cluster_of_this_machine_fits_the_largest_run(
 
 
 @pytest.fixture
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+def deaf_port() -> Iterator[int]:
+    """One at which nobody listens as long as the test has it."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        yield int(deaf.getsockname()[1])
 
 
 def test_an_address_at_which_nothing_listens_is_an_error_at_once(
-    free_port: int, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    deaf_port: int, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = f"127.0.0.1:{free_port}"
+    address = f"127.0.0.1:{deaf_port}"
     said = rf"'{address}' does not answer \(.*refused.*\); start Ray there .* or unset"
     with pytest.raises(ValueError, match=rf"^cluster\.address={said} cluster\.address to run on this machine alone$"):
         connect(a_config(address))

@@ -183,7 +183,7 @@ def test_a_read_that_hangs_is_a_refusal_like_others_and_the_deadline_is_a_settin
     config = Config.model_validate(
         {
             "run": {"dir": "x"},
-            "data": {"format": "phantoms", "root": "x", "image_size": 84, "image_timeout_seconds": 0.05},
+            "data": {"format": "phantoms", "root": "x", "image_size": 84, "image_timeout_seconds": 2},
             "train": {"steps": 1},
         }
     )
@@ -191,6 +191,6 @@ def test_a_read_that_hangs_is_a_refusal_like_others_and_the_deadline_is_a_settin
     refused = ours.encode(questions[0], "p")
     assert isinstance(refused, Refused)
     assert refused.reason == "image unreadable"
-    assert refused.detail == f"q:0: {hung}: could not be read within data.image_timeout_seconds=0.05"
+    assert refused.detail == f"q:0: {hung}: could not be read within data.image_timeout_seconds=2"
     assert isinstance(ours.encode(questions[1], "p"), Prompt)
     back.set()

@@ -273,7 +273,7 @@ def test_slurm_starts_ray_on_all_nodes_and_ends_in_a_submission(tmp_path: Path) 
         "SLURM_GPUS_ON_NODE": "4",
     }
     arguments = ["bash", str(CLUSTERS / "slurm.sh"), "--config", "a b.yaml", "train.steps=3"]
-    done = subprocess.run(arguments, env=os.environ | slurm, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(arguments, env=os.environ | slurm, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     called = calls.read_text().splitlines()
     assert called[-1] == (

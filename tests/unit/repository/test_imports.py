@@ -87,7 +87,7 @@ train: {{steps: 2}}
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
         cwd="/",
     )
     assert done.returncode == 0, done.stderr

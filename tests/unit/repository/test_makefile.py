@@ -32,7 +32,7 @@ def make(clone: Path, path: Path, *arguments: str) -> subprocess.CompletedProces
             (path / tool).symlink_to(found)
     command = [shutil.which("make") or "make", *arguments]
     return subprocess.run(
-        command, cwd=clone, env={"PATH": str(path)}, capture_output=True, text=True, check=False, timeout=60
+        command, cwd=clone, env={"PATH": str(path)}, capture_output=True, text=True, check=False, timeout=300
     )
 
 

@@ -26,7 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(REPOSITORY / "medr1_ray", source / "medr1_ray", ignore=ignored)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
     command = [sys.executable, "-m", "pip", "wheel", *options, str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(folder.glob("*.whl"))
 
@@ -54,7 +54,7 @@ def test_the_wheel_runs_outside_the_repository(wheel: Path, tmp_path: Path) -> N
         "from medr1_ray.train import main; sys.exit(main(['--config', 'own.yaml', '--dry-run']))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path))
