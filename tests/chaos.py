@@ -170,8 +170,9 @@ def main() -> int:
     chance, out = random.Random(options.seed), options.out.absolute() / f"seed-{options.seed}"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    arguments = (*SETTINGS, f"train.steps={options.steps}", f"train.seed={options.seed}")
-    alone = Run(out / "alone", arguments)
+    arguments = (*SETTINGS, f"train.steps={options.steps}")
+    # The seed is that of the kills: all of them are compared with one run.
+    alone = Run(out.parent / f"alone-{options.steps}", arguments)
     alone.finish()
     evaluation = json.loads((alone.folder / "summary.json").read_text())["eval"]["after"]
     before = files_now()
