@@ -1,5 +1,6 @@
 """What the integration tests share: starting it costs seconds."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,9 @@ from medr1_ray.rewards.advantages import group_advantages
 from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Completions, Group, Prompt, Question, Rewards, Span
+
+# Ray gives its own server 30 s to start, in the processes that tests start as well.
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "600")
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def interpreters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
 
 
 def told(process: subprocess.Popen[str]) -> str:
-    out, errors = process.communicate(timeout=300)
+    out, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     return out.strip()
 
