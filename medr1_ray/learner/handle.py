@@ -118,6 +118,10 @@ class Learner:
         peak = self._config.learner.peak_flops or peak_flops(device)
         self._peak_flops = peak and peak * self._config.learner.world_size
 
+    def nodes(self) -> list[tuple[str, str]]:
+        """The name of each rank, and its node's hex id."""
+        return [(f"{self._name}-{rank}", node) for rank, node in enumerate(self._place.node_ids())]
+
     def places_on_same_gpus(self) -> Callable[[str], Place]:
         """Places for engines on the ranks' GPUs, one per rank, when they are colocated."""
         free = list(range(self._config.learner.world_size))

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from medr1_ray.base.deadline import Limit
+from medr1_ray.base.stopping import break_off_if_asked
 from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_own_failure, remote
 from medr1_ray.cluster.placement import Place, draining_nodes
 from medr1_ray.cluster.resources import NotStartedError
@@ -133,15 +134,11 @@ class RolloutActors:
         """
         if fewest is None:
             fewest, _ = self._config.rollout.actor_range
-        limit = self._config.cluster.placement_timeout_seconds
         while len(self._states.at(*_UP)) < fewest:
+            break_off_if_asked()
             self.poll(_POLL_SECONDS)
-            waiting = self._states.at(ActorStage.WANTED)
-            if waiting and self._states.seconds_at_stage(waiting[0]) > limit:
-                raise RuntimeError(
-                    f"no place for {', '.join(waiting)} after cluster.placement_timeout_seconds={limit:g}: "
-                    f"{self._places.missing(len(waiting))}. Add nodes, lower rollout.min_actors, or raise the limit"
-                )
+            if waiting := self._states.at(ActorStage.WANTED):
+                self._places.require_in_time(waiting, self._states.seconds_at_stage(waiting[0]))
 
     def ask(
         self,

@@ -60,6 +60,7 @@ class World(PendingCalls):
         self.group_seconds = 2.0
         self.group_seconds_of: dict[str, float] = {}
         self.draining: dict[str, float] = {}
+        self.leaving = ""  # what is said of the learner's nodes
         self.killed: list[str] = []
         self.said: list[str] = []
         self.happens: Callable[[], None] = lambda: None  # Called at every wait, for what goes wrong then.
