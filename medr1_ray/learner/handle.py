@@ -33,7 +33,7 @@ from medr1_ray.learner.batching import (
 from medr1_ray.learner.messages import (
     GroupLogprobs,
     ImitationReport,
-    LearnerLostError,
+    LearnerLateError,
     LogprobsRequest,
     RankSettings,
     UpdateReport,
@@ -97,13 +97,13 @@ class Learner:
         """Wait until every rank is placed and has loaded the model.
 
         `say` takes a line about what is missing; `meanwhile` is called repeatedly while this waits.
-        Raises ValueError where a rank's node and the driver's do not see the same files, and NotStartedError where a
-        rank does not start.
+        Raises ValueError where a rank's node and the driver's do not see the same files, NotStartedError where a rank
+        does not start or is late, and LearnerLostError where its process was killed.
         """
         try:
             self._start(say, meanwhile)
-        except LearnerLostError as error:
-            # Nothing is lost yet, and another start would probably end in the same way.
+        except LearnerLateError as error:
+            # Nothing is lost yet, and another start would probably take as long.
             raise NotStartedError(str(error)) from error
 
     def _start(self, say: Callable[[str], None], meanwhile: Meanwhile) -> None:

@@ -11,6 +11,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from medr1_ray.base.shared_file import SharedFile
+from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.config import Config
 from medr1_ray.learner import handle as module
 from medr1_ray.learner import rank_calls
@@ -279,11 +280,21 @@ def test_a_rank_that_failed_because_another_died_is_not_the_one_that_is_named(ra
         a_learner(ranks).publish_weights(7)
 
 
-def test_a_rank_that_dies_as_it_starts_is_an_error_of_the_start(ranks: Ranks) -> None:
+def test_a_rank_that_is_killed_as_it_starts_is_a_loss(ranks: Ranks) -> None:
     ranks.raises[1] = ActorDiedError()
-    with pytest.raises(RuntimeError, match=r"^learner-1 died while opening its log") as found:
+    with pytest.raises(LearnerLostError, match=r"^learner-1 died while opening its log"):
         a_learner(ranks).start()
-    assert not isinstance(found.value, LearnerLostError), "another start would end in the same way"
+
+
+def test_a_rank_that_fails_as_it_starts_or_is_late_is_an_error_of_the_start(ranks: Ranks) -> None:
+    text = "The actor died because of an error raised in its creation task\nImportError: no module named torch"
+    ranks.raises[1] = ActorDiedError(RayTaskError("__init__", text, ImportError()))
+    with pytest.raises(NotStartedError, match=r"^learner-1 did not start: ImportError: no module named torch$"):
+        a_learner(ranks).start()
+    del ranks.raises[1]
+    ranks.silent = {1}
+    with pytest.raises(NotStartedError, match=r"^learner-1: still opening its log after .*start_timeout_seconds"):
+        a_learner(ranks).start()
 
 
 def test_a_mistake_of_the_settings_is_told_as_the_rank_tells_it(ranks: Ranks) -> None:
