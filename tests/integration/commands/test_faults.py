@@ -36,6 +36,7 @@ class Training:
 
     def __init__(self, folder: Path) -> None:
         self.run = folder / "run"
+        self.addresses: set[str] = set()
         self._output = folder / "output.txt"
         paths = [f"run.dir={self.run}", f"data.root={folder / 'phantoms'}"]
         with self._output.open("a") as output:
@@ -72,29 +73,54 @@ class Training:
                 process.kill()
         self.process.wait()
 
-    def kill(self, actor: str) -> None:
-        """One of the actors of this class, as the kernel would when memory is short."""
-        found = [
-            child
-            for child in psutil.Process(self.process.pid).children(recursive=True)
-            if " ".join(child.cmdline()).startswith(f"ray::{actor}")
-        ]
-        found[-1].kill()
+    def actors(self, kind: str) -> list[psutil.Process]:
+        """Processes of the actors of this class."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if " ".join(child.cmdline()).startswith(f"ray::{kind}"):
+                    found.append(child)
+        return found
+
+    def engines(self) -> list[psutil.Process]:
+        """The processes that vLLM starts for its engines, also while they start."""
+        found = []
+        for actor in self.actors("RolloutActor"):
+            with suppress(psutil.NoSuchProcess):
+                found += [each for each in actor.children() if "spawn_main" in " ".join(each.cmdline())]
+        return found
+
+    def listening(self) -> set[str]:
+        """The addresses at which the run's processes can be reached."""
+        found = set()
+        driver = psutil.Process(self.process.pid)
+        for process in (driver, *driver.children(recursive=True)):
+            with suppress(psutil.Error):
+                sockets = process.net_connections("inet")
+                found |= {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+        return {address.removeprefix("::ffff:") for address in found}
 
 
 @pytest.fixture(scope="module")
 def lost_and_killed(tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """A run whose second rank is killed, and then the run itself; started again by the same command."""
+    """A run whose engine is killed as it starts, then its second rank, as the kernel would where memory is short, and
+    then the run itself; started again by the same command."""
     folder = tmp_path_factory.mktemp("faults")
     first = Training(folder)
     try:
+        first.until(first.engines)
+        first.engines()[0].kill()
+        lost = r"rollout-0 is gone \(lost\): EngineLostError: the engine process was ended by"
+        first.until(lambda: re.search(lost, first.said()))
         first.until(lambda: len(first.steps()) >= 2)
-        first.kill("LearnerActor")
+        addresses = first.listening()
+        first.actors("LearnerActor")[-1].kill()
         first.until(lambda: re.search(r"LOST: learner-\d died while", first.said()))
         first.until(lambda: len(first.steps()) >= 4)
     finally:
         first.end()
     second = Training(folder)
+    second.addresses = addresses
     assert second.process.wait(300) == 0, second.said()
     return second
 
@@ -104,6 +130,10 @@ def test_a_run_that_loses_a_rank_goes_on_by_itself(lost_and_killed: Training) ->
     assert said.count("LOST: ") == 1
     assert "The run goes on from checkpoint-" in said
     assert said.count("resuming after step ") == 2, "once by itself, and once by the command"
+
+
+def test_a_local_run_of_two_ranks_listens_on_loopback_alone(lost_and_killed: Training) -> None:
+    assert lost_and_killed.addresses == {"127.0.0.1"}
 
 
 def test_no_step_is_lost_or_done_twice(lost_and_killed: Training) -> None:

@@ -43,6 +43,7 @@ class Ranks:
         self.silent: set[int] = set()
         self.killed: list[int] = []
         self.given_back = 0
+        self.nodes = ["a", "b"]
 
     def arguments_of(self, method: str) -> list[tuple[Any, ...]]:
         return [arguments for _, asked, arguments in self.asked if asked == method]
@@ -88,6 +89,9 @@ class Place:
         self._ranks = ranks
         self.group: Any = None
 
+    def node_ids(self) -> list[str]:
+        return self._ranks.nodes
+
     def give_back(self) -> None:
         self._ranks.given_back += 1
 
@@ -105,7 +109,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     ranks.answers["rendezvous_address"] = lambda rank: "host:1"
     marks = tmp_path_factory.mktemp("marks")
     ranks.answers["open_log"] = lambda rank, files, run: SharedFile.mark("run.dir", marks, marks / f".learner-{rank}")
-    ranks.answers["start"] = lambda rank, address: "cpu"
+    ranks.answers["start"] = lambda rank, meeting: "cpu"
     ranks.answers["update"] = update_report
     ranks.answers["prepare"] = prepared
     return ranks
@@ -149,7 +153,17 @@ def test_all_ranks_start_at_the_address_of_the_first(ranks: Ranks) -> None:
     a_learner(ranks, peak_flops=1e12).start()
     logs, *started = [ranks.asked[:2], *ranks.asked[2:]]
     assert [(number, method) for number, method, _ in logs] == [(0, "open_log"), (1, "open_log")]
-    assert started == [(0, "rendezvous_address", ()), (0, "start", ("host:1",)), (1, "start", ("host:1",))]
+    assert started == [(0, "rendezvous_address", ()), *((rank, "start", ("tcp://host:1",)) for rank in (0, 1))]
+
+
+def test_ranks_on_one_node_meet_at_a_file_and_open_no_port(ranks: Ranks) -> None:
+    ranks.nodes = ["a", "a"]
+    ranks.answers["rendezvous_file"] = lambda rank: "file:///tmp/of-rank-0/ranks"
+    learner = a_learner(ranks, peak_flops=1e12)
+    learner.start()
+    assert ranks.arguments_of("start") == [("file:///tmp/of-rank-0/ranks",)] * 2
+    assert ranks.arguments_of("rendezvous_address") == []
+    assert learner.nodes() == [("learner-0", "a"), ("learner-1", "a")]
 
 
 def test_ranks_and_driver_look_for_each_others_files_before_a_model_is_loaded(ranks: Ranks, tmp_path: Path) -> None:
