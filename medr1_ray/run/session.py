@@ -129,7 +129,8 @@ class Session:
         self.totals.completions += len(demonstrations)
         spans = self._take_spans(report.spans)
         seconds = PhaseSeconds.of(spans)
-        self._note_skipped([report.step])
+        if self._note_skipped([report.step]):
+            self.tracker.record_demonstrations(self.step, demonstrations)
         metrics = imitation_metrics(
             demonstrations, report, self.stream.state().dropped, self.skipped_steps.total, seconds
         )

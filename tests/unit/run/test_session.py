@@ -340,6 +340,18 @@ def test_a_supervised_step_is_recorded_without_rollouts(world: World, tmp_path: 
     spans = [json.loads(each) for each in (tmp_path / "spans.jsonl").read_text().splitlines()]
     assert [each["phase"] for each in spans] == ["data", "weight_sync", "parity", "update"]
     assert session.save().name == "checkpoint-1"
+    assert not (tmp_path / "recorded").exists()
+
+
+def test_of_a_supervised_step_that_is_skipped_the_demonstrations_are_kept(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 2}, actors=1)
+    session.sync_for_evaluation()
+    (group,) = session.pool.run(session.take_prompts()[:1], Sampling(1, 4, 0.0))
+    demonstrations = [(group.prompt, group.completions)]
+    for norm in (np.inf, 1.0):
+        session.learner.norm = norm  # type: ignore[attr-defined]
+        session.log_imitation(demonstrations, session.imitate(demonstrations))
+    assert [path.name for path in (tmp_path / "recorded").iterdir()] == ["demonstrations-000001.safetensors"]
 
 
 def test_a_checkpoint_says_where_the_run_stands(world: World, tmp_path: Path) -> None:
