@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
+from medr1_ray.base.stopping import StopAskedError, finishing, heeding_signals
 from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.pool.actor_states import ActorStage, Leave
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
-from tests.unit.pool.world import Method, World, a_config, install, update
+from tests.unit.pool.world import Method, World, a_config, ask_to_stop, install, update
 
 
 @pytest.fixture
@@ -173,6 +174,16 @@ def test_a_failed_start_points_at_the_actors_log_if_there_is_one(world: World, t
     (tmp_path / "logs" / "rollout-0.log").touch()
     with pytest.raises(RuntimeError, match=rf"wrong model \(more in {tmp_path}/logs/rollout-0\.log\)$"):
         actors.lose("rollout-0", "wrong model", own_failure=True)
+
+
+def test_a_wait_for_engines_is_broken_off_where_the_run_was_asked_to_stop(world: World) -> None:
+    """As in a sync of a broadcast whose members are all gone."""
+    world.silent.add("rollout-0")
+    actors = some_actors(world, actors=1)
+    ask_to_stop(world, 3)
+    with heeding_signals(), finishing("this step"), pytest.raises(StopAskedError):
+        actors.wait_until_up()
+    assert world.now <= 4
 
 
 def test_a_start_that_takes_too_long_ends_a_run_that_has_not_begun(world: World) -> None:
