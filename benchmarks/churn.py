@@ -120,11 +120,16 @@ def preempt(cluster: Cluster, run: Path, name: str) -> Any:
     pid = engine_process(run, name)
     while pid not in raylets:  # engine, actor, raylet: each is the parent of the one before
         pid = parent(pid)
+    drain(cluster, raylets[pid])
+    return raylets[pid]
+
+
+def drain(cluster: Cluster, node: Any) -> None:
+    """Send a preemption notice to a node, which leaves it ten minutes."""
     ray = str(Path(sys.executable).with_name("ray"))  # not on PATH unless the environment is activated
-    command = [ray, "drain-node", f"--address={cluster.address}", f"--node-id={raylets[pid].node_id}"]
+    command = [ray, "drain-node", f"--address={cluster.address}", f"--node-id={node.node_id}"]
     command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=600"]
     subprocess.run(command, check=True, capture_output=True)
-    return raylets[pid]
 
 
 def churn(training: Training, cluster: Cluster, run: Path) -> None:

@@ -46,7 +46,7 @@ class PlainLearnerActor(LearnerActor):
 def learner(config: Config, shape: Shape, plain: bool) -> bare.Turn:
     """Prepare a learner rank; a turn is a whole update, always of version 0 to keep the learning rate the same."""
     actor = (PlainLearnerActor if plain else LearnerActor)(RankSettings.of(config), 0, "learner-0")
-    actor.start(actor.rendezvous_address())
+    actor.start(actor.rendezvous_file())
     request = update_request(config, random_groups(config, shape), shape, plain)
     return lambda _: actor.update(request) and None
 

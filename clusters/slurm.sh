@@ -24,6 +24,7 @@ fi
 cd "${SLURM_SUBMIT_DIR:?this script runs under sbatch}"
 export PATH="$PWD/.venv/bin:$PATH"
 export RAY_AUTH_MODE=token
+export RAY_JOB_STOP_WAIT_TIME_S=300 # `ray job stop` leaves a run this long for its checkpoint
 
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(head -n 1 <<<"$nodes")

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medr1_ray.base.stopping import finishing
 from medr1_ray.config import Config
 from medr1_ray.run.command import run_command
 from medr1_ray.run.opening import open_session
@@ -29,7 +28,7 @@ def sft(config: Config, *, resume: bool = False, engines: SharedActors | None = 
         ValueError: a setting, the data or the run directory is not usable; nothing has been trained.
         RuntimeError: an actor failed or exceeded its deadline, or engine and learner disagree (`ParityError`). The run
             can be resumed from its last checkpoint.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; in the loop the run is saved first.
+        KeyboardInterrupt: Ctrl-C, SIGTERM, or a notice for the driver's node; in the loop the run is saved first.
     """
     from medr1_ray.data.demonstrations import Teacher
 
@@ -37,7 +36,7 @@ def sft(config: Config, *, resume: bool = False, engines: SharedActors | None = 
         teacher = Teacher.from_checkpoint(str(config.model.folder), config.mode, config.rollout.max_tokens)
         session.sync_for_evaluation()
         session.evaluate_before()
-        with finishing("this step"):
+        with session.saved_when_stopped():
             while session.step < config.train.steps:
                 demonstrations = teacher.demonstrate(session.take_prompts(), session.encoder.visual_tokens)
                 report = session.imitate(demonstrations)

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medr1_ray.base.stopping import finishing
 from medr1_ray.config import Config
 from medr1_ray.records.recorded_groups import RECORDED
 from medr1_ray.run.command import run_command
@@ -27,14 +26,13 @@ def train(config: Config, *, resume: bool = False, engines: SharedActors | None 
         ValueError: a setting, the data or the run directory is not usable; nothing has been trained.
         RuntimeError: the learner or a reward actor failed, no rollout actor was left for too long, or engine and
             learner disagree (`ParityError`). The run can be resumed from its last checkpoint.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; in the loop the run is saved first.
+        KeyboardInterrupt: Ctrl-C, SIGTERM, or a notice for the driver's node; in the loop the run is saved first.
     """
     with open_session(config, resume=resume, engines=engines) as session:
         # Engines serve nothing before their first weights.
         session.sync_weights()
         session.evaluate_before()
-        # Ctrl-C and SIGTERM wait for the end of the step, whose checkpoint the run can be resumed from.
-        with finishing("this step"):
+        with session.saved_when_stopped():
             while session.step < config.train.steps:
                 groups = session.take_groups()
                 report = session.update(groups)

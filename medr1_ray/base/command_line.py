@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from medr1_ray.base.stopping import asked_to_stop, heeding_signals
+from medr1_ray.base.stopping import asked_to_stop, heeding_signals, who_asked
 
 PACKAGE = __name__.partition(".")[0]
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -122,7 +122,7 @@ def _is_closed_pipe(stream: TextIO) -> bool:
 
 
 def _stopped(by: signal.Signals, ending: Ending) -> int:
-    name = "Ctrl-C" if by == signal.SIGINT else by.name
+    name = who_asked() or ("Ctrl-C" if by == signal.SIGINT else by.name)
     print(f"stopped by {name}: {ending.how_to_go_on()}", file=sys.stderr)
     return 128 + by
 

@@ -60,10 +60,10 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "VLLM_HOST_IP": LOOPBACK,
     }
-    if any(name == "lo" for _, name in socket.if_nameindex()):
+    if loopback := loopback_interface():
         # gloo would listen on the address of the machine's name.
-        variables["GLOO_SOCKET_IFNAME"] = "lo"
-    folder = _own_folder()
+        variables["GLOO_SOCKET_IFNAME"] = loopback
+    folder = own_folder()
     if len(str(folder)) <= _LONGEST_FOLDER:
         # What compiling took minutes for must outlive the run; torch keeps it below the temporary folder.
         compiled = Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
@@ -72,11 +72,17 @@ def _environment() -> dict[str, str]:
     return {name: value if name in ours else os.environ.get(name, value) for name, value in variables.items()}
 
 
-def _own_folder() -> Path:
-    """Return a new folder for temporary files of all workers, removed when this process ends.
+def loopback_interface() -> str | None:
+    """Return the name of this machine's loopback interface, or None if it has another than Linux gives it."""
+    return "lo" if any(name == "lo" for _, name in socket.if_nameindex()) else None
 
-    Workers are killed and remove nothing: each engine would leave its sockets. Folders of drivers that were killed
-    themselves are removed here: a lock, which goes with its process, tells them from those in use.
+
+def own_folder() -> Path:
+    """Return a new private folder, removed when this process ends.
+
+    A driver has one for the temporary files of all its workers: they are killed and remove nothing, and each engine
+    would leave its sockets. Folders of processes that were killed themselves are removed here: a lock, which goes with
+    its process, tells them from those in use.
     """
     place = Path(tempfile.gettempdir())
     for left in place.glob(f"{_PREFIX}????????"):

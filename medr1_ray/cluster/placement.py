@@ -40,6 +40,11 @@ class Place:
         """Return the hex id of the first bundle's node."""
         return str(placement_group_table(self.group)["bundles_to_node_id"][0])
 
+    def node_ids(self) -> list[str]:
+        """Return the hex id of each bundle's node."""
+        of_bundle = placement_group_table(self.group)["bundles_to_node_id"]
+        return [str(of_bundle[bundle]) for bundle in range(self.demand.count)]
+
     def options(self, bundle: int = 0) -> dict[str, Any]:
         """Return Ray's options for an actor that fills the given bundle."""
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)

@@ -18,7 +18,7 @@ from medr1_ray.config.checks import automatic_transport
 from medr1_ray.config.cluster import ClusterSettings
 from medr1_ray.config.data import DataSettings
 from medr1_ray.config.hardware import Device, HardwareSettings
-from medr1_ray.config.job_copy import require_copied, require_lasting
+from medr1_ray.config.job_copy import in_ray_job, require_copied, require_lasting
 from medr1_ray.config.prompt import PromptSettings
 from medr1_ray.config.schema import Config
 from medr1_ray.config.secrets import shown_text
@@ -55,6 +55,7 @@ __all__ = [
     "TableSettings",
     "TrainSettings",
     "automatic_transport",
+    "in_ray_job",
     "require_copied",
     "require_lasting",
     "shown_text",

@@ -13,6 +13,11 @@ from pathlib import Path
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
+def in_ray_job() -> bool:
+    """Return whether this process is the driver of a Ray job."""
+    return _JOB_VARIABLE in os.environ
+
+
 def require_lasting(key: str, folder: Path) -> None:
     """Check that results written to `folder`, given as `key`, do not go with the copy.
 

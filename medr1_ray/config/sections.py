@@ -93,7 +93,9 @@ class RunSettings(Settings):
 
     dir: Path
     save_every: NonNegativeInt = 0
-    """Steps between checkpoints; 0 saves only at the end."""
+    """Steps between checkpoints; 0: by time alone."""
+    save_minutes: NonNegativeFloat = 15.0
+    """A checkpoint after the first step that ends this long after the last one, besides those by steps; 0: none."""
     keep_checkpoints: PositiveInt = 2
     """The newest ones; the one of the best evaluation is kept besides."""
     resume: Literal["never", "auto"] = "never"

@@ -13,7 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from medr1_ray.config import DataSettings
+
 Image = NDArray[np.uint8]
+
+IMAGE_SECONDS: float = DataSettings.model_fields["image_timeout_seconds"].default
 
 _THREADS = 4
 MOST_HANGING = 8

@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.base.bounded_cache import BoundedCache
-from medr1_ray.config import Config, DataSettings, PromptSettings
-from medr1_ray.data.decoding import Decode, Decoders
+from medr1_ray.config import Config, PromptSettings
+from medr1_ray.data.decoding import IMAGE_SECONDS, Decode, Decoders
 from medr1_ray.data.images import ImageFit, load_image
 from medr1_ray.data.prompt_templates import MEDR1_WORDING, chat_of, user_text
 from medr1_ray.model.vocabulary import IMAGE_PAD, chat_template
 from medr1_ray.types import Continuations, Mode, Prompt, Question
 
 IMAGE_CACHE_BYTES = 256 * 2**20
-IMAGE_SECONDS = DataSettings.model_fields["image_timeout_seconds"].default
 
 
 @dataclass(frozen=True)

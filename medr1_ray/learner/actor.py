@@ -94,8 +94,15 @@ class LearnerActor:
         # Opened by the group that meets there. If another process takes it in between, that group fails to start.
         return f"{ray.util.get_node_ip_address()}:{free_port()}"
 
-    def start(self, address: str) -> str:
-        """Join the other ranks, load the model, build the engine; returns the name of the device."""
+    def rendezvous_file(self) -> str:
+        """URL of a file, not there yet, at which ranks on this node can meet; it goes with this process."""
+        from medr1_ray.cluster.local import own_folder
+
+        return (own_folder() / "ranks").as_uri()
+
+    def start(self, meeting: str) -> str:
+        """Join the other ranks at a URL of torch's (`tcp://`, `file://`), load the model, build the engine; returns the
+        name of the device."""
         # Not at the top: the driver imports this module to create the actor. It must stay free of DeepSpeed, and
         # would spend seconds on models and kernels that it never uses.
         from medr1_ray.learner import deepspeed_engine
@@ -105,7 +112,7 @@ class LearnerActor:
         from medr1_ray.model.policy import Policy
 
         settings = self._settings
-        self._device = deepspeed_engine.join(address, self._rank, settings.learner, settings.cluster)
+        self._device = deepspeed_engine.join(meeting, self._rank, settings.learner, settings.cluster)
         vocabulary = load_vocabulary(self._path)
         model = load_model(self._path, getattr(torch, settings.model.dtype), settings.model)
         # Before the engine is built: adding adapters freezes the model's own weights, and the optimizer takes the

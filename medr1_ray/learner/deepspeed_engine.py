@@ -13,6 +13,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
+from medr1_ray.cluster.local import loopback_interface
 from medr1_ray.config import ClusterSettings, LearnerSettings
 from medr1_ray.model.lora import Adapters
 from medr1_ray.weights.messages import TensorSpec
@@ -23,16 +24,18 @@ GATHER_BYTES = 256 * 2**20
 LARGEST_REDUCE_BUCKET = 200_000_000
 
 
-def join(address: str, rank: int, learner: LearnerSettings, cluster: ClusterSettings) -> torch.device:
-    """Join the learner's process group at `address` (host:port) and return the rank's device.
+def join(meeting: str, rank: int, learner: LearnerSettings, cluster: ClusterSettings) -> torch.device:
+    """Join the learner's process group at `meeting` and return the rank's device.
 
-    Every collective fails after `cluster.update_timeout_seconds`.
+    That is `tcp://host:port`, where torch listens on all addresses, or, for ranks on one node, `file:///path`: then
+    nothing is opened beyond loopback. Every collective fails after `cluster.update_timeout_seconds`.
     """
-    host, port = address.rsplit(":", 1)
     # DeepSpeed reads its rank from the environment; each rank sees one device, since Ray hides the others.
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(learner.world_size), LOCAL_RANK="0", MASTER_ADDR=host, MASTER_PORT=port
-    )
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(learner.world_size), LOCAL_RANK="0")
+    loopback = loopback_interface() if meeting.startswith("file:") else None
+    if loopback:
+        # gloo would listen on the address of the machine's name.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     deepspeed.utils.logger.setLevel(logging.WARNING)
     on_gpu = learner.gpus_per_rank > 0
     # On a CPU init_distributed would compile DeepSpeed's shared-memory collectives: half a minute, and only inference
@@ -43,7 +46,7 @@ def join(address: str, rank: int, learner: LearnerSettings, cluster: ClusterSett
         auto_mpi_discovery=False,
         # DeepSpeed's own default is 10 minutes.
         timeout=timedelta(seconds=cluster.update_timeout_seconds),
-        init_method=f"tcp://{address}",
+        init_method=meeting,
         rank=rank,
         world_size=learner.world_size,
     )

@@ -33,7 +33,7 @@ from medr1_ray.learner.batching import (
 from medr1_ray.learner.messages import (
     GroupLogprobs,
     ImitationReport,
-    LearnerLostError,
+    LearnerLateError,
     LogprobsRequest,
     RankSettings,
     UpdateReport,
@@ -97,13 +97,13 @@ class Learner:
         """Wait until every rank is placed and has loaded the model.
 
         `say` takes a line about what is missing; `meanwhile` is called repeatedly while this waits.
-        Raises ValueError where a rank's node and the driver's do not see the same files, and NotStartedError where a
-        rank does not start.
+        Raises ValueError where a rank's node and the driver's do not see the same files, NotStartedError where a rank
+        does not start or is late, and LearnerLostError where its process was killed.
         """
         try:
             self._start(say, meanwhile)
-        except LearnerLostError as error:
-            # Nothing is lost yet, and another start would probably end in the same way.
+        except LearnerLateError as error:
+            # Nothing is lost yet, and another start would probably take as long.
             raise NotStartedError(str(error)) from error
 
     def _start(self, say: Callable[[str], None], meanwhile: Meanwhile) -> None:
@@ -113,10 +113,17 @@ class Learner:
         for mark in self._call_all(*opening, meanwhile=meanwhile):
             mark.require()
             mark.path.unlink()
-        address = self._address(self._start_deadline, meanwhile)
-        device, *_ = self._call_all(LearnerActor.start, "starting", self._start_deadline, address, meanwhile=meanwhile)
+        if len({node for _, node in self.nodes()}) == 1:
+            meeting = self._ask_first(LearnerActor.rendezvous_file, self._start_deadline, meanwhile)
+        else:
+            meeting = f"tcp://{self._ask_first(LearnerActor.rendezvous_address, self._start_deadline, meanwhile)}"
+        device, *_ = self._call_all(LearnerActor.start, "starting", self._start_deadline, meeting, meanwhile=meanwhile)
         peak = self._config.learner.peak_flops or peak_flops(device)
         self._peak_flops = peak and peak * self._config.learner.world_size
+
+    def nodes(self) -> list[tuple[str, str]]:
+        """The name of each rank, and its node's hex id."""
+        return [(f"{self._name}-{rank}", node) for rank, node in enumerate(self._place.node_ids())]
 
     def places_on_same_gpus(self) -> Callable[[str], Place]:
         """Places for engines on the ranks' GPUs, one per rank, when they are colocated."""
@@ -229,7 +236,7 @@ class Learner:
 
     def weight_group_address(self) -> str:
         """host:port at which a weight group connects."""
-        return self._address(self._sync_deadline)
+        return self._ask_first(LearnerActor.rendezvous_address, self._sync_deadline)
 
     def join_weight_group(self, address: str, world_size: int) -> Call:
         """Let all ranks meet the engines of a broadcast, which must join at the same time; `finish` waits for it."""
@@ -278,11 +285,10 @@ class Learner:
         actor = ray.remote(LearnerActor).options(**options)
         return actor.remote(RankSettings.of(self._config), rank, f"{self._name}-{rank}")
 
-    def _address(self, deadline: Deadline, meanwhile: Meanwhile = nothing) -> str:
-        """A free port on rank 0's node, as host:port."""
-        reference = remote(self._ranks[0], LearnerActor.rendezvous_address)
-        (address,) = self._answers(Call([reference], "finding an address", deadline), meanwhile)
-        return str(address)
+    def _ask_first(self, method: Callable[..., str], deadline: Deadline, meanwhile: Meanwhile = nothing) -> str:
+        """Rank 0's answer: a place on its node where others can join it."""
+        (place,) = self._answers(Call([remote(self._ranks[0], method)], "finding an address", deadline), meanwhile)
+        return str(place)
 
     def _start_preparing(self, groups: Sequence[Group]) -> _Preparation:
         pairs = _pairs(groups)

@@ -24,6 +24,10 @@ class LearnerLostError(RuntimeError):
     """A rank died or did not answer in time; the others cannot go on without it, but the run can, from a checkpoint."""
 
 
+class LearnerLateError(LearnerLostError):
+    """A rank did not answer in time."""
+
+
 @dataclass(frozen=True)
 class RankSettings:
     """The sections of the settings that a learner rank reads.

@@ -9,9 +9,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from medr1_ray.cluster.pending_calls import describe_error
+from medr1_ray.cluster.pending_calls import describe_error, is_own_failure
+from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.learner.batching import Meanwhile, nothing
-from medr1_ray.learner.messages import LearnerLostError
+from medr1_ray.learner.messages import LearnerLateError, LearnerLostError
 
 # How often the driver runs `meanwhile` (it looks after the rollout pool) while it waits for the ranks.
 _MEANWHILE_SECONDS = 0.2
@@ -44,7 +45,8 @@ def wait_for(call: Call, learner: str, meanwhile: Meanwhile = nothing) -> list[A
     collective until its timeout.
 
     Raises:
-        LearnerLostError: a rank died or is late.
+        LearnerLostError: a rank died or is late (`LearnerLateError`).
+        NotStartedError: a rank's constructor raised.
         ValueError: a rank raised it.
         RuntimeError: a rank raised anything else.
     """
@@ -58,7 +60,7 @@ def wait_for(call: Call, learner: str, meanwhile: Meanwhile = nothing) -> list[A
         meanwhile()
         if not ready and time.monotonic() >= end:
             late = ", ".join(f"{learner}-{references.index(reference)}" for reference in waiting)
-            raise LearnerLostError(f"{late}: still {call.what} after {deadline.seconds:g} s ({deadline.key})")
+            raise LearnerLateError(f"{late}: still {call.what} after {deadline.seconds:g} s ({deadline.key})")
         try:
             ray.get(ready)
         except RayTaskError as error:
@@ -81,6 +83,8 @@ def _require_alive(call: Call, learner: str, reference: Any) -> None:
         ray.get([reference])
     except RayActorError as error:
         name = f"{learner}-{call.references.index(reference)}"
+        if is_own_failure(error):
+            raise NotStartedError(f"{name} did not start: {describe_error(error)}") from error
         raise LearnerLostError(
             f"{name} died while {call.what}: {describe_error(error)} (see logs/{name}.log in run.dir)"
         ) from error

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from medr1_ray.base.deadline import Limit
+from medr1_ray.base.stopping import break_off_if_asked
 from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_own_failure, remote
 from medr1_ray.cluster.placement import Place, draining_nodes
 from medr1_ray.cluster.resources import NotStartedError
@@ -36,9 +37,11 @@ _FAILURES_ALLOWED = 2
 _UP = (ActorStage.JOINING, ActorStage.SERVING, ActorStage.DRAINING)
 
 
-def may_be_anothers_fault(error: RayError) -> bool:
-    """Whether an actor that failed in a broadcast may be healthy: its own code raised, and its engine is there."""
-    return is_own_failure(error) and not isinstance(error, EngineLostError)
+def raised_in_health(error: RayError) -> bool:
+    """Whether an actor's own code raised while its engine was there, or did not start for a reason of its own."""
+    # Of an exception in a constructor Ray keeps the text alone.
+    lost = isinstance(error, EngineLostError) or EngineLostError.__name__ in str(error)
+    return is_own_failure(error) and not lost
 
 
 @dataclass
@@ -133,15 +136,11 @@ class RolloutActors:
         """
         if fewest is None:
             fewest, _ = self._config.rollout.actor_range
-        limit = self._config.cluster.placement_timeout_seconds
         while len(self._states.at(*_UP)) < fewest:
+            break_off_if_asked()
             self.poll(_POLL_SECONDS)
-            waiting = self._states.at(ActorStage.WANTED)
-            if waiting and self._states.seconds_at_stage(waiting[0]) > limit:
-                raise RuntimeError(
-                    f"no place for {', '.join(waiting)} after cluster.placement_timeout_seconds={limit:g}: "
-                    f"{self._places.missing(len(waiting))}. Add nodes, lower rollout.min_actors, or raise the limit"
-                )
+            if waiting := self._states.at(ActorStage.WANTED):
+                self._places.require_in_time(waiting, self._states.seconds_at_stage(waiting[0]))
 
     def ask(
         self,
@@ -213,7 +212,7 @@ class RolloutActors:
 
     def on_error(self, name: str, error: RayError) -> None:
         """Give up an actor whose call ended with this error; a handler for `PendingCalls.add`."""
-        self.lose(name, describe_error(error), own_failure=is_own_failure(error))
+        self.lose(name, describe_error(error), own_failure=raised_in_health(error))
 
     def has_drained(self, name: str) -> None:
         """A draining actor has finished its last group."""
@@ -280,7 +279,7 @@ class RolloutActors:
         )
 
     def _on_shared_load_error(self, name: str, error: RayError) -> None:
-        if not may_be_anothers_fault(error):
+        if not raised_in_health(error):  # otherwise it may be another's fault
             self.on_error(name, error)
         elif name in self._actors:
             self._actors[name].loading = None

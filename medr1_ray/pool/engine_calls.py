@@ -9,7 +9,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from medr1_ray.cluster.pending_calls import describe_error
-from medr1_ray.pool.actors import RolloutActors, may_be_anothers_fault
+from medr1_ray.pool.actors import RolloutActors, raised_in_health
 from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.weights.messages import WeightGroup, WeightMember
 
@@ -53,7 +53,7 @@ class EngineCalls:
         failures: dict[str, str] = {}
 
         def otherwise(name: str, error: RayError) -> None:
-            if may_be_anothers_fault(error):
+            if raised_in_health(error):
                 failures[name] = describe_error(error)
             else:
                 self._actors.on_error(name, error)

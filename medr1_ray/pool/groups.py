@@ -14,6 +14,7 @@ from functools import partial
 
 from ray.exceptions import RayError
 
+from medr1_ray.base.stopping import break_off_if_asked
 from medr1_ray.cluster.pending_calls import describe_error, is_node_loss
 from medr1_ray.config import Config
 from medr1_ray.data.stream import PromptStream
@@ -132,10 +133,10 @@ class RolloutPool:
         """Ids of the groups in flight, in the order of issue."""
         return list(self._training.prompts)
 
-    def take(self, version: int, prefetch: Callable[[Sequence[Group]], None] = lambda groups: None) -> list[Group]:
+    def take(self, version: int, meanwhile: Callable[[Sequence[Group]], None] = lambda groups: None) -> list[Group]:
         """Wait for `prompts_per_step` groups that are young enough for the learner at `version`.
 
-        While it waits, `prefetch` is given the groups that are ready. With dynamic sampling, groups of equal rewards
+        While it waits, `meanwhile` is given the groups that are ready. With dynamic sampling, groups of equal rewards
         are dropped and replaced until the refill limit is reached.
 
         Raises:
@@ -156,7 +157,7 @@ class RolloutPool:
             ready = self.ledger.at(GroupStage.READY)[:wanted]
             if len(ready) == wanted:
                 return [self._use(prompt_id) for prompt_id in ready]
-            prefetch([self._training.groups[prompt_id] for prompt_id in ready])
+            meanwhile([self._training.groups[prompt_id] for prompt_id in ready])
             self._wait()
 
     def run(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
@@ -178,9 +179,7 @@ class RolloutPool:
         """
         return self._measurements.probe(prompts, sampling, version)
 
-    def likelihoods(
-        self, prompts: Sequence[Prompt], continuations: Sequence[Continuations]
-    ) -> list[Likelihoods]:
+    def likelihoods(self, prompts: Sequence[Prompt], continuations: Sequence[Continuations]) -> list[Likelihoods]:
         """Likelihoods of each prompt's continuations, in the given order; those of a lost actor are asked of others.
 
         Raises:
@@ -228,6 +227,7 @@ class RolloutPool:
         self._actors.wait_until_up(1)
 
     def _wait(self) -> None:
+        break_off_if_asked()
         self.poll(_POLL_SECONDS)
         if self.renew_weights is not None and self._actors.up and not self._actors.serving:
             self.renew_weights()

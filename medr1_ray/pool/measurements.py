@@ -9,6 +9,7 @@ from functools import partial
 
 from ray.exceptions import RayError
 
+from medr1_ray.base.stopping import break_off_if_asked
 from medr1_ray.config import RolloutSettings
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.rollout.actor import RolloutActor
@@ -58,6 +59,7 @@ class Measurements:
                     otherwise=self._on_error,
                 )
         while any(self._actors.has(name) and len(of_actor) < len(prompts) for name, of_actor in found.items()):
+            break_off_if_asked()
             self._poll(_POLL_SECONDS)
         return {
             name: [of_actor[i] for i in range(len(prompts))]

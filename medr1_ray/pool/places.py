@@ -41,3 +41,12 @@ class Places:
     def missing(self, count: int) -> str:
         """What the cluster lacks for this many actors."""
         return describe_missing(demands(self._config, count)[1])
+
+    def require_in_time(self, waiting: list[str], seconds: float) -> None:
+        """Raise RuntimeError where these actors have waited for their places for too long."""
+        limit = self._config.cluster.placement_timeout_seconds
+        if seconds > limit:
+            raise RuntimeError(
+                f"no place for {', '.join(waiting)} after cluster.placement_timeout_seconds={limit:g}: "
+                f"{self.missing(len(waiting))}. Add nodes, lower rollout.min_actors, or raise the limit"
+            )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from medr1_ray.config import Config
 from medr1_ray.learner.messages import ImitationReport, UpdateReport
 from medr1_ray.pool.actor_states import ActorCounts
 from medr1_ray.pool.group_ledger import LedgerCounts
@@ -60,6 +61,15 @@ class Resources:
     rollout_actors: int
     reward_actors: int
     price_per_hour: float | None
+
+    @classmethod
+    def of(cls, config: Config, rollout_actors: int) -> Resources:
+        """Those of a run with so many rollout actors now; a process without a GPU counts as one device."""
+        learner, rollout = config.learner, config.rollout
+        price = config.hardware.price_per_hour(
+            learner.world_size * (learner.gpus_per_rank or 1), rollout_actors * (rollout.gpus_per_actor or 1)
+        )
+        return cls(learner.world_size, rollout_actors, config.reward.actors, price)
 
 
 def step_metrics(

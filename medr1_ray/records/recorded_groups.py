@@ -1,6 +1,7 @@
 """Groups on disk with all that an update needs, so that a training can be done again from the same rollouts.
 
-    recorded/step-000012.safetensors   the groups of the step that ended with step 12
+    recorded/step-000012.safetensors             the groups of the step that ended with step 12
+    recorded/demonstrations-000012.safetensors   what a supervised step was to imitate, in the same form without rewards
 
 Arrays are stored as `<group>/<name>`, in the shapes of `types.py`; what is no array is JSON in the file's metadata.
 Nothing in it is a pickle, and what is read is checked: a file may come from somebody else.
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.base.atomic_files import publish
-from medr1_ray.types import LETTERS, Completions, Group, Prompt, Question, Rewards, Span
+from medr1_ray.types import LETTERS, CompletedPrompt, Completions, Group, Prompt, Question, Rewards, Span
 
 RECORDED = "recorded"
 """The folder below a run's directory."""
@@ -51,6 +52,26 @@ def write_groups(folder: Path, step: int, groups: Sequence[Group]) -> Path:
     path = folder / f"step-{step:06}.safetensors"
     with publish(path) as partial:
         save_file(arrays, partial, {"groups": json.dumps([_told_of(group) for group in groups])})
+    return path
+
+
+def write_demonstrations(folder: Path, step: int, demonstrations: Sequence[CompletedPrompt]) -> Path:
+    """Write what a supervised step was to imitate, as the learner got it; returns the file. It is for whoever looks for
+    the cause of a step that was skipped: no run reads it."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(exist_ok=True)
+    arrays: dict[str, NDArray[Any]] = {}
+    for i, (prompt, target) in enumerate(demonstrations):
+        arrays[f"{i}/prompt_token_ids"], arrays[f"{i}/image"] = prompt.token_ids, np.ascontiguousarray(prompt.image)
+        arrays[f"{i}/token_ids"] = target.token_ids
+    told = [
+        {"id": prompt.id, "question": asdict(prompt.question), "text": target.texts[0]}
+        for prompt, target in demonstrations
+    ]
+    path = folder / f"demonstrations-{step:06}.safetensors"
+    with publish(path) as partial:
+        save_file(arrays, partial, {"demonstrations": json.dumps(told)})
     return path
 
 

@@ -36,9 +36,9 @@ from medr1_ray.base.json_files import read_rows
 from medr1_ray.config import Config, shown_text
 from medr1_ray.config.loading import public_settings
 from medr1_ray.records.metric_names import METRICS
-from medr1_ray.records.recorded_groups import RECORDED, write_groups
+from medr1_ray.records.recorded_groups import RECORDED, write_demonstrations, write_groups
 from medr1_ray.records.timeline import SPAN_KEYS, write_timeline
-from medr1_ray.types import Group, Span
+from medr1_ray.types import CompletedPrompt, Group, Span
 
 _log = logging.getLogger(__name__)
 
@@ -139,6 +139,11 @@ class Tracker:
         """Write the groups of a step so that an update can be done again from them."""
         with self._where_there_is_room(self._recorded):
             write_groups(self._recorded, step, groups)
+
+    def record_demonstrations(self, step: int, demonstrations: Sequence[CompletedPrompt]) -> None:
+        """Write what a supervised step was to imitate."""
+        with self._where_there_is_room(self._recorded):
+            write_demonstrations(self._recorded, step, demonstrations)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write `summary.json`, whole or not at all; returns its path."""

@@ -96,9 +96,7 @@ class RolloutActor:
         try:
             self._engine = rollout_engine.start_engine(settings, model, index)
         except Exception as error:
-            # vLLM says "see root cause above", in a log of hundreds of lines.
-            cause = last_error(self._log, self._log_begin) or f"{type(error).__name__}: {error}"
-            raise RuntimeError(f"vLLM did not start: {cause}") from error
+            raise rollout_engine.start_error(error, self._log, self._log_begin) from error
         self._loader = EngineWeights(self._engine, TRANSPORTS[settings.cluster.weight_transport].receiver())
         self._incarnation = uuid.uuid4().hex
         self._requests: OrderedDict[str, asyncio.Task[Completions]] = OrderedDict()

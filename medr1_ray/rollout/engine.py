@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -16,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medr1_ray.base.process_output import last_error
 from medr1_ray.model.family import architecture_of
 from medr1_ray.model.folder.check import stay_offline
 from medr1_ray.model.vocabulary import Vocabulary
+from medr1_ray.rollout.actor import EngineLostError
 from medr1_ray.rollout.defaults import KV_CACHE_BYTES_ON_CPU, MAX_NUM_SEQS, EngineSettings
 from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span
 
@@ -104,6 +108,21 @@ def start_engine(settings: EngineSettings, model: str, index: int) -> AsyncLLM:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(settings, model, index)))
+
+
+def start_error(error: Exception, log: Path, log_begin: int) -> RuntimeError:
+    """What to raise where vLLM raised `error` when it started: EngineLostError if its process was killed, which no
+    setting causes and another start may remedy. `log` has the engine's output, from `log_begin` on."""
+    # vLLM says "see root cause above", in a log of hundreds of lines.
+    cause = last_error(log, log_begin)
+    # vLLM 0.32 names its processes that have ended, each with its exit code; a signal's is negative. It names none
+    # where it looks before the kernel has taken down one that is killed, which then has left no word in the log.
+    ended = re.search(r"Failed core proc\(s\): \{(.*?)\}", str(error))
+    codes = [int(code) for code in re.findall(r": (-?\d+)", ended[1])] if ended else []
+    if ended and max(codes, default=0 if cause else -1) < 0:
+        by = signal.Signals(-codes[0]).name if codes else "a signal"
+        return EngineLostError(f"the engine process was ended by {by} while it started")
+    return RuntimeError(f"vLLM did not start: {cause or f'{type(error).__name__}: {error}'}")
 
 
 def engine_prompt(prompt: Prompt) -> Any:

@@ -25,7 +25,7 @@ COMMANDS: dict[Objective, str] = {"grpo": "medr1_ray.train", "sft": "medr1_ray.s
 OFTEN_CHANGED = """\
 settings that are changed most:
   run.dir=FOLDER                  where to write; one folder per run
-  run.save_every=50               steps between checkpoints (0: only at the end)
+  run.save_every=50               steps between checkpoints, besides those every run.save_minutes=15
   run.resume=auto                 go on where there is a checkpoint, else start
   run.evaluate_every=50           steps between evaluations (0: before and after)
   model.path=FOLDER               the checkpoint to start from, or `tiny`

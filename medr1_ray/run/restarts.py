@@ -25,9 +25,9 @@ class Run(Protocol):
 def run_with_restarts(run: Run, config: Config, *, resume: bool) -> Path:
     """Run a training, at most `run.max_restarts` times again without a new checkpoint in between.
 
-    A start that fails is an error at first, and counts as another loss once the run has been up: what was killed then
-    may be an engine or a rank that was starting. Raises what `run` raises, and LearnerLostError when there have been
-    too many restarts.
+    A rank that is killed is a loss, also while it starts. A start that fails for a reason of its own, or takes too
+    long, is an error at first (a setting may be wrong), and another loss once the run has been up. Raises what `run`
+    raises, and LearnerLostError when there have been too many restarts.
     """
     checkpoints = config.run.dir / "checkpoints"
     losses, lost_after = 0, ""

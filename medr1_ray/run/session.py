@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medr1_ray.base.manifest import NotSavedError, StoredFile, store
-from medr1_ray.base.stopping import asked_to_stop
+from medr1_ray.base.manifest import StoredFile, store
+from medr1_ray.base.stopping import StopAskedError, break_off_if_asked, finishing
 from medr1_ray.config import Config
 from medr1_ray.config.loading import config_digest
 from medr1_ray.data.encoding import PromptEncoder
@@ -30,6 +30,7 @@ from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityError, ParityGate
 from medr1_ray.run.replay import Replay
+from medr1_ray.run.saving import Saving
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.weight_sync import WeightSync
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Span
@@ -55,6 +56,7 @@ class Session:
     tracker: Tracker
     progress: Progress
     checkpoints: Checkpoints
+    saving: Saving
     totals: Totals
     scaling: Scaling
     skipped_steps: SkippedSteps
@@ -62,8 +64,6 @@ class Session:
     replay: Replay | None
     _busy: BusyTime = field(default_factory=BusyTime)
     _syncs: int = 0
-    _saved: tuple[int, Path] | None = None
-    _unsaved: bool = False  # a checkpoint was due and could not be written
     _spans: list[Span] = field(default_factory=list)
 
     def take_groups(self) -> list[Group]:
@@ -71,7 +71,7 @@ class Session:
         with self._phase("rollout"):
             if self.replay is not None:
                 return self.replay.take(self.step + self.config.train.updates_per_rollout)
-            return self.pool.take(self.step, self.learner.prefetch)
+            return self.pool.take(self.step, self._while_waiting)
 
     def update(self, groups: list[Group]) -> UpdateReport:
         """Take the learner's optimizer steps on these groups, while the pool generates as far ahead as allowed."""
@@ -102,11 +102,14 @@ class Session:
         runs only at the start and after the first update. Asynchronous rollouts mix versions, so the gate runs after
         every sync.
         """
-        # The number of syncs says where the run is: 0 at the start, 1 after the first update.
         updates_show_the_gap = self.config.train.max_staleness == 0
-        self._sync(check=self._syncs < 2 or not updates_show_the_gap)
-        # Before logging and saving, so that engines already generate the next groups while those run.
-        self._issue_groups(versions_ahead=0)
+        # In a run that was asked to stop, the step just taken is logged and saved, and nothing more is generated.
+        with suppress(StopAskedError):
+            break_off_if_asked()
+            # The number of syncs says where the run is: 0 at the start, 1 after the first update.
+            self._sync(check=self._syncs < 2 or not updates_show_the_gap)
+            # Before logging and saving, so that engines already generate the next groups while those run.
+            self._issue_groups(versions_ahead=0)
 
     def take_prompts(self) -> list[Prompt]:
         """The prompts of the next supervised step."""
@@ -126,7 +129,8 @@ class Session:
         self.totals.completions += len(demonstrations)
         spans = self._take_spans(report.spans)
         seconds = PhaseSeconds.of(spans)
-        self._note_skipped([report.step])
+        if self._note_skipped([report.step]):
+            self.tracker.record_demonstrations(self.step, demonstrations)
         metrics = imitation_metrics(
             demonstrations, report, self.stream.state().dropped, self.skipped_steps.total, seconds
         )
@@ -162,7 +166,7 @@ class Session:
             self.skipped_steps.total,
             seconds,
             busy,
-            self._resources(),
+            Resources.of(self.config, len(self.pool.rollout_names)),
         )
         for line in self.alarms.watch(metrics):
             self.progress.message(f"step {self.step}: {line}")
@@ -193,9 +197,13 @@ class Session:
         self.pool.scale(actors, f"the learner waited for {self.scaling.idle_fraction or 0.0:.0%} of the last steps")
 
     def evaluate_before(self) -> None:
-        """Evaluate the start model, unless the run did so before it was interrupted."""
+        """Evaluate the start model, unless the run did so before it was interrupted; and the model of the step that it
+        goes on from, where a stop broke that evaluation off."""
         if self.evaluations.find("before") is None:
             self._evaluate("before", self.evaluation_prompts)
+        # After the last step of a run that goes on with more of them there was one of another name.
+        if self.step and not any(map(self.evaluations.find, (f"step-{self.step}", "after"))):
+            self.evaluate_if_due()
 
     def evaluation_is_due(self) -> bool:
         """Whether to evaluate after the step just taken; the last step is evaluated by `evaluate_after`."""
@@ -217,41 +225,55 @@ class Session:
             self._evaluate("shuffled_image", shuffled)
 
     def save_if_due(self) -> None:
-        """Publish a checkpoint where one is due. One that cannot be written, for want of room, is tried again after the
-        next step."""
-        if not (self._unsaved or self._due(self.config.run.save_every)):
-            return
-        try:
-            path = self.save()
-        except NotSavedError as error:
-            if not self._unsaved:
-                again = "the run goes on and tries again after each step"
-                self.progress.message(f"NOT SAVED: {error}. Earlier checkpoints are as they were; {again}")
-            self._unsaved = True
-            return
-        if self._unsaved:
-            self.progress.message(f"saved at last: {path}")
-        self._unsaved = False
-
-    def stop_if_asked(self) -> None:
-        """Publish a checkpoint and end the run where Ctrl-C or SIGTERM asked for it.
-
-        Raises:
-            KeyboardInterrupt: a signal came since the loop began.
-        """
-        if asked_to_stop():
-            self.progress.message(f"stopping after step {self.step}: saving a checkpoint")
-            self.save()
-            self.tracker.log_spans(self.step, self._take_spans(()))
-            raise KeyboardInterrupt
+        """Publish a checkpoint where one is due (`run/saving.py`)."""
+        self.saving.if_due(self.step, self.step - self.config.train.updates_per_rollout, self._publish)
 
     def save(self) -> Path:
-        """Publish a checkpoint of this step, unless the last one was of this step; returns its path.
+        """Publish a checkpoint of this step, unless there is one; returns its path.
 
         Raises NotSavedError where it cannot be written; earlier ones are as they were.
         """
-        if self._saved is not None and self._saved[0] == self.step:
-            return self._saved[1]
+        return self.saving.save(self.step, self._publish)
+
+    @contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        """Around the loop: Ctrl-C and SIGTERM end it after an update under way, with a checkpoint of the last step that
+        is done. What else it waits for (groups, engines, an evaluation) is broken off.
+
+        Raises StopAskedError, a KeyboardInterrupt, once the checkpoint is there.
+        """
+        with finishing("an update under way"):
+            try:
+                yield
+            except StopAskedError:
+                self.progress.message(f"stopping after step {self.step}")
+                self.saving.at_a_stop(self.step, self._publish)
+                self.tracker.log_spans(self.step, self._take_spans(()))
+                raise
+
+    def stop_if_asked(self) -> None:
+        """Raise StopAskedError where the run was asked to stop; everything of the last step is done."""
+        break_off_if_asked()
+
+    def summarise(self) -> Path:
+        """Write `summary.json` and print its main figures; returns its path."""
+        summary = summarise(
+            self.config,
+            self.step,
+            self.evaluations,
+            self.totals,
+            self.skipped_steps.total,
+            self.pool.ledger.counts(),
+            self.pool.actor_counts(),
+        )
+        # The last checkpoint and the last evaluations come after the last step.
+        self.tracker.log_spans(self.step, self._take_spans(()))
+        path = self.tracker.write_summary(summary)
+        self.progress.close(summary)
+        self.progress.message(f"metrics, evaluations and checkpoints are in {path.parent}")
+        return path
+
+    def _publish(self) -> Path:
         with self._phase("checkpoint"):
             # Counts, stream position and unused prompts must be of the same moment (no poll in between); otherwise a
             # resumed run would skip or repeat questions.
@@ -273,31 +295,16 @@ class Session:
                 metric_lines=self.tracker.lines,
                 accuracy=evaluated.accuracy if evaluated else None,
             )
-            path = self.checkpoints.publish(state, self._write)
-        self._saved = self.step, path
-        return path
-
-    def summarise(self) -> Path:
-        """Write `summary.json` and print its main figures; returns its path."""
-        summary = summarise(
-            self.config,
-            self.step,
-            self.evaluations,
-            self.totals,
-            self.skipped_steps.total,
-            self.pool.ledger.counts(),
-            self.pool.actor_counts(),
-        )
-        # The last checkpoint and the last evaluations come after the last step.
-        self.tracker.log_spans(self.step, self._take_spans(()))
-        path = self.tracker.write_summary(summary)
-        self.progress.close(summary)
-        self.progress.message(f"metrics, evaluations and checkpoints are in {path.parent}")
-        return path
+            return self.checkpoints.publish(state, self._write)
 
     def _write(self, folder: Path) -> list[StoredFile]:
         written = self.learner.save(folder)
         return [*written, store(folder, write_asked_with(self.config, folder))]
+
+    def _while_waiting(self, ready: Sequence[Group]) -> None:
+        # A wait may take longer than the node has left, and what was used so far is of steps that are done.
+        self.saving.before_a_node_leaves(self.step, self._publish)
+        self.learner.prefetch(ready)
 
     def _issue_groups(self, versions_ahead: int) -> None:
         if self.replay is None:
@@ -345,15 +352,6 @@ class Session:
         self.progress.message(
             f"evaluation {name}: accuracy {evaluation.accuracy:.3f}, format {evaluation.format:.3f}, n {evaluation.n}"
         )
-
-    def _resources(self) -> Resources:
-        """The devices of this step; a process without a GPU counts as one device."""
-        learner, rollout = self.config.learner, self.config.rollout
-        actors = len(self.pool.rollout_names)
-        price = self.config.hardware.price_per_hour(
-            learner.world_size * (learner.gpus_per_rank or 1), actors * (rollout.gpus_per_actor or 1)
-        )
-        return Resources(learner.world_size, actors, self.config.reward.actors, price)
 
     def _due(self, every: int) -> bool:
         """Whether the last update reached or passed a multiple of `every`."""

@@ -35,5 +35,5 @@ class SkippedSteps:
                 f"the gradients of the last {self._in_a_row} optimizer steps were not finite "
                 f"(learner.max_skipped_steps={limit}); the weights are those before them. Go on from the "
                 f"last checkpoint with --resume and a smaller learner.learning_rate (now {rate:g}) or "
-                f"learner.max_grad_norm (now {norm:g}); the rollouts of these steps are in rollouts/"
+                f"learner.max_grad_norm (now {norm:g}); what these steps were to learn from is in recorded/"
             )

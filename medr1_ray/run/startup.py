@@ -11,7 +11,9 @@ import ray
 
 from medr1_ray.cluster.connect import connect, require_reachable
 from medr1_ray.cluster.driver_files import driver_files
+from medr1_ray.cluster.leaving_nodes import LeavingNodes, this_node
 from medr1_ray.cluster.placement import release_nodes
+from medr1_ray.cluster.ray_job import about_stopping
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
@@ -34,6 +36,7 @@ from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityGate
 from medr1_ray.run.rehearsal import rehearse_checkpoint
 from medr1_ray.run.replay import Replay
+from medr1_ray.run.saving import Saving
 from medr1_ray.run.session import Session
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.start_checks import about_resuming
@@ -108,6 +111,8 @@ def started_session(config: Config, *, resume: bool, engines: SharedActors | Non
             progress.message(f"starting {_actors(config)}")
             connect(config)
             progress.message(f"Ray is up after {since_start():.0f} s; learner and engines load the model")
+            if of_job := about_stopping():
+                progress.message(of_job)
         # Callbacks run in reverse order, so the files are closed before the cluster is left.
         at_end.callback(tracker.close)
         at_end.callback(progress.close)
@@ -124,6 +129,8 @@ def started_session(config: Config, *, resume: bool, engines: SharedActors | Non
             engines = SharedActors(config, files, progress.message)
         if not config.cluster.colocated:
             learner.start(progress.message, meanwhile=engines.rollout_actors.poll)  # the engines start at the same time
+        nodes = LeavingNodes(this_node(), learner.nodes())
+        at_end.enter_context(nodes.watched())
         if checkpoint:
             learner.load(checkpoint)
         progress.message(f"the learner is up after {since_start():.0f} s; waiting for the engines")
@@ -156,6 +163,12 @@ def started_session(config: Config, *, resume: bool, engines: SharedActors | Non
             tracker=tracker,
             progress=progress,
             checkpoints=checkpoints,
+            saving=Saving(
+                config.run,
+                progress.message,
+                nodes.of_learner,
+                (state.step, checkpoint) if state and checkpoint else None,
+            ),
             totals=totals,
             scaling=Scaling.of(config),
             replay=Replay(config.run.replay, pool.ledger) if config.run.replay else None,

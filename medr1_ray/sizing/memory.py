@@ -284,6 +284,7 @@ def checkpoint_bytes(config: Config, shape: ModelShape) -> int:
 def checkpoints_at_once(config: Config) -> int:
     """Return how many checkpoints a run has on disk at most: an old one is deleted after a newer one is whole, and the
     best one is kept besides where there are evaluations."""
-    every = config.run.save_every or config.train.steps
+    # By time, any step may be saved.
+    every = 1 if config.run.save_minutes else config.run.save_every or config.train.steps
     kept = config.run.keep_checkpoints + (config.run.evaluate_every > 0)
     return min(kept + 1, -(-config.train.steps // every))

@@ -29,6 +29,7 @@ from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.rewards.functions import resolve, score
+from medr1_ray.run.saving import Saving
 from medr1_ray.run.session import Session
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Sampling, Span
@@ -133,6 +134,7 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
             tracker=Tracker(config, run, *((state.step, state.metric_lines) if state else (0, 0))),
             progress=Progress(config.train.steps),
             checkpoints=Checkpoints(run / "checkpoints", keep=5),
+            saving=Saving(config.run, print),
             totals=Totals(state.completions, dict(state.seconds)) if state else Totals(),
             scaling=Scaling.of(config),
             skipped_steps=SkippedSteps(config.learner, state.steps_skipped if state else 0),

@@ -23,7 +23,7 @@ class Session:
         self.evaluated: list[int] = []
         self.saved: list[int] = []
         self.scaled = 0
-        self.before = self.after = False
+        self.before = self.after = self.stoppable = False
 
     def sync_weights(self) -> None:
         self.shown = self.step
@@ -57,8 +57,15 @@ class Session:
         assert self.logged[-1][1] == f"report of step {self.step}", "a resumed run does not log the step again"
         self.saved.append(self.step)
 
+    @contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        self.stoppable = True
+        yield
+        self.stoppable = False
+
     def stop_if_asked(self) -> None:
-        assert self.saved[-1] == self.step or self.logged
+        assert self.stoppable
+        assert self.saved[-1] == self.step
 
     def save(self) -> None:
         self.saved.append(self.step)

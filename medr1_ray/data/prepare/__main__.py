@@ -23,6 +23,7 @@ from medr1_ray.base.signs_of_life import still
 from medr1_ray.base.writable_folder import require_writable
 from medr1_ray.config import DataSettings, TableAnswers, TableColumns, require_lasting
 from medr1_ray.config.loading import load_config
+from medr1_ray.data.decoding import IMAGE_SECONDS
 from medr1_ray.data.prepare.grouping import Grouping, describe, regrouped
 from medr1_ray.data.prepare.image_facts import ImageFacts
 from medr1_ray.data.prepare.image_scan import facts_of_images
@@ -64,13 +65,14 @@ The first rows are shown as they are understood, before the rest is read. Usual 
 @dataclass(frozen=True)
 class Plan:
     """How to prepare: the folder to write, what groups images (None: what the source says), the folder of Med-R1's
-    files, the seed of the splits, the number of processes."""
+    files, the seed of the splits, the number of processes, and how many seconds an image may take."""
 
     out: Path
     grouping: Grouping | None
     medr1: Path | None
     seed: int
     workers: int
+    image_seconds: float
 
 
 class NoRow(ValueError):
@@ -82,6 +84,7 @@ def prepare(source: Source, plan: Plan) -> None:
 
     Raises:
         ValueError: if no row can be used, a part that is needed is empty, or `medr1` holds no annotation files.
+        RuntimeError: if several images in a row cannot be read in time.
     """
     if plan.medr1:
         released_families(plan.medr1)  # before hours of reading images
@@ -90,7 +93,7 @@ def prepare(source: Source, plan: Plan) -> None:
     rows = regrouped(source.rows, grouping, source.files)
     paths = sorted({row.image_path for row in rows if row.image_path is not None})
     enter_folder(plan.out, source.name)
-    facts = facts_of_images(source.root, paths, plan.out / "images.jsonl", plan.workers)
+    facts = facts_of_images(source.root, paths, plan.out / "images.jsonl", plan.workers, plan.image_seconds)
     rows = [_with_image(row, facts) for row in rows]
     account = account_of(plan.out, source.root, rows)
     seconds = time.monotonic() - started
@@ -226,10 +229,20 @@ def main(arguments: list[str] | None = None) -> int:
         default=os.cpu_count(),
         help="number of processes that read images (default: number of cores)",
     )
+    parser.add_argument(
+        "--image-timeout",
+        type=float,
+        default=IMAGE_SECONDS,
+        metavar="SECONDS",
+        help=f"leave out an image that takes longer to read (default: {IMAGE_SECONDS:g}, as in a run)",
+    )
     # Intermixed, so that settings may stand before, between and after the options.
     options = parser.parse_intermixed_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: give a number of 1 or more")
+
+    if not 0 < options.image_timeout < math.inf:
+        parser.error(f"--image-timeout {options.image_timeout:g}: give a number of seconds above 0")
 
     def work(ending: Ending) -> int:
         ending.how_to_go_on = lambda: "the same command continues"
@@ -239,7 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
         require_writable(f"--out {options.out}", options.out)
         with nothing_left_of(NoRow, options.out):
             source = _source(options)
-            prepare(source, Plan(options.out, options.groups, options.medr1, options.seed, options.workers))
+            given = options.out, options.groups, options.medr1, options.seed, options.workers, options.image_timeout
+            prepare(source, Plan(*given))
         return 0
 
     return run_to_status(work)
@@ -274,7 +288,7 @@ def _source(options: argparse.Namespace) -> Source:
     if options.groups == "column" and reader.columns.group is None:
         raise ValueError(f"--groups column: {reader.path} has no group column; name it with --columns group=NAME")
     window = (options.window[0], options.window[1]) if options.window else None
-    source = of_table(reader, root, options.out, window, options.workers)
+    source = of_table(reader, root, options.out, window, options.workers, options.image_timeout)
     if options.groups == "column" and source.grouping != "column":
         raise ValueError(
             f"--groups column: the group column {reader.columns.group} of {reader.path} is empty; name another with "

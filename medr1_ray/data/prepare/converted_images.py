@@ -17,7 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from medr1_ray.base.atomic_files import publish
 from medr1_ray.base.signs_of_life import repeating
 from medr1_ray.data.prepare.image_facts import ImageFacts, stamp
-from medr1_ray.data.prepare.image_scan import batches, run_checks
+from medr1_ray.data.prepare.image_scan import batches, each_in_time, run_checks
 from medr1_ray.data.prepare.medical_images import read_medical_image, refuse_missing_package
 from medr1_ray.data.questions import RowError
 from medr1_ray.data.readers.rows import refuse_missing_image
@@ -30,15 +30,22 @@ _REMARK = "remark"
 
 
 def write_converted(
-    root: Path, paths: Sequence[str], window: Window | None, folder: Path, workers: int
+    root: Path,
+    paths: Sequence[str],
+    window: Window | None,
+    folder: Path,
+    workers: int,
+    seconds: float,
 ) -> dict[str, ImageFacts]:
     """Write the pictures at `paths`, relative to `root` and without duplicates, into `folder`; copy ordinary images.
 
     Returns what became of each; usable ones have the name of their file in `folder` as `path`. `window` is for paths
-    that name none. Pictures that an earlier call wrote are kept unless their source or window has changed.
+    that name none. Pictures that an earlier call wrote are kept unless their source or window has changed. One that
+    takes longer than `seconds` is left out.
 
     Raises:
         ValueError: if a package that reads one of them is not installed.
+        RuntimeError: several in a row take longer.
     """
     # In the order of files, so that their slices come one after the other.
     paths = sorted(paths)
@@ -49,7 +56,8 @@ def write_converted(
     quiet = 0.1 if sys.stderr.isatty() else 10
     bar = tqdm(total=len(paths), desc="writing images", unit="image", mininterval=quiet)
     with bar, repeating(bar.refresh):
-        for some in run_checks(partial(_write_pictures, root, window, folder), batches(paths), workers):
+        write = partial(each_in_time, partial(write_picture, root, window, folder), seconds)
+        for some in run_checks(write, batches(paths), workers):
             found |= {facts.path: facts for facts in some}
             bar.update(len(some))
     return {path: replace(facts, path=_name(root, path, window)[0]) for path, facts in found.items()}
@@ -68,11 +76,7 @@ def _name(root: Path, path: str, window: Window | None) -> tuple[str, View]:
     return f"{file}.{parts}.png" if parts else f"{file}.png", view
 
 
-def _write_pictures(root: Path, window: Window | None, folder: Path, paths: Sequence[str]) -> list[ImageFacts]:
-    return [write_picture(root, path, window, folder) for path in paths]
-
-
-def write_picture(root: Path, path: str, window: Window | None, folder: Path) -> ImageFacts:
+def write_picture(root: Path, window: Window | None, folder: Path, path: str) -> ImageFacts:
     """Write one picture into `folder`; the facts have its path as it was given, and say if its source is not usable.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,11 +38,6 @@ class ImageFacts:
     height: int | None = None
     left_out: str | None = None
     remark: str | None = None
-
-
-def check_images(root: Path, paths: Sequence[str]) -> list[ImageFacts]:
-    """Return the facts about several images, given by paths relative to `root`."""
-    return [check_image(root, path) for path in paths]
 
 
 def check_image(root: Path, path: str) -> ImageFacts:

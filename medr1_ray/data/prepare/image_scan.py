@@ -1,4 +1,5 @@
-"""Checks of many images in parallel processes, with a progress bar; resumes where an earlier run stopped."""
+"""Checks of many images in parallel processes, each image with a deadline and all with a progress bar; resumes where an
+earlier run stopped."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from pathlib import Path
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from medr1_ray.base.atomic_files import whole_lines
+from medr1_ray.base.deadline import within
 from medr1_ray.base.signs_of_life import repeating
-from medr1_ray.data.prepare.image_facts import ImageFacts, check_images, stamp
+from medr1_ray.data.prepare.image_facts import ImageFacts, check_image, stamp
 
 Check = Callable[[Sequence[str]], list[ImageFacts]]
 
@@ -26,13 +28,21 @@ _BATCH = 32
 _IN_FLIGHT = 4
 """Batches per process: enough that no process waits, few enough that memory stays bounded."""
 
+_MOST_LATE = 3
+"""Images in a row that a process may give up; with one more the file system is taken to be gone."""
 
-def facts_of_images(root: Path, paths: Sequence[str], record: Path, workers: int) -> dict[str, ImageFacts]:
+
+def facts_of_images(
+    root: Path, paths: Sequence[str], record: Path, workers: int, seconds: float
+) -> dict[str, ImageFacts]:
     """Return the facts about the images at `paths` (relative to `root`, without duplicates), by path.
 
     New facts are appended to `record` (JSON Lines) as they are found. Facts of usable images that are already recorded
     are reused unless the file's size or modification time has changed; all other images are checked again. An image
-    that crashes the process that reads it is left out like any other unusable image.
+    that crashes the process that reads it, or takes longer than `seconds`, is left out like any other unusable image.
+
+    Raises:
+        RuntimeError: several in a row take longer.
     """
     known = {
         path: facts
@@ -50,13 +60,37 @@ def facts_of_images(root: Path, paths: Sequence[str], record: Path, workers: int
         mininterval=0.1 if sys.stderr.isatty() else 10,
     )
     with bar, repeating(bar.refresh), record.open("a", encoding="utf-8") as file:
-        for found in run_checks(partial(check_images, root), batches(unknown), workers):
+        check = partial(each_in_time, partial(check_image, root), seconds)
+        for found in run_checks(check, batches(unknown), workers):
             for one in found:
                 facts[one.path] = one
                 file.write(json.dumps(asdict(one)) + "\n")
             file.flush()
             bar.update(len(found))
     return facts
+
+
+def each_in_time(check: Callable[[str], ImageFacts], seconds: float, paths: Sequence[str]) -> list[ImageFacts]:
+    """Check each image; one that takes longer than `seconds` is left out, since a read may never return.
+
+    Raises:
+        RuntimeError: several in a row take longer.
+    """
+    found: list[ImageFacts] = []
+    in_a_row = 0
+    for path in paths:
+        try:
+            found.append(within(seconds, "reading it", partial(check, path)))
+            in_a_row = 0
+        except TimeoutError as late:
+            found.append(ImageFacts(path, 0, 0, left_out="image cannot be read in time", remark=str(late)))
+            in_a_row += 1
+        if in_a_row > _MOST_LATE:
+            raise RuntimeError(
+                f"{in_a_row} images in a row could not be read within {seconds:g} s each, the last: {path}; check the "
+                "file system that holds them, or give a longer --image-timeout if it is only slow"
+            )
+    return found
 
 
 def run_checks(check: Check, batches: Sequence[Sequence[str]], workers: int) -> Iterator[list[ImageFacts]]:
@@ -82,7 +116,10 @@ def run_checks(check: Check, batches: Sequence[Sequence[str]], workers: int) -> 
                         yield done.result()
                         del running[done]
                 continue
-            except BrokenProcessPool:
+            except RuntimeError as error:
+                if not isinstance(error, BrokenProcessPool):
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
                 # The pool does not say whose process died, so all batches in flight are suspects.
                 suspects = [path for batch in running.values() for path in batch]
                 running.clear()

@@ -66,16 +66,20 @@ def of_omnimedvqa(root: Path) -> Source:
     return Source(str(root.absolute()), rows, root, "paths")
 
 
-def of_table(reader: TableReader, root: Path, out: Path, window: Window | None, workers: int) -> Source:
+def of_table(
+    reader: TableReader, root: Path, out: Path, window: Window | None, workers: int, seconds: float
+) -> Source:
     """Return every row of a table; images that are in the table, or in files of scans, are written to files in `out`.
 
     Args:
         root: folder of the images that are files.
         window: center and width for scans whose row names none.
         workers: number of processes that read scans.
+        seconds: how long one may take.
 
     Raises:
         ValueError: if the table cannot be read, or no row becomes a question.
+        RuntimeError: several scans in a row take longer.
     """
     with still(f"reading {reader.path}"):
         table = reader.read()
@@ -92,7 +96,7 @@ def of_table(reader: TableReader, root: Path, out: Path, window: Window | None, 
     else:
         paths = [relative_path(root, row.question.image_path) for row in table.rows]
         if any(medical_format(root / split_view(path)[0]) for path in paths):
-            written = write_converted(root, list(set(paths)), window, out / "images", workers)
+            written = write_converted(root, list(set(paths)), window, out / "images", workers, seconds)
             root, files = out / "images", {written[path].path: split_view(path)[0] for path in paths}
             rows += [_of_scan_row(row, written[path]) for row, path in zip(table.rows, paths, strict=True)]
         else:

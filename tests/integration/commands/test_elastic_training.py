@@ -12,6 +12,7 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.churn import (
     Training,
+    drain,
     engine_process,
     kill_in_mid_sync,
     parent,
@@ -19,7 +20,7 @@ from benchmarks.churn import (
     rollout_cluster,
     steps_of,
 )
-from tests.integration.processes import end
+from tests.integration.processes import PATIENCE, end
 
 
 @pytest.fixture
@@ -32,7 +33,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_a_training_goes_on_while_its_rollout_actors_come_and_go(cluster: Cluster, tmp_path: Path) -> None:
-    """An engine killed in mid-sync, a preemption notice, an actor killed; a replacement after each: six changes."""
+    """An engine killed in mid-sync, a preemption notice, an actor killed; a replacement after each: six changes. At the
+    end a notice for the driver's node."""
     run = tmp_path / "run"
     training = Training(
         "configs/phantom_cpu.yaml",
@@ -64,10 +66,17 @@ def test_a_training_goes_on_while_its_rollout_actors_come_and_go(cluster: Cluste
         training.until(r"rollout-2 is gone \(lost\)")
         training.until(r"rollout-4 has joined.*2 of 2 serving")
         training.until(r"^step ")
+
+        drain(cluster, cluster.head_node)
+        by = r"by Ray, which drains the driver's node \(\d+ s left\)"
+        training.until(rf"^stopping as asked {by}: after an update")
+        saved = training.until(rf"^stopped {by}: .* is saved; go on with")
+        assert training.process.wait(PATIENCE) == 128 + signal.SIGTERM
     finally:
         end(training.process)
 
     steps = steps_of(run)
+    assert f"checkpoint-{steps[-1]['step']} is saved" in saved, "nothing that was learned is lost"
     for step in steps:
         assert step["policy/logprob_gap_mean"] < 1e-3, "what a new actor samples is of the learner's weights"
     assert steps[-1]["ledger/groups_used"] == 8 * steps[-1]["step"], "no step went without its groups"

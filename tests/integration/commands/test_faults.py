@@ -37,6 +37,7 @@ class Training:
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.run = folder / "run"
+        self.addresses: set[str] = set()
         self._output = folder / "output.txt"
         own = [f"run.dir={self.run}", f"data.root={folder / 'phantoms'}", f"train.steps={steps}"]
         with self._output.open("a") as output:
@@ -73,31 +74,52 @@ class Training:
                 process.kill()
         self.process.wait()
 
-    def kill(self, actor: str) -> None:
-        """One of the actors of this class, as the kernel would when memory is short."""
+    def actors(self, kind: str) -> list[psutil.Process]:
+        """Processes of the actors of this class."""
         found = []
         for child in self._children():
             with suppress(psutil.Error):  # it has just ended
-                if " ".join(child.cmdline()).startswith(f"ray::{actor}"):
+                if " ".join(child.cmdline()).startswith(f"ray::{kind}"):
                     found.append(child)
-        found[-1].kill()
+        return found
+
+    def engines(self) -> list[psutil.Process]:
+        """The processes that vLLM starts for its engines, also while they start."""
+        found = []
+        for actor in self.actors("RolloutActor"):
+            with suppress(psutil.Error):
+                found += [each for each in actor.children() if "spawn_main" in " ".join(each.cmdline())]
+        return found
+
+    def listening(self) -> set[str]:
+        """The addresses at which the run's processes can be reached."""
+        found = set()
+        for process in (psutil.Process(self.process.pid), *self._children()):
+            with suppress(psutil.Error):
+                sockets = process.net_connections("inet")
+                found |= {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+        return {address.removeprefix("::ffff:") for address in found}
 
     def _children(self) -> list[psutil.Process]:
         """All processes that it started and that they started, as long as it runs itself."""
-        try:
-            return psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
+        if self.process.poll() is not None:
             return []
+        return psutil.Process(self.process.pid).children(recursive=True)
 
 
 @pytest.fixture(scope="module")
 def lost_and_killed(tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """A run whose second rank is killed, and then the run itself; started again by the same command."""
+    """A run whose engine is killed as it starts, then its second rank, as the kernel would where memory is short, and
+    then the run itself; started again by the same command."""
     folder = tmp_path_factory.mktemp("faults")
     first = Training(folder, steps=100_000)  # it cannot end before it is killed
     try:
+        first.until(lambda: [engine.kill() for engine in first.engines()])
+        lost = r"rollout-0 is gone \(lost\): EngineLostError: the engine process was ended by"
+        first.until(lambda: re.search(lost, first.said()))
         first.until(lambda: len(first.steps()) >= 2)
-        first.kill("LearnerActor")
+        addresses = first.listening()
+        first.actors("LearnerActor")[-1].kill()
         first.until(lambda: re.search(r"LOST: learner-\d died while", first.said()))
         first.until(lambda: "resuming after step " in first.said())
         done = len(first.steps())
@@ -105,6 +127,7 @@ def lost_and_killed(tmp_path_factory: pytest.TempPathFactory) -> Training:
     finally:
         first.end()
     second = Training(folder, steps=max(first.steps()) + 2)
+    second.addresses = addresses
     try:
         second.process.wait(PATIENCE)
     finally:
@@ -118,6 +141,10 @@ def test_a_run_that_loses_a_rank_goes_on_by_itself(lost_and_killed: Training) ->
     assert said.count("LOST: ") == 1
     assert "The run goes on from checkpoint-" in said
     assert said.count("resuming after step ") == 2, "once by itself, and once by the command"
+
+
+def test_a_local_run_of_two_ranks_listens_on_loopback_alone(lost_and_killed: Training) -> None:
+    assert lost_and_killed.addresses == {"127.0.0.1"}
 
 
 def test_no_step_is_lost_or_done_twice(lost_and_killed: Training) -> None:

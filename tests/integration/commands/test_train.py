@@ -230,7 +230,8 @@ def test_a_changed_copy_of_the_code_is_a_job_that_can_be_stopped_and_resumed(
     unknown = ray(*submit, *training, "train.steps=3", RAY_AUTH_TOKEN="b" * 64)
     assert unknown.returncode != 0, "a wrong token must be refused"
 
-    begun = ray(*submit, "--no-wait", "--submission-id=first", *training, "train.steps=10000")
+    patient = ["--runtime-env-json", json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "100"}})]
+    begun = ray(*submit, *patient, "--no-wait", "--submission-id=first", *training, "train.steps=10000")
     assert begun.returncode == 0, begun.stdout + begun.stderr
     latest = run / "checkpoints" / "latest"
     deadline = time.monotonic() + PATIENCE
@@ -242,10 +243,14 @@ def test_a_changed_copy_of_the_code_is_a_job_that_can_be_stopped_and_resumed(
         time.sleep(1)
     stopped = ray("ray", "job", "stop", "first")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    logs = ray("ray", "job", "logs", "first").stdout
+    assert re.search(r"stopped by SIGTERM: \S+/checkpoint-\d+ is saved; go on with", logs), logs
+    assert "`ray job stop` kills" not in logs
 
     steps = int(latest.read_text().strip().rpartition("-")[2]) + 2
     done = ray(*submit, *training, f"train.steps={steps}", "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "`ray job stop` kills this job 3 s after" in done.stdout, "it was submitted without more"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == steps
     assert summary["groups_used"] == steps * 8, "the resumed run goes on where the stopped one was saved"

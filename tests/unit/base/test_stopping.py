@@ -10,7 +10,15 @@ import threading
 
 import pytest
 
-from medr1_ray.base.stopping import asked_to_stop, finishing, heeding_signals
+from medr1_ray.base.stopping import (
+    StopAskedError,
+    ask_to_stop,
+    asked_to_stop,
+    break_off_if_asked,
+    finishing,
+    heeding_signals,
+    who_asked,
+)
 
 
 def test_a_signal_ends_at_once() -> None:
@@ -28,6 +36,31 @@ def test_the_first_signal_only_asks_while_something_is_finished(capfd: pytest.Ca
         assert "stopping after this step" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_wait_is_broken_off_once_a_stop_was_asked_for() -> None:
+    with heeding_signals(), finishing("this step"):
+        break_off_if_asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(StopAskedError):
+            break_off_if_asked()
+    break_off_if_asked()
+
+
+def test_others_ask_as_sigterm_does_and_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with heeding_signals(), finishing("this step"):
+        thread = threading.Thread(target=lambda: [ask_to_stop("Ray"), ask_to_stop("Ray")])
+        thread.start()
+        thread.join()
+        assert asked_to_stop() == signal.SIGTERM
+        assert who_asked() == "Ray"
+    assert "stopping as asked by Ray: after this step; once more to stop at once" in capfd.readouterr().err
+    assert who_asked() == ""
+
+
+def test_nobody_is_stopped_outside_of_a_command() -> None:
+    ask_to_stop("Ray")
+    assert asked_to_stop() is None
 
 
 def test_after_the_work_a_signal_ends_at_once_again() -> None:

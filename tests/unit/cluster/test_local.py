@@ -73,14 +73,14 @@ def test_the_folder_of_a_driver_that_was_killed_goes_with_the_next(temporary: Pa
         (folder / "socket").touch()
         os.utime(folder, (0, 0 if folder != young else time.time()))
     lock = local._locked(in_use)
-    local._own_folder()
+    local.own_folder()
     os.close(lock)
     assert not left.exists()
     assert all((folder / "socket").exists() for folder in (in_use, young, others))
 
 
 def test_the_folder_goes_when_the_process_ends(tmp_path: Path) -> None:
-    program = "from medr1_ray.cluster.local import _own_folder; (_own_folder() / 'socket').touch()"
+    program = "from medr1_ray.cluster.local import own_folder; (own_folder() / 'socket').touch()"
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300)
     assert list(tmp_path.glob("medr1-*")) == []

@@ -120,6 +120,7 @@ def test_a_shared_place_gives_its_bundle_to_the_next_actor(monkeypatch: pytest.M
     assert (free, removed) == ([5, 1], []), "the group belongs to the learner"
     own = Place("rollout-1", DEMAND, group)
     assert own.node_id() == "a"
+    assert own.node_ids() == ["a", "b"], "one for each actor of the demand"
     assert own.options()["scheduling_strategy"] == ("group", 0)
     assert own.options(1)["scheduling_strategy"] == ("group", 1)
     own.give_back()

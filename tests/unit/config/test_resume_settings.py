@@ -59,6 +59,7 @@ def test_a_section_that_is_there_or_not_is_one_setting() -> None:
     [
         ("train", {"steps": 8}),
         ("run", {"save_every": 3}),
+        ("run", {"save_minutes": 3}),
         ("rollout", {"actors": 2}),
         ("rollout", {"engine": {"max_num_seqs": 8}}),
         ("learner", {"cpus_per_rank": 2}),

@@ -63,21 +63,33 @@ def module(deepspeed: Fake) -> Any:
     return copy
 
 
-@pytest.mark.parametrize(("gpus", "backend", "device"), [(0, "gloo", "cpu"), (1, "nccl", "cuda:0")])
+@pytest.mark.parametrize(
+    ("gpus", "backend", "device", "meeting", "interface"),
+    [(0, "gloo", "cpu", "file:///tmp/ranks", "lo"), (1, "nccl", "cuda:0", "tcp://10.0.0.1:1234", None)],
+)
 def test_a_rank_joins_the_others_on_its_own_device(
-    module: Any, deepspeed: Fake, monkeypatch: pytest.MonkeyPatch, gpus: float, backend: str, device: str
+    module: Any,
+    deepspeed: Fake,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: float,
+    backend: str,
+    device: str,
+    meeting: str,
+    interface: str | None,
 ) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.setenv(name, "before")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "before")  # so that it is restored
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     learner = LearnerSettings(world_size=4, gpus_per_rank=gpus)
-    found = module.join("10.0.0.1:1234", 3, learner, ClusterSettings(update_timeout_seconds=70))
+    found = module.join(meeting, 3, learner, ClusterSettings(update_timeout_seconds=70))
     assert str(found) == device
     assert deepspeed.told["backend"] == backend
     group = deepspeed.told["group"]
-    assert (group["rank"], group["world_size"], group["init_method"]) == (3, 4, "tcp://10.0.0.1:1234")
+    assert (group["rank"], group["world_size"], group["init_method"]) == (3, 4, meeting)
     assert group["timeout"] == timedelta(seconds=70)
     assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "0"]
-    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.0.0.1", "1234")
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == interface, "among nodes gloo needs a network"
 
 
 def test_micro_batches_are_cut_by_the_learner_and_the_loss_is_not_rescaled(module: Any) -> None:

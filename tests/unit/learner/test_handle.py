@@ -11,6 +11,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from medr1_ray.base.shared_file import SharedFile
+from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.config import Config
 from medr1_ray.learner import handle as module
 from medr1_ray.learner import rank_calls
@@ -42,6 +43,7 @@ class Ranks:
         self.silent: set[int] = set()
         self.killed: list[int] = []
         self.given_back = 0
+        self.nodes = ["a", "b"]
 
     def arguments_of(self, method: str) -> list[tuple[Any, ...]]:
         return [arguments for _, asked, arguments in self.asked if asked == method]
@@ -87,6 +89,9 @@ class Place:
         self._ranks = ranks
         self.group: Any = None
 
+    def node_ids(self) -> list[str]:
+        return self._ranks.nodes
+
     def give_back(self) -> None:
         self._ranks.given_back += 1
 
@@ -104,7 +109,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     ranks.answers["rendezvous_address"] = lambda rank: "host:1"
     marks = tmp_path_factory.mktemp("marks")
     ranks.answers["open_log"] = lambda rank, files, run: SharedFile.mark("run.dir", marks, marks / f".learner-{rank}")
-    ranks.answers["start"] = lambda rank, address: "cpu"
+    ranks.answers["start"] = lambda rank, meeting: "cpu"
     ranks.answers["update"] = update_report
     ranks.answers["prepare"] = prepared
     return ranks
@@ -148,7 +153,17 @@ def test_all_ranks_start_at_the_address_of_the_first(ranks: Ranks) -> None:
     a_learner(ranks, peak_flops=1e12).start()
     logs, *started = [ranks.asked[:2], *ranks.asked[2:]]
     assert [(number, method) for number, method, _ in logs] == [(0, "open_log"), (1, "open_log")]
-    assert started == [(0, "rendezvous_address", ()), (0, "start", ("host:1",)), (1, "start", ("host:1",))]
+    assert started == [(0, "rendezvous_address", ()), *((rank, "start", ("tcp://host:1",)) for rank in (0, 1))]
+
+
+def test_ranks_on_one_node_meet_at_a_file_and_open_no_port(ranks: Ranks) -> None:
+    ranks.nodes = ["a", "a"]
+    ranks.answers["rendezvous_file"] = lambda rank: "file:///tmp/of-rank-0/ranks"
+    learner = a_learner(ranks, peak_flops=1e12)
+    learner.start()
+    assert ranks.arguments_of("start") == [("file:///tmp/of-rank-0/ranks",)] * 2
+    assert ranks.arguments_of("rendezvous_address") == []
+    assert learner.nodes() == [("learner-0", "a"), ("learner-1", "a")]
 
 
 def test_ranks_and_driver_look_for_each_others_files_before_a_model_is_loaded(ranks: Ranks, tmp_path: Path) -> None:
@@ -279,11 +294,21 @@ def test_a_rank_that_failed_because_another_died_is_not_the_one_that_is_named(ra
         a_learner(ranks).publish_weights(7)
 
 
-def test_a_rank_that_dies_as_it_starts_is_an_error_of_the_start(ranks: Ranks) -> None:
+def test_a_rank_that_is_killed_as_it_starts_is_a_loss(ranks: Ranks) -> None:
     ranks.raises[1] = ActorDiedError()
-    with pytest.raises(RuntimeError, match=r"^learner-1 died while opening its log") as found:
+    with pytest.raises(LearnerLostError, match=r"^learner-1 died while opening its log"):
         a_learner(ranks).start()
-    assert not isinstance(found.value, LearnerLostError), "another start would end in the same way"
+
+
+def test_a_rank_that_fails_as_it_starts_or_is_late_is_an_error_of_the_start(ranks: Ranks) -> None:
+    text = "The actor died because of an error raised in its creation task\nImportError: no module named torch"
+    ranks.raises[1] = ActorDiedError(RayTaskError("__init__", text, ImportError()))
+    with pytest.raises(NotStartedError, match=r"^learner-1 did not start: ImportError: no module named torch$"):
+        a_learner(ranks).start()
+    del ranks.raises[1]
+    ranks.silent = {1}
+    with pytest.raises(NotStartedError, match=r"^learner-1: still opening its log after .*start_timeout_seconds"):
+        a_learner(ranks).start()
 
 
 def test_a_mistake_of_the_settings_is_told_as_the_rank_tells_it(ranks: Ranks) -> None:

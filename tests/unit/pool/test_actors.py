@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
+from medr1_ray.base.stopping import StopAskedError, finishing, heeding_signals
+from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.pool.actor_states import ActorStage, Leave
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
-from tests.unit.pool.world import Method, World, a_config, install, update
+from tests.unit.pool.world import Method, World, a_config, ask_to_stop, install, update
 
 
 @pytest.fixture
@@ -173,6 +176,16 @@ def test_a_failed_start_points_at_the_actors_log_if_there_is_one(world: World, t
         actors.lose("rollout-0", "wrong model", own_failure=True)
 
 
+def test_a_wait_for_engines_is_broken_off_where_the_run_was_asked_to_stop(world: World) -> None:
+    """As in a sync of a broadcast whose members are all gone."""
+    world.silent.add("rollout-0")
+    actors = some_actors(world, actors=1)
+    ask_to_stop(world, 3)
+    with heeding_signals(), finishing("this step"), pytest.raises(StopAskedError):
+        actors.wait_until_up()
+    assert world.now <= 4
+
+
 def test_a_start_that_takes_too_long_ends_a_run_that_has_not_begun(world: World) -> None:
     world.silent.add("rollout-0")
     actors = some_actors(world, actors=1)
@@ -220,6 +233,26 @@ def test_actors_lost_before_the_run_begins_are_not_replaced_for_ever(world: Worl
     # One for each wanted actor, since they may share a node that is gone, and two more.
     assert actors.counts().lost >= wanted + 2
     assert actors.counts().asked < 3 * wanted + 3
+
+
+def in_constructor(error: str) -> RayActorError:
+    """What Ray raises where the constructor of an actor did: it keeps the text."""
+    said = f"The actor died because of an error raised in its creation task, ray::RolloutActor.__init__()\n{error}"
+    return RayActorError("a", said, actor_init_failed=True)
+
+
+def test_an_engine_that_is_killed_on_the_first_start_is_replaced_and_a_wrong_setting_ends_the_run(world: World) -> None:
+    actors = some_actors(world, actors=1)
+    pass_time(world, actors, 1)
+    killed = "medr1_ray.rollout.actor.EngineLostError: the engine process was ended by SIGKILL while it started"
+    actors.on_error("rollout-0", in_constructor(killed))
+    assert "rollout-0 is gone (lost): EngineLostError: the engine process was ended by SIGKILL" in world.said[-1]
+    actors.wait_until_up()
+    assert actors.up.keys() == {"rollout-1"}
+    actors.scale(2, "of the test")
+    pass_time(world, actors, 1)
+    with pytest.raises(NotStartedError, match=r"^rollout-2 did not start: RuntimeError: vLLM did not start: no"):
+        actors.on_error("rollout-2", in_constructor("RuntimeError: vLLM did not start: no such key"))
 
 
 def passing_update(version: int) -> WeightUpdate:

@@ -92,7 +92,7 @@ def test_whatever_goes_wrong_with_an_actor_it_is_given_up_and_the_others_go_on(
     getattr(EngineCalls(actors), method)()
     assert world.now - start <= (LIMIT + 1 if fault == "silent" else 1)
     assert actors.up.keys() == {"rollout-0", "rollout-2"}
-    own = fault in ("engine_dead", "failing")
+    own = fault == "failing"
     assert actors.counts().gone[Leave.FAILED if own else Leave.LOST] == 1
     if fault == "silent":
         assert "was not answered within cluster.sync_timeout_seconds=10" in world.said[-1]

@@ -8,10 +8,21 @@ import numpy as np
 import pytest
 from ray.exceptions import RayError
 
+from medr1_ray.base.stopping import StopAskedError, finishing, heeding_signals
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.measurements import Measurements
 from medr1_ray.types import Continuations, Likelihoods, Prompt, Sampling
-from tests.unit.pool.world import QUESTION, Actor, Encoder, Method, World, a_config, install, update
+from tests.unit.pool.world import (
+    QUESTION,
+    Actor,
+    Encoder,
+    Method,
+    World,
+    a_config,
+    ask_to_stop,
+    install,
+    update,
+)
 
 
 @pytest.fixture
@@ -55,6 +66,16 @@ def test_a_probe_asks_every_serving_actor_everything(world: World) -> None:
     for name, completions in found.items():
         assert [each.prompt_id for each in completions] == ["p0", "p1"]
         assert {each.actor for each in completions} == {name}
+
+
+def test_a_probe_is_broken_off_where_the_run_was_asked_to_stop(world: World) -> None:
+    _, measurements = measured(world, 1)
+    world.silent.add("rollout-0")
+    begun = world.now
+    ask_to_stop(world, begun + 3)
+    with heeding_signals(), finishing("this step"), pytest.raises(StopAskedError):
+        measurements.probe(prompts(2), Sampling(2, 4, 1.0), version=0)
+    assert world.now - begun <= 4
 
 
 @pytest.mark.parametrize("fault", ["silent", "dead", "engine_dead"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,6 +62,7 @@ class World(PendingCalls):
         self.group_seconds = 2.0
         self.group_seconds_of: dict[str, float] = {}
         self.draining: dict[str, float] = {}
+        self.leaving = ""  # what is said of the learner's nodes
         self.killed: list[str] = []
         self.said: list[str] = []
         self.happens: Callable[[], None] = lambda: None  # Called at every wait, for what goes wrong then.
@@ -226,6 +229,17 @@ def reward_actors(world: World, config: Config, *given: RewardActor) -> RewardAc
         return waiting.pop(0) if waiting else RewardActor(world, name=name)
 
     return RewardActors(config, world, world.said.append, start)
+
+
+def ask_to_stop(world: World, at: float) -> None:
+    """Let this process be asked to stop at the first wait from then on; for a body that heeds signals and finishes."""
+
+    def ask() -> None:
+        if world.now >= at:
+            world.happens = lambda: None
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    world.happens = ask
 
 
 def install(world: World, patch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from medr1_ray.records.recorded_groups import _ARRAYS, read_groups, recorded_steps, write_groups
+from medr1_ray.records.recorded_groups import (
+    _ARRAYS,
+    read_groups,
+    recorded_steps,
+    write_demonstrations,
+    write_groups,
+)
 from tests.unit.records.recorded import a_group
 
 
@@ -34,6 +41,23 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert all(same(one, other) for one, other in zip(groups, found, strict=True))
     write_groups(tmp_path / "recorded", 1_000_001, groups)
     assert recorded_steps(tmp_path / "recorded") == [12, 1_000_001]
+
+
+def test_demonstrations_are_whole_and_not_taken_for_groups(tmp_path: Path) -> None:
+    group = a_group()
+    demonstrations = [(group.prompt, group.completions), (replace(group.prompt, id="e0/q2"), group.completions)]
+    path = write_demonstrations(tmp_path / "recorded", 12, demonstrations)
+    with safe_open(path, "np") as file:
+        told = json.loads(file.metadata()["demonstrations"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert [each["id"] for each in told] == ["e0/q1", "e0/q2"]
+    assert told[1]["text"] == "<answer>B</answer>"
+    assert told[0]["question"]["options"] == ["CT", "MRI"]
+    for i, (prompt, target) in enumerate(demonstrations):
+        assert np.array_equal(arrays[f"{i}/prompt_token_ids"], prompt.token_ids)
+        assert np.array_equal(arrays[f"{i}/image"], prompt.image)
+        assert np.array_equal(arrays[f"{i}/token_ids"], target.token_ids)
+    assert recorded_steps(tmp_path / "recorded") == []
 
 
 def test_a_step_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:

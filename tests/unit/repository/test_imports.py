@@ -15,6 +15,7 @@ import medr1_ray
 PACKAGE = Path(medr1_ray.__file__).parent
 NEEDS_RAY = {
     "cluster.connect",
+    "cluster.leaving_nodes",
     "cluster.local",
     "cluster.pending_calls",
     "cluster.placement",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -33,6 +34,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     }
     for name, content in found.items():
         module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)  # who looks where vLLM is finds that it is nowhere
         vars(module).update(content)
         patch.setitem(__import__("sys").modules, name, module)
 

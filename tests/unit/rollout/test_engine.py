@@ -15,6 +15,7 @@ from medr1_ray.config import ClusterSettings, ModelSettings, RolloutSettings, ti
 from medr1_ray.data.encoding import continuations
 from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.rewards.parsing import parse_answer
+from medr1_ray.rollout.actor import EngineLostError
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.rollout.engine import (
     continued_prompts,
@@ -24,6 +25,7 @@ from medr1_ray.rollout.engine import (
     sampled_text,
     sampling_params,
     set_environment,
+    start_error,
     to_completions,
     to_likelihoods,
 )
@@ -33,6 +35,8 @@ from tests.unit.rollout.fake_vllm import answer
 
 QUESTION = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "d")
 PROMPT = Prompt("p", QUESTION, np.array([1, 2, 3], np.int32), np.full((2, 4, 3), 9, np.uint8))
+# vLLM 0.32's own words; the exit code is that of the process.
+NOT_STARTED = "Engine core initialization failed. See root cause above. Failed core proc(s): {}"
 VOCABULARY = load_vocabulary(tiny_model_path())
 MODEL = str(tiny_model_path())
 SPAN = Span("rollout-0", "rollout", 0.0, 1.0)
@@ -224,3 +228,35 @@ def test_a_single_continuation_is_one_prompt() -> None:
     (prompt,) = continued_prompts(PROMPT, one)
     assert prompt.token_ids.tolist() == [1, 2, 3, 7, 8]
     assert (prompt.id, prompt.image is PROMPT.image) == ("p", True)
+
+
+@pytest.mark.parametrize(
+    ("processes", "by"),
+    [
+        ("{'EngineCore': -9}", "SIGKILL"),
+        ("{'EngineCore_DP0': -11, 'EngineCore_DP1': -9}", "SIGSEGV"),
+        ("{}", "a signal"),  # of a large process that was killed, which the kernel has not taken down yet
+    ],
+)
+def test_an_engine_that_a_signal_ended_is_lost(processes: str, by: str, tmp_path: Path) -> None:
+    log = tmp_path / "rollout-0.log"
+    log.write_text("ValueError: of an earlier start\n")
+    error = start_error(RuntimeError(NOT_STARTED.format(processes)), log, log.stat().st_size)
+    assert isinstance(error, EngineLostError)
+    assert str(error) == f"the engine process was ended by {by} while it started"
+
+
+@pytest.mark.parametrize("processes", ["{'EngineCore': 1}", "{'EngineCore_DP0': 1, 'EngineCore_DP1': -15}", "{}"])
+def test_one_that_ended_itself_is_an_error_with_its_cause(processes: str, tmp_path: Path) -> None:
+    log = tmp_path / "rollout-0.log"
+    raised = RuntimeError(NOT_STARTED.format(processes))
+    log.write_text(f"ValueError: no such dtype\nRuntimeError: {raised}\n")
+    error = start_error(raised, log, 0)
+    assert not isinstance(error, EngineLostError)
+    assert str(error) == "vLLM did not start: ValueError: no such dtype"
+
+
+def test_an_error_of_vllms_own_process_is_one_without_a_log_too(tmp_path: Path) -> None:
+    error = start_error(TypeError("an unexpected keyword"), tmp_path / "rollout-0.log", 0)
+    assert str(error) == "vLLM did not start: TypeError: an unexpected keyword"
+    assert not isinstance(error, EngineLostError)

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 from medr1_ray.base.manifest import NotSavedError, StoredFile, store
-from medr1_ray.base.stopping import finishing, heeding_signals
+from medr1_ray.base.stopping import heeding_signals
 from medr1_ray.config import AlarmSettings, HardwareSettings
 from medr1_ray.config.loading import config_digest
+from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation.in_training import EvaluationLog
 from medr1_ray.evaluation.settings import ASKED_WITH_FILE
 from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, PolicyStatistics, UpdateReport
 from medr1_ray.pool.actors import RolloutActors
-from medr1_ray.pool.group_ledger import Ledger
+from medr1_ray.pool.group_ledger import GroupStage, Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.records.alarms import Alarms
@@ -34,12 +35,13 @@ from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityError
 from medr1_ray.run.replay import Replay
+from medr1_ray.run.saving import Saving
 from medr1_ray.run.session import Session
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.weight_sync import WeightSync
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Sampling
 from medr1_ray.weights.messages import WeightUpdate
-from tests.unit.pool.world import Encoder, World, a_config, a_stream, install, reward_actors, update
+from tests.unit.pool.world import QUESTION, Encoder, World, a_config, a_stream, install, reward_actors, update
 
 STATISTICS = PolicyStatistics(1.0, 0.0, 0.0, 1.0, 0.0, None, 4, 1e-6, 1e-5, None)
 
@@ -54,6 +56,7 @@ class Learner:
         self.statistics = STATISTICS
         self.norm = 1.0
         self.no_room = False
+        self.published: list[int] = []
 
     def prefetch(self, groups: Sequence[Group]) -> None:
         """Nothing is begun early."""
@@ -76,6 +79,7 @@ class Learner:
             meanwhile()
 
     def publish_weights(self, version: int) -> WeightUpdate:
+        self.published.append(version)
         return update(version)
 
     def save(self, folder: Path) -> list[StoredFile]:
@@ -133,6 +137,7 @@ def a_session(
         tracker=Tracker(config, folder),
         progress=Progress(config.train.steps, every_seconds=1e9),
         checkpoints=Checkpoints(folder / "checkpoints", 2),
+        saving=Saving(config.run, world.said.append, lambda: world.leaving, clock=lambda: world.now),
         totals=Totals(),
         scaling=Scaling.of(config),
         skipped_steps=SkippedSteps(config.learner, 0),
@@ -335,6 +340,18 @@ def test_a_supervised_step_is_recorded_without_rollouts(world: World, tmp_path: 
     spans = [json.loads(each) for each in (tmp_path / "spans.jsonl").read_text().splitlines()]
     assert [each["phase"] for each in spans] == ["data", "weight_sync", "parity", "update"]
     assert session.save().name == "checkpoint-1"
+    assert not (tmp_path / "recorded").exists()
+
+
+def test_of_a_supervised_step_that_is_skipped_the_demonstrations_are_kept(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 2}, actors=1)
+    session.sync_for_evaluation()
+    (group,) = session.pool.run(session.take_prompts()[:1], Sampling(1, 4, 0.0))
+    demonstrations = [(group.prompt, group.completions)]
+    for norm in (np.inf, 1.0):
+        session.learner.norm = norm  # type: ignore[attr-defined]
+        session.log_imitation(demonstrations, session.imitate(demonstrations))
+    assert [path.name for path in (tmp_path / "recorded").iterdir()] == ["demonstrations-000001.safetensors"]
 
 
 def test_a_checkpoint_says_where_the_run_stands(world: World, tmp_path: Path) -> None:
@@ -369,7 +386,7 @@ def test_a_step_costs_what_its_devices_cost(world: World, tmp_path: Path) -> Non
     learner = session.config.learner.model_copy(update={"world_size": 4, "gpus_per_rank": 0.5})
     rollout = session.config.rollout.model_copy(update={"gpus_per_actor": 4})
     session.config = session.config.model_copy(update={"learner": learner, "rollout": rollout})
-    assert session._resources() == Resources(4, 2, 1, 14.0)
+    assert Resources.of(session.config, rollout_actors=2) == Resources(4, 2, 1, 14.0)
 
 
 def test_a_person_is_told_of_steps_and_evaluations_and_of_the_results(world: World, tmp_path: Path) -> None:
@@ -410,17 +427,151 @@ def test_every_phase_of_a_step_is_a_span_of_it(world: World, tmp_path: Path) -> 
     assert {span["actor"] for span in spans} == {"driver", "rollout-0", "reward-0"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_step_and_ends_the_run(world: World, tmp_path: Path, number: signal.Signals) -> None:
-    session = a_session(world, tmp_path, {"steps": 4}, actors=1)
+def run_to_the_end(session: Session) -> None:
+    """As the loop of `train.py`."""
     session.sync_weights()
-    with heeding_signals(), finishing("this step"):
-        session.stop_if_asked()
-        os.kill(os.getpid(), number)
-        one_step(session)
-        with pytest.raises(KeyboardInterrupt):
+    with session.saved_when_stopped():
+        while session.step < session.config.train.steps:
+            one_step(session)
+            session.evaluate_if_due()
+            session.save_if_due()
             session.stop_if_asked()
-    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-1"
+
+
+class StopsInMidst:
+    """Sends this process SIGTERM at the first wait of which `when` is true, and notes the time."""
+
+    def __init__(self, world: World, when: Callable[[], bool]) -> None:
+        self.at_seconds: float | None = None
+        self._world = world
+        self._when = when
+        world.happens = self._look
+
+    def _look(self) -> None:
+        if self.at_seconds is None and self._when():
+            self.at_seconds = self._world.now
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopped(session: Session) -> None:
+    with heeding_signals(), pytest.raises(KeyboardInterrupt):
+        run_to_the_end(session)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_update_is_finished_logged_and_saved_before_the_run_ends(
+    world: World, tmp_path: Path, number: signal.Signals
+) -> None:
+    session = a_session(world, tmp_path, {"steps": 9}, {"save_every": 0}, actors=1)
+    learner: Any = session.learner
+    update = learner.update
+
+    def signalled(*arguments: Any, **named: Any) -> UpdateReport:
+        if session.step == 2:
+            os.kill(os.getpid(), number)
+        return update(*arguments, **named)
+
+    learner.update = signalled
+    stopped(session)
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-3"
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3]
+    assert learner.published[-1] == 2, "no engine needs the weights of the last step"
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_a_wait_for_groups_is_broken_off_and_a_resumed_run_skips_and_repeats_no_question(
+    world: World, tmp_path: Path, max_staleness: int
+) -> None:
+    session = a_session(world, tmp_path, {"steps": 6, "max_staleness": max_staleness}, actors=1)
+    used: list[str] = []
+    take = session.pool.take
+
+    def watched(*arguments: Any) -> list[Group]:
+        groups = take(*arguments)
+        used.extend(group.prompt.id for group in groups)
+        return groups
+
+    session.pool.take = watched  # type: ignore[method-assign]
+    ledger = session.pool.ledger
+    # One actor does two groups at once, each in 2 seconds: some more rounds for this step.
+    stop = StopsInMidst(world, lambda: session.step == 2 and 0 < len(ledger.at(GroupStage.READY)) < 4)
+    stopped(session)
+    assert stop.at_seconds is not None
+    assert world.now - stop.at_seconds <= 1.0, "it does not wait for the other groups"
+    state = read_state(latest_checkpoint(tmp_path / "checkpoints"))
+    assert (state.step, state.groups_used) == (2, 16)
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2]
+    # The resumed run: first what was issued and not used, then the stream from where it was.
+    again = PromptStream((QUESTION,), Encoder(), 0, state.stream)
+    later = [prompt.id for prompt in (*again.reissue(state.unused_prompts), *again.take(20))]
+    undisturbed = [prompt.id for prompt in a_stream().take(5 + len(used) + len(later))][5:]  # 5 of the evaluation
+    assert sorted([*used, *later]) == sorted(undisturbed)
+
+
+def test_an_evaluation_is_broken_off_and_made_by_the_resumed_run(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 4}, {"evaluate_every": 2}, actors=1)
+    run = session.pool.run
+    evaluating: list[bool] = []
+
+    def watched(*arguments: Any) -> list[Group]:
+        evaluating.append(True)
+        return run(*arguments)
+
+    session.pool.run = watched  # type: ignore[method-assign]
+    StopsInMidst(world, lambda: bool(evaluating))
+    stopped(session)
+    assert read_state(latest_checkpoint(tmp_path / "checkpoints")).step == 2
+    assert session.evaluations.find("step-2") is None
+
+    world.happens = lambda: None
+    resumed = a_session(world, tmp_path, {"steps": 4}, {"evaluate_every": 2}, actors=1)
+    resumed.step = 2
+    resumed.sync_weights()
+    for _ in range(2):
+        resumed.evaluate_before()
+    assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == ["before", "step-2"]
+
+
+def test_nothing_is_written_again_where_the_last_step_is_saved(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 4}, {"save_every": 1}, actors=1)
+    written: list[Path] = []
+    save = session.learner.save
+
+    def watched(folder: Path) -> list[StoredFile]:
+        written.append(folder)
+        return save(folder)
+
+    session.learner.save = watched  # type: ignore[method-assign]
+    StopsInMidst(world, lambda: session.step == 2 and bool(session.pool.ledger.at(GroupStage.READY)))
+    stopped(session)
+    assert len(written) == 2, "one for each step"
+
+
+def test_a_run_that_has_learned_nothing_saves_nothing(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 4}, actors=1)
+    StopsInMidst(world, lambda: bool(session.pool.ledger.at(GroupStage.READY)))
+    stopped(session)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_step_that_is_done_is_saved_during_a_wait_before_a_node_of_the_learners_leaves(
+    world: World, tmp_path: Path
+) -> None:
+    session = a_session(world, tmp_path, {"steps": 4}, actors=1)
+
+    def notice() -> None:
+        if session.step == 2 and session.pool.ledger.at(GroupStage.READY):
+            world.leaving = "Ray drains the node of learner-0 (120 s left)"
+
+    world.happens = notice
+    session.sync_weights()
+    one_step(session)
+    one_step(session)
+    assert not (tmp_path / "checkpoints").exists()
+    session.take_groups()
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-2"
+    said = [line for line in world.said if "drains" in line]
+    assert said == [f"{world.leaving}: each step is saved until it is gone"]
 
 
 def test_a_step_is_saved_once(world: World, tmp_path: Path) -> None:
@@ -433,9 +584,7 @@ def test_a_step_is_saved_once(world: World, tmp_path: Path) -> None:
     assert (first / "mark").exists()
 
 
-def test_a_checkpoint_that_cannot_be_written_is_tried_again_after_the_next_step(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_that_cannot_be_written_is_tried_again_after_the_next_step(world: World, tmp_path: Path) -> None:
     session = a_session(world, tmp_path, {"steps": 9}, {"save_every": 2}, actors=1)
     learner: Any = session.learner
     session.sync_weights()
@@ -446,7 +595,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again_after_the_next_step(
         session.save_if_due()
         saved.append(sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")))
     assert saved == [[], [], [], ["checkpoint-4"], ["checkpoint-4"], ["checkpoint-4", "checkpoint-6"]]
-    said = capsys.readouterr().out
+    said = "\n".join(world.said)
     assert said.count("NOT SAVED: learner-0 cannot write: no space left. Earlier checkpoints are as they were") == 1
     assert said.count("saved at last: ") == 1
     learner.no_room = True

@@ -254,9 +254,11 @@ def test_a_checkpoint_has_the_weights_and_the_optimizer() -> None:
         (["run.save_every=5"], 2),
         (["run.save_every=4"], 3),
         (["run.save_every=2", "run.evaluate_every=5"], 4),
+        (["run.save_every=0", "run.save_minutes=15"], 3),
+        (["run.save_every=0", "run.save_minutes=15", "train.steps=1"], 1),
     ],
 )
 def test_one_more_checkpoint_than_are_kept_is_there_for_a_moment(settings: list[str], count: int) -> None:
-    given = ["train.steps=10", "run.keep_checkpoints=2", "run.evaluate_every=0", *settings]
+    given = ["train.steps=10", "run.keep_checkpoints=2", "run.evaluate_every=0", "run.save_minutes=0", *settings]
     config = load_config([CONFIGS / "phantom_cpu.yaml"], given)
     assert checkpoints_at_once(config) == count

@@ -33,7 +33,7 @@ NAMES = ("p1/a.dcm.png", "p1/a.dcm.frame=1.png", "IM0001.png", "v.nii.gz.slice=0
 
 def test_pictures_get_names_of_their_own_and_ordinary_images_are_copied(root: Path) -> None:
     out = root.parent / "out"
-    found = write_converted(root, PATHS, None, out, workers=1)
+    found = write_converted(root, PATHS, None, out, workers=1, seconds=60)
     assert {path: facts.path for path, facts in found.items()} == dict(zip(PATHS, NAMES, strict=True))
     assert [facts.left_out for facts in found.values()] == [None] * 5
     assert {path.relative_to(out).as_posix() for path in out.rglob("*.*")} == set(NAMES)
@@ -49,7 +49,7 @@ def test_what_is_written_is_kept_until_the_source_or_the_window_changes(root: Pa
     out = root.parent / "out"
 
     def file(window: tuple[float, float] | None = None) -> int:
-        facts = write_picture(root, "p1/a.dcm", window, out)
+        facts = write_picture(root, window, out, "p1/a.dcm")
         assert (facts.left_out, facts.remark) == (None, "several frames, the first is used")
         name = "a.dcm.png" if window is None else "a.dcm.center=40,width=400.5.png"
         return (out / "p1" / name).stat().st_ino
@@ -77,7 +77,7 @@ def test_a_picture_that_cannot_be_written_leaves_no_file(root: Path, path: str, 
     out = root.parent / "out"
     (root.parent / "elsewhere.dcm").write_bytes((root / "p1" / "a.dcm").read_bytes())
     (root / "link.dcm").symlink_to(root.parent / "elsewhere.dcm")
-    facts = write_picture(root, path, None, out)
+    facts = write_picture(root, None, out, path)
     assert facts.left_out == reason
     assert ("cannot be read as DICOM" in str(facts.remark)) == (path == "bad.dcm")
     assert [path for path in out.rglob("*") if path.is_file()] == []
@@ -86,11 +86,11 @@ def test_a_picture_that_cannot_be_written_leaves_no_file(root: Path, path: str, 
 def test_a_folder_that_cannot_be_written_is_no_fault_of_the_images(root: Path) -> None:
     (root.parent / "out").write_text("a file")
     with pytest.raises(OSError, match="out"):
-        write_picture(root, "p1/a.dcm", None, root.parent / "out")
+        write_picture(root, None, root.parent / "out", "p1/a.dcm")
 
 
 def test_a_missing_package_is_told_before_anything_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(medical_images, "find_spec", lambda name: None if name == "nibabel" else True)
     with pytest.raises(ValueError, match=r"v\.nii\.gz#slice=0,axis=1: NIfTI files are read with nibabel, which is not"):
-        write_converted(root, PATHS, None, root.parent / "out", workers=1)
+        write_converted(root, PATHS, None, root.parent / "out", workers=1, seconds=60)
     assert not (root.parent / "out").exists()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from medr1_ray.data.images import load_image
 from medr1_ray.data.prepare import image_facts
-from medr1_ray.data.prepare.image_facts import ImageFacts, check_image, check_images, perceptual_hash
+from medr1_ray.data.prepare.image_facts import ImageFacts, check_image, perceptual_hash
 from tests.unit.data.prepare.bad_data import IMAGES, make_image
 from tests.unit.data.prepare.pictures import picture
 
@@ -60,7 +60,7 @@ def test_the_facts_are_of_the_file_at_the_path(tmp_path: Path) -> None:
     for name in ("sub/a.PNG", "sub/b.bmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         two_colours.save(tmp_path / name)
-    facts = check_images(tmp_path, ["sub/a.PNG", "sub/b.bmp"])
+    facts = [check_image(tmp_path, name) for name in ("sub/a.PNG", "sub/b.bmp")]
     for name, one in zip(("sub/a.PNG", "sub/b.bmp"), facts, strict=True):
         status = (tmp_path / name).stat()
         assert (one.path, one.bytes, one.modified_ns) == (name, status.st_size, status.st_mtime_ns)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from medr1_ray.data.prepare import image_scan as image_checks
 from medr1_ray.data.prepare.image_facts import ImageFacts, check_image
-from medr1_ray.data.prepare.image_scan import facts_of_images, run_checks
+from medr1_ray.data.prepare.image_scan import each_in_time, facts_of_images, run_checks
 from tests.unit.data.prepare.pictures import picture
 
 
@@ -21,14 +23,14 @@ def test_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.Monkey
     paths = [*(f"{index}.png" for index in range(6)), "bad.png"]
     record = tmp_path / "record.jsonl"
     monkeypatch.setattr(image_checks, "_BATCH", 2)
-    whole = facts_of_images(tmp_path, paths, record, workers=1)
+    whole = facts_of_images(tmp_path, paths, record, workers=1, seconds=60)
     assert list(whole) == paths
     lines = record.read_text().splitlines(keepends=True)
     assert len(lines) == 7
 
     def looked_at(workers: int = 1) -> list[str]:
         before = record.read_text().count("\n")
-        assert facts_of_images(tmp_path, paths, record, workers) == {
+        assert facts_of_images(tmp_path, paths, record, workers, seconds=60) == {
             path: check_image(tmp_path, path) for path in paths
         }
         return [json.loads(line)["path"] for line in record.read_text().splitlines()[before:] if "{" in line]
@@ -64,3 +66,47 @@ def test_an_image_that_kills_its_reader_is_left_out(tmp_path: Path, monkeypatch:
     assert [facts for facts in found if facts.left_out] == [
         ImageFacts("kill", 0, 0, left_out="image ends the process that reads it")
     ]
+
+
+def facts_but_of(hanging: set[str], hung: threading.Event, path: str) -> ImageFacts:
+    if path in hanging:
+        hung.wait(60)
+    return ImageFacts(path, 1, 1)
+
+
+def test_a_read_that_hangs_is_left_out_and_the_others_go_on() -> None:
+    """As from a disk or a network file system that does not answer."""
+    come_back = threading.Event()
+    check = partial(facts_but_of, {"b", "d", "e"}, come_back)
+    found = each_in_time(check, 0.05, ["a", "b", "c", "d", "e", "f"])
+    come_back.set()
+    assert [facts.path for facts in found] == ["a", "b", "c", "d", "e", "f"]
+    assert [facts.left_out for facts in found] == [
+        "image cannot be read in time" if facts.path in "bde" else None for facts in found
+    ]
+    assert found[1].remark == "reading it timed out after 0.05 s"
+
+
+def test_where_all_reads_hang_there_is_an_end() -> None:
+    come_back = threading.Event()
+    check = partial(facts_but_of, {"b", "c", "d", "e"}, come_back)
+    with pytest.raises(RuntimeError, match=r"^4 images in a row could not be read within 0\.05 s each, the last: e; "):
+        each_in_time(check, 0.05, ["a", "b", "c", "d", "e", "f"])
+    come_back.set()
+
+
+HANGS = """
+def check(paths):
+    if "hung" in paths:
+        raise RuntimeError("4 images in a row could not be read")
+    return []
+"""
+
+
+def test_that_end_is_one_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reader_that_gives_up.py").write_text(HANGS)
+    monkeypatch.syspath_prepend(tmp_path)
+    import reader_that_gives_up  # type: ignore[import-not-found]
+
+    with pytest.raises(RuntimeError, match=r"^4 images in a row"):
+        list(run_checks(reader_that_gives_up.check, [["a"], ["hung"], ["b"]], workers=1))
