@@ -84,12 +84,24 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
 
     Raises TimeoutError, or whatever `call` raised.
     """
+    return while_moving(seconds, what, lambda moved: call())
+
+
+def while_moving(seconds: float, what: str, call: Callable[[Callable[..., None]], T]) -> T:
+    """As `within`, but for a call of any length: the seconds begin anew each time that it calls what it is given,
+    which takes and ignores any arguments.
+    """
     results: list[T] = []
     errors: list[BaseException] = []
+    last = time.monotonic()
+
+    def moved(*_: object, **__: object) -> None:
+        nonlocal last
+        last = time.monotonic()
 
     def run() -> None:
         try:
-            results.append(call())
+            results.append(call(moved))
         # BaseException too: nothing else would carry it out of this thread.
         except BaseException as error:
             errors.append(error)
@@ -97,7 +109,8 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
     # A daemon, so that an abandoned call does not keep the process alive.
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(seconds)
+    while thread.is_alive() and (left := last + seconds - time.monotonic()) > 0:
+        thread.join(left)
     if errors:
         raise errors[0]
     if not results:

@@ -45,14 +45,34 @@ def store(folder: Path, name: str) -> StoredFile:
 
 def write_manifest(folder: Path, files: Iterable[StoredFile]) -> None:
     """Write the manifest and bring it, and the names of all files, to the disk."""
-    content = {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in files}
+    files = list(files)
     path = folder / MANIFEST_FILE
     with path.open("w", encoding="utf-8") as opened:
-        opened.write(json.dumps({"files": content}, indent=1) + "\n")
+        opened.write(manifest_text(files))
         opened.flush()
         os.fsync(opened.fileno())
-    for each in {folder, *(folder / name for name in content)}:
+    for each in {folder, *(folder / file.name for file in files)}:
         sync_folder(each if each.is_dir() else each.parent)
+
+
+def manifest_text(files: Iterable[StoredFile]) -> str:
+    """Return the content of a manifest."""
+    content = {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in files}
+    return json.dumps({"files": content}, indent=1) + "\n"
+
+
+def parse_manifest(content: bytes) -> list[StoredFile]:
+    """Return the files that a manifest names. Raises ValueError, in a few words, where it is damaged or names a file
+    outside of its folder."""
+    try:
+        named = json.loads(content)["files"]
+        files = [StoredFile(name, int(of["bytes"]), str(of["sha256"])) for name, of in named.items()]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise ValueError(f"{MANIFEST_FILE} cannot be read") from None
+    outside = [file.name for file in files if Path(file.name).is_absolute() or ".." in Path(file.name).parts]
+    if outside:
+        raise ValueError(f"{MANIFEST_FILE} names {outside[0]}, which is outside of the folder")
+    return files
 
 
 def sync_folder(folder: Path) -> None:
@@ -69,17 +89,14 @@ def find_damage(folder: Path, but: str | None = None) -> str | None:
 
     Reads all files, except those below the subfolder `but`. Files that the manifest does not name are ignored.
     """
-    path = folder / MANIFEST_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))["files"]
-        files = [StoredFile(name, int(of["bytes"]), str(of["sha256"])) for name, of in content.items()]
+        files = parse_manifest((folder / MANIFEST_FILE).read_bytes())
     except FileNotFoundError:
         return f"{MANIFEST_FILE} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except OSError:
         return f"{MANIFEST_FILE} cannot be read"
-    outside = [file.name for file in files if Path(file.name).is_absolute() or ".." in Path(file.name).parts]
-    if outside:
-        return f"{MANIFEST_FILE} names {outside[0]}, which is outside of the folder"
+    except ValueError as error:
+        return str(error)
     files = [file for file in files if but is None or Path(file.name).parts[0] != but]
     # Sizes first: they cost nothing, and a file that was cut off is the usual damage.
     cut_off = next((damage for file in files if (damage := _size_damage(folder, file))), None)

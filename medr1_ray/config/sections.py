@@ -6,6 +6,7 @@ that this package sets itself are refused there.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -27,7 +28,7 @@ from medr1_ray.config.field_types import (
 )
 from medr1_ray.config.libraries.code import require_no_code
 from medr1_ray.config.libraries.keys import require_deepspeed_keys, require_engine_keys
-from medr1_ray.config.secrets import shown
+from medr1_ray.config.secrets import REDACTED, shown
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -88,10 +89,33 @@ def _refuse_own_keys(where: str, given: dict[str, Any], ours: frozenset[str]) ->
         )
 
 
+def _plain_url(url: str) -> str:
+    # Settings are written to files, and a key of S3 may hold a slash: nothing before an @ is shown.
+    protocol, _, rest = url.rpartition("@")[2].rpartition("://")
+    if "@" in url:
+        given = f"{url.partition('://')[0]}://{REDACTED}@{rest}" if "://" in url else f"{REDACTED}@{rest}"
+        raise ValueError(
+            f"run.storage={given!r} holds a user or a key; give the bucket and path alone, and credentials in the "
+            "environment (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role)"
+        )
+    # Queries and chains may hold keys, too, and fsspec expands patterns.
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol) or not re.fullmatch(r"/?[^\s/?#*\[\]][^\s?#*\[\]]*", rest):
+        raise ValueError(
+            f"run.storage={shown('run.storage', url)} is not a URL of a folder; give one, for this run alone, e.g. "
+            "s3://bucket/runs/a, gs://bucket/runs/a or file:///mnt/shared/runs/a"
+        )
+    return url.rstrip("/")
+
+
 class RunSettings(Settings):
     """Where a run writes, and what it saves and reports."""
 
     dir: Path
+    storage: Annotated[str, AfterValidator(_plain_url)] | None = None
+    """A URL that checkpoints, and what a resumed run needs besides, are uploaded to: `s3://bucket/path`, `gs://`,
+    `file:///mnt/x`, or another of fsspec's. On a machine without them a resume brings them into `dir`."""
+    storage_timeout_seconds: PositiveFloat = 600
+    """A request to the storage, or a part of a file, that takes longer is given up."""
     save_every: NonNegativeInt = 0
     """Steps between checkpoints; 0: by time alone."""
     save_minutes: NonNegativeFloat = 15.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,9 +90,7 @@ class Checkpoints:
         partial = self._folder / f".{name}.partial"
         try:
             self._fill(partial, state, write)
-            self._put_in_place(partial, self._folder / name)
-            # Last, so that `latest` always names a complete folder.
-            write_text(self._folder / LATEST_FILE, name + "\n")
+            self.adopt(partial, name)
         except OSError as error:
             raise NotSavedError(f"the checkpoint of step {state.step} cannot be written: {error}") from None
         finally:
@@ -100,6 +98,12 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
         self._forget_old(state.step)
         return self._folder / name
+
+    def adopt(self, partial: Path, name: str) -> None:
+        """Rename a folder that is whole into place, as the checkpoint to go on from."""
+        self._put_in_place(partial, self._folder / name)
+        # Last, so that `latest` always names a complete folder.
+        write_text(self._folder / LATEST_FILE, name + "\n")
 
     def recover(self) -> None:
         """Undo what an interrupted `publish` left: put back what it had set aside, and delete what it had not ended."""
@@ -135,11 +139,19 @@ class Checkpoints:
     def _forget_old(self, step: int) -> None:
         """Delete all but the newest, the one that `latest` names, and the best; those of later steps are another run's
         past, which was rolled back, and stay until their steps come again."""
-        steps = [each for each in _steps(self._folder) if each <= step]
-        best = max(steps, key=lambda each: (_accuracy(self._folder / f"checkpoint-{each}"), each))
-        for each in steps[: -self._keep]:
-            if each != best:
-                shutil.rmtree(self._folder / f"checkpoint-{each}")
+        accuracies = {
+            each: _accuracy(self._folder / f"checkpoint-{each}") for each in saved_steps(self._folder) if each <= step
+        }
+        for each in superseded(accuracies, self._keep):
+            shutil.rmtree(self._folder / f"checkpoint-{each}")
+
+
+def superseded(accuracies: Mapping[int, float | None], keep: int) -> list[int]:
+    """Return which of these steps' checkpoints to delete: all but the `keep` newest, and the one of the best accuracy
+    (None where none is known)."""
+    known = {step: -1.0 if accuracy is None else accuracy for step, accuracy in accuracies.items()}
+    best = max(known, key=lambda step: (known[step], step), default=None)
+    return [step for step in sorted(known)[:-keep] if step != best]
 
 
 def whole_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
@@ -148,7 +160,8 @@ def whole_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
     `say` is told what is wrong with each that is passed over. Raises ValueError when there is none.
     """
     first = latest_checkpoint(folder)
-    older = [folder / f"checkpoint-{step}" for step in reversed(_steps(folder)) if step < _step(first)]
+    newest = step_of(first.name) or 0
+    older = [folder / f"checkpoint-{step}" for step in reversed(saved_steps(folder)) if step < newest]
     for checkpoint in (first, *older):
         damage = find_damage(checkpoint) or _state_damage(checkpoint)
         if damage is None:
@@ -163,7 +176,7 @@ def whole_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
 
 def has_checkpoint(folder: Path) -> bool:
     """Return whether there is a checkpoint in a run's folder of checkpoints, whole or not."""
-    return bool(_steps(folder))
+    return bool(saved_steps(folder))
 
 
 def latest_checkpoint(folder: Path) -> Path:
@@ -173,9 +186,9 @@ def latest_checkpoint(folder: Path) -> Path:
     """
     pointer = folder / LATEST_FILE
     named = folder / pointer.read_text().strip() if pointer.is_file() else None
-    if named is not None and _NAME.fullmatch(named.name) and named.is_dir():
+    if named is not None and step_of(named.name) is not None and named.is_dir():
         return named
-    steps = _steps(folder)
+    steps = saved_steps(folder)
     if not steps:
         lost = f" ({LATEST_FILE} names {named.name}, which is not there)" if named else ""
         raise ValueError(
@@ -199,24 +212,26 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
 
 
-def _steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a folder, in order; copies under other names do not count."""
+def saved_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in a folder, in order; copies under other names do not count."""
     if not folder.is_dir():
         return []
-    return sorted(_step(path) for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+    steps = ((step_of(path.name), path) for path in folder.iterdir())
+    return sorted(step for step, path in steps if step is not None and path.is_dir())
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+def step_of(name: str) -> int | None:
+    """Return the step of a checkpoint of this name, None where it is not one of ours."""
+    found = _NAME.fullmatch(name)
+    return int(found[1]) if found else None
 
 
-def _accuracy(checkpoint: Path) -> float:
-    """Of the evaluation that its state tells of; below every accuracy where there was none, or the state is damaged."""
+def _accuracy(checkpoint: Path) -> float | None:
+    """Of the evaluation that its state tells of; None where there was none, or the state is damaged."""
     try:
-        accuracy = read_state(checkpoint).accuracy
+        return read_state(checkpoint).accuracy
     except ValueError:
-        accuracy = None
-    return -1.0 if accuracy is None else accuracy
+        return None
 
 
 def _state_damage(checkpoint: Path) -> str | None:
@@ -231,8 +246,16 @@ def read_state(checkpoint: Path) -> RunState:
     """The state of a published checkpoint. Raises ValueError when the file is missing or of another format."""
     path = checkpoint / STATE_FILE
     try:
-        return _STATE.validate_json(path.read_bytes(), strict=True)
-    except (OSError, ValidationError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
-        raise ValueError(f"{path} is not a state file of this version ({what})") from None
+        return parse_state(path.read_bytes(), path)
+    except OSError as error:
+        raise ValueError(f"{path} is not a state file of this version ({error})") from None
+
+
+def parse_state(content: bytes, where: object) -> RunState:
+    """The state that a file holds. Raises ValueError, which names `where`, when it is of another format."""
+    try:
+        return _STATE.validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise ValueError(f"{where} is not a state file of this version ({what})") from None

@@ -87,7 +87,7 @@ def check_run_directory(config: Config, *, resume: bool) -> RunDirectory:
     require_writable(f"run.dir={str(config.run.dir)!r}", directory.path)
     _require_own(config, directory)
     if (directory.path / LOCK_FILE).exists():
-        _lock(config, directory).release()
+        lock_directory(config, directory).release()
     if resume:
         _check_same_run(config, directory)
         latest_checkpoint(directory.checkpoints)
@@ -109,8 +109,8 @@ def open_run_directory(config: Config, *, resume: bool) -> RunDirectory:
     directory = check_run_directory(config, resume=resume)
     try:
         directory.path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(config, directory)
-        set_aside = None if resume else _set_aside(directory)
+        lock = lock_directory(config, directory)
+        aside = None if resume else set_aside(directory)
         directory.logs.mkdir(exist_ok=True)
         directory.checkpoints.mkdir(exist_ok=True)
         write_config(config, directory.config)
@@ -118,7 +118,7 @@ def open_run_directory(config: Config, *, resume: bool) -> RunDirectory:
         raise ValueError(
             f"run.dir={str(config.run.dir)!r} cannot be written ({error.strerror}); choose a folder that can"
         ) from error
-    return RunDirectory(directory.path, set_aside, lock)
+    return RunDirectory(directory.path, aside, lock)
 
 
 def _require_own(config: Config, directory: RunDirectory) -> None:
@@ -132,7 +132,8 @@ def _require_own(config: Config, directory: RunDirectory) -> None:
         raise ValueError(f"{given} is data.root too; choose another folder, for the run alone")
 
 
-def _lock(config: Config, directory: RunDirectory) -> FileLock:
+def lock_directory(config: Config, directory: RunDirectory) -> FileLock:
+    """Lock a run's directory, which is there, for this process. Raises ValueError where another one has it."""
     try:
         return FileLock(directory.path / LOCK_FILE)
     except BlockingIOError as error:
@@ -141,8 +142,8 @@ def _lock(config: Config, directory: RunDirectory) -> FileLock:
         ) from None
 
 
-def _set_aside(directory: RunDirectory) -> Path | None:
-    """Move what a run left that ended before its first checkpoint; return the folder, or None if there is nothing."""
+def set_aside(directory: RunDirectory) -> Path | None:
+    """Move what a run left of its training but checkpoints; return the folder, or None if there is nothing."""
     left = [path for pattern in (*_OF_A_TRAINING, *_OF_TRACKERS) for path in directory.path.glob(pattern)]
     # `rollouts` and `evaluations` are made before anything is trained.
     if not any(path.is_file() or any(path.iterdir()) for path in left):
@@ -164,11 +165,16 @@ def _check_same_run(config: Config, directory: RunDirectory) -> None:
                 else "start without --resume"
             )
         )
-    before = load_config([directory.config], as_recorded=True)
+    check_same_run(config, directory.config, str(directory.path))
+
+
+def check_same_run(config: Config, recorded: Path, where: str) -> None:
+    """Raise ValueError where the settings recorded of the run in `where` are not those of the run to resume."""
+    before = load_config([recorded], as_recorded=True)
     found = first_difference(before, without_secrets(_with_model_path_of(before, config)), changeable=False)
     if found:
         raise ValueError(
-            f"{found.key} is {found.now!r}, but the run in {directory.path} was started with {found.before!r}; a "
+            f"{found.key} is {found.now!r}, but the run in {where} was started with {found.before!r}; a "
             f"resumed run may change only {', '.join(changeable_settings())}. Set it back, or start a new run"
         )
 

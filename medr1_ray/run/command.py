@@ -17,6 +17,8 @@ from medr1_ray.records.checkpoints import has_checkpoint, latest_checkpoint, rea
 from medr1_ray.records.directory import check_run_directory
 from medr1_ray.run.restarts import Run, run_with_restarts
 from medr1_ray.run.start_checks import problems_of_a_start
+from medr1_ray.run.storage.fetch import bring_newest, would_bring
+from medr1_ray.run.storage.uploads import upload_again
 from medr1_ray.sizing.report import dry_run
 
 COMMANDS: dict[Objective, str] = {"grpo": "medr1_ray.train", "sft": "medr1_ray.sft"}
@@ -27,6 +29,7 @@ settings that are changed most:
   run.dir=FOLDER                  where to write; one folder per run
   run.save_every=50               steps between checkpoints, besides those every run.save_minutes=15
   run.resume=auto                 go on where there is a checkpoint, else start
+  run.storage=s3://bucket/path    keep checkpoints there too, for a machine that is lost
   run.evaluate_every=50           steps between evaluations (0: before and after)
   model.path=FOLDER               the checkpoint to start from, or `tiny`
   data.format= data.root=         what the data are, and their folder
@@ -67,16 +70,19 @@ def run_command(
 
     def work(ending: Ending) -> int:
         config = _settings(objective, options)
-        goes_on = config.run.resume == "auto" and has_checkpoint(config.run.dir / "checkpoints")
-        resume = options.resume or goes_on
+        may_go_on = options.resume or config.run.resume == "auto"
+        if may_go_on and not options.dry_run:
+            bring_newest(config, _say)
+        resume = options.resume or (may_go_on and has_checkpoint(config.run.dir / "checkpoints"))
         if options.dry_run:
-            return _dry_run(config, resume=resume)
+            return _dry_run(config, resume=resume, may_go_on=may_go_on)
         ending.logs = config.run.dir / "logs"
         ending.how_to_go_on = lambda: _how_to_go_on(config, COMMANDS[objective], given)
         finished = _finished(config) if resume else None
         if rollout_only and options.rollout_only:
             print(f"the groups are in {rollout_only(config, resume=resume)}")
         elif finished:
+            upload_again(config, _say)
             print(finished)
         else:
             run_with_restarts(run, config, resume=resume)
@@ -99,13 +105,20 @@ def _settings(objective: Objective, options: argparse.Namespace) -> Config:
     return config
 
 
-def _dry_run(config: Config, *, resume: bool) -> int:
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _dry_run(config: Config, *, resume: bool, may_go_on: bool) -> int:
     # A report needs the model; one that is not here yet needs its shape alone.
     if config.model.shape is None or config.model.folder.exists():
         check_model(config)
     print(dry_run(config))
     # After the report, which is of use even where data and model are on another machine.
-    problems = problems_of_a_start(config, resume=resume)
+    if brings := would_bring(config) if may_go_on else None:
+        print(f"a start would first bring {brings} from {config.run.storage}; settings are compared with it then")
+        resume = has_checkpoint(config.run.dir / "checkpoints")
+    problems = problems_of_a_start(config, resume=resume, brings=bool(brings))
     for problem in problems:
         print(f"error: a start would fail: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -17,6 +17,7 @@ from medr1_ray.records.directory import RunDirectory, check_run_directory
 from medr1_ray.records.recorded_groups import recorded_steps
 from medr1_ray.records.tracker import check_files
 from medr1_ray.rewards.functions import resolve
+from medr1_ray.run.storage.fetch import check_storage
 
 
 def check_settings(config: Config, *, resume: bool) -> None:
@@ -31,13 +32,14 @@ def check_settings(config: Config, *, resume: bool) -> None:
     check_dataset(config.data)  # before phantoms are drawn
 
 
-def problems_of_a_start(config: Config, *, resume: bool) -> list[str]:
+def problems_of_a_start(config: Config, *, resume: bool, brings: bool = False) -> list[str]:
     """Return why a start with these settings would fail, one line each: all checks that a start does, data included.
 
-    Phantoms that are not there yet are not drawn.
+    Phantoms that are not there yet are not drawn. `brings` says that a start would go on from the run's storage, which
+    is not brought here for that.
     """
     found = []
-    checks: list[Callable[[], object]] = [*_of_settings(config, resume=resume)]
+    checks: list[Callable[[], object]] = [*_of_settings(config, resume=resume, brings=brings)]
     # A dry run of a model that is not here yet needs its shape alone.
     if config.model.shape is None or config.model.folder.exists():
         checks.append(lambda: _check_model(config))
@@ -68,11 +70,12 @@ def about_resuming(before: Config, now: Config, state: RunState) -> list[str]:
     return lines
 
 
-def _of_settings(config: Config, *, resume: bool) -> tuple[Callable[[], object], ...]:
+def _of_settings(config: Config, *, resume: bool, brings: bool = False) -> tuple[Callable[[], object], ...]:
     return (
         lambda: resolve(config.reward.functions, config.mode),
         lambda: _require_files_of_a_job(config),
         lambda: check_run_directory(config, resume=resume),
+        lambda: check_storage(config, resume=resume or brings),
         lambda: _require_recorded(config),
         *((lambda: check_files(config.run.dir),) if resume else ()),
     )

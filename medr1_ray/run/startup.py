@@ -40,6 +40,7 @@ from medr1_ray.run.saving import Saving
 from medr1_ray.run.session import Session
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.start_checks import about_resuming
+from medr1_ray.run.storage.uploads import stored_checkpoints_of
 from medr1_ray.run.weight_sync import make_weight_sync
 from medr1_ray.types import Prompt, Question, Sampling, Span
 
@@ -105,6 +106,8 @@ def started_session(config: Config, *, resume: bool, engines: SharedActors | Non
     tracker = Tracker(config, directory.path, *done, live_metrics.set, progress.message)
     with ExitStack() as at_end:
         at_end.callback(directory.close)
+        # Before actors start; on leaving after the cluster, so that nobody pays for it while the last uploads end.
+        checkpoints = at_end.enter_context(stored_checkpoints_of(config, checkpoint, progress.message))
         lent = engines is not None
         if not lent:
             at_end.callback(_leave_cluster, config)

@@ -65,6 +65,7 @@ def asynchronous_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("async")
     run = folder / "run"
     paths = [f"run.dir={run}", f"data.root={folder / 'phantoms'}", "train.max_staleness=2", "run.save_every=2"]
+    paths.append(f"run.storage=file://{folder / 'storage'}")
     first = _train("phantom_cpu.yaml", *paths, "train.steps=3")
     assert first.returncode == 0, first.stdout + first.stderr
     shutil.copyfile(run / "summary.json", folder / "first_summary.json")
@@ -85,6 +86,21 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(asynchronous_run: Path)
     assert damaged in " ".join(output.split())
     again = _lines(asynchronous_run / "run" / "metrics.discarded-1.jsonl")
     assert {line["step"] for line in again} == {3}, "the third step is done again"
+
+
+def test_a_run_whose_directory_is_lost_goes_on_from_its_storage(asynchronous_run: Path) -> None:
+    folder, fresh = asynchronous_run, asynchronous_run / "fresh"
+    paths = [f"run.dir={fresh}", f"data.root={folder / 'phantoms'}", f"run.storage=file://{folder / 'storage'}"]
+    done = _train("phantom_cpu.yaml", *paths, "train.max_staleness=2", "train.steps=6", "run.resume=auto")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"bringing checkpoint-5 from run.storage='file://{folder / 'storage'}'" in done.stdout
+    assert "resuming after step 5 of 6" in done.stdout
+    assert "evaluation before" not in done.stdout, "it was evaluated before it was lost"
+    steps = [line["step"] for line in _lines(fresh / "metrics.jsonl") if "reward/total_mean" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert json.loads((fresh / "summary.json").read_text())["groups_used"] == 6 * 8
+    stored = {path.name for path in (folder / "storage" / "checkpoints").iterdir()}
+    assert stored == {"checkpoint-5", "checkpoint-6", "latest"}
 
 
 def test_a_summary_says_what_came_of_a_run(asynchronous_run: Path) -> None:

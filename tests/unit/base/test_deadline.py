@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
-from medr1_ray.base.deadline import Limit, ended_by, inside, within
+from medr1_ray.base.deadline import Limit, ended_by, inside, while_moving, within
 
 
 def test_a_body_that_waits_is_ended_and_told_from_one_that_failed() -> None:
@@ -87,3 +88,26 @@ def test_limits_nest_so_that_the_inner_call_ends_first(seconds: float, actor: fl
 
 def test_a_limit_is_said_with_its_setting() -> None:
     assert str(Limit(300.0, "cluster.sync_timeout_seconds")) == "cluster.sync_timeout_seconds=300"
+
+
+def test_a_call_that_gets_on_may_take_any_time() -> None:
+    """Three waits of which none ends the call, though each is half of what it may stand still."""
+    never = threading.Event()
+
+    def copy(moved: Callable[..., None]) -> str:
+        for done in range(3):
+            never.wait(1.0)
+            moved(3, done, unit="parts")
+        return "copied"
+
+    assert while_moving(2.0, "copying", copy) == "copied"
+
+    def hang(moved: Callable[..., None]) -> None:
+        moved()
+        never.wait(20)
+
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"copying timed out after 0\.1 s"):
+        while_moving(0.1, "copying", hang)
+    assert time.monotonic() - start < 15
+    never.set()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from medr1_ray.config import LearnerSettings, ModelSettings, RolloutSettings, tiny_model_path
+from medr1_ray.config import LearnerSettings, ModelSettings, RolloutSettings, RunSettings, tiny_model_path
 
 
 def test_tiny_stands_for_the_shipped_checkpoint() -> None:
@@ -25,6 +25,28 @@ def test_a_warm_up_is_whole_steps_or_a_fraction(steps: float) -> None:
 def test_a_warm_up_of_one_and_a_half_steps_is_refused(steps: float) -> None:
     with pytest.raises(ValueError, match="warmup_steps"):
         LearnerSettings(warmup_steps=steps)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://bucket", "s3://bucket/runs/a/", "gs://bucket/a-b", "file:///mnt/x", "hdfs://host:8020/runs", "memory://runs/a"],
+)
+def test_a_storage_is_the_url_of_a_folder(url: str) -> None:
+    assert RunSettings(dir=Path("runs/a"), storage=url).storage == url.rstrip("/")
+
+
+@pytest.mark.parametrize("url", ["", "runs/a", "s3:/bucket", "s3://", "file:///", "s3://bucket/*", "s3://b/a?key=x", "://a"])
+def test_what_is_no_url_of_a_folder_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"run\.storage='.*' is not a URL of a folder; give one, .* s3://bucket/runs/a"):
+        RunSettings(dir=Path("runs/a"), storage=url)
+
+
+@pytest.mark.parametrize("url", ["s3://AKIA:se/cr@et@bucket/a", "s3://AKIA:secret@bucket/a", "AKIA:secret@bucket/a"])
+def test_credentials_in_the_url_are_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ValueError, match=r"<redacted>@bucket/a' holds a user or a key; .* in the environment") as error:
+        RunSettings(dir=Path("runs/a"), storage=url)
+    (details,) = error.value.errors()  # type: ignore[attr-defined]
+    assert not any(part in details["msg"] for part in ("AKIA", "secret", "se/cr", "et@"))
 
 
 # Each of these would silently contradict a setting of ours: the dtype, the seed, the size of a batch...

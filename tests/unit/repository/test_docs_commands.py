@@ -111,8 +111,9 @@ def trains(command: str, arguments: list[str]) -> None:
     main = importlib.import_module(command).main
     resumed = [argument for argument in arguments if argument != "--resume"]
     with pytest.MonkeyPatch.context() as patch:
-        # Data and models of the documents are not here.
-        patch.setattr(run_command, "problems_of_a_start", lambda config, resume: [])
+        # Data, models and buckets of the documents are not here.
+        patch.setattr(run_command, "problems_of_a_start", lambda config, **_: [])
+        patch.setattr(run_command, "would_bring", lambda config: None)
         assert main([*resumed, *([] if "--dry-run" in resumed else ["--dry-run"])]) == 0
 
 
