@@ -18,6 +18,8 @@ import pytest
 
 from tests.repository import REPOSITORY
 
+# Enough that the run is not over before it is killed, and no more than there are questions for.
+STEPS = 60
 SMALL = [
     "data.phantom_images=120",
     "data.eval_questions=8",
@@ -27,7 +29,8 @@ SMALL = [
     "run.resume=auto",
     "learner.world_size=2",
     "rollout.actors=1",
-    "train.steps=6",
+    f"train.steps={STEPS}",
+    "run.rollouts_every=1",
 ]
 
 
@@ -137,12 +140,12 @@ def test_a_local_run_of_two_ranks_listens_on_loopback_alone(lost_and_killed: Tra
 
 
 def test_no_step_is_lost_or_done_twice(lost_and_killed: Training) -> None:
-    assert lost_and_killed.steps() == [1, 2, 3, 4, 5, 6]
+    assert lost_and_killed.steps() == list(range(1, STEPS + 1))
     summary = json.loads((lost_and_killed.run / "summary.json").read_text())
-    assert (summary["steps"], summary["groups_used"]) == (6, 24)
+    assert (summary["steps"], summary["groups_used"]) == (STEPS, 4 * STEPS)
     questions = [
         json.loads(line)["prompt_id"]
         for path in sorted((lost_and_killed.run / "rollouts").glob("step-*.jsonl"))
         for line in path.read_text().splitlines()[::4]
     ]
-    assert len(set(questions)) == len(questions), "no question is asked twice"
+    assert len(set(questions)) == len(questions) == 4 * STEPS, "no question is asked twice"
