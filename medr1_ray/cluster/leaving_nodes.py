@@ -43,7 +43,7 @@ class LeavingNodes:
         self._said = ""
 
     def of_learner(self) -> str:
-        """What to say of the learner's nodes that are leaving, the same as long as they are; empty where none is."""
+        """What to say of the learner's nodes that have a deadline, the same until it is over; empty where none has."""
         return self._said
 
     def look(self) -> None:
@@ -51,9 +51,11 @@ class LeavingNodes:
         found = self._ask()
         if self._driver in found:
             ask_to_stop(f"Ray, which drains the driver's node ({_left(found[self._driver])})")
-        leaving = [name for name, node in self._ranks if node in found]
+        # One without a deadline may stay for days; one that has outlived its deadline may stay as well.
+        soon = {node: seconds for node, seconds in found.items() if 0 < seconds < math.inf}
+        leaving = [name for name, node in self._ranks if node in soon]
         if leaving != self._leaving:
-            left = _left(min((found[node] for _, node in self._ranks if node in found), default=0.0))
+            left = _left(min((soon[node] for _, node in self._ranks if node in soon), default=0.0))
             self._said = f"Ray drains the node of {', '.join(leaving)} ({left})" if leaving else ""
             self._leaving = leaving
 

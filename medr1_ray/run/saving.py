@@ -1,5 +1,5 @@
-"""When a run saves: after so many steps or minutes, while a node of the learner's is leaving, and again after a save
-that had no room."""
+"""When a run saves: after so many steps or minutes, before a node of the learner's leaves, and again after a save that
+had no room."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Saving:
         """Publish a checkpoint of this step, which is done, where a node of the learner's is about to go away."""
         leaving = self._leaving()
         if leaving and leaving != self._told:
-            self._say(f"{leaving}: each step is saved until it is gone")
+            self._say(f"{leaving}: each step is saved until then")
         self._told = leaving
         # What could not be saved is tried again after the next step, and not in every round of a wait.
         if leaving and step and not self._unsaved:

@@ -18,7 +18,7 @@ def test_nodes_of_the_learner_are_told_by_the_names_of_its_ranks_in_the_same_wor
     draining: dict[str, float] = {}
     nodes = LeavingNodes("driver's", RANKS, lambda: draining)
     said = []
-    for now in ({}, {"c": 5.0}, {"b": 90.4}, {"b": 60.0}, {"a": math.inf, "b": 30.0}, {"a": math.inf}, {}):
+    for now in ({}, {"c": 5.0}, {"b": 90.4}, {"b": 60.0}, {"a": 99.0, "b": 30.0}, {"a": 69.0, "b": -1.0}, {"a": -1.0}):
         draining = now
         nodes.look()
         said.append(nodes.of_learner())
@@ -29,9 +29,15 @@ def test_nodes_of_the_learner_are_told_by_the_names_of_its_ranks_in_the_same_wor
         of_b,
         of_b,
         "Ray drains the node of learner-0, learner-1, learner-2 (30 s left)",
-        "Ray drains the node of learner-0 (without a deadline)",
+        "Ray drains the node of learner-0 (69 s left)",
         "",
     ]
+
+
+def test_a_node_without_a_deadline_may_stay_for_days() -> None:
+    nodes = LeavingNodes("driver's", RANKS, lambda: {"a": math.inf})
+    nodes.look()
+    assert nodes.of_learner() == ""
 
 
 def test_the_drivers_node_ends_the_command_as_sigterm_does() -> None:

@@ -88,7 +88,7 @@ def test_while_a_node_leaves_every_step_is_saved_and_it_is_told_once() -> None:
     run.leaving = ""
     run.take_step()
     assert run.saved == [1, 2]
-    assert run.said == ["Ray drains the node of learner-1 (90 s left): each step is saved until it is gone"]
+    assert run.said == ["Ray drains the node of learner-1 (90 s left): each step is saved until then"]
 
 
 def test_what_has_no_room_is_tried_again_after_the_next_step_and_not_in_a_wait() -> None:

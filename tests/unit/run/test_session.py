@@ -571,7 +571,7 @@ def test_a_step_that_is_done_is_saved_during_a_wait_before_a_node_of_the_learner
     session.take_groups()
     assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-2"
     said = [line for line in world.said if "drains" in line]
-    assert said == [f"{world.leaving}: each step is saved until it is gone"]
+    assert said == [f"{world.leaving}: each step is saved until then"]
 
 
 def test_a_step_is_saved_once(world: World, tmp_path: Path) -> None:
