@@ -111,7 +111,7 @@ def test_scores_with_functions_of_the_registry_and_the_users(actor: Any) -> None
 def test_a_function_that_hangs_is_ended_and_the_actor_goes_on(actor: Any, what: str) -> None:
     with pytest.raises(ValueError, match="was still scoring") as caught:
         ray.get(scored(actor, "p7", ("x", what)), timeout=PATIENCE)
-    for part in ("'users_rewards:does'", "'p7'", f"reward.timeout_seconds={LIMIT_SECONDS}"):
+    for part in ("'users_rewards:does'", "'p7'", f"reward.timeout_seconds={LIMIT_SECONDS:g}"):
         assert part in str(caught.value)
     assert ray.get(scored(actor, "p8", ("x",))).total.tolist() == [0.5]
 
