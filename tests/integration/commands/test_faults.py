@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -85,13 +86,10 @@ class Training:
                     found.append(child)
         return found
 
-    def engines(self) -> list[psutil.Process]:
-        """The processes that vLLM starts for its engines, also while they start."""
-        found = []
-        for actor in self.actors("RolloutActor"):
-            with suppress(psutil.NoSuchProcess):
-                found += [each for each in actor.children() if "spawn_main" in " ".join(each.cmdline())]
-        return found
+    def engines(self) -> list[int]:
+        """The process ids of the first actor's engines, from the moment that they begin to start."""
+        log = self.run / "logs" / "rollout-0.log"
+        return [int(pid) for pid in re.findall(r"EngineCore pid=(\d+)", log.read_text())] if log.exists() else []
 
     def listening(self) -> set[str]:
         """The addresses at which the run's processes can be reached."""
@@ -112,7 +110,7 @@ def lost_and_killed(tmp_path_factory: pytest.TempPathFactory) -> Training:
     first = Training(folder)
     try:
         first.until(first.engines)
-        first.engines()[0].kill()
+        os.kill(first.engines()[0], signal.SIGKILL)
         lost = r"rollout-0 is gone \(lost\): EngineLostError: the engine process was ended by"
         first.until(lambda: re.search(lost, first.said()))
         first.until(lambda: len(first.steps()) >= 2)
