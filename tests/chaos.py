@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from tests.scripts.killed_runs import Run
+from tests.killed_runs import Run
 
 PAUSE_SECONDS = 15.0
 SETTINGS = (

@@ -21,7 +21,7 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from tests.scripts.killed_runs import Run
+from tests.killed_runs import Run
 
 STEPS = 12
 SETTINGS = (

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
-import time
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +15,10 @@ import psutil
 import pytest
 
 from tests.integration.processes import PATIENCE
-from tests.repository import REPOSITORY
+from tests.killed_runs import Run
 
 SMALL = [
+    *("--config", "configs/phantom_cpu.yaml"),
     "data.phantom_images=120",
     "data.eval_questions=8",
     "train.prompts_per_step=4",
@@ -32,79 +31,42 @@ SMALL = [
 ]
 
 
-class Training:
+class Training(Run):
     """The command as a user types it, on a local cluster of its own, for so many steps in all."""
 
     def __init__(self, folder: Path, steps: int) -> None:
-        self.run = folder / "run"
+        super().__init__(folder / "run", [*SMALL, f"train.steps={steps}"])
         self.addresses: set[str] = set()
-        self._output = folder / "output.txt"
-        own = [f"run.dir={self.run}", f"data.root={folder / 'phantoms'}", f"train.steps={steps}"]
-        with self._output.open("a") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "medr1_ray.train", "--config", "configs/phantom_cpu.yaml", *SMALL, *own],
-                cwd=REPOSITORY,
-                env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
-                stdout=output,
-                stderr=output,
-            )
 
-    def said(self) -> str:
-        return " ".join(self._output.read_text().split())
+    def wait_for(self, what: Callable[[], object]) -> None:
+        assert self.until(what, PATIENCE), self.said()
 
-    def until(self, what: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not what():
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < deadline, self.said()
-            time.sleep(0.05)
+    def all_said(self) -> str:
+        """What all commands of this folder have printed."""
+        return " ".join(self.output.read_text().split())
 
     def steps(self) -> list[int]:
-        path = self.run / "metrics.jsonl"
+        path = self.folder / "metrics.jsonl"
         if not path.exists():
             return []
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        lines: list[dict[str, Any]] = [
+            json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")
+        ]
         return [line["step"] for line in lines if "reward/total_mean" in line]
 
-    def end(self) -> None:
-        """As a power cut: the command and all that it started."""
-        every = self._children()
-        for process in (self.process, *every):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait()
-
-    def actors(self, kind: str) -> list[psutil.Process]:
-        """Processes of the actors of this class."""
-        found = []
-        for child in self._children():
-            with suppress(psutil.Error):  # it has just ended
-                if " ".join(child.cmdline()).startswith(f"ray::{kind}"):
-                    found.append(child)
-        return found
-
-    def engines(self) -> list[psutil.Process]:
-        """The processes that vLLM starts for its engines, also while they start."""
-        found = []
-        for actor in self.actors("RolloutActor"):
-            with suppress(psutil.Error):
-                found += [each for each in actor.children() if "spawn_main" in " ".join(each.cmdline())]
-        return found
+    def engines(self) -> list[int]:
+        """The process ids of the first actor's engines, from the moment that they begin to start."""
+        log = self.folder / "logs" / "rollout-0.log"
+        return [int(pid) for pid in re.findall(r"EngineCore pid=(\d+)", log.read_text())] if log.exists() else []
 
     def listening(self) -> set[str]:
         """The addresses at which the run's processes can be reached."""
         found = set()
-        for process in (psutil.Process(self.process.pid), *self._children()):
+        for process in (psutil.Process(self.process.pid), *self.children()):
             with suppress(psutil.Error):
                 sockets = process.net_connections("inet")
                 found |= {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
         return {address.removeprefix("::ffff:") for address in found}
-
-    def _children(self) -> list[psutil.Process]:
-        """All processes that it started and that they started, as long as it runs itself."""
-        if self.process.poll() is not None:
-            return []
-        return psutil.Process(self.process.pid).children(recursive=True)
 
 
 @pytest.fixture(scope="module")
@@ -114,30 +76,31 @@ def lost_and_killed(tmp_path_factory: pytest.TempPathFactory) -> Training:
     folder = tmp_path_factory.mktemp("faults")
     first = Training(folder, steps=100_000)  # it cannot end before it is killed
     try:
-        first.until(lambda: [engine.kill() for engine in first.engines()])
+        first.wait_for(first.engines)
+        os.kill(first.engines()[0], signal.SIGKILL)
         lost = r"rollout-0 is gone \(lost\): EngineLostError: the engine process was ended by"
-        first.until(lambda: re.search(lost, first.said()))
-        first.until(lambda: len(first.steps()) >= 2)
+        first.wait_for(lambda: re.search(lost, first.all_said()))
+        first.wait_for(lambda: len(first.steps()) >= 2)
         addresses = first.listening()
-        first.actors("LearnerActor")[-1].kill()
-        first.until(lambda: re.search(r"LOST: learner-\d died while", first.said()))
-        first.until(lambda: "resuming after step " in first.said())
+        first.titled("ray::LearnerActor")[-1].kill()
+        first.wait_for(lambda: re.search(r"LOST: learner-\d died while", first.all_said()))
+        first.wait_for(lambda: "resuming after step " in first.all_said())
         done = len(first.steps())
-        first.until(lambda: len(first.steps()) >= done + 2)
+        first.wait_for(lambda: len(first.steps()) >= done + 2)
     finally:
-        first.end()
+        first.kill()
     second = Training(folder, steps=max(first.steps()) + 2)
     second.addresses = addresses
     try:
         second.process.wait(PATIENCE)
     finally:
-        second.end()
+        second.kill()
     assert second.process.returncode == 0, second.said()
     return second
 
 
 def test_a_run_that_loses_a_rank_goes_on_by_itself(lost_and_killed: Training) -> None:
-    said = lost_and_killed.said()
+    said = lost_and_killed.all_said()
     assert said.count("LOST: ") == 1
     assert "The run goes on from checkpoint-" in said
     assert said.count("resuming after step ") == 2, "once by itself, and once by the command"
@@ -150,11 +113,11 @@ def test_a_local_run_of_two_ranks_listens_on_loopback_alone(lost_and_killed: Tra
 def test_no_step_is_lost_or_done_twice(lost_and_killed: Training) -> None:
     steps = lost_and_killed.steps()
     assert steps == list(range(1, steps[-1] + 1))
-    summary = json.loads((lost_and_killed.run / "summary.json").read_text())
+    summary = json.loads((lost_and_killed.folder / "summary.json").read_text())
     assert (summary["steps"], summary["groups_used"]) == (len(steps), 4 * len(steps))
     questions = [
         json.loads(line)["prompt_id"]
-        for path in sorted((lost_and_killed.run / "rollouts").glob("step-*.jsonl"))
+        for path in sorted((lost_and_killed.folder / "rollouts").glob("step-*.jsonl"))
         for line in path.read_text().splitlines()[::4]
     ]
     assert len(set(questions)) == len(questions) == summary["groups_used"], "no question is asked twice"

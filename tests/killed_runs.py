@@ -1,4 +1,4 @@
-"""A training as a user types it, for scripts that kill it; its local cluster and actors are its children."""
+"""A training as a user types it, for tests and scripts that kill it; its local cluster and actors are its children."""
 
 from __future__ import annotations
 
@@ -52,22 +52,24 @@ class Run:
             raise SystemExit(f"{self.output} ended with {self.process.returncode}:\n{self.said()[-3000:]}")
 
     def kill(self) -> None:
-        """End it with all of its processes, as a power cut would."""
-        for process in (*self.children(), psutil.Process(self.process.pid)):
+        """End it with all of its processes, as a power cut would; nothing where it has ended."""
+        for process in (*self.children(), self.process):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
 
     def children(self) -> list[psutil.Process]:
-        with suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.process.pid).children(recursive=True)
-        return []
+        """All processes below it, as long as it runs itself."""
+        # Asked first, since another process may have the number of one that has ended.
+        if self.process.poll() is not None:
+            return []
+        return psutil.Process(self.process.pid).children(recursive=True)
 
     def titled(self, *titles: str) -> list[psutil.Process]:
         """Its processes whose title begins with one of these, e.g. `ray::LearnerActor.update`."""
         found = []
         for child in self.children():
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.Error):
                 if " ".join(child.cmdline()).startswith(titles):
                     found.append(child)
         return found
