@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from medr1_ray.cluster.pending_calls import describe_error, is_own_failure
 from medr1_ray.cluster.resources import NotStartedError
@@ -71,7 +71,8 @@ def wait_for(call: Call, learner: str, meanwhile: Meanwhile = nothing) -> list[A
                 _require_alive(call, learner, other)
             name = f"{learner}-{references.index(ready[0])}"
             raise RuntimeError(f"{name} failed while {call.what}: {describe_error(error)}") from error
-        except RayActorError:
+        # Its process or node died. One that Ray itself ends, for want of memory, dies of an OutOfMemoryError.
+        except RayError:
             _require_alive(call, learner, ready[0])
     answers: list[Any] = ray.get(references)
     return answers
@@ -81,12 +82,12 @@ def _require_alive(call: Call, learner: str, reference: Any) -> None:
     """Raise LearnerLostError where the rank of a call that has ended is dead."""
     try:
         ray.get([reference])
-    except RayActorError as error:
+    except RayTaskError:
+        return
+    except RayError as error:
         name = f"{learner}-{call.references.index(reference)}"
         if is_own_failure(error):
             raise NotStartedError(f"{name} did not start: {describe_error(error)}") from error
         raise LearnerLostError(
             f"{name} died while {call.what}: {describe_error(error)} (see logs/{name}.log in run.dir)"
         ) from error
-    except RayError:
-        return

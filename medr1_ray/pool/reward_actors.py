@@ -13,7 +13,6 @@ from ray.exceptions import RayActorError, RayError
 
 from medr1_ray.base.deadline import Limit
 from medr1_ray.cluster.pending_calls import (
-    NotAnsweredError,
     PendingCalls,
     describe_error,
     is_own_failure,
@@ -105,24 +104,31 @@ class RewardActors:
             self._add()
 
     def wait_until_up(self) -> None:
-        """Wait until all are up.
+        """Wait until all are up. One that dies as it starts is replaced, as often as there are actors, and twice more.
 
         Raises:
-            RuntimeError: one did not start within `cluster.start_timeout_seconds`.
+            RuntimeError: one did not start within `cluster.start_timeout_seconds`, or not at all.
         """
-        pings = {remote(member.handle, RewardActor.ping): name for name, member in self._members.items()}
         limit = self._config.cluster.start_timeout_seconds
-        done, late = ray.wait(list(pings), num_returns=len(pings), timeout=limit)
-        for ping in done:
-            try:
-                ray.get(ping)
-            except RayError as error:
-                raise RuntimeError(f"{pings[ping]} did not start: {describe_error(error)}") from error
-            self._members[pings[ping]].is_up = True
-        if late:
-            names = ", ".join(pings[ping] for ping in late)
-            missing = describe_missing(demands(self._config)[2])
-            raise RuntimeError(f"not up after cluster.start_timeout_seconds={limit:g}: {names}; {missing}")
+        replaceable = len(self._members) + 2
+        while starting := {
+            remote(member.handle, RewardActor.ping): name for name, member in self._members.items() if not member.is_up
+        }:
+            done, late = ray.wait(list(starting), num_returns=len(starting), timeout=limit)
+            for ping in done:
+                name = starting[ping]
+                try:
+                    ray.get(ping)
+                    self._members[name].is_up = True
+                except RayError as error:
+                    if is_own_failure(error) or not replaceable:
+                        raise RuntimeError(f"{name} did not start: {describe_error(error)}") from error
+                    replaceable -= 1
+                    self._replace(name, describe_error(error))
+            if late:
+                names = ", ".join(starting[ping] for ping in late)
+                missing = describe_missing(demands(self._config)[2])
+                raise RuntimeError(f"not up after cluster.start_timeout_seconds={limit:g}: {names}; {missing}")
 
     def score(
         self,
@@ -183,7 +189,7 @@ class RewardActors:
     def _on_error(self, name: str, scoring: _Scoring, error: RayError) -> None:
         if name not in self._members:
             return
-        if isinstance(error, RayActorError | NotAnsweredError) and not is_own_failure(error):
+        if not is_own_failure(error):
             self._replace(name, describe_error(error))
             return
         self._members[name].scorings.remove(scoring)
@@ -200,7 +206,8 @@ class RewardActors:
         new = self._add()
         self._say(f"{name} is gone: {reason}; {new} replaces it")
         # The first was being scored, the others waited.
-        member.scorings[0].deaths += 1
+        for scoring in member.scorings[:1]:
+            scoring.deaths += 1
         for scoring in member.scorings:
             if scoring.deaths == _MOST_DEATHS:
                 message = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.cluster.resources import NotStartedError
@@ -279,9 +279,10 @@ def test_who_is_late_is_named_with_what_it_was_doing_and_the_setting(ranks: Rank
     assert ranks.now == pytest.approx(20)
 
 
-def test_a_rank_that_died_is_named(ranks: Ranks) -> None:
+@pytest.mark.parametrize("death", [ActorDiedError(), OutOfMemoryError("OOM kill reason: 95 % of the memory is used")])
+def test_a_rank_that_died_is_named(ranks: Ranks, death: RayError) -> None:
     ranks.silent = {0}
-    ranks.raises[1] = ActorDiedError()
+    ranks.raises[1] = death
     with pytest.raises(LearnerLostError, match=r"^learner-1 died while publishing policy version 7"):
         a_learner(ranks).publish_weights(7)
     assert ranks.now == 0, "the other one is not waited for"

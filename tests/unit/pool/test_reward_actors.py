@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 
 from medr1_ray.config import RewardSettings
 from medr1_ray.pool import reward_actors as module
@@ -139,8 +139,8 @@ class Ping:
         self.ping = Method(lambda: self)
 
 
-def wait_for(monkeypatch: pytest.MonkeyPatch, *actors: Ping) -> list[float]:
-    """Wait for these; returns the limits that were given to Ray."""
+def wait_for(monkeypatch: pytest.MonkeyPatch, *actors: Ping, wanted: int = 0) -> list[float]:
+    """Wait for the first `wanted` of these, or all; others replace them. Returns the limits that were given to Ray."""
     limits: list[float] = []
 
     def wait(references: list[Ping], num_returns: int, timeout: float) -> tuple[list[Ping], list[Ping]]:
@@ -156,14 +156,40 @@ def wait_for(monkeypatch: pytest.MonkeyPatch, *actors: Ping) -> list[float]:
     monkeypatch.setattr(module.ray, "wait", wait)
     monkeypatch.setattr(module.ray, "get", get)
     monkeypatch.setattr(module, "describe_missing", lambda demand: f"{demand.count} of them need CPUs")
+    monkeypatch.setattr(module.ray, "kill", lambda handle: None)
     waiting = list(actors)
-    config = a_config().model_copy(update={"reward": RewardSettings(actors=len(actors))})
+    config = a_config().model_copy(update={"reward": RewardSettings(actors=wanted or len(actors))})
     RewardActors(config, World(), print, lambda config, name: waiting.pop(0)).wait_until_up()
+    assert not waiting
     return limits
 
 
 def test_reward_actors_that_are_up_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wait_for(monkeypatch, Ping("reward-0"), Ping("reward-1")) == [20]
+
+
+def test_one_that_is_killed_as_it_starts_is_replaced_a_few_times(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed, full = ActorDiedError(), OutOfMemoryError("OOM kill reason: 95 % of the memory is used\nadvice")
+    others = (Ping("reward-2", error=full), Ping("reward-3"))
+    limits = wait_for(monkeypatch, Ping("reward-0"), Ping("reward-1", error=killed), *others, wanted=2)
+    assert limits == [20, 20, 20]
+    assert "reward-2 is gone: Ray killed the actor because its node ran out of memory" in capsys.readouterr().out
+    dying = [Ping(f"reward-{i}", error=killed) for i in range(4)]
+    with pytest.raises(RuntimeError, match=r"^reward-3 did not start: The actor died"):
+        wait_for(monkeypatch, *dying, wanted=1)
+
+
+def test_one_that_ray_ends_for_want_of_memory_is_replaced(world: World) -> None:
+    two = [RewardActor(world, name=f"reward-{i}") for i in range(2)]
+    actors = reward_actors(world, a_config(), *two)
+    scores = Scores(world, actors)
+    scores.ask("a")
+    (scoring,) = actors._members["reward-0"].scorings
+    actors._on_error("reward-0", scoring, OutOfMemoryError("OOM kill reason: 95 % of the memory is used"))
+    scores.until(lambda: scores.right == ["a"])
+    assert world.killed == ["reward-0"]
 
 
 def test_a_reward_actor_that_fails_or_is_late_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
