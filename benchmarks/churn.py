@@ -59,15 +59,16 @@ class Training:
             self._queue.put(line)
         self._queue.put("")
 
-    def until(self, *patterns: str, timeout: float = 900.0) -> None:
-        """Wait until each pattern has matched a line that was printed since the last call, in any order.
+    def until(self, *patterns: str, timeout: float = 900.0) -> str:
+        """Wait until each pattern has matched a line that was printed since the last call, in any order; return the
+        last such line.
 
         Raises:
             Ended: the training ended before.
             AssertionError: that took more than `timeout` seconds.
         """
         end = time.monotonic() + timeout
-        missing = list(patterns)
+        missing, line = list(patterns), ""
         while missing:
             try:
                 line = self._queue.get(timeout=max(0.1, end - time.monotonic()))
@@ -78,6 +79,7 @@ class Training:
                 raise Ended("".join(self.lines))
             self.lines.append(line)
             missing = [pattern for pattern in missing if not re.search(pattern, line)]
+        return line
 
 
 @contextmanager

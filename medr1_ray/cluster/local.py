@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 LOOPBACK = "127.0.0.1"
 
@@ -28,7 +29,7 @@ _FRESH_SECONDS = 60
 
 def start_local(cpus: int) -> None:
     """Start a new cluster with so many CPUs, even if another one runs on this machine."""
-    with _on_loopback():
+    with _on_loopback(), _out_of_reach_of_signals():
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -51,6 +52,26 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _out_of_reach_of_signals() -> Iterator[None]:
+    """Let Ray start its processes in sessions of their own.
+
+    A signal to the driver's process group, as `timeout` and some schedulers send it, would end them before the driver
+    has saved. They end with the driver all the same: Ray asks the kernel for that.
+    """
+
+    class Apart(services.ConsolePopen):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, start_new_session=True, **settings)
+
+    before = services.ConsolePopen
+    services.ConsolePopen = Apart
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 def _environment() -> dict[str, str]:

@@ -73,7 +73,7 @@ class RolloutPool:
         self._stream = stream
         self.engines = EngineCalls(actors)
         self.renew_weights: Callable[[], None] | None = None
-        self._measurements = Measurements(config.rollout, actors, self.poll, self._on_lost)
+        self._measurements = Measurements(config.rollout, actors, self._wait, self._on_lost)
         self._spans: list[Span] = []
         self._evaluations = itertools.count()
         self._training = Workload(
@@ -175,7 +175,7 @@ class RolloutPool:
     def probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
         """Unscored completions of every serving actor, by its name: the parity gate's input at `version`.
 
-        An actor that is lost during the probe is left out.
+        An actor that is lost during the probe is left out; where all are, those that replace them are asked.
         """
         return self._measurements.probe(prompts, sampling, version)
 

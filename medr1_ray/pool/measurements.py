@@ -9,15 +9,14 @@ from functools import partial
 
 from ray.exceptions import RayError
 
-from medr1_ray.base.stopping import break_off_if_asked
 from medr1_ray.config import RolloutSettings
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.rollout.defaults import sequences_at_once
 from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling
 
-_POLL_SECONDS = 1.0
 _MOST_LOSSES = 10
+_MOST_PROBES = 3
 
 
 class Measurements:
@@ -26,7 +25,7 @@ class Measurements:
     Args:
         settings: says how many sequences an engine computes at once.
         actors: the rollout actors.
-        poll: the pool's, which looks after everything else while this waits.
+        wait: the pool's, which looks after everything else for a moment.
         on_error: what follows the failure of an actor's call, by its name.
     """
 
@@ -34,17 +33,32 @@ class Measurements:
         self,
         settings: RolloutSettings,
         actors: RolloutActors,
-        poll: Callable[[float], None],
+        wait: Callable[[], None],
         on_error: Callable[[str, RayError], None],
     ) -> None:
         self._at_once = sequences_at_once(settings)
         self._actors = actors
-        self._poll = poll
+        self._wait = wait
         self._on_error = on_error
         self._calls = itertools.count()
 
     def probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
-        """Unscored completions of every serving actor, by its name. An actor that is lost on the way is left out."""
+        """Unscored completions of every serving actor, by its name; of one at least, as lost ones are left out.
+
+        Raises:
+            RuntimeError: all actors were lost on the way, three times in a row, or none is left and none comes in time.
+        """
+        for _ in range(_MOST_PROBES):
+            while not self._actors.serving:
+                self._wait()
+            if found := self._probe(prompts, sampling, version):
+                return found
+        raise RuntimeError(
+            f"all rollout actors were lost while they answered the parity gate's probe, {_MOST_PROBES} times in a row; "
+            "see their files under logs/, and raise cluster.rollout_timeout_seconds if they were slow"
+        )
+
+    def _probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
         found: dict[str, dict[int, Completions]] = {name: {} for name in self._actors.serving}
         for name, of_actor in found.items():
             for i, prompt in enumerate(prompts):
@@ -59,8 +73,7 @@ class Measurements:
                     otherwise=self._on_error,
                 )
         while any(self._actors.has(name) and len(of_actor) < len(prompts) for name, of_actor in found.items()):
-            break_off_if_asked()
-            self._poll(_POLL_SECONDS)
+            self._wait()
         return {
             name: [of_actor[i] for i in range(len(prompts))]
             for name, of_actor in found.items()
@@ -112,5 +125,5 @@ class Measurements:
                     limit=self._actors.rollout_limit,
                     otherwise=self._on_error,
                 )
-            self._poll(_POLL_SECONDS)
+            self._wait()
         return [answers[i] for i in range(len(prompts))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from medr1_ray.base.stopping import asked_to_stop
 from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.config import Config
 from medr1_ray.learner.messages import LearnerLostError
@@ -35,6 +36,9 @@ def run_with_restarts(run: Run, config: Config, *, resume: bool) -> Path:
         try:
             return run(config, resume=resume)
         except (LearnerLostError, NotStartedError) as error:
+            if asked_to_stop():
+                print(f"LOST: {error}. The run was asked to stop and does not start again", flush=True)
+                raise KeyboardInterrupt from error
             if isinstance(error, NotStartedError) and not lost_after:
                 raise
             resume = has_checkpoint(checkpoints)

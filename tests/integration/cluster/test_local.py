@@ -11,7 +11,7 @@ from tests.integration.processes import PATIENCE
 from tests.repository import REPOSITORY
 
 PROGRAM = """
-import psutil, ray
+import os, psutil, ray
 from medr1_ray.cluster.local import start_local
 
 start_local(1)
@@ -32,6 +32,8 @@ for process in [this, *this.children(recursive=True)]:
     except psutil.Error:
         continue  # it has just ended
     print(*listening, sep="\\n")
+    # Whoever ends a command's process group must not end its cluster before the driver has saved.
+    assert process == this or os.getsid(process.pid) != os.getsid(0), process
 ray.shutdown()
 """
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from ray.exceptions import RayError
 
-from medr1_ray.base.stopping import StopAskedError, finishing, heeding_signals
+from medr1_ray.base.stopping import StopAskedError, break_off_if_asked, finishing, heeding_signals
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.measurements import Measurements
 from medr1_ray.types import Continuations, Likelihoods, Prompt, Sampling
@@ -48,7 +49,19 @@ def measured(world: World, actors: int) -> tuple[RolloutActors, Measurements]:
     made = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)
     made.wait_until_up()
     made.load_weights(update(0))
-    return made, Measurements(config.rollout, made, made.poll, made.on_error)
+    return made, Measurements(config.rollout, made, waiting(made), made.on_error)
+
+
+def waiting(actors: RolloutActors) -> Callable[[], None]:
+    """As the pool waits."""
+
+    def wait() -> None:
+        break_off_if_asked()
+        actors.poll(1.0)
+        if actors.up and not actors.serving:
+            actors.load_weights(update(0))
+
+    return wait
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -88,6 +101,18 @@ def test_a_probe_leaves_out_who_is_lost_after_one_deadline_for_all(world: World,
     assert actors.take_gone() == ["rollout-1", "rollout-2"]
 
 
+def test_where_all_are_lost_those_that_replace_them_are_probed(world: World) -> None:
+    _, measurements = measured(world, 2)
+    world.dead.update({"rollout-0", "rollout-1"})
+    world.dead_from = "generate"
+    found = measurements.probe(prompts(2), Sampling(2, 4, 1.0), version=0)
+    assert found
+    assert found.keys() <= {"rollout-2", "rollout-3"}
+    world.dead.update(f"rollout-{i}" for i in range(20))
+    with pytest.raises(RuntimeError, match=r"all rollout actors were lost .* probe, 3 times in a row"):
+        measurements.probe(prompts(2), Sampling(2, 4, 1.0), version=0)
+
+
 def test_likelihoods_come_in_order_and_no_engine_has_more_than_it_computes_at_once(world: World) -> None:
     _, measurements = measured(world, 2)
     at_once: list[int] = []
@@ -125,7 +150,7 @@ def test_a_refused_prompt_is_no_fault_of_the_actor(world: World) -> None:
     def refused(name: str, error: RayError) -> None:
         raise ValueError(f"refused by {name}")
 
-    measurements = Measurements(a_config().rollout, actors, actors.poll, refused)
+    measurements = Measurements(a_config().rollout, actors, waiting(actors), refused)
     with pytest.raises(ValueError, match="refused by rollout-0"):
         measurements.probe(prompts(1), Sampling(2, 4, 1.0), version=0)
     assert actors.serving

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.config import Config
 from medr1_ray.learner.messages import LearnerLostError
+from medr1_ray.run import restarts
 from medr1_ray.run.restarts import run_with_restarts
 
 
@@ -49,6 +51,17 @@ def test_it_goes_on_from_what_was_saved(config: Config, capsys: pytest.CaptureFi
     assert first.startswith("LOST: learner-1 died while updating from policy version 3. The run goes on from the start")
     assert "from checkpoint-2 with new actors (restart 1 of run.max_restarts=2 without progress)" in second
     assert "from checkpoint-4 with new actors (restart 1 of" in third
+
+
+def test_a_loss_after_a_stop_was_asked_for_starts_nothing(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(restarts, "asked_to_stop", lambda: signal.SIGTERM)
+    run = Attempts(2, None)
+    with pytest.raises(KeyboardInterrupt):
+        run_with_restarts(run, config, resume=False)
+    assert run.resumed == [False]
+    assert "The run was asked to stop and does not start again" in capsys.readouterr().out
 
 
 def test_without_progress_there_is_an_end(config: Config) -> None:
