@@ -100,9 +100,15 @@ def _plain_url(url: str) -> str:
         )
     # Queries and chains may hold keys, too, and fsspec expands patterns.
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol) or not re.fullmatch(r"/?[^\s/?#*\[\]][^\s?#*\[\]]*", rest):
+        given, query, _ = url.partition("?")
+        what = shown("run.storage", given + query + (REDACTED if query else ""))
         raise ValueError(
-            f"run.storage={shown('run.storage', url)} is not a URL of a folder; give one, for this run alone, e.g. "
-            "s3://bucket/runs/a, gs://bucket/runs/a or file:///mnt/shared/runs/a"
+            f"run.storage={what} is not a URL of a folder; give one, for this run alone, e.g. s3://bucket/runs/a, "
+            "gs://bucket/runs/a or file:///mnt/shared/runs/a"
+        )
+    if protocol in ("file", "local") and not rest.startswith("/"):
+        raise ValueError(
+            f"run.storage={url!r} is not an absolute folder; give it with three slashes, e.g. file:///{rest}"
         )
     return url.rstrip("/")
 

@@ -67,11 +67,15 @@ class Checkpoints:
         folder: `<run>/checkpoints`.
         keep: how many to keep, besides the one of the best evaluation; others are deleted after a newer one is
             published.
+        resumed_from: the one that the run went on from. Those of later steps are damaged, or of a past that was rolled
+            back: they count for nothing, and go once this run has passed their steps and has `keep` of its own.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, resumed_from: Path | None = None) -> None:
         self._folder = folder
         self._keep = keep
+        step = step_of(resumed_from.name) if resumed_from else None
+        self._passed_over = {each for each in saved_steps(folder) if step is not None and each > step}
 
     def publish(self, state: RunState, write: Callable[[Path], Iterable[StoredFile]]) -> Path:
         """Let `write` fill a folder, add state and manifest, and rename the folder into place; returns its path.
@@ -96,6 +100,7 @@ class Checkpoints:
         finally:
             # There only after an error; it may have what room was left.
             shutil.rmtree(partial, ignore_errors=True)
+        self._passed_over.discard(state.step)
         self._forget_old(state.step)
         return self._folder / name
 
@@ -139,10 +144,11 @@ class Checkpoints:
     def _forget_old(self, step: int) -> None:
         """Delete all but the newest, the one that `latest` names, and the best; those of later steps are another run's
         past, which was rolled back, and stay until their steps come again."""
-        accuracies = {
-            each: _accuracy(self._folder / f"checkpoint-{each}") for each in saved_steps(self._folder) if each <= step
-        }
-        for each in superseded(accuracies, self._keep):
+        there = {each for each in saved_steps(self._folder) if each <= step}
+        own = there - self._passed_over
+        accuracies = {each: _accuracy(self._folder / f"checkpoint-{each}") for each in own}
+        others = there & self._passed_over if len(own) >= self._keep else set()
+        for each in [*superseded(accuracies, self._keep), *others]:
             shutil.rmtree(self._folder / f"checkpoint-{each}")
 
 

@@ -52,7 +52,8 @@ class Storage:
         try:
             # Listings that are remembered would not show what another machine wrote.
             system, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
-        except (ImportError, ValueError) as error:
+        # Some protocols look their host up at once; errors have no common base.
+        except Exception as error:
             extra = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}.get(url.partition("://")[0])
             install = f"pip install '.[{extra}]'" if extra else "install its fsspec package, or use s3://, gs://, file://"
             raise ValueError(f"run.storage={url!r} cannot be used ({error}); {install}") from None

@@ -33,7 +33,7 @@ def stored_checkpoints_of(
     folder, keep = config.run.dir / "checkpoints", config.run.keep_checkpoints
     storage = Storage.of(config)
     if storage is None:
-        yield Checkpoints(folder, keep)
+        yield Checkpoints(folder, keep, resumed_from)
         return
     if resumed_from is None:
         require_no_run(storage)
@@ -41,7 +41,7 @@ def stored_checkpoints_of(
     with Owner(storage) as owner, Uploads(storage, owner, config.run.dir, keep, say) as uploads:
         if resumed_from is not None:
             uploads.begin(resumed_from)
-        yield UploadedCheckpoints(folder, keep, uploads)
+        yield UploadedCheckpoints(folder, keep, resumed_from, uploads)
 
 
 def upload_again(config: Config, say: Callable[[str], None]) -> None:
@@ -54,8 +54,8 @@ def upload_again(config: Config, say: Callable[[str], None]) -> None:
 class UploadedCheckpoints(Checkpoints):
     """Checkpoints that are uploaded once they are published."""
 
-    def __init__(self, folder: Path, keep: int, uploads: Uploads) -> None:
-        super().__init__(folder, keep)
+    def __init__(self, folder: Path, keep: int, resumed_from: Path | None, uploads: Uploads) -> None:
+        super().__init__(folder, keep, resumed_from)
         self._uploads = uploads
 
     def publish(self, state: RunState, write: Callable[[Path], Iterable[StoredFile]]) -> Path:

@@ -41,6 +41,19 @@ def test_what_is_no_url_of_a_folder_is_refused(url: str) -> None:
         RunSettings(dir=Path("runs/a"), storage=url)
 
 
+def test_keys_in_a_query_are_not_shown() -> None:
+    with pytest.raises(ValueError, match=r"run\.storage='s3://bucket/a\?<redacted>' is not a URL of a folder") as error:
+        RunSettings(dir=Path("runs/a"), storage="s3://bucket/a?key=abc&secret=def")
+    (details,) = error.value.errors()  # type: ignore[attr-defined]
+    assert "abc" not in details["msg"]
+
+
+@pytest.mark.parametrize("url", ["file://tmp/runs", "file://localhost/tmp", "local://x"])
+def test_a_folder_that_is_not_absolute_is_no_storage(url: str) -> None:
+    with pytest.raises(ValueError, match=r"is not an absolute folder; give it with three slashes, e\.g\. file:///"):
+        RunSettings(dir=Path("runs/a"), storage=url)
+
+
 @pytest.mark.parametrize("url", ["s3://AKIA:se/cr@et@bucket/a", "s3://AKIA:secret@bucket/a", "AKIA:secret@bucket/a"])
 def test_credentials_in_the_url_are_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ValueError, match=r"<redacted>@bucket/a' holds a user or a key; .* in the environment") as error:

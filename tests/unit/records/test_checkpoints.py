@@ -149,6 +149,19 @@ def test_what_an_interrupted_save_left_is_gone_with_the_next(tmp_path: Path) -> 
     assert _names(tmp_path) == ["checkpoint-2", "latest"]
 
 
+def test_what_a_resume_passed_over_takes_the_place_of_no_good_one(tmp_path: Path) -> None:
+    """Resumed after step 9, as that of step 10 is damaged, and that of step 20 was rolled back."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (9, 10):
+        checkpoints.publish(_state(step), _write)
+    shutil.copytree(tmp_path / "checkpoint-10", tmp_path / "checkpoint-20")
+    resumed = Checkpoints(tmp_path, 2, tmp_path / "checkpoint-9")
+    resumed.publish(_state(15), _write)
+    assert _names(tmp_path) == ["checkpoint-15", "checkpoint-20", "checkpoint-9", "latest"]
+    resumed.publish(_state(22), _write)
+    assert _names(tmp_path) == ["checkpoint-15", "checkpoint-22", "latest"]
+
+
 def test_a_step_that_is_published_again_has_the_new_content_alone(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     (checkpoints.publish(_state(5), _write) / "extra").touch()
