@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from medr1_ray.cluster.ports import free_port
+from medr1_ray.records.busy_time import BusyTime, seconds_of
+from medr1_ray.types import Span
 from tests.integration.processes import PATIENCE, end
 from tests.repository import REPOSITORY
 
@@ -168,11 +170,20 @@ def test_a_run_tells_how_idle_it_was_and_leaves_a_timeline(asynchronous_run: Pat
     run = asynchronous_run / "run"
     steps = [line for line in _lines(run / "metrics.jsonl") if "time/step_seconds" in line]
     spans = _lines(run / "spans.jsonl")
-    idle = {role: [line[f"perf/{role}_idle_fraction"] for line in steps] for role in ("learner", "rollout", "reward")}
-    assert all(0 <= fraction < 1 for fraction in idle["learner"]), "it updates in every step"
     # Engines that are ahead have a step's groups before it begins, or while an evaluation is awaited, which is no time
-    # of a step: on a busy machine they and the rewards may have been idle in any step.
-    assert all(0 <= fraction <= 1 for fraction in idle["rollout"] + idle["reward"])
+    # of a step: on a busy machine they and the rewards may have been idle in any step. So it is what the spans tell.
+    # Of the first two steps, since those of the third are of two processes, and the last has what came after it.
+    busy_time = BusyTime()
+    for step, line in zip((1, 2), steps, strict=False):
+        busy = busy_time.add(
+            Span(span["actor"], span["phase"], span["start_seconds"], span["end_seconds"])
+            for span in spans
+            if span["step"] == step
+        )
+        for role, actors in (("learner", 1), ("rollout", 2), ("reward", 1)):
+            idle = max(0.0, 1 - seconds_of(busy, f"{role}-") / (actors * line["time/step_seconds"]))
+            assert line[f"perf/{role}_idle_fraction"] == pytest.approx(idle, abs=1e-3), (role, step)
+    assert all(0 <= line["perf/learner_idle_fraction"] < 1 for line in steps), "it updates in every step"
     assert all(line["perf/cost_per_1000_groups"] is None for line in steps), "no prices were given"
     events = json.loads((run / "timeline.json").read_text())["traceEvents"]
     assert {event["args"]["name"] for event in events if event["name"] == "process_name"} == {
