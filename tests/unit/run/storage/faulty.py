@@ -17,6 +17,7 @@ from medr1_ray.config import Config
 from medr1_ray.config.loading import write_config
 from medr1_ray.data.stream import StreamState
 from medr1_ray.records.checkpoints import Checkpoints, RunState
+from medr1_ray.run.storage.objects import Storage
 
 URL = "faulty://bucket/runs/a"
 
@@ -134,3 +135,10 @@ def save(
 
     checkpoints = checkpoints or Checkpoints(folder / "checkpoints", config.run.keep_checkpoints)
     return checkpoints.publish(a_state(step, accuracy), write)
+
+
+@pytest.fixture
+def storage(tmp_path: Path, files: type[FaultyFiles]) -> Storage:
+    made = Storage.of(a_config(tmp_path / "run"))
+    assert made is not None
+    return made

@@ -5,22 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 
 import pytest
 
 from medr1_ray.run.storage.objects import Storage, StorageError
 from medr1_ray.run.storage.owner import DEAD_SECONDS, OWNER_FILE, Owner, require_unowned
-from tests.unit.run.storage.faulty import FaultyFiles, a_config, files
+from tests.unit.run.storage.faulty import FaultyFiles, files, storage
 
-__all__ = ["files"]
-
-
-@pytest.fixture
-def storage(tmp_path: Path, files: type[FaultyFiles]) -> Storage:
-    made = Storage.of(a_config(tmp_path / "run"))
-    assert made is not None
-    return made
+__all__ = ["files", "storage"]
 
 
 class Waiting:

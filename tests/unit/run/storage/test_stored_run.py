@@ -17,16 +17,9 @@ from medr1_ray.run.storage.stored_run import (
     upload_checkpoint,
     upload_files,
 )
-from tests.unit.run.storage.faulty import FaultyFiles, Killed, a_config, files, save
+from tests.unit.run.storage.faulty import FaultyFiles, Killed, a_config, files, save, storage
 
-__all__ = ["files"]
-
-
-@pytest.fixture
-def storage(tmp_path: Path, files: type[FaultyFiles]) -> Storage:
-    made = Storage.of(a_config(tmp_path / "run"))
-    assert made is not None
-    return made
+__all__ = ["files", "storage"]
 
 
 def upload(storage: Storage, checkpoint: Path, keep: int = 2) -> None:
