@@ -140,16 +140,13 @@ def problems(run: Run, accuracy_alone: float, questions: int) -> list[str]:
     return found
 
 
-def left_behind(before: set[Path], folder: Path) -> list[str]:
-    """Processes that name the run's folder, and files that were not there before, half a minute after the end."""
+def left_behind(before: set[Path | psutil.Process]) -> list[str]:
+    """Processes and files that were not there before, half a minute after the end."""
     deadline = time.monotonic() + 30
     while True:
-        processes = [
-            f"{each.pid} {each.name()}"
-            for each in psutil.process_iter(["cmdline"])
-            if any(str(folder) in word for word in each.info["cmdline"] or ())
-        ]
-        files = sorted(str(path) for path in files_now() - before)
+        left = (files_now() | processes_now()) - before
+        processes = [str(each) for each in left if isinstance(each, psutil.Process) and each.is_running()]
+        files = sorted(str(path) for path in left if isinstance(path, Path))
         if (not processes and not files) or time.monotonic() > deadline:
             return [f"left behind: {each}" for each in (*processes, *files)]
         time.sleep(1)
@@ -158,6 +155,11 @@ def left_behind(before: set[Path], folder: Path) -> list[str]:
 def files_now() -> set[Path]:
     # Ray keeps the folders of its sessions on purpose: they have the logs.
     return {path for folder in _LEFT for path in folder.iterdir() if path.name != "ray"}
+
+
+def processes_now() -> set[psutil.Process]:
+    # All of them, not those that name the run: an engine or a worker of Ray has nothing but its title.
+    return set(psutil.process_iter())
 
 
 def main() -> int:
@@ -175,7 +177,7 @@ def main() -> int:
     alone = Run(out.parent / f"alone-{options.steps}", arguments)
     alone.finish()
     evaluation = json.loads((alone.folder / "summary.json").read_text())["eval"]["after"]
-    before = files_now()
+    before = files_now() | processes_now()
     chaos = Chaos(out / "run", arguments, chance)
     print("| kill | role | moment | at step | recovered after s |\n|---|---|---|---|---|", flush=True)
     chaos.run.until(lambda: chaos.is_well(0.0))
@@ -192,7 +194,7 @@ def main() -> int:
         if not recovered or not chaos.run.until(lambda resume=resume: time.monotonic() > resume):
             break
     chaos.run.finish()
-    found = [*problems(chaos.run, evaluation["accuracy"], evaluation["n"]), *left_behind(before, chaos.run.folder)]
+    found = [*problems(chaos.run, evaluation["accuracy"], evaluation["n"]), *left_behind(before)]
     print("\n".join(found) or f"all right: the run finished, its driver was started {chaos.restarts + 1} times")
     return int(bool(found))
 
