@@ -22,6 +22,7 @@ from medr1_ray.evaluation.answering import (
     encode,
     make_question,
     read_questions,
+    require_image,
     require_writable,
     without_engines,
     write_answers,
@@ -85,13 +86,14 @@ def _answer(options: argparse.Namespace, ending: Ending) -> int:
     checkpoint = resolve_checkpoint(options.model)
     config = answering_config(checkpoint, mode=options.mode, files=options.config or [], overrides=options.overrides)
     ending.logs = config.run.dir / "logs"
+    if not options.csv:
+        require_image(config, options.image)
     # Before the engines, which take half a minute to start: what they would be asked.
     with still(f"reading the images of {len(questions)} questions"):
         encoded = encode(config, questions)
     answers = without_engines(questions, encoded)
     if not options.csv and isinstance(refused := encoded[0], Refused):
-        key = f"--image {options.image}" if refused.reason == "image unreadable" else "--question"
-        raise ValueError(f"{key}: {refused.reason} ({refused.detail.removeprefix(f'{questions[0].id}: ')})")
+        raise ValueError(f"--question: {refused.reason} ({refused.detail.removeprefix(f'{questions[0].id}: ')})")
     if len(answers) < len(questions):
         from medr1_ray.evaluation.inference import open_inference
 

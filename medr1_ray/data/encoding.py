@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.base.bounded_cache import BoundedCache
-from medr1_ray.config import Config, PromptSettings
+from medr1_ray.config import Config, DataSettings, PromptSettings
 from medr1_ray.data.decoding import IMAGE_SECONDS, Decode, Decoders
 from medr1_ray.data.images import ImageFit, load_image
 from medr1_ray.data.prompt_templates import MEDR1_WORDING, chat_of, user_text
@@ -159,6 +160,13 @@ class PromptEncoder:
     def _decoded(self, path: str) -> Decode:
         # The cache holds what is under way too: an image that is announced and then requested is decoded once.
         return self._images.get(path, lambda: self._decoders.begin(path), self._image_bytes)
+
+
+def check_image(path: Path, settings: DataSettings) -> None:
+    """Raise ValueError where an image cannot be decoded, or not within `data.image_timeout_seconds`."""
+    size, fit = settings.image_size, settings.image_fit
+    decoders = Decoders(lambda file: load_image(file, size, fit), settings.image_timeout_seconds, threads=1)
+    decoders.wait(decoders.begin(str(path)))
 
 
 def continuations(tokenize: Callable[[str], list[int]], texts: Sequence[str]) -> Continuations:

@@ -14,8 +14,9 @@ import numpy as np
 from medr1_ray.base.atomic_files import naming
 from medr1_ray.config import Config, require_lasting
 from medr1_ray.data.demonstrations import require_room_for_an_answer
-from medr1_ray.data.encoding import PromptEncoder, Refused, continuations
+from medr1_ray.data.encoding import PromptEncoder, Refused, check_image, continuations
 from medr1_ray.data.questions import UNKNOWN
+from medr1_ray.model.folder.check import check_model
 from medr1_ray.rewards.parsing import parse_answer
 from medr1_ray.types import LETTERS, Likelihoods, Mode, Prompt, Question, Sampling
 
@@ -42,12 +43,25 @@ class Explained:
     probabilities: tuple[float, ...]
 
 
+def require_image(config: Config, image: Path) -> None:
+    """Check the image of a single question before the model, whose check imports for seconds.
+
+    Raises:
+        ValueError: it cannot be read, or not within `data.image_timeout_seconds`.
+    """
+    try:
+        check_image(image, config.data)
+    except ValueError as error:
+        raise ValueError(f"--image {image}: image unreadable ({error})") from None
+
+
 def encode(config: Config, questions: Sequence[Question]) -> list[Prompt | Refused]:
     """Return each question as a prompt, or why it cannot be asked.
 
     Raises:
-        ValueError: no answer has room within `rollout.max_tokens`.
+        ValueError: the model is not usable, or no answer has room within `rollout.max_tokens`.
     """
+    check_model(config)
     require_room_for_an_answer(config)
     encoder = PromptEncoder.of(config)
     return [encoder.encode(question, question.id) for question in questions]

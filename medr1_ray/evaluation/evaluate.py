@@ -37,6 +37,7 @@ from medr1_ray.evaluation.report import Against, Report, compare, make_report
 from medr1_ray.evaluation.report_page import report_page
 from medr1_ray.evaluation.settings import model_name, part_of
 from medr1_ray.model.checkpoint_files import checkpoint_digest
+from medr1_ray.model.folder.check import check_model
 from medr1_ray.types import Question, Sampling
 
 TEXT_TOKENS = 64
@@ -65,14 +66,14 @@ def evaluate(config: Config, plan: Plan) -> Report:
         ValueError: the data, the split, the folder or the result to compare with is not usable.
         RuntimeError: an engine failed; the answers so far are kept.
     """
-    from medr1_ray.evaluation.inference import open_inference
-
-    require_room_for_an_answer(config)
     other = None if plan.against is None else read_answers(require_result(plan.against))
     asked = _how_asked(config, plan)
     require_same(config.run.dir, asked)  # before anything that takes long is read
     _say(f"reading {config.data.format} data below {config.data.root}")
     dataset = _read(config, plan)
+    # After the data, because of what it imports.
+    check_model(config)
+    require_room_for_an_answer(config)
     _say(dataset.description)
     with still(f"reading the weights of {config.model.folder}, which identify the evaluation"):
         identity = asked | _what_is_asked(config, dataset)
@@ -80,6 +81,8 @@ def evaluate(config: Config, plan: Plan) -> Report:
     passes = _passes(config, plan, dataset.evaluation)
     # A complete evaluation only rewrites its report, without starting engines.
     if any(len(_all_ids(folder.answers(each.name))) < len(folder.questions) for each in passes):
+        from medr1_ray.evaluation.inference import open_inference
+
         with open_inference(_with_room(config, plan)) as inference:
             inference.load(config.model.folder)
             for each in passes:

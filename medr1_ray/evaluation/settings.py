@@ -19,7 +19,7 @@ from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
 from medr1_ray.evaluation.devices import place_engines, visible_gpus
 from medr1_ray.evaluation.folder import require_own
-from medr1_ray.model.folder.check import check_model
+from medr1_ray.model.folder.check import check_model_files
 
 PARTS = ("train", "validation", "test")
 # The filters and weights of the training data do not apply to the evaluation.
@@ -90,7 +90,8 @@ def evaluation_config(
     whether the engines run on GPUs.
 
     Raises:
-        ValueError: a setting is not valid, the format of the data is unknown, or the result would go with a Ray job.
+        ValueError: a setting is not valid, the format of the data is unknown, the result would go with a Ray job, or
+            the model is not there (`evaluate` checks the rest of it, after the data).
     """
     given = [f"data.root={json.dumps(str(data.parent if data.is_file() else data))}", "run.dir=runs/evaluations"]
     held_out_part = [f"data.eval_part={json.dumps(split)}"] if split in ("validation", "test") else []
@@ -129,8 +130,7 @@ def evaluation_config(
     require_lasting("--out", folder)
     require_writable(f"--out {folder}", folder)
     require_own(folder)
-    # Last, because it takes seconds.
-    check_model(config)
+    check_model_files(config)
     return without_learner(place_engines(config, count_gpus), folder)
 
 
@@ -145,13 +145,13 @@ def answering_config(
     """Return the settings for answering questions that belong to no dataset, by one engine unless settings say more.
 
     Raises:
-        ValueError: a setting is not valid.
+        ValueError: a setting is not valid, or the model is not there (`encode` checks the rest of it).
     """
     given = [*_NO_TABLE, "data.format=omnimedvqa", "data.root=unused", "run.dir=runs/answers"]
     if not files:
         given += _ONE_ENGINE
     config = _load(checkpoint, mode, files, given, overrides)
-    check_model(config)
+    check_model_files(config)
     return without_learner(place_engines(config, count_gpus), config.run.dir)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medr1_ray.config import Config, require_copied
-from medr1_ray.data.dataset import are_there, check_dataset, open_dataset
+from medr1_ray.data.dataset import Dataset, are_there, check_dataset, open_dataset
 from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import require_same_questions
 from medr1_ray.learner.schedule import learning_rate
-from medr1_ray.model.folder.check import check_model
+from medr1_ray.model.folder.check import check_model, check_model_files
 from medr1_ray.records.checkpoints import RunState, read_state, whole_checkpoint
 from medr1_ray.records.directory import RunDirectory, check_run_directory
 from medr1_ray.records.recorded_groups import recorded_steps
@@ -20,16 +20,22 @@ from medr1_ray.rewards.functions import resolve
 from medr1_ray.run.storage.fetch import check_storage
 
 
-def check_settings(config: Config, *, resume: bool) -> None:
-    """Check what takes seconds at most; creates nothing.
+def check_start(config: Config, *, resume: bool) -> Dataset | None:
+    """Check the settings, the data and the model, what is quick first; creates nothing.
+
+    Returns the data, which are read for that; None where they are phantoms that have to be drawn.
 
     Raises:
-        ValueError: a reward function, the run directory, a length limit or a name in a filter is not usable.
+        ValueError: a setting, the run directory, the data or the model is not usable.
     """
     for check in _of_settings(config, resume=resume):
         check()
+    check_model_files(config)
+    check_dataset(config.data)
+    # Before the rest of the model's check, which imports for seconds.
+    dataset = open_dataset(config.data) if are_there(config.data) else None
     _check_model(config)
-    check_dataset(config.data)  # before phantoms are drawn
+    return dataset
 
 
 def problems_of_a_start(config: Config, *, resume: bool, brings: bool = False) -> list[str]:

@@ -17,7 +17,7 @@ from medr1_ray.cluster.ray_job import about_stopping
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
-from medr1_ray.data.dataset import open_dataset
+from medr1_ray.data.dataset import Dataset, open_dataset
 from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation.in_training import EvaluationLog
@@ -49,12 +49,15 @@ _PROBE_GROUP_SIZE = 2
 
 
 @contextmanager
-def started_session(config: Config, *, resume: bool, engines: SharedActors | None = None) -> Iterator[Session]:
+def started_session(
+    config: Config, dataset: Dataset | None, *, resume: bool, engines: SharedActors | None = None
+) -> Iterator[Session]:
     """A session with all actors up, at step 0 or at that of the latest checkpoint; everything is ended on leaving,
-    except `engines` that are lent to it. Expects settings that `start_checks.check_settings` has passed.
+    except `engines` that are lent to it. Expects settings that `start_checks.check_start` has passed, and what it
+    returned.
 
     Raises:
-        ValueError: the run directory, the data, the checkpoint or the engines are not usable.
+        ValueError: the run directory, the checkpoint or the engines are not usable.
         RuntimeError: an actor did not start within `cluster.start_timeout_seconds`.
     """
     started = time.time()
@@ -68,10 +71,10 @@ def started_session(config: Config, *, resume: bool, engines: SharedActors | Non
         engines.require_fit(config)
     else:
         require_reachable(config)
-    drawing = "; phantoms that are not there yet are drawn first" if config.data.format == "phantoms" else ""
-    progress.message(f"reading {config.data.format} data below {config.data.root}{drawing}")
+    if dataset is None:
+        progress.message(f"drawing {config.data.phantom_images} phantoms below {config.data.root}")
+        dataset = open_dataset(config.data)
     encoder = PromptEncoder.of(config)
-    dataset = open_dataset(config.data)
     before = load_config([config.run.dir / "config.yaml"], as_recorded=True) if resume else config
     directory = open_run_directory(config, resume=resume)
     if directory.set_aside:

@@ -152,7 +152,6 @@ CASES = [
     ("evaluate", f"{EVALUATE} --out evaluated", ["evaluated holds an evaluation with image_fit '?'", "another --out"]),
     ("evaluate", "--model tiny --data prepared --split own", ["--split own: prepared has no split 'own'; it has gr"]),
     ("evaluate", f"{EVALUATE} --against garbled", ["image.jsonl, line 1: 'garbage' is not a mapping in JSON"]),
-    ("evaluate", f"{EVALUATE} --mode think rollout.max_tokens=4", ["rollout.max_tokens=4", "use at least 14"]),
     ("evaluate", f"{EVALUATE} rollout.max_token=4", ["did you mean rollout.max_tokens?"]),
     ("evaluate", "--model asked --data data --split test", ["data.image_size='big'", "(in ", "asked/medr1_ray.json)"]),
     ("answer", f"{ASK} --model asked", ["data.image_size='big'", "asked/medr1_ray.json)"]),
@@ -163,6 +162,8 @@ CASES = [
     ("answer", "--model tiny --image . --csv questions.csv --out questions.csv", ["--out questions.csv"]),
     ("answer", f"{ASK} --model absent", ["'absent' does not exist", "`tiny`"]),
     ("answer", f"{ASK} --image absent.png", ["--image absent.png: does not exist", "give the file"]),
+    ("answer", f"{ASK} --image questions.csv", ["--image questions.csv: image unreadable", "replace the file"]),
+    ("answer", f"{ASK} --mode think rollout.max_tokens=4", ["rollout.max_tokens=4", "use at least 14"]),
     ("answer", "--model tiny --image absent --csv questions.csv", ["--image absent is not a folder", "--csv give"]),
     ("answer", "--model tiny --image scan.png --csv questions.csv", ["--image scan.png is not a folder"]),
     ("answer", f"{ASK} --image torn.yaml", ["--image torn.yaml"]),
@@ -215,10 +216,8 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the arguments name, as the current one."""
-    monkeypatch.chdir(tmp_path)
+def write_place() -> None:
+    """Fill the current folder with what the arguments name."""
     Image.new("RGB", (40, 30)).save("scan.png")
     texts = {
         "torn.yaml": "train: [",
@@ -261,6 +260,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if checkpoint:
             (checkpoints / "latest").write_text(checkpoint)
     Path("done/checkpoints/checkpoint-2").mkdir()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the arguments name, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    write_place()
     return tmp_path
 
 

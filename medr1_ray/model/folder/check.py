@@ -11,11 +11,26 @@ from medr1_ray.config import Config
 from medr1_ray.model.folder.contents import check_contents
 from medr1_ray.model.folder.files import AGAIN, check_manifest, processor_file, require_checkpoint
 from medr1_ray.model.folder.limits import check_image_size, check_lengths
+from medr1_ray.model.weight_files import stored_tensors
 
 
 def stay_offline() -> None:
     """Keep huggingface_hub from looking anything up; call it before transformers or vLLM are imported."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+
+
+def check_model_files(config: Config) -> None:
+    """Check of the folder of `model.path` what needs none of the libraries, whose import takes seconds.
+
+    Raises:
+        ValueError: as `check_model`.
+    """
+    folder = config.model.folder
+    with _said_of_model_path():
+        require_checkpoint(folder)
+        processor_file(folder)
+        stored_tensors(folder)
+    check_lengths(folder, config)
 
 
 def check_model(config: Config) -> None:
@@ -24,13 +39,10 @@ def check_model(config: Config) -> None:
     Raises:
         ValueError: with the folder, the file, what is wrong, and what to do.
     """
+    check_model_files(config)
     folder = config.model.folder
-    with _said_of_model_path():
-        require_checkpoint(folder)
-        processor_file(folder)
-    # Before the weights, for which transformers loads its model classes.
     stay_offline()
-    check_lengths(folder, config)
+    # Before the weights, for which transformers loads its model classes.
     check_image_size(folder, config.data.image_size)
     with _said_of_model_path():
         check_folder(folder)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.data import encoding
-from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.data.encoding import PromptEncoder, Refused, check_image
 from medr1_ray.data.prompt_templates import chat_messages
 from medr1_ray.types import Prompt, Question
 from tests.unit.data.few_prompts import IMAGE_PAD_ID, encoder, ten_questions, tokenize
@@ -192,5 +192,8 @@ def test_a_read_that_hangs_is_a_refusal_like_others_and_the_deadline_is_a_settin
     assert isinstance(refused, Refused)
     assert refused.reason == "image unreadable"
     assert refused.detail == f"q:0: {hung}: could not be read within data.image_timeout_seconds=2"
+    with pytest.raises(ValueError, match=r"could not be read within data\.image_timeout_seconds=2"):
+        check_image(Path(hung), config.data)
     assert isinstance(ours.encode(questions[1], "p"), Prompt)
+    check_image(Path(questions[1].image_path), config.data)
     back.set()

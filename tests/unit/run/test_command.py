@@ -14,7 +14,7 @@ from medr1_ray.data.stream import StreamState
 from medr1_ray.records.checkpoints import Checkpoints, RunState
 from medr1_ray.run import command as module
 from medr1_ray.run.command import run_command
-from medr1_ray.run.start_checks import check_settings
+from medr1_ray.run.start_checks import check_start
 
 
 class Runs:
@@ -161,7 +161,7 @@ def test_a_dry_run_needs_no_checkpoint_where_a_shape_is_given(file: str, monkeyp
     assert run("grpo", runs, "--config", file, *shape, "--dry-run") == 0
     assert runs.given == []
     with pytest.raises(ValueError, match="'models/not-here-yet' does not exist"):
-        check_settings(load_config([Path(file)], shape), resume=False)
+        check_start(load_config([Path(file)], shape), resume=False)
 
 
 def test_settings_of_grpo_serve_the_supervised_baseline_and_not_the_other_way_round(

@@ -26,6 +26,7 @@ print("loaded:", *{"ray", "torch", "transformers"} & set(sys.modules))
     [
         ("model.path=nowhere", "model.path: 'nowhere' does not exist", set()),
         ("reward.functions={guess: 1}", "guess", set()),
+        ("data.format=omnimedvqa", "is not a folder", set()),
         # The number of an image's tokens is asked of transformers' image processor.
         ("data.image_size=1024", "data.image_size=1024", {"torch", "transformers"}),
     ],

@@ -13,7 +13,7 @@ from medr1_ray.config.loading import load_config, write_config
 from medr1_ray.data.stream import StreamState, _digest
 from medr1_ray.records.checkpoints import Checkpoints, RunState
 from medr1_ray.records.recorded_groups import write_groups
-from medr1_ray.run.start_checks import about_resuming, check_settings, problems_of_a_start
+from medr1_ray.run.start_checks import about_resuming, check_start, problems_of_a_start
 from tests.repository import REPOSITORY
 from tests.unit.records.recorded import a_group
 
@@ -51,7 +51,7 @@ def test_each_wrong_setting_is_one_line_and_leaves_nothing(tmp_path: Path, overr
 
 def test_right_settings_have_no_problem_and_draw_no_phantoms(tmp_path: Path) -> None:
     assert problems_of_a_start(config(tmp_path), resume=False) == []
-    check_settings(config(tmp_path), resume=False)
+    check_start(config(tmp_path), resume=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,16 +116,16 @@ def test_paths_that_a_job_would_not_have_are_refused(
     assert any(problem.startswith(says) for problem in problems_of_a_start(given, resume=resume))
     if not resume:
         with pytest.raises(ValueError, match=f"^{says}"):
-            check_settings(given, resume=False)
+            check_start(given, resume=False)
 
 
 def test_a_run_in_the_copy_is_not_looked_for(job: None, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^run\.dir='runs/a' lies in"):
-        check_settings(config(tmp_path, "run.dir=runs/a"), resume=True)
+        check_start(config(tmp_path, "run.dir=runs/a"), resume=True)
 
 
 def test_a_job_may_draw_phantoms_in_its_copy(job: None, tmp_path: Path) -> None:
-    check_settings(config(tmp_path, "data.root=runs/data"), resume=False)
+    check_start(config(tmp_path, "data.root=runs/data"), resume=False)
 
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "spans.jsonl"])
@@ -165,9 +165,9 @@ def test_a_replay_needs_the_groups_of_every_step(tmp_path: Path) -> None:
     given = ("train.steps=4", "train.updates_per_rollout=2", "learner.warmup_steps=0", f"run.replay={recorded}")
     replay = config(tmp_path, *given)
     with pytest.raises(ValueError, match=r"no recorded groups of step 2 \(it has none; train\.steps=4"):
-        check_settings(replay, resume=False)
+        check_start(replay, resume=False)
     for step in (2, 4):
         write_groups(recorded, step, [a_group()])
-    check_settings(replay, resume=False)
+    check_start(replay, resume=False)
     with pytest.raises(ValueError, match=r"no recorded groups of step 6 \(it has 2, up to 4; .* lower train\.steps"):
-        check_settings(config(tmp_path, *given, "train.steps=6"), resume=False)
+        check_start(config(tmp_path, *given, "train.steps=6"), resume=False)
