@@ -15,6 +15,8 @@
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
 #SBATCH --output=slurm-%j.log
+# Ten minutes before the time is over this script alone is told, or Slurm would end Ray before the run has saved.
+#SBATCH --signal=B:TERM@600
 set -euo pipefail
 
 if (($# == 0)); then
@@ -46,9 +48,22 @@ stop() { kill "${tasks[@]}" 2>/dev/null || true; }
 trap stop EXIT
 
 # The head takes jobs when its dashboard answers.
+address="http://$head:8265"
 for _ in $(seq 60); do
-  ray job list --address "http://$head:8265" >/dev/null 2>&1 && break
+  ray job list --address "$address" >/dev/null 2>&1 && break
   sleep 5
 done
 
-ray job submit --address "http://$head:8265" --working-dir . -- python -m medr1_ray.train "$@"
+job="medr1-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
+trap 'ray job stop --address "$address" "$job"' TERM
+# In the background, because a trap runs only when the command before it has ended.
+ray job submit --address "$address" --submission-id "$job" --working-dir . -- python -m medr1_ray.train "$@" &
+submission=$!
+status=0
+wait "$submission" || status=$?
+# A signal that is trapped ends the wait, not the job.
+if kill -0 "$submission" 2>/dev/null; then
+  status=0
+  wait "$submission" || status=$?
+fi
+exit "$status"

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -252,8 +253,9 @@ def test_versions_are_those_that_were_tested() -> None:
         assert "--constraint constraints.txt" in line or "--no-deps" in line
 
 
-def test_slurm_starts_ray_on_all_nodes_and_ends_in_a_submission(tmp_path: Path) -> None:
-    """Runs the script with fake commands that record how they were called."""
+@pytest.mark.parametrize("told", [False, True])
+def test_slurm_starts_ray_on_all_nodes_and_ends_in_a_submission(tmp_path: Path, told: bool) -> None:
+    """Runs the script with fake commands that record how they were called; `told` by Slurm that its time is over."""
     calls, commands = tmp_path / "calls", tmp_path / ".venv" / "bin"
     commands.mkdir(parents=True)
     for name, action in {
@@ -261,11 +263,14 @@ def test_slurm_starts_ray_on_all_nodes_and_ends_in_a_submission(tmp_path: Path) 
         "srun": f'echo $(echo "srun $*" | tr -s "\\n " " ") >> {calls}',
         "ray": f"""
             while [[ $2 = submit && $(grep -c ^srun {calls}) != 2 ]]; do sleep 0.05; done
-            echo "ray $*" >> {calls}""",
+            echo "ray $*" >> {calls}
+            while [[ $2 = submit && {int(told)} = 1 ]] && ! grep -q "^ray job stop" {calls}; do sleep 0.05; done
+            if [[ $2 = submit ]]; then exit 3; fi""",
     }.items():
         (commands / name).write_text(f"#!/bin/bash\n{action}\n")
         (commands / name).chmod(0o755)
     slurm = {
+        "SLURM_JOB_ID": "17",
         "SLURM_SUBMIT_DIR": str(tmp_path),
         "SLURM_JOB_NODELIST": "node-[a-b]",
         "SLURM_JOB_NUM_NODES": "2",
@@ -273,13 +278,22 @@ def test_slurm_starts_ray_on_all_nodes_and_ends_in_a_submission(tmp_path: Path) 
         "SLURM_GPUS_ON_NODE": "4",
     }
     arguments = ["bash", str(CLUSTERS / "slurm.sh"), "--config", "a b.yaml", "train.steps=3"]
-    done = subprocess.run(arguments, env=os.environ | slurm, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    called = calls.read_text().splitlines()
-    assert called[-1] == (
-        "ray job submit --address http://node-a:8265 --working-dir . -- "
+    script = subprocess.Popen(arguments, env=os.environ | slurm, stdout=subprocess.DEVNULL)
+    if told:
+        while not calls.exists() or "ray job submit" not in calls.read_text():
+            assert script.poll() is None
+            time.sleep(0.05)
+        script.terminate()
+    assert script.wait(300) == 3, "what the job ended with"
+    *called, last = (call for call in calls.read_text().splitlines() if not call.startswith("ray job list"))
+    submitted = (
+        "ray job submit --address http://node-a:8265 --submission-id medr1-17-0 --working-dir . -- "
         "python -m medr1_ray.train --config a b.yaml train.steps=3"
     )
+    if told:
+        assert last == "ray job stop --address http://node-a:8265 medr1-17-0"
+        last = called.pop()
+    assert last == submitted
     started = sorted(call for call in called if call.startswith("srun"))
     assert len(started) == 2
     assert "--exclude=node-a" in started[0]
