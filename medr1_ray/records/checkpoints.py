@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,15 +67,12 @@ class Checkpoints:
         folder: `<run>/checkpoints`.
         keep: how many to keep, besides the one of the best evaluation; others are deleted after a newer one is
             published.
-        resumed_from: the one that the run went on from. Those of later steps are damaged, or of a past that was rolled
-            back: they count for nothing, and go once this run has passed their steps and has `keep` of its own.
+        resumed_from: the one that the run went on from.
     """
 
     def __init__(self, folder: Path, keep: int, resumed_from: Path | None = None) -> None:
         self._folder = folder
-        self._keep = keep
-        step = step_of(resumed_from.name) if resumed_from else None
-        self._passed_over = {each for each in saved_steps(folder) if step is not None and each > step}
+        self._retention = Retention(keep, saved_steps(folder), resumed_from)
 
     def publish(self, state: RunState, write: Callable[[Path], Iterable[StoredFile]]) -> Path:
         """Let `write` fill a folder, add state and manifest, and rename the folder into place; returns its path.
@@ -100,7 +97,6 @@ class Checkpoints:
         finally:
             # There only after an error; it may have what room was left.
             shutil.rmtree(partial, ignore_errors=True)
-        self._passed_over.discard(state.step)
         self._forget_old(state.step)
         return self._folder / name
 
@@ -142,22 +138,35 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
 
     def _forget_old(self, step: int) -> None:
-        """Delete all but the newest, the one that `latest` names, and the best; those of later steps are another run's
-        past, which was rolled back, and stay until their steps come again."""
-        there = {each for each in saved_steps(self._folder) if each <= step}
-        own = there - self._passed_over
-        accuracies = {each: _accuracy(self._folder / f"checkpoint-{each}") for each in own}
-        others = there & self._passed_over if len(own) >= self._keep else set()
-        for each in [*superseded(accuracies, self._keep), *others]:
+        there = saved_steps(self._folder)
+        for each in self._retention.superseded(step, there, lambda of: _accuracy(self._folder / f"checkpoint-{of}")):
             shutil.rmtree(self._folder / f"checkpoint-{each}")
 
 
-def superseded(accuracies: Mapping[int, float | None], keep: int) -> list[int]:
-    """Return which of these steps' checkpoints to delete: all but the `keep` newest, and the one of the best accuracy
-    (None where none is known)."""
-    known = {step: -1.0 if accuracy is None else accuracy for step, accuracy in accuracies.items()}
-    best = max(known, key=lambda step: (known[step], step), default=None)
-    return [step for step in sorted(known)[:-keep] if step != best]
+class Retention:
+    """Which checkpoints of a run stay, wherever they are: the `keep` newest, and the one of the best evaluation.
+
+    Those of steps after `resumed_from` that are there when the run goes on from it are damaged, or of a past that was
+    rolled back. They count for nothing, and go once the run has passed their steps and has `keep` of its own.
+    """
+
+    def __init__(self, keep: int, there: Iterable[int], resumed_from: Path | None) -> None:
+        self._keep = keep
+        step = step_of(resumed_from.name) if resumed_from else None
+        self._passed_over = {each for each in there if step is not None and each > step}
+
+    def superseded(self, step: int, there: Iterable[int], accuracy: Callable[[int], float | None]) -> list[int]:
+        """Return which of the steps that are there to delete, now that this one is published; none is a later one.
+
+        `accuracy` is None where none is known.
+        """
+        self._passed_over.discard(step)
+        passed = {each for each in there if each <= step}
+        own = sorted(passed - self._passed_over)
+        known = {each: -1.0 if (of := accuracy(each)) is None else of for each in own}
+        best = max(known, key=lambda each: (known[each], each), default=None)
+        others = passed & self._passed_over if len(own) >= self._keep else ()
+        return [*(each for each in own[: -self._keep] if each != best), *sorted(others)]
 
 
 def whole_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:

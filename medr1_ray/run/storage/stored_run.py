@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from medr1_ray.base.manifest import MANIFEST_FILE, StoredFile, manifest_text
-from medr1_ray.records.checkpoints import LATEST_FILE, STATE_FILE, parse_state, step_of, superseded
+from medr1_ray.records.checkpoints import LATEST_FILE, STATE_FILE, Retention, parse_state, step_of
 from medr1_ray.run.storage.objects import Storage
 
 CHECKPOINTS = "checkpoints"
@@ -47,13 +47,18 @@ def require_no_run(storage: Storage) -> None:
         )
 
 
-def upload_checkpoint(storage: Storage, checkpoint: Path, keep: int) -> None:
+def retention_of(storage: Storage, keep: int, resumed_from: Path | None) -> Retention:
+    """Return what decides which checkpoints stay there, of a run that goes on from `resumed_from`."""
+    return Retention(keep, _steps(storage, whole=True), resumed_from)
+
+
+def upload_checkpoint(storage: Storage, checkpoint: Path, retention: Retention) -> None:
     """Upload a published checkpoint, unless the same is there; then delete what is no longer kept."""
     name, manifest = f"{CHECKPOINTS}/{checkpoint.name}", (checkpoint / MANIFEST_FILE).read_bytes()
     if storage.read(f"{name}/{MANIFEST_FILE}") != manifest:
         storage.upload(checkpoint, name)
     storage.write(f"{CHECKPOINTS}/{LATEST_FILE}", f"{checkpoint.name}\n".encode())
-    _forget(storage, step_of(checkpoint.name) or 0, keep)
+    _forget(storage, step_of(checkpoint.name) or 0, retention)
 
 
 def upload_files(storage: Storage, folder: Path) -> None:
@@ -90,16 +95,16 @@ def download_files(storage: Storage, folder: Path, say: Callable[[str], None]) -
     return []
 
 
-def _forget(storage: Storage, step: int, keep: int) -> None:
-    accuracies = {}
-    for each in _steps(storage, whole=True):
-        if each <= step:
-            content = storage.read(f"{CHECKPOINTS}/checkpoint-{each}/{STATE_FILE}") or b""
-            try:
-                accuracies[each] = parse_state(content, each).accuracy
-            except ValueError:
-                accuracies[each] = None
-    kept = accuracies.keys() - superseded(accuracies, keep)
+def _forget(storage: Storage, step: int, retention: Retention) -> None:
+    def accuracy(of: int) -> float | None:
+        content = storage.read(f"{CHECKPOINTS}/checkpoint-{of}/{STATE_FILE}") or b""
+        try:
+            return parse_state(content, of).accuracy
+        except ValueError:
+            return None
+
+    whole = _steps(storage, whole=True)
+    kept = whole - {*retention.superseded(step, whole, accuracy)}
     # With what uploads left that were broken off.
     for each in _steps(storage, whole=False) - kept:
         if each <= step:

@@ -9,10 +9,10 @@ from threading import Event, Thread
 
 from medr1_ray.base.manifest import StoredFile
 from medr1_ray.config import Config
-from medr1_ray.records.checkpoints import Checkpoints, RunState, latest_checkpoint
+from medr1_ray.records.checkpoints import Checkpoints, Retention, RunState, latest_checkpoint
 from medr1_ray.run.storage.objects import Storage, StorageError
 from medr1_ray.run.storage.owner import Owner, require_unowned
-from medr1_ray.run.storage.stored_run import require_no_run, upload_checkpoint, upload_files
+from medr1_ray.run.storage.stored_run import require_no_run, retention_of, upload_checkpoint, upload_files
 
 
 @contextmanager
@@ -30,7 +30,8 @@ def stored_checkpoints_of(
         ValueError: the storage holds another run, another process writes there, or, at the end of a run that is done,
             something did not arrive.
     """
-    folder, keep = config.run.dir / "checkpoints", config.run.keep_checkpoints
+    keep = config.run.keep_checkpoints
+    folder = config.run.dir / "checkpoints"
     storage = Storage.of(config)
     if storage is None:
         yield Checkpoints(folder, keep, resumed_from)
@@ -38,7 +39,8 @@ def stored_checkpoints_of(
     if resumed_from is None:
         require_no_run(storage)
     require_unowned(storage, say)
-    with Owner(storage) as owner, Uploads(storage, owner, config.run.dir, keep, say) as uploads:
+    retention = retention_of(storage, keep, resumed_from)
+    with Owner(storage) as owner, Uploads(storage, owner, config.run.dir, retention, say) as uploads:
         if resumed_from is not None:
             uploads.begin(resumed_from)
         yield UploadedCheckpoints(folder, keep, resumed_from, uploads)
@@ -73,11 +75,13 @@ class Uploads(AbstractContextManager["Uploads"]):
     neither does `wait`.
     """
 
-    def __init__(self, storage: Storage, owner: Owner, folder: Path, keep: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, storage: Storage, owner: Owner, folder: Path, retention: Retention, say: Callable[[str], None]
+    ) -> None:
         self._storage = storage
         self._owner = owner
         self._folder = folder
-        self._keep = keep
+        self._retention = retention
         self._say = say
         self._last: Path | None = None
         self._problem: str | None = None
@@ -123,7 +127,7 @@ class Uploads(AbstractContextManager["Uploads"]):
     def _run(self, checkpoint: Path) -> None:
         def upload() -> None:
             upload_files(self._storage, self._folder)
-            upload_checkpoint(self._storage, checkpoint, self._keep)
+            upload_checkpoint(self._storage, checkpoint, self._retention)
 
         try:
             before, self._problem = self._problem, self._problem_of(upload)

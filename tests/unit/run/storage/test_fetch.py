@@ -17,7 +17,7 @@ from medr1_ray.run import command
 from medr1_ray.run.start_checks import problems_of_a_start
 from medr1_ray.run.storage.fetch import bring_newest, check_storage, would_bring
 from medr1_ray.run.storage.objects import Storage
-from medr1_ray.run.storage.stored_run import upload_checkpoint, upload_files
+from medr1_ray.run.storage.stored_run import retention_of, upload_checkpoint, upload_files
 from tests.unit.run.storage.faulty import URL, FaultyFiles, a_config, files, save
 
 __all__ = ["files"]
@@ -34,7 +34,7 @@ def stored(config: Config, *steps: int) -> None:
     for step in steps:
         checkpoint = save(config, step)
         upload_files(storage, config.run.dir)
-        upload_checkpoint(storage, checkpoint, keep=2)
+        upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None))
 
 
 def test_an_empty_directory_becomes_the_run(tmp_path: Path, files: type[FaultyFiles]) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from medr1_ray.records.checkpoints import latest_checkpoint, whole_checkpoint
+from medr1_ray.records.checkpoints import Retention, latest_checkpoint, whole_checkpoint
 from medr1_ray.run.storage.fetch import bring_newest
 from medr1_ray.run.storage.objects import Storage
 from medr1_ray.run.storage.stored_run import (
     download_files,
     require_no_run,
+    retention_of,
     stored_checkpoints,
     upload_checkpoint,
     upload_files,
@@ -22,9 +23,9 @@ from tests.unit.run.storage.faulty import FaultyFiles, Killed, a_config, files, 
 __all__ = ["files", "storage"]
 
 
-def upload(storage: Storage, checkpoint: Path, keep: int = 2) -> None:
+def upload(storage: Storage, checkpoint: Path, retention: Retention | None = None) -> None:
     upload_files(storage, checkpoint.parents[1])
-    upload_checkpoint(storage, checkpoint, keep)
+    upload_checkpoint(storage, checkpoint, retention or retention_of(storage, 2, None))
 
 
 def unexpected(line: str) -> None:
@@ -121,20 +122,32 @@ def test_a_run_that_was_rolled_back_goes_on_from_where_it_is(tmp_path: Path, sto
     assert stored_checkpoints(storage)[0] == "checkpoint-6"
 
 
+def test_a_past_that_was_rolled_back_takes_the_place_of_no_good_one(tmp_path: Path, storage: Storage) -> None:
+    config = a_config(tmp_path / "run")
+    for step in (2, 4, 6):
+        upload(storage, save(config, step))
+    rolled_back_to = config.run.dir / "checkpoints" / "checkpoint-4"
+    retention = retention_of(storage, 2, rolled_back_to)
+    upload(storage, rolled_back_to, retention)
+    upload(storage, save(config, 7), retention)
+    # `keep_checkpoints` is 2: these, and not the 6 of another past.
+    assert stored_checkpoints(storage) == ["checkpoint-7", "checkpoint-4"]
+
+
 def test_the_same_checkpoint_is_not_uploaded_again(
     tmp_path: Path, storage: Storage, files: type[FaultyFiles]
 ) -> None:
     config = a_config(tmp_path / "run")
     checkpoint = save(config, 2)
-    upload_checkpoint(storage, checkpoint, keep=2)
+    upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None))
     files.set()
-    upload_checkpoint(storage, checkpoint, keep=2)
+    upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None))
     assert files.changes == 1, "`latest`"
     # Done again from an older one, its bytes are others.
     (config.run.dir / "checkpoints" / "latest").unlink()
     shutil.rmtree(checkpoint)
     checkpoint = save(config, 2, accuracy=0.5)
-    upload_checkpoint(storage, checkpoint, keep=2)
+    upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None))
     assert files.content()["checkpoints/checkpoint-2/manifest.json"] == (checkpoint / "manifest.json").read_bytes()
     assert latest_checkpoint(config.run.dir / "checkpoints") == checkpoint
 
@@ -143,7 +156,7 @@ def test_a_run_is_there_once_it_has_a_checkpoint(tmp_path: Path, storage: Storag
     checkpoint = save(a_config(tmp_path / "run"), 2)
     upload_files(storage, tmp_path / "run")
     require_no_run(storage)
-    upload_checkpoint(storage, checkpoint, keep=2)
+    upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None))
     with pytest.raises(ValueError, match=r"holds a run already \(checkpoint-2\); continue it with --resume, choose"):
         require_no_run(storage)
 
