@@ -3,10 +3,14 @@
 Real engines, DeepSpeed and Ray, the tiny model. Roles take turns in a random order: driver, learner rank, rollout
 actor, its engine process, reward actor; learner and driver are hit in the middle of an update, a weight sync or a save
 where that is their turn. The next kill comes 15 s after the run has recovered from the one before; a killed driver is
-started again by the same command (`run.resume=auto`). Right is: the run finishes, no question was learned from twice or
-lost, the ledger adds up, the accuracy is that of the same run left alone (within its 95 % interval), and nothing is
-left behind, for which nothing else may run on the machine. Prints a row for each kill; the exit status is 1 where
-something is not right.
+started again by the same command (`run.resume=auto`).
+
+With `--hang`, processes are stopped (SIGSTOP) instead, and a run finds out by its deadlines. The driver is left alone;
+the disk that the run writes to (a tmpfs, which needs root) is full for a while instead.
+
+Right is: the run finishes, no question was learned from twice or lost, the ledger adds up, the accuracy is that of the
+same run left alone (within its 95 % interval), and nothing is left behind, for which nothing else may run on the
+machine. Prints a row for each kill; the exit status is 1 where something is not right.
 """
 
 from __future__ import annotations
@@ -20,12 +24,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tests.killed_runs import Run
+from tests.faults.files import full, small_disk
+from tests.faults.runs import Run
 
 PAUSE_SECONDS = 15.0
 SETTINGS = (
@@ -37,6 +43,9 @@ SETTINGS = (
     "run.resume=auto",
     "run.max_restarts=5",
 )
+# A minute of two busy cores is enough for each of these.
+DEADLINES = tuple(f"cluster.{what}_timeout_seconds=60" for what in ("rollout", "update", "sync"))
+DISK, DISK_BYTES, FULL_SECONDS = "disk", 400 * 2**20, 20.0
 ROLES: dict[str, tuple[str, ...]] = {
     "learner rank": ("ray::LearnerActor",),
     "rollout actor": ("ray::RolloutActor",),
@@ -56,8 +65,9 @@ _LEFT = (Path("/dev/shm"), Path(tempfile.gettempdir()))
 class Chaos:
     """A run and its kills; `run` is the process that is alive now."""
 
-    def __init__(self, folder: Path, arguments: tuple[str, ...], chance: random.Random) -> None:
+    def __init__(self, folder: Path, arguments: tuple[str, ...], chance: random.Random, *, hang: bool) -> None:
         self._arguments = arguments
+        self._hang = hang
         self._chance = chance
         self.run = Run(folder, arguments)
         self.restarts = 0
@@ -81,12 +91,16 @@ class Chaos:
         lines = self.lines()
         return bool(lines) and lines[-1]["pool/actors_serving"] >= lines[-1]["pool/actors_wanted"]
 
-    def kill(self, role: str, moment: str) -> bool:
-        """Wait for the moment and kill one process of the role; False where the run had ended before."""
+    def strike(self, role: str, moment: str) -> bool:
+        """Wait for the moment and kill or stop one process of the role; False where the run had ended before."""
         of_moment = MOMENTS[moment]
         now: Callable[[], object] = (lambda: self.run.titled(*of_moment)) if of_moment else lambda: True
         if not self.run.until(self.run.saves if moment == "mid-save" else now):
             return False
+        if role == DISK:
+            with full(self.run.folder):
+                end = time.monotonic() + FULL_SECONDS
+                return self.run.until(lambda: time.monotonic() > end)
         if role == "driver":
             self.run.process.kill()
             self.run.process.wait()
@@ -101,13 +115,17 @@ class Chaos:
 
         if not self.run.until(there):
             return False
-        self._chance.choice(found).kill()
+        chosen = self._chance.choice(found)
+        if self._hang:
+            chosen.suspend()
+        else:
+            chosen.kill()
         return True
 
 
-def schedule(kills: int, chance: random.Random) -> list[tuple[str, str]]:
+def schedule(kills: int, chance: random.Random, *, hang: bool) -> list[tuple[str, str]]:
     """Each role at least once where there are enough kills, and each moment of the driver and the learner."""
-    planned = [("driver", moment) for moment in MOMENTS] + [("learner rank", moment) for moment in MOMENTS]
+    planned = [(role, moment) for role in (DISK if hang else "driver", "learner rank") for moment in MOMENTS]
     others = [(role, "any") for role in ROLES if role != "learner rank"]
     chance.shuffle(planned)
     several = [*others, *planned, *others]
@@ -167,23 +185,33 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--hang", action="store_true", help="stop processes and fill the disk instead")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
     options = parser.parse_args()
-    chance, out = random.Random(options.seed), options.out.absolute() / f"seed-{options.seed}"
+    chance = random.Random(options.seed)
+    out = options.out.absolute() / f"{'hang' if options.hang else 'seed'}-{options.seed}"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     arguments = (*SETTINGS, f"train.steps={options.steps}")
+    with small_disk(out / "run", DISK_BYTES) if options.hang else nullcontext():
+        return run_and_strike(options, chance, out, arguments)
+
+
+def run_and_strike(
+    options: argparse.Namespace, chance: random.Random, out: Path, arguments: tuple[str, ...]
+) -> int:
     # The seed is that of the kills: all of them are compared with one run.
     alone = Run(out.parent / f"alone-{options.steps}", arguments)
     alone.finish()
     evaluation = json.loads((alone.folder / "summary.json").read_text())["eval"]["after"]
     before = files_now() | processes_now()
-    chaos = Chaos(out / "run", arguments, chance)
+    arguments += DEADLINES if options.hang else ()
+    chaos = Chaos(out / "run", arguments, chance, hang=options.hang)
     print("| kill | role | moment | at step | recovered after s |\n|---|---|---|---|---|", flush=True)
     chaos.run.until(lambda: chaos.is_well(0.0))
-    for number, (role, moment) in enumerate(schedule(options.kills, chance), start=1):
+    for number, (role, moment) in enumerate(schedule(options.kills, chance, hang=options.hang), start=1):
         step = chaos.lines()[-1]["step"]
-        if not chaos.kill(role, moment):
+        if not chaos.strike(role, moment):
             print(f"the run ended before kill {number}; give more --steps")
             break
         killed = time.monotonic()

@@ -21,7 +21,7 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from tests.killed_runs import Run
+from tests.faults.runs import Run
 
 STEPS = 12
 SETTINGS = (

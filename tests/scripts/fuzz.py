@@ -28,6 +28,7 @@ from medr1_ray.data.stream import StreamState
 from medr1_ray.learner.optimizer_files import KINDS, OptimizerFiles, write_shard, write_summary
 from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
 from medr1_ray.records.recorded_groups import read_groups, write_groups
+from tests.faults.files import changed
 from tests.repository import REPOSITORY
 from tests.unit.records.recorded import a_group
 
@@ -84,28 +85,6 @@ TARGETS: dict[str, tuple[Callable[[Path], None], str, Callable[[Path], object]]]
     "settings": (settings_file, "config.yaml", lambda folder: load_config([folder / "config.yaml"])),
     "table": (a_table, "questions.csv", read_table),
 }
-
-
-INSERTED = (b"\0", b"\xff", b"{", b'"', b"..", b"/etc/passwd", b"../x", b"1e999", b"-1", b"NaN", b"null", b"[" * 99)
-
-
-def changed(content: bytes, chance: random.Random) -> bytes:
-    """A few bytes replaced, removed, repeated or inserted; or the file cut off."""
-    data = bytearray(content)
-    for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(len(data) + 1)
-        how = chance.randrange(6)
-        if how == 0:
-            del data[at:]
-        elif how == 1:
-            del data[at : at + chance.randint(1, 9)]
-        elif how == 2:
-            data[at:at] = chance.choice(INSERTED)
-        elif how == 3:
-            data[at:at] = data[max(0, at - 20) : at]
-        elif data:
-            data[min(at, len(data) - 1)] = chance.randrange(256)
-    return bytes(data)
 
 
 def main() -> int:

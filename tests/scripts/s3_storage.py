@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.killed_runs import Run
+from tests.faults.runs import Run
 
 BUCKET = "checkpoints"
 URL = f"s3://{BUCKET}/runs/a"

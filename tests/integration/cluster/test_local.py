@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.integration.processes import PATIENCE
+from tests.faults.processes import PATIENCE
 from tests.repository import REPOSITORY
 
 PROGRAM = """

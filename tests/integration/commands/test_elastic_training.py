@@ -20,7 +20,7 @@ from benchmarks.churn import (
     rollout_cluster,
     steps_of,
 )
-from tests.integration.processes import PATIENCE, end
+from tests.faults.processes import PATIENCE, end
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from medr1_ray.data.pass_rates import read_pass_rates
 from medr1_ray.data.phantoms.write import write_dataset
 from medr1_ray.data.prompt_templates import user_text
 from medr1_ray.types import Question
-from tests.integration.processes import PATIENCE, end
+from tests.faults.processes import PATIENCE, end
 from tests.repository import REPOSITORY
 
 QUESTIONS = 16

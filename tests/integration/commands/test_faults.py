@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.processes import PATIENCE
-from tests.killed_runs import Run
+from tests.faults.processes import PATIENCE
+from tests.faults.runs import Run
 
 SMALL = [
     *("--config", "configs/phantom_cpu.yaml"),

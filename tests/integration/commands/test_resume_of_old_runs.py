@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from medr1_ray.model.checkpoint_files import checkpoint_tensors, resolve_checkpoint
-from tests.integration.processes import PATIENCE
+from tests.faults.processes import PATIENCE
 from tests.repository import REPOSITORY
 
 OLD = REPOSITORY / "tests" / "data" / "run_of_e6eb291.tar.xz"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.processes import PATIENCE
+from tests.faults.processes import PATIENCE
 from tests.repository import REPOSITORY
 
 SMALL = ["data.phantom_images=120", "data.eval_questions=40", "train.prompts_per_step=8", "rollout.actors=1"]

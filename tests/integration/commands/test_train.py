@@ -19,7 +19,7 @@ import pytest
 from medr1_ray.cluster.ports import free_port
 from medr1_ray.records.busy_time import BusyTime, seconds_of
 from medr1_ray.types import Span
-from tests.integration.processes import PATIENCE, end
+from tests.faults.processes import PATIENCE, end
 from tests.repository import REPOSITORY
 
 SMALL = [

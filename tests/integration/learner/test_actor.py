@@ -29,8 +29,8 @@ from medr1_ray.model.checkpoint_files import load_model
 from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
+from tests.faults.processes import frozen
 from tests.integration.learner.by_hand import plain_batch, train_twice
-from tests.integration.processes import frozen
 
 RATE, STEPS, BETA = 1e-4, 4, 0.5
 # Adam makes a step of about the rate out of a gradient of any size, rounding noise included. Kernels of other

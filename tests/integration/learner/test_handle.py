@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from tests.integration.processes import PATIENCE
+from tests.faults.processes import PATIENCE
 
 # On a Ray cluster of its own, whose two GPUs exist in Ray's books only: no actor here touches one.
 SCRIPT = """

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.integration.processes import PATIENCE
+from tests.faults.processes import PATIENCE
 
 SIMULATION = Path(__file__).with_name("simulated_run.py")
 SLOTS = {"engine": {"max_num_seqs": 16}}  # 4 groups of 4 at once

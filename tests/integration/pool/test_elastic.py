@@ -22,9 +22,9 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from medr1_ray.cluster.ports import free_port
+from tests.faults.processes import PATIENCE
 from tests.integration.pool.process_nodes import HEAD_ID, OWN_PORTS, cluster_settings
 from tests.integration.pool.simulation import SLOTS, STEP, SimulatedRun
-from tests.integration.processes import PATIENCE
 from tests.repository import REPOSITORY
 
 Simulate = Callable[..., SimulatedRun]

@@ -17,7 +17,7 @@ from medr1_ray.config import Config
 from medr1_ray.pool import reward_actors as module
 from medr1_ray.pool.reward_actors import RewardActors
 from medr1_ray.types import Completions, Question, Rewards, Span
-from tests.integration.processes import PATIENCE
+from tests.faults.processes import PATIENCE
 
 QUESTION = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "none")
 FUNCTION = "def length(completion, question, mode):\n    return len(completion)\n"

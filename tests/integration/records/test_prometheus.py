@@ -10,7 +10,7 @@ import ray
 
 from medr1_ray.records.metric_names import prometheus_name
 from medr1_ray.records.prometheus import LiveMetrics
-from tests.integration.processes import PATIENCE
+from tests.faults.processes import PATIENCE
 
 
 def exported() -> str:

@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from medr1_ray.rewards.actor import GRACE_SECONDS, RewardActor
 from medr1_ray.rewards.functions import RewardError
 from medr1_ray.types import Question
-from tests.integration.processes import PATIENCE
+from tests.faults.processes import PATIENCE
 
 QUESTION = Question(
     id="q1",

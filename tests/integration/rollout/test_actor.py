@@ -35,7 +35,7 @@ from medr1_ray.rollout.actor import EngineLostError, NotServingError, RolloutAct
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.types import Completions, Prompt, Sampling
 from medr1_ray.weights.buckets import write_buckets
-from tests.integration.processes import PATIENCE, engine_process, frozen
+from tests.faults.processes import PATIENCE, engine_process, frozen
 
 Weights = dict[str, torch.Tensor]
 

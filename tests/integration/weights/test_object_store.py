@@ -21,7 +21,7 @@ from medr1_ray.types import Completions, Prompt, Sampling
 from medr1_ray.weights.buckets import write_buckets
 from medr1_ray.weights.digests import update_digest
 from medr1_ray.weights.messages import WeightBucket, WeightUpdate
-from tests.integration.processes import PATIENCE, engine_process, frozen
+from tests.faults.processes import PATIENCE, engine_process, frozen
 
 Weights = dict[str, torch.Tensor]
 SEEDED = Sampling(group_size=4, max_tokens=12, temperature=1.0, seed=5)

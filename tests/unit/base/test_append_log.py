@@ -10,6 +10,7 @@ import pytest
 
 from medr1_ray.base import append_log as module
 from medr1_ray.base.append_log import AppendLog, GrowingFile
+from tests.faults.files import full
 
 
 def test_a_line_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
@@ -88,6 +89,17 @@ def test_what_finds_no_room_is_written_when_there_is_some(tmp_path: Path, monkey
     assert second == f"{file.path}: 3 lines that had been kept are written"
     file.close()
     assert len(said) == 2
+
+
+def test_lines_wait_while_a_disk_is_full(disk: Path) -> None:
+    said: list[str] = []
+    file, line = GrowingFile(disk / "metrics.jsonl", said.append), "x" * 5000 + "\n"
+    file.append(["one\n"])
+    with full(disk):
+        file.append([line])
+    file.append(["three\n"])
+    assert file.path.read_text() == f"one\n{line}three\n"
+    assert [text.split(":")[0] for text in said] == ["NOT WRITTEN", str(file.path)]
 
 
 def test_what_never_finds_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

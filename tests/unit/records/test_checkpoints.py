@@ -20,6 +20,7 @@ from medr1_ray.records.checkpoints import (
     read_state,
     whole_checkpoint,
 )
+from tests.faults.files import full
 
 
 def _state(step: int) -> RunState:
@@ -128,6 +129,17 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_and_none_of_its_own(tmp_
     assert _whole(tmp_path) == (tmp_path / "checkpoint-1", [])
     checkpoints.publish(_state(2), _write)
     assert _names(tmp_path) == ["checkpoint-2", "latest"]
+
+
+def test_a_full_disk_costs_one_checkpoint_and_no_older_one(disk: Path) -> None:
+    checkpoints = Checkpoints(disk / "checkpoints", keep=1)
+    checkpoints.publish(_state(1), _write)
+    with full(disk), pytest.raises(NotSavedError, match=r"step 2 cannot be written: .*No space left on device"):
+        checkpoints.publish(_state(2), lambda folder: _write(folder, bytes(2**17)))
+    assert _names(disk / "checkpoints") == ["checkpoint-1", "latest"]
+    assert _whole(disk / "checkpoints") == (disk / "checkpoints" / "checkpoint-1", [])
+    checkpoints.publish(_state(2), _write)
+    assert _whole(disk / "checkpoints") == (disk / "checkpoints" / "checkpoint-2", [])
 
 
 def test_a_rank_that_cannot_write_is_such_a_failure(tmp_path: Path) -> None:

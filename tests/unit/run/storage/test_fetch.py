@@ -18,7 +18,7 @@ from medr1_ray.run.start_checks import problems_of_a_start
 from medr1_ray.run.storage.fetch import bring_newest, check_storage, would_bring
 from medr1_ray.run.storage.objects import Storage
 from medr1_ray.run.storage.stored_run import retention_of, upload_checkpoint, upload_files
-from tests.unit.run.storage.faulty import URL, FaultyFiles, a_config, files, save
+from tests.faults.storage import URL, FaultyFiles, a_config, files, save
 
 __all__ = ["files"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from medr1_ray.base.manifest import store, write_manifest
 from medr1_ray.run.storage.objects import Storage, StorageError
-from tests.unit.run.storage.faulty import URL, FaultyFiles, a_config, files
+from tests.faults.storage import URL, FaultyFiles, a_config, files
 
 __all__ = ["files"]
 

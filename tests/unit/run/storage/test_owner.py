@@ -10,7 +10,7 @@ import pytest
 
 from medr1_ray.run.storage.objects import Storage, StorageError
 from medr1_ray.run.storage.owner import DEAD_SECONDS, OWNER_FILE, Owner, require_unowned
-from tests.unit.run.storage.faulty import FaultyFiles, files, storage
+from tests.faults.storage import FaultyFiles, files, storage
 
 __all__ = ["files", "storage"]
 

@@ -18,7 +18,7 @@ from medr1_ray.run.storage.stored_run import (
     upload_checkpoint,
     upload_files,
 )
-from tests.unit.run.storage.faulty import FaultyFiles, Killed, a_config, files, save, storage
+from tests.faults.storage import FaultyFiles, Killed, a_config, files, save, storage
 
 __all__ = ["files", "storage"]
 

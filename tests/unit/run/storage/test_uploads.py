@@ -12,7 +12,7 @@ from medr1_ray.config import Config
 from medr1_ray.run.storage.objects import Storage, StorageError
 from medr1_ray.run.storage.stored_run import stored_checkpoints
 from medr1_ray.run.storage.uploads import stored_checkpoints_of, upload_again
-from tests.unit.run.storage.faulty import URL, FaultyFiles, a_config, a_state, files, save
+from tests.faults.storage import URL, FaultyFiles, a_config, a_state, files, save
 
 __all__ = ["files"]
 
