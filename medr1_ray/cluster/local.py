@@ -102,10 +102,20 @@ def own_folder() -> Path:
     """Return a new private folder, removed when this process ends.
 
     A driver has one for the temporary files of all its workers: they are killed and remove nothing, and each engine
-    would leave its sockets. Folders of processes that were killed themselves are removed here: a lock, which goes with
-    its process, tells them from those in use.
+    would leave its sockets. Folders of processes that were killed themselves are removed now, and when this process
+    ends: one that started at once after another was killed finds its folder too young.
     """
     place = Path(tempfile.gettempdir())
+    _remove_left(place)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    _locked(folder)
+    atexit.register(_remove_left, place)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _remove_left(place: Path) -> None:
+    """Remove the folders of processes that are gone; those in use have a lock, which goes with its process."""
     for left in place.glob(f"{_PREFIX}????????"):
         with suppress(OSError):
             # A younger one may not have its lock yet.
@@ -113,10 +123,6 @@ def own_folder() -> Path:
                 lock = _locked(left)
                 shutil.rmtree(left, ignore_errors=True)
                 os.close(lock)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-    _locked(folder)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def _locked(folder: Path) -> int:

@@ -80,7 +80,9 @@ def test_the_folder_of_a_driver_that_was_killed_goes_with_the_next(temporary: Pa
 
 
 def test_the_folder_goes_when_the_process_ends(tmp_path: Path) -> None:
-    program = "from medr1_ray.cluster.local import own_folder; (own_folder() / 'socket').touch()"
+    """With that of another process, which was too young to be taken for one that is gone when this one began."""
+    (tmp_path / "medr1-young___").mkdir()
+    program = "from medr1_ray.cluster import local; (local.own_folder() / 'socket').touch(); local._FRESH_SECONDS = -1"
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300)
     assert list(tmp_path.glob("medr1-*")) == []
