@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name in ("first", "last"):
             if (step := getattr(options, name)) is not None and step < 0:
                 raise ValueError(f"--{name} {step}: give a step of 0 or more")
+        if None not in (options.first, options.last) and options.first > options.last:
+            raise ValueError(f"--first {options.first} is after --last {options.last}; give the earlier step first")
         print(write_timeline(options.run, options.first, options.last))
         return 0
 

@@ -242,6 +242,7 @@ def _sides(
         raise ValueError(
             f"data.eval_part={settings.eval_part}: {source} has no questions in this part; it has "
             + ", ".join(f"{part} {len(questions)}" for part, questions in parts.items())
+            + ". Give a part that has some, or another split"
         )
     return _Sides(parts["train"], parts[settings.eval_part], dropped, notes)
 

@@ -33,6 +33,7 @@ _OF_A_TRAINING = (
     *("rollouts", "recorded", "evaluations"),
 )
 _OF_TRACKERS = ("wandb", "wandb_id", "tensorboard")
+_CONFIG_FILE = "config.yaml"
 _OF_OTHERS = {
     "config.json": "a model",
     MANIFEST_FILE: "prepared data",
@@ -55,7 +56,7 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / _CONFIG_FILE
 
     @property
     def checkpoints(self) -> Path:
@@ -85,7 +86,7 @@ def check_run_directory(config: Config, *, resume: bool) -> RunDirectory:
     require_lasting("run.dir", config.run.dir)
     directory = RunDirectory(config.run.dir.absolute())
     require_writable(f"run.dir={str(config.run.dir)!r}", directory.path)
-    _require_own(config, directory)
+    _require_own(config, directory, resume=resume)
     if (directory.path / LOCK_FILE).exists():
         lock_directory(config, directory).release()
     if resume:
@@ -121,12 +122,20 @@ def open_run_directory(config: Config, *, resume: bool) -> RunDirectory:
     return RunDirectory(directory.path, aside, lock)
 
 
-def _require_own(config: Config, directory: RunDirectory) -> None:
-    """Raise ValueError where a run would write among files that are of another kind."""
+def _require_own(config: Config, directory: RunDirectory, *, resume: bool) -> None:
+    """Raise ValueError where a run would write among files that are of another kind, or over somebody's own."""
     given = f"run.dir={str(config.run.dir)!r}"
     for name, what in _OF_OTHERS.items():
         if (directory.path / name).exists():
             raise ValueError(f"{given} holds {what} ({name}); choose another folder, for the run alone")
+    # What a run of ours left has its lock; what a new run would replace or move aside must not be of others.
+    if not resume and not (directory.path / LOCK_FILE).exists() and not has_checkpoint(directory.checkpoints):
+        names = (_CONFIG_FILE, *_OF_A_TRAINING, *_OF_TRACKERS)
+        if found := sorted(path.name for name in names for path in directory.path.glob(name)):
+            raise ValueError(
+                f"{given} has a {found[0]!r} that no run left there, and this one would write its own; choose another "
+                "folder, for the run alone"
+            )
     # Phantoms are drawn into folders of their own.
     if config.data.format != "phantoms" and config.data.root.resolve() == directory.path.resolve():
         raise ValueError(f"{given} is data.root too; choose another folder, for the run alone")

@@ -69,6 +69,11 @@ def run_command(
     given = sys.argv[1:] if arguments is None else arguments
 
     def work(ending: Ending) -> int:
+        if rollout_only and options.rollout_only and options.replay:
+            raise ValueError(
+                f"--rollout-only generates groups, and --replay {options.replay} learns from those that were: give one "
+                "of the two"
+            )
         config = _settings(objective, options)
         may_go_on = options.resume or config.run.resume == "auto"
         if may_go_on and not options.dry_run:

@@ -107,6 +107,9 @@ CASES = [
     ("train", f"{RUN} data.image_size=1024", ["data.image_size=1024", "allowed: 56 to 392"]),
     ("train", f"{RUN} model.path=absent", ["'absent' does not exist", "`tiny`"]),
     ("train", f"{RUN} model.path=folder", ["folder", "is not a checkpoint"]),
+    ("train", f"{RUN} --rollout-only --replay folder", ["--rollout-only", "--replay folder", "one of the two"]),
+    ("train", f"{RUN} run.storage=memory://a", ["run.storage='memory://a'", "use s3://"]),
+    ("train", f"{RUN} run.dir=owned", ["run.dir='owned' has a 'config.yaml' that no run left", "choose another"]),
     ("train", f"{RUN} mode=think", ["rollout.max_tokens=8", "use at least 14"]),
     ("train", f"{RUN} rollout.max_tokens=20000", ["rollout.max_tokens=20000", "8,192 positions", "lower one"]),
     ("train", f"{RUN} reward.functions={{\"accuracy\":0}}", ["all weights are 0"]),
@@ -182,6 +185,7 @@ CASES = [
     ("timeline", "spans --first 2000", ["--first 2000", "it has steps 1 to 1"]),
     ("timeline", "spans --last 0", ["--last 0", "it has steps 1 to 1"]),
     ("timeline", "spans --first -1", ["--first -1", "0 or more"]),
+    ("timeline", "spans --first 3 --last 1", ["--first 3 is after --last 1", "earlier step first"]),
     ("timeline", "spans --first x", ["--first: invalid int value: 'x'"]),
     ("timeline", "garbled", ["spans.jsonl, line 2: 'garbage' is not a mapping in JSON with step", "remove it"]),
     # Data.
@@ -230,7 +234,9 @@ def write_place() -> None:
         "named.csv": "x,y,A,B\nscan.png,Which?,CT,MRI\n",
         "gap.csv": "image,question,A,C,answer\nscan.png,Which?,CT,MRI,A\n",
         "header.csv": "image,question,options\n",
+        "owned/config.yaml": "mine: true",
     }
+    Path("owned").mkdir()
     for name, text in texts.items():
         Path(name).write_text(text)
     folders = ("folder", "data/QA_information/Open-access", "prepared/splits", "spans", "garbled/answers")

@@ -48,6 +48,7 @@ class Storage:
             return None
         import fsspec
         from fsspec.implementations.local import LocalFileSystem
+        from fsspec.implementations.memory import MemoryFileSystem
 
         try:
             # Listings that are remembered would not show what another machine wrote.
@@ -57,6 +58,8 @@ class Storage:
             extra = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}.get(url.partition("://")[0])
             install = f"pip install '.[{extra}]'" if extra else "install its fsspec package, or use s3://, gs://, file://"
             raise ValueError(f"run.storage={url!r} cannot be used ({error}); {install}") from None
+        if type(system) is MemoryFileSystem:
+            raise ValueError(f"run.storage={url!r} is this process's memory and goes with it; use s3://, gs://, file://")
         if isinstance(system, LocalFileSystem):
             folder, here = Path(root).resolve(), config.run.dir.resolve()
             if folder.is_relative_to(here) or here.is_relative_to(folder):

@@ -104,9 +104,8 @@ class Uploads(AbstractContextManager["Uploads"]):
         if not self._done.is_set():
             self._say(f"waiting until {self._named} is in {self._storage}; Ctrl-C leaves it")
             self.wait()
-        if self._problem and self._last:
-            self.begin(self._last)
-            self.wait()
+        if self._problem and (last := self._last):
+            self._problem = self._problem_of(lambda: self._upload(last))
         if self._problem is None:
             # What came after the last checkpoint: the evaluations and the summary of a run that is done.
             self._problem = self._problem_of(lambda: upload_files(self._storage, self._folder))
@@ -125,12 +124,8 @@ class Uploads(AbstractContextManager["Uploads"]):
         return self._last.name if self._last else "the run's last files"
 
     def _run(self, checkpoint: Path) -> None:
-        def upload() -> None:
-            upload_files(self._storage, self._folder)
-            upload_checkpoint(self._storage, checkpoint, self._retention)
-
         try:
-            before, self._problem = self._problem, self._problem_of(upload)
+            before, self._problem = self._problem, self._problem_of(lambda: self._upload(checkpoint))
             if self._problem:
                 self._say(
                     f"NOT IN STORAGE: {checkpoint.name} ({self._problem}). What is there stays; the run goes on and "
@@ -140,6 +135,10 @@ class Uploads(AbstractContextManager["Uploads"]):
                 self._say(f"in storage again: {checkpoint.name}")
         finally:
             self._done.set()
+
+    def _upload(self, checkpoint: Path) -> None:
+        upload_files(self._storage, self._folder)
+        upload_checkpoint(self._storage, checkpoint, self._retention)
 
     def _problem_of(self, upload: Callable[[], None]) -> str | None:
         try:

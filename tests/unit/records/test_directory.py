@@ -59,6 +59,21 @@ def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(tmp_p
         (tmp_path / "metrics.jsonl").write_text("{}\n")
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.2024.jsonl", "rollouts/mine.txt", "wandb/x"])
+def test_files_that_no_run_left_are_neither_replaced_nor_moved(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    top = name.partition("/")[0]
+    with pytest.raises(ValueError, match=rf"has a '{top}' that no run left there, .*; choose another folder"):
+        open_run_directory(_config(tmp_path), resume=False)
+    assert (tmp_path / name).read_text() == "mine"
+    # Others are in nobody's way.
+    (tmp_path / name).rename(tmp_path / "notes.txt")
+    if top != name:
+        (tmp_path / top).rmdir()
+    opened(_config(tmp_path))
+
+
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
     running = open_run_directory(_config(tmp_path), resume=False)
     for resume in (False, True):

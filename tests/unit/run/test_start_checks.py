@@ -131,6 +131,7 @@ def test_a_job_may_draw_phantoms_in_its_copy(job: None, tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["metrics.jsonl", "spans.jsonl"])
 def test_a_damaged_line_of_the_run_to_resume_is_found_before_anything_starts(tmp_path: Path, file: str) -> None:
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
     (tmp_path / "run" / file).write_text('garbage\n{"step": 1')
     problems = problems_of_a_start(config(tmp_path), resume=True)
     assert any(f"{file}, line 1: 'garbage' is not a mapping in JSON with step" in problem for problem in problems)

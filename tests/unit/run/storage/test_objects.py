@@ -31,9 +31,9 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-@pytest.mark.parametrize("kind", ["faulty", "memory", "file"])
+@pytest.mark.parametrize("kind", ["faulty", "file"])
 def test_a_folder_goes_there_and_comes_back(tmp_path: Path, folder: Path, files: type[FaultyFiles], kind: str) -> None:
-    url = {"faulty": URL, "memory": f"memory://objects{tmp_path}", "file": f"file://{tmp_path}/there"}[kind]
+    url = {"faulty": URL, "file": f"file://{tmp_path}/there"}[kind]
     storage = a_storage(tmp_path, url)
     storage.rehearse()
     assert storage.sizes("") == {}

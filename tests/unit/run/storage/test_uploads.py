@@ -142,6 +142,7 @@ def test_a_stop_waits_for_the_upload_and_keeps_its_own_error(
     with pytest.raises(error):
         run(config.run.dir / "checkpoints" / "checkpoint-2", "refuse")
     assert said[-1].startswith("NOT IN STORAGE: checkpoint-4, or what came after it")
+    assert sum(line.startswith("NOT IN STORAGE: checkpoint-4 (") for line in said) == 1, "the last try is told once"
 
 
 def test_what_a_resumed_run_has_is_uploaded_where_it_is_missing(tmp_path: Path, files: type[FaultyFiles]) -> None:
