@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import shutil
 import sys
@@ -171,8 +172,12 @@ def left_behind(before: set[Path | psutil.Process]) -> list[str]:
 
 
 def files_now() -> set[Path]:
-    # Ray keeps the folders of its sessions on purpose: they have the logs.
-    return {path for folder in _LEFT for path in folder.iterdir() if path.name != "ray"}
+    # Kept on purpose: Ray's folders of sessions, which have the logs; what torch has compiled; the lock of the folder
+    # that each user has for weights on their way.
+    kept = ("ray", "torchinductor_")
+    found = {path for folder in _LEFT for path in folder.iterdir() if not path.name.startswith(kept)}
+    staging = {path for path in found if path.name == f"medr1_ray-{os.getuid()}"}
+    return found - staging | {path for folder in staging for path in folder.iterdir() if path.name != "lock"}
 
 
 def processes_now() -> set[psutil.Process]:
