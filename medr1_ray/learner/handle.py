@@ -39,7 +39,8 @@ from medr1_ray.learner.messages import (
     UpdateReport,
 )
 from medr1_ray.learner.prefetch import Prefetch, ReferenceLogprobs
-from medr1_ray.learner.rank_calls import Call, Deadline, wait_for
+from medr1_ray.learner.rank_calls import Call as Call
+from medr1_ray.learner.rank_calls import Deadline, wait_for
 from medr1_ray.model.operations import forward_flops, peak_flops
 from medr1_ray.model.shape import read_shape
 from medr1_ray.types import CompletedPrompt, Group

@@ -144,7 +144,7 @@ class TokenSums:
         return TokenSums(
             **{
                 # The field's name decides: maxima end in `_max`, everything else adds up.
-                name: max(value, vars(other)[name]) if name.endswith("_max") else value + vars(other)[name]
+                name: _largest(value, vars(other)[name]) if name.endswith("_max") else value + vars(other)[name]
                 for name, value in vars(self).items()
             }
         )
@@ -245,4 +245,9 @@ class Gap:
         """Over the tokens of both."""
         tokens = self.tokens + other.tokens
         mean = (self.mean * self.tokens + other.mean * other.tokens) / tokens if tokens else 0.0
-        return Gap(mean, max(self.max, other.max), tokens)
+        return Gap(mean, _largest(self.max, other.max), tokens)
+
+
+def _largest(left: float, right: float) -> float:
+    """NaN where one of them is, which `max` would drop."""
+    return float(np.maximum(left, right))

@@ -131,12 +131,11 @@ class RolloutActors:
         """Wait until this many actors are up, by default `rollout.min_actors`. They serve after a `load_weights`.
 
         Raises:
-            RuntimeError: an actor failed to start, several in a row were lost, or the cluster has no place for that
-                many.
+            RuntimeError: an actor failed to start, several in a row were lost, or the cluster has too few places.
         """
         if fewest is None:
             fewest, _ = self._config.rollout.actor_range
-        while len(self._states.at(*_UP)) < fewest:
+        while len(self.up) < fewest:
             break_off_if_asked()
             self.poll(_POLL_SECONDS)
             if waiting := self._states.at(ActorStage.WANTED):
@@ -318,7 +317,8 @@ class RolloutActors:
 
     def _heed_draining_nodes(self) -> None:
         longest = self._config.cluster.rollout_timeout_seconds
-        for node_id, seconds_left in draining_nodes().items():
+        # A colocated engine goes with its rank, whose node is looked after (`cluster/leaving_nodes.py`).
+        for node_id, seconds_left in () if self._config.cluster.colocated else draining_nodes().items():
             for name in [name for name, actor in self._actors.items() if actor.node_id == node_id]:
                 self._retire(name, min(seconds_left, longest), "its node is about to go away")
 
@@ -347,11 +347,12 @@ class RolloutActors:
             begun = self._begun_seconds if self._begun_seconds is not None else now
             seconds = min(self._states.empty_seconds(), now - begun)
             cluster = self._config.cluster
-            limit = cluster.placement_timeout_seconds
-            # At least one actor has a place and is starting, which takes time of its own.
-            if len(waiting) < counts.present:
-                limit += cluster.start_timeout_seconds
-            if counts.failures_in_a_row >= counts.target + _FAILURES_ALLOWED or seconds > limit:
+            # Where an actor has a place it is starting, which takes time of its own.
+            starting = cluster.start_timeout_seconds if len(waiting) < counts.present else 0.0
+            limit = cluster.placement_timeout_seconds + starting
+            # One that is up and waits for its weights will serve: after an update, where a sync brings them.
+            nobody = seconds > limit and not self._states.at(ActorStage.JOINING)
+            if nobody or counts.failures_in_a_row >= counts.target + _FAILURES_ALLOWED:
                 waiting_for = f". Waiting for {', '.join(waiting)}: {self._places.missing(len(waiting))}"
                 raise RuntimeError(
                     f"no rollout actor has been serving for {seconds:.0f} s, and {counts.failures_in_a_row} in a row "

@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from medr1_ray.cluster.pending_calls import describe_error
 from medr1_ray.pool.actors import RolloutActors, raised_in_health
 from medr1_ray.rollout.actor import RolloutActor
-from medr1_ray.weights.messages import WeightGroup, WeightMember
+from medr1_ray.weights.messages import BroadcastError, WeightGroup, WeightMember
 
 _POLL_SECONDS = 0.5
 
@@ -47,8 +47,8 @@ class EngineCalls:
         """Let the named actors meet the learner in a broadcast group.
 
         Raises:
-            RuntimeError: one reports that not all have come, after all have answered. That may be the fault of an actor
-                that died, so it costs no other.
+            BroadcastError: one reports that not all have come, after all have answered. That may be the fault of an
+                actor that died, so it costs no other.
         """
         failures: dict[str, str] = {}
 
@@ -62,7 +62,7 @@ class EngineCalls:
         asked = {name: (place,) for name, place in places.items() if name in up}
         self._each(RolloutActor.join_weight_group, asked, otherwise, failures)
         for name, failure in failures.items():
-            raise RuntimeError(f"{name}: `join_weight_group()` failed: {failure}")
+            raise BroadcastError(f"{name}: `join_weight_group()` failed: {failure}")
 
     def _each(
         self,

@@ -66,7 +66,7 @@ class RolloutPool:
         self._config = config
         self._actors = actors
         self._reward_actors = reward_actors
-        self._incidents = Incidents(config.run.dir)
+        self._incidents = Incidents(config.run.dir, actors.say)
         self._reward_errors_in_a_row = 0
         self._suspects = Suspects()
         self._ended_generating: dict[str, str] = {}  # lost actors by name, and how, until their groups are issued again

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
-from medr1_ray.base.append_log import AppendLog
+from medr1_ray.base.append_log import NO_ROOM, AppendLog
 from medr1_ray.base.atomic_files import write_text
 from medr1_ray.rewards.functions import RewardError
 from medr1_ray.types import Prompt
@@ -25,13 +27,15 @@ class Incidents:
     """Reads and writes them below `folder`, the run's; nothing is there before the first.
 
     Questions that were put aside are passed over from then on, in a resumed run too. Their record is all that says so:
-    a question is asked again once its folder is gone.
+    a question is asked again once its folder is gone. A record for which the disk has no room is left out, and `say`
+    is told.
 
     Raises:
         ValueError: a record cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self._say = say
         self._reward_errors = folder / "reward_errors.jsonl"
         self._folder = folder / SET_ASIDE
         self._aside = {_question_id(file) for file in self._folder.glob("*/question.json")}
@@ -46,7 +50,8 @@ class Incidents:
             "completion": error.completion,
             "question": asdict(prompt.question),
         }
-        AppendLog(self._reward_errors).append([row])
+        with self._room_for(self._reward_errors):
+            AppendLog(self._reward_errors).append([row])
         return self._reward_errors
 
     def passes_over(self, prompt: Prompt) -> bool:
@@ -68,8 +73,6 @@ class Incidents:
         from PIL import Image
 
         folder = self._folder / _folder_name(prompt.question.id)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(prompt.image).save(folder / "image.png")
         record = {
             "prompt_id": prompt.id,
             "deaths": list(deaths),
@@ -77,10 +80,22 @@ class Incidents:
             "question": asdict(prompt.question),
             "token_ids": prompt.token_ids.tolist(),
         }
-        # Last, because it makes the question one that is set aside.
-        write_text(folder / "question.json", json.dumps(record, indent=1))
         self._aside.add(prompt.question.id)
+        with self._room_for(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(prompt.image).save(folder / "image.png")
+            # Last, because it makes the question one that is set aside in a resumed run too.
+            write_text(folder / "question.json", json.dumps(record, indent=1))
         return folder
+
+    @contextmanager
+    def _room_for(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self._say(f"NOT WRITTEN: {path}: {os.strerror(error.errno)}. The run goes on; this record is lost")
 
 
 def _folder_name(question_id: str) -> str:

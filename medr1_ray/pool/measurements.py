@@ -97,9 +97,9 @@ class Measurements:
             for name in [name for name in asked if not self._actors.has(name)]:
                 waiting.extendleft(reversed([i for i in asked.pop(name) if i not in answers]))
                 losses += 1
-            if losses == _MOST_LOSSES:
+            if losses >= _MOST_LOSSES:
                 raise RuntimeError(
-                    f"{_MOST_LOSSES} rollout actors were lost while computing the likelihoods of {len(prompts)} "
+                    f"{losses} rollout actors were lost while computing the likelihoods of {len(prompts)} "
                     "prompts; see their files under logs/, and raise cluster.rollout_timeout_seconds if they were slow"
                 )
             load = {

@@ -78,7 +78,8 @@ class _Member:
 
 class RewardActors:
     """Keeps `reward.actors` reward actors. One that dies, or does not answer in time, is replaced by a new one, and its
-    groups are scored by the others.
+    groups are scored by the others. A group is the cause where actors that were up ended with it, not where none came
+    up.
 
     Args:
         config: the settings that they are started with.
@@ -99,6 +100,7 @@ class RewardActors:
         self._say = say
         self._start = start
         self._started = 0
+        self._failed_starts = 0  # in a row
         self._members: dict[str, _Member] = {}
         for _ in range(config.reward.actors):
             self._add()
@@ -124,7 +126,7 @@ class RewardActors:
                     if is_own_failure(error) or not replaceable:
                         raise RuntimeError(f"{name} did not start: {describe_error(error)}") from error
                     replaceable -= 1
-                    self._replace(name, describe_error(error))
+                    self._exchange(name, describe_error(error))
             if late:
                 names = ", ".join(starting[ping] for ping in late)
                 missing = describe_missing(demands(self._config)[2])
@@ -186,11 +188,16 @@ class RewardActors:
             self._members[name].scorings.remove(scoring)
             scoring.then(rewards)
 
+    def _on_up(self, name: str, _: object) -> None:
+        if name in self._members:
+            self._members[name].is_up = True
+            self._failed_starts = 0
+
     def _on_error(self, name: str, scoring: _Scoring, error: RayError) -> None:
         if name not in self._members:
             return
         if not is_own_failure(error):
-            self._replace(name, describe_error(error))
+            self._lose(name, describe_error(error))
             return
         self._members[name].scorings.remove(scoring)
         cause = getattr(error, "cause", None)
@@ -200,14 +207,30 @@ class RewardActors:
             what = "did not start" if isinstance(error, RayActorError) else "failed"
             scoring.otherwise(RuntimeError(f"{name} {what}: {describe_error(error)}"))
 
-    def _replace(self, name: str, reason: str) -> None:
+    def _exchange(self, name: str, reason: str) -> tuple[_Member, str]:
+        """Replace an actor; returns what it was, and the new one's name."""
         member = self._members.pop(name)
         ray.kill(member.handle)
         new = self._add()
         self._say(f"{name} is gone: {reason}; {new} replaces it")
+        return member, new
+
+    def _lose(self, name: str, reason: str) -> None:
+        member, new = self._exchange(name, reason)
+        # Answered before anything that is sent afterwards, and not at all where the actor ends as it starts.
+        ping = remote(self._members[new].handle, RewardActor.ping)
+        self._calls.add(ping, partial(self._on_up, new), lambda error: None)
         # The first was being scored, the others waited.
-        for scoring in member.scorings[:1]:
+        for scoring in member.scorings[:1] if member.is_up else ():
             scoring.deaths += 1
+        if not member.is_up:
+            self._failed_starts += 1
+            if self._failed_starts > len(self._members) + 2:
+                raise RuntimeError(
+                    f"{self._failed_starts} reward actors in a row ended before they had started, most recently "
+                    f"{name}: {reason}. Their nodes may be full or gone: {describe_missing(demands(self._config)[2])}. "
+                    "Fix the cause and continue from the last checkpoint with --resume"
+                )
         for scoring in member.scorings:
             if scoring.deaths == _MOST_DEATHS:
                 message = (

@@ -87,7 +87,8 @@ class Alarms:
             if rule.limit is None or len(recent) < self._window:
                 continue
             mean = sum(recent) / len(recent)
-            beyond = mean < rule.limit if rule.below else mean > rule.limit
+            # A NaN is beyond every limit.
+            beyond = not (mean >= rule.limit if rule.below else mean <= rule.limit)
             if beyond == (rule.metric in self._raised):
                 continue
             what = f"{rule.metric} is {mean:.3g} over the last {self._window} steps (alarms.{rule.key}: {rule.limit:g})"

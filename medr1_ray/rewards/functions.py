@@ -236,8 +236,8 @@ def _value(reward: WeightedReward, text: str, question: Question, mode: Mode, pr
     except (Exception, SystemExit) as error:
         said = " ".join(str(error).split())[:_LONGEST_MESSAGE]
         raise RewardError(f"{where} raised {type(error).__name__}: {said}; {what}", reward.name, text) from error
-    # A NaN fails both comparisons. `numbers.Real` includes bool and NumPy's scalars.
-    if not (isinstance(value, numbers.Real) and -LARGEST_REWARD <= value <= LARGEST_REWARD):
+    # A NaN fails both comparisons. `numbers.Real` includes bool and NumPy's numbers, but not NumPy's bool.
+    if not (isinstance(value, numbers.Real | np.bool_) and -LARGEST_REWARD <= value <= LARGEST_REWARD):
         returned = repr(value)[:_LONGEST_MESSAGE]
         raise RewardError(
             f"{where} returned {returned} ({type(value).__name__}); a finite number is needed (at most "

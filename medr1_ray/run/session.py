@@ -183,7 +183,8 @@ class Session:
         )
         # After logging, so that metrics and rollouts of the failed step are in the files.
         self.skipped_steps.require_few()
-        if gap.mean > self.config.gap_mean_limit:
+        # Not `>`, which a NaN of the engine's would pass.
+        if not gap.mean <= self.config.gap_mean_limit:
             raise ParityError(
                 f"step {self.step}: the rollout log-probabilities differ from the learner's by {gap.mean:.2e} nats in "
                 f"the mean, over {gap.tokens} tokens of the same policy version; the limit is "

@@ -7,15 +7,18 @@ uses all of them in the same way: `make_room` before an update, `sync` before th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from medr1_ray.config import Config
-from medr1_ray.weights.messages import WeightMember, weight_groups
+from medr1_ray.learner.messages import LearnerLostError
+from medr1_ray.weights.messages import BroadcastError, WeightMember, weight_groups
 from medr1_ray.weights.transports import break_off
 
 if TYPE_CHECKING:
-    from medr1_ray.learner.handle import Learner
+    from medr1_ray.learner.handle import Call, Learner
     from medr1_ray.pool.groups import RolloutPool
 
 # The first failures may be deaths of single actors, which are then no longer members.
@@ -94,17 +97,15 @@ class BroadcastSync(PassingSync):
             try:
                 self._broadcast(version)
                 return
-            except RuntimeError:
+            except BroadcastError:
                 # Forces a new group: after an error vLLM's communicator is in an unknown state.
                 self._members = []
                 if attempt == ATTEMPTS:
                     raise
 
     def _broadcast(self, version: int) -> None:
-        members = self._pool.engines.weight_members()
-        while not members:
+        while not (members := self._pool.engines.weight_members()):
             self._pool.wait_until_up()
-            members = self._pool.engines.weight_members()
         # A restarted actor has the same name but another incarnation, and holds no communicator.
         new = members != self._members
         if new:
@@ -113,23 +114,38 @@ class BroadcastSync(PassingSync):
             places = weight_groups(address, members)
             # Not waited for yet: the group opens only when learner and engines join at the same time.
             opening = self._learner.join_weight_group(address, places[0].world_size)
-            try:
+            with self._ended(opening):
                 self._pool.engines.join_weight_group(
                     {member.actor: place for member, place in zip(members, places, strict=True)}
                 )
-            finally:
-                # Also after a failure of the engines: the learner's call must have ended before the next attempt.
-                self._learner.finish(opening)
             self._members, self._address = members, address
         update = self._learner.publish_weights(version, to_newcomers=new)
         # Started before the engines are told to receive; both block until the other side is there.
         sending = self._learner.send_weights()
-        try:
+        with self._ended(sending):
             reports = self._pool.load_weights(update, break_off=partial(break_off, self._address))
-        finally:
-            self._learner.finish(sending)
         # A lost actor leaves a broken communicator, so that the group must be rebuilt.
         if len(reports) < len(members):
-            raise RuntimeError(
+            raise BroadcastError(
                 f"policy version {version} reached {len(reports)} of {len(members)} rollout actors; look at logs/"
             )
+
+    @contextmanager
+    def _ended(self, call: Call) -> Iterator[None]:
+        """While the engines do their part; then the learner's must have ended, before another attempt too."""
+        try:
+            yield
+        except BroadcastError:
+            with suppress(BroadcastError):
+                self._finish(call)
+            raise
+        self._finish(call)
+
+    def _finish(self, call: Call) -> None:
+        try:
+            self._learner.finish(call)
+        except LearnerLostError:
+            raise
+        except RuntimeError as error:
+            # What the others of a group say where one has died.
+            raise BroadcastError(str(error)) from error

@@ -8,6 +8,10 @@ from itertools import accumulate
 from typing import Any
 
 
+class BroadcastError(RuntimeError):
+    """A broadcast broke, or its group did not come together: perhaps because a member died, and then another may do."""
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """Position of one parameter in a flat bucket: `offset` in bytes; the size follows from shape and dtype. `name` is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 from medr1_ray.config import Config
@@ -41,6 +42,9 @@ def test_sums_add_and_maxima_stay() -> None:
     assert one + other == other + one == total
     assert one + TokenSums() == one, "nothing changes nothing, maxima included"
     assert TokenSums().ratio_max == -math.inf
+    broken = replace(one, gap_max=math.nan)
+    assert math.isnan((broken + other).gap_max)
+    assert math.isnan((other + broken).gap_max)
 
 
 def test_gaps_are_joined_by_their_tokens() -> None:
@@ -48,6 +52,9 @@ def test_gaps_are_joined_by_their_tokens() -> None:
     assert Gap(1.0, 4.0, 3) + Gap(5.0, 5.0, 1) == Gap(2.0, 5.0, 4)
     assert Gap(1.0, 4.0, 3) + Gap() == Gap() + Gap(1.0, 4.0, 3) == Gap(1.0, 4.0, 3)
     assert Gap() + Gap() == Gap() == Gap(0.0, 0.0, 0)
+    for gap in (Gap(math.nan, math.nan, 1) + Gap(1.0, 1.0, 1), Gap(1.0, 1.0, 1) + Gap(math.nan, math.nan, 1)):
+        assert math.isnan(gap.mean)
+        assert math.isnan(gap.max)
 
 
 def test_the_gap_of_an_update_is_that_of_its_own_version() -> None:

@@ -13,7 +13,7 @@ from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.pool.actor_states import ActorStage, Leave
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
-from tests.unit.pool.world import Method, World, a_config, ask_to_stop, install, update
+from tests.unit.pool.world import Method, Place, World, a_config, ask_to_stop, install, update
 
 
 @pytest.fixture
@@ -53,6 +53,34 @@ def test_a_run_begins_with_the_fewest_and_the_others_join_in_the_background(worl
     pass_time(world, actors, 5)
     assert actors.serving.keys() == {"rollout-0", "rollout-1"}
     assert any("rollout-1 has joined with version 0" in text for text in world.said)
+
+
+def test_those_that_are_up_and_wait_for_a_sync_are_somebody(world: World) -> None:
+    """In a long update: weights that do not last come with the sync after it."""
+    actors = some_actors(world, actors=2)
+    actors.wait_until_up()
+    passing = WeightUpdate(0, (), "digest 0", lasting=False)
+    actors.load_weights(passing, lambda: None)
+    for name in ("rollout-0", "rollout-1"):
+        actors.lose(name, "killed")
+    pass_time(world, actors, 500)
+    assert actors.up.keys() == {"rollout-2", "rollout-3"}
+    actors.load_weights(passing, lambda: None)
+    assert actors.serving.keys() == {"rollout-2", "rollout-3"}
+
+
+def test_a_colocated_engine_stays_with_its_rank_on_a_node_that_is_drained(world: World) -> None:
+    config = a_config(actors=1)
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"colocated": True})})
+    places = iter([Place(world, "rollout-0")])
+    actors = RolloutActors(
+        config, world, world.said.append, world.launch, lambda: world.now, ask=lambda name: next(places)
+    )
+    actors.wait_until_up()
+    actors.load_weights(update(0))
+    world.draining["node of rollout-0"] = 60.0
+    pass_time(world, actors, 30)
+    assert actors.serving.keys() == {"rollout-0"}
 
 
 def test_the_first_weights_come_one_after_the_other_and_nobody_is_said_to_join_late(world: World) -> None:

@@ -252,7 +252,7 @@ def test_where_every_question_ends_its_engine_something_else_is_wrong(world: Wor
 
 def test_a_run_of_which_all_questions_are_set_aside_ends(world: World, tmp_path: Path) -> None:
     for i in range(2):
-        Incidents(tmp_path).put_aside(Encoder().encode(replace(QUESTION, id=f"q{i}"), "p"), ["died"])
+        Incidents(tmp_path, print).put_aside(Encoder().encode(replace(QUESTION, id=f"q{i}"), "p"), ["died"])
     _, pool = a_pool(world, run={"dir": tmp_path}, questions=2, actors=1)
     with pytest.raises(ValueError, match="all questions of this run are set aside"):
         pool.take(0)

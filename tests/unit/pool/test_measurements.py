@@ -135,12 +135,14 @@ def test_likelihoods_of_a_lost_actor_are_asked_of_others(world: World, fault: st
     assert lost == ["p1", "p3"], "they take turns"
 
 
-def test_likelihoods_with_which_ten_actors_are_lost_are_given_up(world: World) -> None:
-    _, measurements = measured(world, 1)
+@pytest.mark.parametrize(("actors", "lost"), [(1, 10), (3, 12)])
+def test_likelihoods_with_which_ten_actors_are_lost_are_given_up(world: World, actors: int, lost: int) -> None:
+    """Also where several are lost at once."""
+    _, measurements = measured(world, actors)
     world.dead.update(f"rollout-{i}" for i in range(20))
     world.dead_from = "generate"
-    with pytest.raises(RuntimeError, match="10 rollout actors were lost while computing the likelihoods of 1 prompts"):
-        measurements.likelihoods(prompts(1), [texts(1)])
+    with pytest.raises(RuntimeError, match=f"{lost} rollout actors were lost while computing the likelihoods of"):
+        measurements.likelihoods(prompts(actors), [texts(1)] * actors)
 
 
 def test_a_refused_prompt_is_no_fault_of_the_actor(world: World) -> None:

@@ -20,13 +20,18 @@ from hypothesis import strategies as st
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
-from tests.unit.pool.world import World, a_config, a_stream, install, reward_actors, update
+from medr1_ray.run.weight_sync import BroadcastSync, WeightSync
+from medr1_ray.weights.messages import WeightUpdate
+from tests.unit.pool.world import World, a_config, a_stream, install, reward_actors
+from tests.unit.run.test_weight_sync import Both
 
 STEPS, GROUPS = 8, 4
 KINDS = (
     *("dies", "hangs", "engine dies", "node drains", "node is full"),
-    *("loads slowly", "generates slowly", "wanted", "deadly question"),
+    *("loads slowly", "generates slowly", "wanted", "deadly question", "reward actor dies"),
 )
+# Errors of ours that such schedules may end in.
+ENDS = ("no rollout actor has been serving for", "policy version ")
 # Simulated. With all deadlines of `a_config` (10 to 30 s) and so few faults a run is done or lost long before.
 ENDLESS_SECONDS = 5_000.0
 
@@ -46,6 +51,7 @@ class Schedule:
     max_staleness: int
     actors: int
     spare: int
+    passing: bool  # weights that do not last, by broadcast
     faults: tuple[Fault, ...]
 
 
@@ -62,8 +68,20 @@ SCHEDULES = st.builds(
     max_staleness=st.integers(0, 3),
     actors=st.integers(1, 4),
     spare=st.integers(0, 2),
+    passing=st.booleans(),
     faults=st.lists(FAULTS, max_size=12).map(tuple),
 )
+
+
+class Publishing(Both):
+    """A learner that publishes, for an update that lasts or one that does not."""
+
+    def __init__(self, *, lasting: bool) -> None:
+        super().__init__()
+        self._lasting = lasting
+
+    def publish_weights(self, version: int, *, to_newcomers: bool = True) -> WeightUpdate:  # type: ignore[override]
+        return WeightUpdate(version, (), f"digest {version}", lasting=self._lasting)
 
 
 class Faults:
@@ -96,6 +114,8 @@ class Faults:
             self._until = sorted([*self._until, (world.now + fault.seconds, 6)])
         elif fault.kind == "wanted":
             pool.scale(1 + fault.which % 4, "of the schedule")
+        elif fault.kind == "reward actor dies":
+            world.dead.update(pool._reward_actors._members)
         elif fault.kind == "deadly question":
             world.deadly.add(f"q{fault.which}")
         elif pool.rollout_names:
@@ -119,6 +139,7 @@ def run(schedule: Schedule, folder: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
         install(world, patch)
         patch.setattr("medr1_ray.pool.groups.time.monotonic", lambda: world.now)
+        patch.setattr("medr1_ray.run.weight_sync.break_off", lambda address: None)
         train = {
             "steps": STEPS,
             "prompts_per_step": GROUPS,
@@ -134,6 +155,7 @@ def run(schedule: Schedule, folder: Path) -> str:
                 "run": config.run.model_copy(update={"dir": folder}),
                 # Long enough that others take several steps while one is slow: its groups are too old then.
                 "cluster": config.cluster.model_copy(update={"rollout_timeout_seconds": 40.0}),
+                "reward": config.reward.model_copy(update={"on_error": "drop"}),
             }
         )
         actors = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)
@@ -141,15 +163,17 @@ def run(schedule: Schedule, folder: Path) -> str:
         pool = RolloutPool(config, actors, reward_actors(world, config), a_stream(100), ledger)
         faults = Faults(world, schedule.faults)
         faults.pool = pool
+        learner = Publishing(lasting=not schedule.passing)
+        sync: WeightSync = (BroadcastSync if schedule.passing else WeightSync)(learner, pool)  # type: ignore[arg-type]
         actors.wait_until_up()
-        pool.load_weights(update(0))
+        sync.sync(0)
         world.happens = faults.happen
         used: list[str] = []
         ended = "done"
         try:
             for version in range(STEPS):
                 if version:
-                    pool.load_weights(update(version))
+                    sync.sync(version)
                 groups = pool.take(version)
                 for group in groups:
                     versions = group.completions.versions
@@ -161,7 +185,7 @@ def run(schedule: Schedule, folder: Path) -> str:
                     pool.poll(0.5)
         except RuntimeError as error:
             ended = str(error)
-            assert ended, "an error says what happened"
+            assert ended.startswith(ENDS)
         counts = ledger.counts()
         assert len(set(used)) == len(used) == counts.used
         assert counts.issued == counts.used + sum(counts.dropped.values()) + counts.in_flight
@@ -187,7 +211,8 @@ def test_whatever_happens_the_books_add_up_and_the_run_ends(schedule: Schedule) 
 
 def test_without_faults_every_run_is_done(tmp_path: Path) -> None:
     for staleness in range(4):
-        assert run(Schedule(staleness, 2, 0, ()), tmp_path) == "done"
+        for passing in (False, True):
+            assert run(Schedule(staleness, 2, 0, passing, ()), tmp_path) == "done"
 
 
 if __name__ == "__main__":

@@ -84,14 +84,23 @@ def test_one_that_dies_or_hangs_is_replaced_and_its_groups_are_scored_once(world
 
 
 def test_a_group_that_three_actors_died_with_is_the_cause_and_those_behind_it_are_scored(world: World) -> None:
+    dies_at: dict[str, float] = {}
+
     class Dying(RewardActor):
         def _score(self, prompt_id: str, *arguments: Any, **named: Any) -> Any:
+            name, seconds, answer = super()._score(prompt_id, *arguments, **named)
             if prompt_id == "deadly":
-                world.dead.add(self.name)
-            return super()._score(prompt_id, *arguments, **named)
+                dies_at[self.name], seconds = world.now + 2.0, 4.0  # once it has started
+            return name, seconds, answer
 
+    def happens() -> None:
+        world.dead.update(name for name, at in dies_at.items() if world.now >= at)
+
+    world.happens = happens
     config = a_config()
     actors = RewardActors(config, world, world.said.append, lambda config, name: Dying(world, name=name))
+    for name in actors._members:
+        actors._on_up(name, None)  # as `wait_until_up` found
     scores = Scores(world, actors)
     scores.ask("deadly", "innocent", "also")
     scores.until(lambda: len(scores.wrong) == 1 and len(scores.right) == 2)
@@ -100,6 +109,32 @@ def test_a_group_that_three_actors_died_with_is_the_cause_and_those_behind_it_ar
     assert isinstance(error, RewardError)
     assert "3 reward actors died or hung while they scored prompt 'deadly', most recently reward-2: " in str(error)
     assert error.completion == "a\n\nb"
+
+
+@pytest.mark.parametrize("fault", ["silent", "dead"])
+def test_actors_that_do_not_start_are_no_fault_of_a_group(world: World, fault: str) -> None:
+    """Their node is full, or gone."""
+    actors = reward_actors(world, a_config())
+    actors._on_up("reward-0", None)
+    scores = Scores(world, actors)
+    getattr(world, fault).update(f"reward-{i}" for i in range(100))
+    scores.ask("innocent")
+    limit = r"^4 reward actors in a row ended before they had started, most recently reward-4: .*1 missing.*--resume$"
+    with pytest.raises(RuntimeError, match=limit):
+        scores.until(lambda: bool(scores.wrong))
+    assert scores.wrong == []
+
+
+def test_a_start_that_succeeds_ends_the_row(world: World) -> None:
+    actors = reward_actors(world, a_config())
+    scores = Scores(world, actors)
+    for number in range(0, 12, 3):
+        world.dead.update(f"reward-{number + i}" for i in range(3))
+        world.poll(1.0)
+        scores.ask("a")
+        scores.until(lambda: scores.right == ["a"], 100.0)
+        scores.right.clear()
+    assert (scores.wrong, len(world.killed)) == ([], 12)
 
 
 def test_an_error_of_a_reward_function_is_no_fault_of_the_actor(world: World) -> None:

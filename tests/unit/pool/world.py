@@ -21,6 +21,7 @@ from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool import actors as actors_module
 from medr1_ray.pool import places as places_module
+from medr1_ray.pool import reward_actors as reward_actors_module
 from medr1_ray.pool.reward_actors import RewardActors
 from medr1_ray.rewards.functions import RewardError
 from medr1_ray.rollout.actor import EngineLostError, NotServingError, RolloutActor, WeightLoadError
@@ -204,6 +205,7 @@ class RewardActor:
         self.name = name
         self.scored: list[str] = []
         self.judged_only: list[str] = []
+        self.ping = Method(lambda: (name, 1.0, name))
         self.score = Method(self._score)
 
     def _score(self, prompt_id: str, texts: Sequence[str], lengths: Any, question: Question, judge_only: bool) -> Any:
@@ -246,7 +248,8 @@ def install(world: World, patch: pytest.MonkeyPatch) -> None:
     """Let actors deal with this world in the place of Ray."""
     patch.setattr(places_module, "ask_for_place", lambda name, demand, strategy: Place(world, name))
     patch.setattr(actors_module, "draining_nodes", lambda: world.draining)
-    patch.setattr(places_module, "describe_missing", lambda demand: f"{demand.count} missing")
+    for module in (places_module, reward_actors_module):
+        patch.setattr(module, "describe_missing", lambda demand: f"{demand.count} missing")
     patch.setattr(places_module, "request_nodes", lambda config, actors: world.said.append(f"request {actors}"))
     patch.setattr(places_module, "release_nodes", lambda: world.said.append("request nothing"))
     patch.setattr(ray, "wait", world.wait)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from medr1_ray.config import AlarmSettings
@@ -45,6 +47,13 @@ def test_each_alarm_is_told_when_it_begins_and_when_it_ends(metric: str, value: 
     assert len(told) == 1
     assert told[0].startswith(f"alarm over: {metric} is ")
     assert alarms.active == 0
+
+
+@pytest.mark.parametrize("metric", ["policy/logprob_gap_mean", "policy/entropy"])
+def test_what_is_no_number_is_beyond_every_limit(metric: str) -> None:
+    alarms = Alarms(AlarmSettings(window=2), gap_mean_limit=1e-3)
+    (line,) = [line for _ in range(2) for line in alarms.watch({**WELL, metric: math.nan})]
+    assert line.startswith(f"ALARM: {metric} is nan")
 
 
 def test_a_run_that_goes_well_raises_none() -> None:

@@ -106,6 +106,10 @@ def talks(completion, question, mode):
 def exits(completion, question, mode):
     raise SystemExit(3)
 
+def numpys_bool(completion, question, mode):
+    import numpy
+    return numpy.all(numpy.array([len(completion) > 3]))
+
 constant = 3
 """
 
@@ -123,6 +127,8 @@ def test_a_function_of_the_users(users_module: str) -> None:
     functions = resolve({f"{users_module}:short": 2.0}, "no_think")
     rewards = score("p1", ("abc", "abcdefg"), MODALITY, "no_think", functions, "r")
     assert rewards.total.tolist() == [0.5, 0.25]
+    functions = resolve({f"{users_module}:numpys_bool": 2.0}, "no_think")
+    assert score("p1", ("abc", "abcd"), MODALITY, "no_think", functions, "r").total.tolist() == [0.0, 2.0]
 
 
 @pytest.mark.parametrize(

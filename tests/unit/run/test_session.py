@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -228,6 +229,9 @@ def test_a_gap_beyond_the_limit_ends_the_run_after_it_was_recorded(world: World,
     with pytest.raises(ParityError, match=r"^step 2: .* differ from the learner's by 2\.00e-03 nats .*over 4 tokens"):
         one_step(session)
     assert [line["policy/logprob_gap_mean"] for line in lines_of(tmp_path)] == [1e-6, 2e-3]
+    learner.statistics = replace(STATISTICS, logprob_gap_mean=math.nan)
+    with pytest.raises(ParityError, match=r"differ from the learner's by nan nats"):
+        one_step(session)
 
 
 @pytest.mark.parametrize(("max_staleness", "in_flight"), [(0, 0), (1, 8)])

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from medr1_ray.cluster.resources import NotStartedError
+from medr1_ray.learner.messages import LearnerLateError
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
@@ -192,6 +194,52 @@ def test_a_broadcast_outlives_an_engine_process_that_dies_in_it(world: World) ->
     broadcasting.sync(2)
     assert {actors.serving[name].version for name in ("rollout-0", "rollout-2")} == {2}
     assert not actors.has("rollout-1")
+
+
+@pytest.mark.parametrize("error", [LearnerLateError("learner-0: still sending"), ValueError("weights are not finite")])
+def test_what_is_not_the_broadcasts_fault_is_not_tried_again(error: Exception) -> None:
+    both = Both(1, 1)
+
+    def finish(call: str) -> None:
+        both.calls.append(f"end of {call}")
+        if call == "sending":
+            raise error
+
+    both.finish = finish  # type: ignore[method-assign]
+    with pytest.raises(type(error), match=str(error)):
+        sync_of(BroadcastSync, both).sync(5)
+    assert both.calls.count("send") == 1
+
+
+def test_a_rank_that_fails_in_a_broadcast_may_be_the_fault_of_a_member() -> None:
+    both, failures = Both(1, 1), [RuntimeError("learner-0 failed while sending weights: broken off")]
+
+    def finish(call: str) -> None:
+        if call == "sending" and failures:
+            raise failures.pop()
+
+    both.finish = finish  # type: ignore[method-assign]
+    sync_of(BroadcastSync, both).sync(5)
+    assert both.calls.count("send") == 2
+
+
+def test_an_actor_that_cannot_start_ends_the_run_though_a_broadcast_goes_on(world: World) -> None:
+    """The pool tells of it in the middle of the first sync; tried again, that would wait for nobody for ever."""
+    world.silent.add("rollout-1")
+    actors, pool = a_pool(world, actors=2, min_actors=1)
+    world.load_seconds = 4.0
+    learner = Both()
+    learner.publish_weights = lambda version, to_newcomers=True: passing(version)  # type: ignore[assignment]
+
+    def send_weights() -> str:
+        learner.calls.append("send")
+        actors.lose("rollout-1", "ValueError: other code", own_failure=True)
+        return "sending"
+
+    learner.send_weights = send_weights  # type: ignore[method-assign]
+    with pytest.raises(NotStartedError, match="rollout-1 did not start: ValueError: other code"):
+        BroadcastSync(learner, pool).sync(0)  # type: ignore[arg-type]
+    assert learner.calls.count("send") == 1
 
 
 def passing(version: int) -> WeightUpdate:
