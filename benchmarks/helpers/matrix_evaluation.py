@@ -23,6 +23,7 @@ from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
 from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.image_digest import images_digest
 from medr1_ray.evaluation.folder import EvaluationFolder, questions_digest
 from medr1_ray.evaluation.passes import BLINDED, IMAGE, Pass, letter_passes
 from medr1_ray.evaluation.settings import without_learner
@@ -43,10 +44,12 @@ def evaluate_all(settings: MatrixSettings) -> None:
     # One set of engines serves all modes, so it must fit the longest completions.
     longest = max(configs.values(), key=lambda config: config.rollout.max_tokens)
     questions = {axis: held_out_questions(settings, axis) for _, axis, _, _ in todo}
+    # Once for all models: they may be thousands of files.
+    images = {axis: images_digest(asked, longest.data.image_timeout_seconds) for axis, asked in questions.items()}
     passes = {(axis, mode): _passes(configs[mode], questions[axis]) for _, axis, mode, _ in todo}
     with open_inference(without_learner(longest, settings.out)) as inference:
         for slug, axis, mode, checkpoint in tqdm(todo, desc="evaluating", unit="model"):
-            identity = _identity(configs[mode], checkpoint, questions[axis])
+            identity = _identity(configs[mode], checkpoint, questions[axis]) | {"images": images[axis]}
             folder = EvaluationFolder(_folder(settings, slug), identity, questions[axis])
             inference.load(checkpoint)
             for each in passes[axis, mode]:

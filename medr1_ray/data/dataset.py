@@ -88,6 +88,7 @@ def open_dataset(settings: DataSettings, train_needed: bool = True) -> Dataset:
     """
     with still(f"reading {settings.format} data below {settings.root}"):
         sides = _read(settings)
+    _require_unique_ids(sides, settings)
     every = (*sides.train, *sides.held_out)
     _check_names("modalities", "modality", settings.modalities, {question.modality for question in every})
     _check_names("question_types", "question type", settings.question_types, {q.question_type for q in every})
@@ -161,6 +162,25 @@ class _Sides:
     notes: tuple[str, ...] = ()
 
 
+def _require_unique_ids(sides: _Sides, settings: DataSettings) -> None:
+    """Raise ValueError where two questions have the same id: answers and pass rates are kept by it.
+
+    One that is both trained on and evaluated on, as where both files are the same, is one question.
+    """
+    first: dict[str, Question] = {}
+    for side in (sides.train, sides.held_out):
+        seen = set()
+        for question in side:
+            other = first.setdefault(question.id, question)
+            if question.id in seen or other != question:
+                places = " and ".join(f"{one.stem!r} about {one.image_path}" for one in (other, question))
+                raise ValueError(
+                    f"data.root={settings.root}: the id {question.id!r} is that of two questions: {places}; "
+                    "rename one of their files, or prepare the data again"
+                )
+            seen.add(question.id)
+
+
 def _read(settings: DataSettings) -> _Sides:
     root = settings.root
     if settings.format == "phantoms":
@@ -177,8 +197,7 @@ def _read(settings: DataSettings) -> _Sides:
     if settings.format == "medr1":
         assert settings.train_file is not None  # config/checks.py requires both files for this format
         assert settings.eval_file is not None
-        train = read_medr1_files(root, settings.train_file)
-        held_out = read_medr1_files(root, settings.eval_file)
+        train, held_out = read_medr1_files(root, settings.train_file, settings.eval_file)
         return _Sides(train.questions, held_out.questions, train.dropped + held_out.dropped)
     if settings.format == "table":
         return _of_table(settings)

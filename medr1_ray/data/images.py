@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageMode, ImageOps
+from PIL import Image, ImageMode, ImageOps, TiffImagePlugin
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
 from medr1_ray.data.readers.views import medical_format
 
@@ -21,6 +22,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 """Formats that are read, whatever the file extension. For some others (PostScript) Pillow would start a program."""
 
 _BAND_VALUES = 2**20
+_WHITE_IS_ZERO = 0
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -44,7 +46,8 @@ def read_rgb(path: str | Path) -> Image.Image:
     """Read an image file as 8-bit RGB at its original size.
 
     Grey images with more than 8 bits are scaled linearly from their own minimum and maximum to 0 and 255 (Pillow
-    would clip at 255); a constant one becomes black. Transparency is ignored and the colours are kept, as in Med-R1.
+    would clip at 255), those of TIFF files whose 0 is white from maximum to minimum; a constant one becomes black.
+    Transparency is ignored and the colours are kept, as in Med-R1.
     The EXIF orientation is applied; if there are several frames, the first is read.
 
     Raises:
@@ -61,7 +64,7 @@ def read_rgb(path: str | Path) -> Image.Image:
             ImageOps.exif_transpose(file, in_place=True)
             picture: Image.Image = file
             if picture.mode in _DEEP_MODES:
-                picture = _to_eight_bits(picture)
+                picture = _to_eight_bits(*_deep_values(picture))
             elif "transparency" in picture.info:
                 # Converting a palette with transparency straight to RGB makes Pillow warn.
                 picture = picture.convert("RGBA")
@@ -88,8 +91,19 @@ def too_large(width: int, height: int, pixel_bytes: int) -> str | None:
     return f"{width} x {height} pixels take more than {MAX_DECODED_BYTES >> 20} MiB when they are decoded"
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def _deep_values(image: Image.Image) -> tuple[NDArray[Any], bool]:
+    """Return the values of a grey image of more than 8 bits, and whether its lowest value is white."""
     values = np.asarray(image)
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return values, False
+    # Of such TIFF files Pillow passes both over.
+    unsigned, tags = 1, image.tag_v2
+    if image.mode == "I" and tags.get(SAMPLEFORMAT, (unsigned,))[0] == unsigned:
+        values = values.view(np.uint32)
+    return values, tags.get(PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO
+
+
+def _to_eight_bits(values: NDArray[Any], inverted: bool) -> Image.Image:
     shown = np.zeros(values.shape, np.uint8)
     # Band by band: the whole image in float64 would take four times the memory, and several copies of it.
     count = max(1, min(len(values), values.size // _BAND_VALUES))
@@ -97,8 +111,9 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     low = min(float(_finite(band).min()) for band in bands)
     high = max(float(_finite(band).max()) for band in bands)
     if high > low:
+        black, white = (high, low) if inverted else (low, high)
         for band, target in zip(bands, targets, strict=True):
-            target[:] = np.rint((_finite(band) - low) * (255 / (high - low)))
+            target[:] = np.rint((_finite(band) - black) * (255 / (white - black)))
     return Image.fromarray(shown)
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
@@ -127,23 +127,39 @@ def read_questions(file: Path, images: Path) -> tuple[list[Question], dict[int, 
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as content:
-            reader = csv.DictReader(content)
-            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-            rows = list(reader)
+            rows = _rows_by_line(content)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"--csv {file}: cannot be read ({error}); give a CSV file in UTF-8") from error
-    if missing:
+    header = rows.pop(min(rows)) if rows else []
+    if missing := [column for column in COLUMNS if column not in header]:
         raise ValueError(f"--csv {file}: no column {', '.join(map(repr, missing))}; it needs {', '.join(COLUMNS)}")
     if not rows:
         raise ValueError(f"--csv {file}: no questions below the header; give one in each line")
     questions, problems = [], {}
-    for line, row in enumerate(rows, 2):  # line 1 is the header
+    for line, cells in rows.items():
         try:
-            image, stem, options = (row[column] or "" for column in COLUMNS)
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"the row has {len(cells)} cells and the header {len(header)}; put a cell with a comma in quotes"
+                )
+            row = dict(zip(header, cells, strict=True))
+            image, stem, options = (row[column] for column in COLUMNS)
             questions.append(make_question(str(line), images / image, stem, options))
         except ValueError as error:
             problems[line] = str(error)
     return questions, problems
+
+
+def _rows_by_line(content: TextIO) -> dict[int, list[str]]:
+    """Return the cells of each row that is not blank, by the line of the file that it begins in."""
+    # Strict: a quote that is not closed would take the following rows into its cell.
+    reader = csv.reader(content, strict=True)
+    rows, begins = {}, 1
+    for cells in reader:
+        if cells:
+            rows[begins] = cells
+        begins = reader.line_num + 1
+    return rows
 
 
 def require_writable(file: Path) -> None:

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from medr1_ray.base.json_files import read_mapping
 from medr1_ray.base.signs_of_life import still
 from medr1_ray.config import Config
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
 from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.image_digest import images_digest
 from medr1_ray.data.prompt_templates import MEDR1_WORDING
 from medr1_ray.data.readers.rows import dropped_by_reason
 from medr1_ray.evaluation.folder import (
+    SETTINGS,
     Answers,
     EvaluationFolder,
     questions_digest,
@@ -42,6 +45,9 @@ from medr1_ray.types import Question, Sampling
 
 TEXT_TOKENS = 64
 """Longest answer in the `text` scoring, where the model writes the text of an option."""
+
+_THE_SAME = ("questions", "images")
+"""Of what identifies an evaluation, the part that two models' results must share to be compared."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,11 @@ def evaluate(config: Config, plan: Plan) -> Report:
     check_model(config)
     require_room_for_an_answer(config)
     _say(dataset.description)
-    with still(f"reading the weights of {config.model.folder}, which identify the evaluation"):
-        identity = asked | _what_is_asked(config, dataset)
+    with still(f"reading the images, and the weights of {config.model.folder}, which identify the evaluation"):
+        of_what = _what_is_asked(config, dataset)
+    if plan.against:
+        _require_same_questions(plan.against, of_what)
+    identity = asked | of_what
     folder = EvaluationFolder(config.run.dir, identity, dataset.evaluation)
     passes = _passes(config, plan, dataset.evaluation)
     # A complete evaluation only rewrites its report, without starting engines.
@@ -171,6 +180,7 @@ def _what_is_asked(config: Config, dataset: Dataset) -> dict[str, object]:
     return {
         "weights": checkpoint_digest(config.model.folder),
         "questions": questions_digest(dataset.evaluation),
+        "images": images_digest(dataset.evaluation, config.data.image_timeout_seconds),
         "training questions": questions_digest(dataset.train),
     }
 
@@ -193,11 +203,28 @@ def _how_asked(config: Config, plan: Plan) -> dict[str, object]:
 
 
 def require_result(path: Path) -> Path:
-    """Return the folder of an earlier result, to compare with. Raises ValueError if it is none."""
+    """Return the folder of an earlier result, to compare with. Raises ValueError if it is none of this version."""
     folder = path.parent if path.is_file() else path
-    if not (folder / "answers" / f"{IMAGE}.jsonl").exists():
+    if not ((folder / "answers" / f"{IMAGE}.jsonl").exists() and (folder / SETTINGS).exists()):
         raise ValueError(f"--against {path} is not an evaluation: give the folder of one, or its report.json")
+    _what_was_asked(folder)
     return folder
+
+
+def _what_was_asked(folder: Path) -> dict[str, object]:
+    advice = "--against needs a result of this version: evaluate that model again, into another --out"
+    return read_mapping(folder / SETTINGS, advice, _THE_SAME)
+
+
+def _require_same_questions(against: Path, of_what: dict[str, object]) -> None:
+    """Raise ValueError where an earlier result is of other questions or images, though their ids may be the same."""
+    before = _what_was_asked(require_result(against))
+    for key in _THE_SAME:
+        if before[key] != of_what[key]:
+            raise ValueError(
+                f"--against {against} is an evaluation with {key} {before[key]!r}, this one has {of_what[key]!r}; "
+                "give a result of the same questions, with the same images"
+            )
 
 
 def _all_ids(answers: Answers) -> set[str]:

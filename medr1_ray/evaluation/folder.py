@@ -108,9 +108,9 @@ def read_answers(folder: Path, name: str = IMAGE) -> Answers:
 
 
 def questions_digest(questions: Sequence[Question]) -> str:
-    """Return the hex BLAKE2b-128 digest of ids, texts and correct answers, in order."""
+    """Return the hex BLAKE2b-128 digest of ids, texts and correct answers, whatever the order of the questions."""
     state = blake2b(digest_size=16)
-    for question in questions:
+    for question in sorted(questions, key=lambda question: question.id):
         state.update(repr((question.id, question.text, question.answer)).encode())
     return state.hexdigest()
 
@@ -141,7 +141,16 @@ def require_same(path: Path, settings: dict[str, Any], *, all_of_them: bool = Fa
     before = read_mapping(file, _ANOTHER)
     # Through JSON, because the file has lists where the settings have tuples.
     now = json.loads(json.dumps(settings))
-    for key in sorted(before.keys() | now.keys() if all_of_them else now):
+    # None: what there was before there was such a setting.
+    unsaid = [key for key in now if key not in before and now[key] is not None]
+    if all_of_them and unsaid:
+        raise ValueError(
+            f"--out {path} holds an evaluation of an earlier version, whose {SETTINGS} does not say its {unsaid[0]}; "
+            + _ANOTHER
+        )
+    keys = before.keys() | now.keys() if all_of_them else now.keys()
+    # Images last: those of other questions are others, too.
+    for key in sorted(keys, key=lambda key: (key == "images", key)):
         if before.get(key) != now.get(key):
             raise ValueError(
                 f"--out {path} holds an evaluation with {key} {before.get(key)!r}, this one has {now.get(key)!r}; "

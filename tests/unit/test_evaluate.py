@@ -42,6 +42,7 @@ def test_every_argument_reaches_the_evaluation(
     (other.parent / "answers").mkdir(parents=True)
     for file in (other, other.parent / "answers" / "image.jsonl"):
         file.touch()
+    (other.parent / "settings.json").write_text('{"questions": "", "images": ""}')
     given = ["--model", "tiny", "--data", str(data), "--split", "test", "--mode", "think", "--samples", "8"]
     given += ["--scoring", "text", "likelihood", "--questions", "40", "--against", str(other)]
     given += ["--out", str(tmp_path / "out"), "rollout.max_tokens=33"]

@@ -255,6 +255,7 @@ def write_place() -> None:
     Path("prepared/splits/grouped.json").touch()
     Path("model/config.json").touch()
     Path("asked/medr1_ray.json").write_text('{"data": {"image_size": "big"}}')
+    Path("garbled/settings.json").write_text('{"questions": "", "images": ""}')
     Path("evaluated/settings.json").write_text('{"image_fit": "?"}')
     Path("loop").symlink_to("loop")
     Path("garbled/spans.jsonl").write_text(f"{json.dumps(span)}\ngarbage\n{json.dumps(span)}\n")

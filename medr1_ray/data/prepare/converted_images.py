@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 
 from PIL import Image
@@ -21,12 +21,15 @@ from medr1_ray.data.prepare.image_scan import batches, each_in_time, run_checks
 from medr1_ray.data.prepare.medical_images import read_medical_image, refuse_missing_package
 from medr1_ray.data.questions import RowError
 from medr1_ray.data.readers.rows import refuse_missing_image
-from medr1_ray.data.readers.views import MedicalFormat, View, medical_format, split_view
+from medr1_ray.data.readers.views import MedicalFormat, View, medical_format, refuse_view_of_image, split_view
 
 Window = tuple[float, float]
 
 _REMARK = "remark"
 """Key of the text in a PNG file that says what is unusual about it, so that it need not be written anew for that."""
+
+_SOURCE = "source"
+"""Key of the text in a PNG file that says, as a digest, what it was made from: a path may name a patient."""
 
 
 def write_converted(
@@ -40,8 +43,8 @@ def write_converted(
     """Write the pictures at `paths`, relative to `root` and without duplicates, into `folder`; copy ordinary images.
 
     Returns what became of each; usable ones have the name of their file in `folder` as `path`. `window` is for paths
-    that name none. Pictures that an earlier call wrote are kept unless their source or window has changed. One that
-    takes longer than `seconds` is left out.
+    that name none. Pictures that an earlier call wrote are kept unless their source (path, size, modification time; of
+    ordinary images the content) or window has changed. One that takes longer than `seconds` is left out.
 
     Raises:
         ValueError: if a package that reads one of them is not installed.
@@ -88,32 +91,41 @@ def write_picture(root: Path, window: Window | None, folder: Path, path: str) ->
     size, modified = stamp(root, file)
     facts = ImageFacts(path, size, modified)
     kind = medical_format(source)
+    made_from = blake2b(repr((str(source.absolute()), size, modified, view)).encode(), digest_size=16).hexdigest()
     try:
         refuse_missing_image(root, str(source.absolute()))
-        if target.is_file() and target.stat().st_mtime_ns == modified:
-            return replace(facts, remark=_remark_in(target) if kind else None)
-        content, remark = _png_of(source, kind, view) if kind else (source.read_bytes(), None)
+        refuse_view_of_image(source, path)
+        if kind and target.is_file() and (texts := _texts_in(target)).get(_SOURCE) == made_from:
+            return replace(facts, remark=texts.get(_REMARK) or None)
+        content, remark = _png_of(source, kind, view, made_from) if kind else (source.read_bytes(), None)
+        if not kind and target.is_file() and target.read_bytes() == content:
+            return facts
     except RowError as reason:
         return replace(facts, left_out=str(reason))
     except (ValueError, OSError) as error:
         return replace(facts, left_out="image cannot be decoded", remark=" ".join(str(error).split()))
     target.parent.mkdir(parents=True, exist_ok=True)
     with publish(target) as partial_file:
+        # With a time of its own: by that and its size the check of images tells that it is new.
         partial_file.write_bytes(content)
-        os.utime(partial_file, ns=(modified, modified))
     return replace(facts, remark=remark)
 
 
-def _png_of(source: Path, kind: MedicalFormat, view: View) -> tuple[bytes, str | None]:
+def _png_of(source: Path, kind: MedicalFormat, view: View, made_from: str) -> tuple[bytes, str | None]:
     picture, remarks = read_medical_image(source, kind, view)
     remark = "; ".join(remarks)
     text = PngInfo()
     text.add_text(_REMARK, remark)
+    text.add_text(_SOURCE, made_from)
     content = io.BytesIO()
     picture.save(content, "PNG", pnginfo=text)
     return content.getvalue(), remark or None
 
 
-def _remark_in(path: Path) -> str | None:
-    with Image.open(path, formats=("PNG",)) as picture:
-        return picture.info.get(_REMARK) or None
+def _texts_in(path: Path) -> dict[str, str]:
+    """Return the texts of a PNG file in our folder; none of one that is damaged, which is then written anew."""
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            return {str(key): str(value) for key, value in picture.info.items()}
+    except (OSError, SyntaxError, ValueError):
+        return {}

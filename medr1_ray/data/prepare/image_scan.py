@@ -38,15 +38,17 @@ def facts_of_images(
     """Return the facts about the images at `paths` (relative to `root`, without duplicates), by path.
 
     New facts are appended to `record` (JSON Lines) as they are found. Facts of usable images that are already recorded
-    are reused unless the file's size or modification time has changed; all other images are checked again. An image
+    are reused unless `root`, or the file's size or modification time, is another; others are checked again. An image
     that crashes the process that reads it, or takes longer than `seconds`, is left out like any other unusable image.
 
     Raises:
         RuntimeError: several in a row take longer.
     """
+    # The record may be about other data, prepared in the same folder before.
+    of_root = str(root.absolute())
     known = {
         path: facts
-        for path, facts in _read_record(record).items()
+        for path, facts in _read_record(record, of_root).items()
         if facts.left_out is None and (facts.bytes, facts.modified_ns) == stamp(root, path)
     }
     facts = {path: known[path] for path in paths if path in known}
@@ -64,7 +66,7 @@ def facts_of_images(
         for found in run_checks(check, batches(unknown), workers):
             for one in found:
                 facts[one.path] = one
-                file.write(json.dumps(asdict(one)) + "\n")
+                file.write(json.dumps({"root": of_root, **asdict(one)}) + "\n")
             file.flush()
             bar.update(len(found))
     return facts
@@ -139,13 +141,16 @@ def _ignore_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _read_record(record: Path) -> dict[str, ImageFacts]:
-    """Return the facts recorded earlier; a torn last line and lines of another version are ignored."""
+def _read_record(record: Path, root: str) -> dict[str, ImageFacts]:
+    """Return the facts recorded earlier of images in `root`; torn lines and those of another version are ignored."""
     facts: dict[str, ImageFacts] = {}
     for line in whole_lines(record):
         try:
-            one = ImageFacts(**json.loads(line))
-        except (ValueError, TypeError):
+            fields = json.loads(line)
+            of_root = fields.pop("root")
+            one = ImageFacts(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError):
             continue
-        facts[one.path] = one
+        if of_root == root:
+            facts[one.path] = one
     return facts

@@ -6,6 +6,7 @@ A row: `{"image": "Images/<dataset>/...", "problem": "<stem> A)x, B)y", "solutio
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,12 +22,30 @@ from medr1_ray.data.readers.rows import ReadResult, image_path, read_rows, refus
 from medr1_ray.types import Question
 
 
-def read_medr1_files(root: Path, pattern: str, images_needed: bool = True) -> ReadResult:
-    """Read the annotation file `root / pattern`, or all files that match the pattern (`*`), sorted by name.
+def read_medr1_files(root: Path, *patterns: str, images_needed: bool = True) -> list[ReadResult]:
+    """Read, for each pattern, the annotation file `root / pattern`, or all files that match it (`*`), sorted by name.
+
+    Ids begin with a file's stem, or with its path below `root` where another file of any pattern has the same stem.
 
     Raises:
         ValueError: if there is no such file, or one cannot be read or is not a list of rows.
     """
+    found = [[file.relative_to(root).as_posix() for file in _files(root, pattern)] for pattern in patterns]
+    stems = Counter(Path(file).stem for file in set().union(*found))
+    results = []
+    for files in found:
+        names = [file if stems[Path(file).stem] > 1 else Path(file).stem for file in files]
+        read = [read_medr1_rows(root, file, images_needed, name) for file, name in zip(files, names, strict=True)]
+        results.append(
+            ReadResult(
+                tuple(question for result in read for question in result.questions),
+                tuple(row for result in read for row in result.dropped),
+            )
+        )
+    return results
+
+
+def _files(root: Path, pattern: str) -> list[Path]:
     # A file name may contain characters that are special in patterns.
     files = [root / pattern] if (root / pattern).is_file() else sorted(root.glob(pattern))
     if not files:
@@ -34,15 +53,11 @@ def read_medr1_files(root: Path, pattern: str, images_needed: bool = True) -> Re
             f"{root / pattern}: no annotation file has this name or matches this pattern; check data.train_file and "
             "data.eval_file"
         )
-    results = [read_medr1_rows(root, file.relative_to(root).as_posix(), images_needed) for file in files]
-    return ReadResult(
-        tuple(question for result in results for question in result.questions),
-        tuple(row for result in results for row in result.dropped),
-    )
+    return files
 
 
-def read_medr1_rows(root: Path, file: str, images_needed: bool = True) -> ReadResult:
-    """Read the annotation file `root / file`.
+def read_medr1_rows(root: Path, file: str, images_needed: bool = True, name: str | None = None) -> ReadResult:
+    """Read the annotation file `root / file`; ids are `<name>:<row>`, where `name` defaults to the file's stem.
 
     Rows name neither modality nor question type, but each released file is named after one of them
     (`X-Ray_test.json`, `Lesion Grading_train.json`): that one is taken from the name, the other is `Unknown`.
@@ -73,4 +88,4 @@ def read_medr1_rows(root: Path, file: str, images_needed: bool = True) -> ReadRe
             dataset=parts[1] if len(parts) > 2 else parts[0],
         )
 
-    return read_rows(root, root / file, question)
+    return read_rows(root, root / file, question, name)

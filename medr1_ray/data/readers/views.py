@@ -79,5 +79,15 @@ def medical_format(file: str | Path) -> MedicalFormat | None:
         return None
 
 
+def refuse_view_of_image(file: str | Path, path: str) -> None:
+    """Raise RowError where `path` names a frame, slice or window of an ordinary image, of which the first is read.
+
+    `file` is where the file of `path` is; of one that is not there, its name alone tells.
+    """
+    named = str(file).lower().endswith(_OTHER_IMAGES)
+    if split_view(path)[0] != path and (named or os.path.isfile(file)) and medical_format(file) is None:
+        raise RowError("image path names a frame, slice or window of a file that is neither DICOM nor NIfTI")
+
+
 def _format_by_name(file: str) -> MedicalFormat | None:
     return next((name for suffix, name in _SUFFIXES.items() if file.lower().endswith(suffix)), None)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from medr1_ray.config import DataSettings, TableColumns, TableSettings
+from medr1_ray.data import dataset as module
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
 from medr1_ray.types import Question
 
@@ -139,6 +140,23 @@ def test_medr1_files_that_share_images_are_reported(tmp_path: Path) -> None:
     assert (len(dataset.train), len(dataset.evaluation), dataset.shared_images) == (2, 2, 1)
     assert "2 questions on 2 images, 1 of them also in training" in dataset.description
     assert "dropped: 1 rows: image file not found 1" in dataset.description
+
+
+def test_two_questions_with_one_id_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = DataSettings(format="omnimedvqa", root=tmp_path)
+    train, other = (question("a"), question("b", image="b")), question("a", image="c")
+    monkeypatch.setattr(module, "_read", lambda _: module._Sides(train, held_out, ()))
+    said = r"the id 'a' is that of two questions: 'What\?' about /data/a\.png and 'What\?' about /data/{}\.png; rename"
+    held_out = (other,)
+    with pytest.raises(ValueError, match=said.format("c")):
+        open_dataset(settings)
+    held_out = (train[0], train[0])
+    with pytest.raises(ValueError, match=said.format("a")):
+        open_dataset(settings)
+    # One that is on both sides, as where both files are the same, is one question.
+    medr1 = DataSettings(format="medr1", root=tmp_path, train_file="a", eval_file="a")
+    held_out = train
+    assert open_dataset(medr1).shared_images == 2
 
 
 def test_realmini(shared_data: Path) -> None:

@@ -162,3 +162,37 @@ def test_bands_of_a_deep_image_share_its_range(tmp_path: Path, monkeypatch: pyte
     whole = images.read_rgb(tmp_path / "a.png")
     monkeypatch.setattr(images, "_BAND_VALUES", 6)
     assert (np.asarray(images.read_rgb(tmp_path / "a.png")) == np.asarray(whole)).all()
+
+
+def tiff(path: Path, values: NDArray[np.generic], photometric: int, orientation: int = 1) -> Path:
+    """Write a TIFF file of one strip, with tags that Pillow does not write."""
+    height, width = values.shape
+    data = values.tobytes()
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    tags = [(256, width), (257, height), (258, values.dtype.itemsize * 8), (259, 1), (262, photometric), (273, 8)]
+    tags += [(274, orientation), (277, 1), (278, height), (279, len(data)), (339, kind)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    path.write_bytes(head + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_tiff_files_whose_0_is_white(tmp_path: Path, dtype: str) -> None:
+    values = np.array([[0, 0, 51, 255]], dtype)
+    black = load_image(tiff(tmp_path / "black.tif", values, 1), 4, "squash")[0, :, 0]
+    white = load_image(tiff(tmp_path / "white.tif", values, 0), 4, "squash")[0, :, 0]
+    assert black.tolist() == [0, 0, 51, 255]
+    assert white.tolist() == [255, 255, 204, 0]
+    constant = tiff(tmp_path / "constant.tif", np.full((2, 2), 300, np.uint16), 0)
+    assert load_image(constant, 2, "squash").max() == 0
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("uint32", 0), ("int32", -(2**31)), ("int16", -(2**15))])
+@pytest.mark.parametrize("orientation", [1, 3])  # as it is, and turned by half
+def test_whole_numbers_of_tiff_files_keep_their_order(
+    tmp_path: Path, dtype: str, least: int, orientation: int
+) -> None:
+    values = np.linspace(least, np.iinfo(dtype).max, 6).astype(dtype)[None].repeat(6, 0)
+    shown = load_image(tiff(tmp_path / "a.tif", values, 1, orientation), 6, "squash")[0, :, 0].tolist()
+    assert (shown if orientation == 1 else shown[::-1]) == [0, 51, 102, 153, 204, 255]

@@ -67,3 +67,30 @@ def test_an_answer_is_explained(question: Question) -> None:
     each = _explain(question, "<think>bone is white</think><answer>B</answer>", found, "think")
     assert (each.letter, each.reasoning) == ("B", "bone is white")
     assert each.probabilities == pytest.approx((0.2, 0.6, 0.2))
+
+
+def test_a_row_with_more_or_fewer_cells_than_the_header_is_a_problem_of_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "q.csv"
+    rows = [
+        "image,question,options",
+        "a.png,Which?,CT; MRI, with contrast; PET",  # line 2: the third option would be lost without a word
+        "",
+        'a.png,"Two',
+        'lines",CT; MRI',
+        "a.png,CT; MRI",
+        "a.png,Which?,CT; MRI",
+    ]
+    file.write_text("\n".join(rows))
+    questions, problems = read_questions(file, tmp_path)
+    assert [(question.id, question.stem) for question in questions] == [("4", "Two\nlines"), ("7", "Which?")]
+    assert problems == {
+        2: "the row has 4 cells and the header 3; put a cell with a comma in quotes",
+        6: "the row has 2 cells and the header 3; put a cell with a comma in quotes",
+    }
+
+
+def test_a_quote_that_is_not_closed_takes_no_rows_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "q.csv"
+    file.write_text('image,question,options\na.png,Which?,"CT; MRI\nb.png,Which?,CT; MRI\n')
+    with pytest.raises(ValueError, match=r"cannot be read \(unexpected end of data\)"):
+        read_questions(file, tmp_path)

@@ -81,6 +81,21 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     )
 
 
+def in_folder(config: Config, folder: Path) -> Config:
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": folder})})
+
+
+def repaint(image: Path) -> None:
+    Image.new("RGB", (56, 56), (1, 2, 3)).save(image)
+
+
+def forget_images(folder: Path) -> None:
+    """Make of an evaluation one of before the images were part of what identifies it."""
+    settings = json.loads((folder / "settings.json").read_text())
+    del settings["images"]
+    (folder / "settings.json").write_text(json.dumps(settings))
+
+
 def rows_of(folder: Path, name: str) -> list[Row]:
     return [json.loads(line) for line in (folder / "answers" / f"{name}.jsonl").read_text().splitlines()]
 
@@ -149,13 +164,46 @@ def test_other_questions_do_not_go_into_the_same_folder(config: Config, inferenc
         evaluate(config, Plan("test", questions=2))
 
 
+def test_answers_about_other_images_do_not_go_into_the_same_folder(
+    config: Config, inference: Inference, tmp_path: Path
+) -> None:
+    """As after `prepare` with another window into the same folder: the same rows, and other pictures."""
+    evaluate(config, Plan("test"))
+    repaint(tmp_path / "held1.png")
+    with pytest.raises(ValueError, match=r"holds an evaluation with images '\w+', this one has '\w+'; give another"):
+        evaluate(config, Plan("test"))
+    forget_images(config.run.dir)
+    with pytest.raises(ValueError, match=r"of an earlier version, whose settings\.json does not say its images; give"):
+        evaluate(config, Plan("test"))
+
+
 def test_two_results_are_compared(config: Config, inference: Inference, tmp_path: Path) -> None:
     evaluate(config, Plan("test"))
     earlier = config.run.dir / "report.json"
-    later = config.model_copy(update={"run": config.run.model_copy(update={"dir": tmp_path / "later"})})
-    against = evaluate(later, Plan("test", against=earlier)).against
+    against = evaluate(in_folder(config, tmp_path / "later"), Plan("test", against=earlier)).against
     assert against is not None
     assert (against.other, against.n, against.only_this, against.only_other) == (str(earlier), 4, 0, 0)
+    with pytest.raises(ValueError, match=r"--against .* is an evaluation with questions '.*'; give a result of the"):
+        evaluate(in_folder(config, tmp_path / "fewer"), Plan("test", questions=2, against=earlier))
+    repaint(tmp_path / "held1.png")
+    with pytest.raises(ValueError, match=r"--against .* is an evaluation with images '.*'; give a result of the same"):
+        evaluate(in_folder(config, tmp_path / "repainted"), Plan("test", against=earlier))
+    forget_images(config.run.dir)
+    with pytest.raises(ValueError, match="has no 'images'; --against needs a result of this version"):
+        evaluate(in_folder(config, tmp_path / "old"), Plan("test", against=earlier))
+
+
+def test_the_order_of_questions_does_not_matter_to_a_comparison(
+    config: Config, inference: Inference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seed of a run's data orders them."""
+    evaluate(config, Plan("test"))
+    dataset = module.open_dataset(config.data, train_needed=False)
+    backwards = Dataset(dataset.train, dataset.evaluation[::-1], ())
+    monkeypatch.setattr(module, "open_dataset", lambda settings, train_needed: backwards)
+    against = evaluate(in_folder(config, tmp_path / "later"), Plan("test", against=config.run.dir)).against
+    assert against is not None
+    assert against.n == 4
 
 
 def test_what_is_no_evaluation_is_refused_before_an_engine_starts(

@@ -43,7 +43,7 @@ DOORS = {
     "config": {"config", "loading"},
     "weights": {"messages", "protocol", "buckets", "digests", "transports", "engine.extension"},
     "data": {"dataset", "stream", "encoding", "demonstrations", "questions", "blind_prior", "prompt_templates"}
-    | {"phantoms", "readers.rows", "readers.manifest"},
+    | {"image_digest", "phantoms", "readers.rows", "readers.manifest"},
     "rollout": {"actor", "defaults", "fake_actor"},
     "learner": {"handle", "messages", "schedule"},
     "pool": {"groups", "group_ledger", "actor_states", "scaling", "shared_actors"},

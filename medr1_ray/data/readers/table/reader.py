@@ -18,7 +18,7 @@ from medr1_ray.data.readers.table.columns import Columns, find_columns
 from medr1_ray.data.readers.table.files import Row, TableFile, open_table, part_named
 from medr1_ray.data.readers.table.gold import NAMES, Ambiguous, option_of, settle
 from medr1_ray.data.readers.table.options import options_of, plain_text, split_text
-from medr1_ray.data.readers.views import split_view
+from medr1_ray.data.readers.views import refuse_view_of_image, split_view
 from medr1_ray.types import LETTERS, Question
 
 _SEVERAL_FILES = re.compile(r"\.[a-z0-9]{3,4}['\"]?\s*[;,|]\s*['\"]?\S", re.IGNORECASE)
@@ -257,7 +257,9 @@ class TableReader:
         if self.embedded:
             return "an image in the table"
         try:
-            image_path(self._image_root, split_view(image)[0], images_needed=True)
+            file, _ = split_view(image)
+            image_path(self._image_root, file, images_needed=True)
+            refuse_view_of_image(self._image_root / file, image)
         except RowError as reason:
             return f"{image} ({reason}; images are looked for below {self._image_root})"
         return image
@@ -272,6 +274,7 @@ class TableReader:
         refuse_ambiguous_gold(draft.options, gold)
         file, _ = split_view(draft.image)
         image = draft.image and image_path(self._image_root, file, self._images_needed) + draft.image[len(file) :]
+        refuse_view_of_image(self._image_root / file, draft.image)
         question = Question(
             id=draft.id,
             image_path=image,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -78,6 +79,8 @@ def test_every_model_is_loaded_once_and_asked_once(tmp_path: Path, monkeypatch: 
     assert (second.asked, third.asked) == (4 * 40, 0)
     assert first.loaded[0] == str(tiny_model_path())
     assert len(set(first.loaded + second.loaded)) == 6
+    known = [json.loads(path.read_text()) for path in (tmp_path / "out" / "evaluations").glob("*/settings.json")]
+    assert len({each["images"] for each in known}) == 1, "all were asked about the same images"
     (matrix,) = collect(settings)
     expected = {q.id: q.gold_letter == "A" for q in held_out_questions(settings, "question_type")}
     assert np.mean([cell.accuracy for cell in matrix.cells]) == pytest.approx(np.mean(list(expected.values())))

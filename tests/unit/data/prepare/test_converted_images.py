@@ -12,6 +12,7 @@ from PIL import Image
 from medr1_ray.data.prepare import medical_images
 from medr1_ray.data.prepare.converted_images import write_converted, write_picture
 from medr1_ray.data.prepare.image_facts import check_image
+from medr1_ray.data.prepare.image_scan import facts_of_images
 from tests.unit.data.prepare.medical_files import dicom, nifti, save
 
 
@@ -63,6 +64,36 @@ def test_what_is_written_is_kept_until_the_source_or_the_window_changes(root: Pa
     assert file() == second
 
 
+def test_other_sources_with_the_times_of_the_first_are_written_anew(root: Path) -> None:
+    """As from a copy or an archive that keeps times, into the same folder; the record of facts follows."""
+    out, other, record = root.parent / "out", root.parent / "other", root.parent / "images.jsonl"
+    names = {"a.dcm": "a.dcm.png", "plain.bmp": "plain.bmp"}
+
+    def shown(root: Path, value: int) -> list[int]:
+        root.mkdir(exist_ok=True)
+        save(dicom(np.array([[value, value]], np.uint8), SOPInstanceUID="1.2.3"), root / "a.dcm")
+        Image.new("RGB", (4, 4), (value, 0, 0)).save(root / "plain.bmp")
+        for name in names:
+            os.utime(root / name, (0, 1577836800))
+        assert [write_picture(root, None, out, name).left_out for name in names] == [None, None]
+        hashes = {name: facts.image_hash for name, facts in facts_of_images(out, written, record, 1, 60).items()}
+        assert hashes == {name: check_image(out, name).image_hash for name in written}
+        return [int(np.asarray(Image.open(out / name)).max()) for name in written]
+
+    written = list(names.values())
+    assert shown(root, 50) == [50, 50]
+    assert shown(other, 60) == [60, 60]
+
+
+def test_a_kept_picture_that_is_damaged_is_written_anew(root: Path) -> None:
+    out = root.parent / "out"
+    write_picture(root, None, out, "IM0001")
+    whole = (out / "IM0001.png").read_bytes()
+    (out / "IM0001.png").write_bytes(b"none")
+    write_picture(root, None, out, "IM0001")
+    assert (out / "IM0001.png").read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
@@ -71,6 +102,10 @@ def test_what_is_written_is_kept_until_the_source_or_the_window_changes(root: Pa
         ("p1/a.dcm#frame=2", "DICOM file has no such frame; frames are counted from 0"),
         ("link.dcm", "image is a link that leads out of the dataset's folder"),
         ("none.png", "image file not found"),
+        (
+            "plain.jpg#frame=1",
+            "image path names a frame, slice or window of a file that is neither DICOM nor NIfTI",
+        ),
     ],
 )
 def test_a_picture_that_cannot_be_written_leaves_no_file(root: Path, path: str, reason: str) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from medr1_ray.data.prepare import image_scan as image_checks
 from medr1_ray.data.prepare.image_facts import ImageFacts, check_image
@@ -42,6 +43,17 @@ def test_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.Monkey
     picture(9).save(tmp_path / "0.png")
     os.utime(tmp_path / "1.png")
     assert looked_at() == ["0.png", "1.png", "bad.png"]
+
+
+def test_what_is_known_of_images_elsewhere_is_not_taken_for_these(tmp_path: Path) -> None:
+    """Other data may be prepared into the same folder: with the same names, sizes and times."""
+    record = tmp_path / "record.jsonl"
+    for index, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (9, 9), (index, 0, 0)).save(tmp_path / name / "i.bmp")
+        os.utime(tmp_path / name / "i.bmp", (1, 1))
+        found = facts_of_images(tmp_path / name, ["i.bmp"], record, workers=1, seconds=60)
+        assert found == {"i.bmp": check_image(tmp_path / name, "i.bmp")}
 
 
 KILLER = """

@@ -94,14 +94,30 @@ def test_a_pattern_reads_all_files_that_match(tmp_path: Path) -> None:
     row = {"image": "Images/a/1.png", "problem": "Which? A)x, B)y", "solution": "<answer> B </answer>"}
     for name in ("X-Ray_train", "CT(Computed Tomography)_train", "OCT (Optical Coherence Tomography_test"):
         (folder / f"{name}.json").write_text(json.dumps([row, {}]))
-    result = read_medr1_files(tmp_path, "Splits/train/*_train.json", images_needed=False)
+    (result,) = read_medr1_files(tmp_path, "Splits/train/*_train.json", images_needed=False)
     assert [question.modality for question in result.questions] == ["CT", "X-Ray"]
     assert len({question.id for question in result.questions}) == 2
     assert len(result.dropped) == 2
-    one = read_medr1_files(tmp_path, "Splits/train/CT(Computed Tomography)_train.json", images_needed=False)
+    (one,) = read_medr1_files(tmp_path, "Splits/train/CT(Computed Tomography)_train.json", images_needed=False)
     assert one.questions == result.questions[:1]
     with pytest.raises(ValueError, match=r"no annotation file has this name or matches .*; check data\.train_file"):
         read_medr1_files(tmp_path, "Splits/train/MRI*.json")
+
+
+def test_files_of_one_name_in_several_folders_give_different_ids(tmp_path: Path) -> None:
+    row = {"image": "Images/a/1.png", "problem": "Which? A)x, B)y", "solution": "<answer> B </answer>"}
+    for name in ("CT/test", "MRI/test", "MRI/train"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.json").write_text(json.dumps([row]))
+
+    def ids(*patterns: str) -> list[list[str]]:
+        results = read_medr1_files(tmp_path, *patterns, images_needed=False)
+        return [[question.id for question in result.questions] for result in results]
+
+    assert ids("*/train.json", "*/test.json") == [["train:0"], ["CT/test.json:0", "MRI/test.json:0"]]
+    assert ids("CT/test.json", "MRI/test.json") == [["CT/test.json:0"], ["MRI/test.json:0"]]
+    # The same file twice is one file.
+    assert ids("CT/test.json", "CT/*.json") == [["test:0"], ["test:0"]]
 
 
 def test_files_are_read_by_name_whatever_the_order_in_which_they_are_listed(
@@ -112,10 +128,10 @@ def test_files_are_read_by_name_whatever_the_order_in_which_they_are_listed(
         (tmp_path / f"{name}.json").write_text(json.dumps([row]))
     listed = Path.glob
     monkeypatch.setattr(Path, "glob", lambda self, pattern: sorted(listed(self, pattern), reverse=True))
-    result = read_medr1_files(tmp_path, "*_train.json", images_needed=False)
+    (result,) = read_medr1_files(tmp_path, "*_train.json", images_needed=False)
     assert [question.id for question in result.questions] == ["CT_train:0", "MRI_train:0", "OCT [1]_train:0"]
     # Brackets are part of a name where a file has it, not a pattern.
-    (question,) = read_medr1_files(tmp_path, "OCT [1]_train.json", images_needed=False).questions
+    (question,) = read_medr1_files(tmp_path, "OCT [1]_train.json", images_needed=False)[0].questions
     assert question.id == "OCT [1]_train:0"
 
 

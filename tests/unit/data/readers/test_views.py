@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medr1_ray.data.questions import RowError
-from medr1_ray.data.readers.views import View, medical_format, split_view
+from medr1_ray.data.readers.views import View, medical_format, refuse_view_of_image, split_view
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,14 @@ def test_formats_are_told_by_name_and_without_a_suffix_by_content(tmp_path: Path
     assert found == {"IM0001": "DICOM", "1.2.840.113619.2.5.17": "DICOM", "picture.png": None, "notes": None}
     by_name = ("a.DCM", "a.dicom", "a.ima", "a.nii", "a.NII.GZ", "a.gz", "none", "a\0b")
     assert [medical_format(name) for name in by_name] == ["DICOM"] * 3 + ["NIfTI"] * 2 + [None] * 3
+
+
+def test_an_ordinary_image_has_no_frames_or_slices_to_name(tmp_path: Path) -> None:
+    (tmp_path / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / "stack").write_bytes(b"II*")
+    for path in ("stack#frame=0", "none.tif#frame=1", "a.png#center=40,width=400"):
+        with pytest.raises(RowError, match="names a frame, slice or window of a file that is neither DICOM nor NIfTI"):
+            refuse_view_of_image(tmp_path / split_view(path)[0], path)
+    # Of one that is not there it cannot be told.
+    for path in ("stack", "a#1.png", "IM0001#frame=7", "scan.dcm#frame=7", "none#frame=1"):
+        refuse_view_of_image(tmp_path / split_view(path)[0], path)

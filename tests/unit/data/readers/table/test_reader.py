@@ -63,6 +63,9 @@ def test_rows_that_are_no_questions_are_counted_by_reason(folder: Path) -> None:
         "several images": changed(image="a.png; b.png"),
         "image file not found": changed(image="c.png"),
         "image path leads out of the dataset's folder": changed(image="../outside.png"),
+        "image path names a frame, slice or window of a file that is neither DICOM nor NIfTI": changed(
+            image="a.png#frame=1"
+        ),
         "no question": changed(question=" "),
         "a letter is missing among the options": changed(B=""),
         "fewer than two options": changed(B="", C=""),
