@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from medr1_ray.config.field_types import Settings
 from medr1_ray.types import LETTERS
 
-TableAnswers = Literal["letter", "text", "index_from_0", "index_from_1"]
+TableAnswers = Literal["letter", "text", "index_from_0", "index_from_1", "yes_is_1"]
 
 
 class TableColumns(Settings):
@@ -40,7 +40,8 @@ class TableSettings(Settings):
     `datasets`' `save_to_disk`; relative to `data.root`. Several together are one table."""
     columns: TableColumns = TableColumns()
     answers: TableAnswers | None = None
-    """What the answers are; null finds it out, and refuses a table that can be read in two ways."""
+    """What the answers are; null finds it out, and refuses a table that can be read in two ways. `yes_is_1`: 1 is the
+    option yes (true, positive, present, ...) and 0 the option no, wherever they stand."""
     options: tuple[str, ...] = ()
     """The options of every row, e.g. yes and no, where the table has none. Rows with another answer are left out."""
     where: dict[str, str] = Field(default_factory=dict)

@@ -11,9 +11,8 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ _PART_NAMES = {
 }
 
 _BATCH = 64  # rows of Parquet at once: each may hold an image
-_JSON_LINES_LOOKED_AT = 100
 
 csv.field_size_limit(2**24)
 
@@ -158,19 +156,68 @@ def _open_delimited(file: Path, name: str, part: str | None) -> TableFile:
     if twice:
         raise ValueError(f"two columns are called {twice[0]!r}")
 
-    def read(_: Sequence[str]) -> Iterator[Row]:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            filled = (cells for cells in csv.reader(lines, delimiter=delimiter, strict=True) if any(cells))
-            next(filled)
-            for number, cells in enumerate(filled):
-                problem = None
-                if any(cells[len(columns) :]):
-                    problem = "row has more cells than the header (a separator that is not in quotes?)"
-                elif len(cells) < len(columns):
-                    problem = "row has fewer cells than the header"
-                yield Row(number, dict(zip(columns, cells, strict=False)), problem)
+    def read(_names: Sequence[str]) -> Iterator[Row]:
+        filled = ((cells, swallowed) for cells, swallowed in _records(file, delimiter, len(columns)) if any(cells))
+        next(filled)
+        number = 0
+        for cells, swallowed in filled:
+            # One for each line, so that as many rows are counted as are lost.
+            for _ in range(swallowed):
+                yield Row(number, {}, "row is inside a cell in quotes (a quotation mark that is not doubled?)")
+                number += 1
+            if swallowed:
+                continue
+            problem = None
+            if any(cells[len(columns) :]):
+                problem = "row has more cells than the header (a separator that is not in quotes?)"
+            elif len(cells) < len(columns):
+                problem = "row has fewer cells than the header"
+            yield Row(number, dict(zip(columns, cells, strict=False)), problem)
+            number += 1
 
     return TableFile(name, part, tuple(named), frozenset(), _named(file, read))
+
+
+def _records(file: Path, delimiter: str, columns: int) -> Iterator[tuple[list[str], int]]:
+    """Yield the cells of each record, the header's too, and how many lines a quotation mark in it swallowed: else 0.
+
+    Many programs write tabs without quoting, and then a quotation mark is a letter like others. Texts hardly ever have
+    tabs: if every line has as many as the header, every line is a row. All else is read with quotes. There a mark that
+    nothing closes, `"ground glass`, makes one cell of all rows up to the next mark, and a cell that has line breaks is
+    good; what tells them apart is that lines of the first kind have as many cells as the header.
+    """
+    # What is not in UTF-8 is refused below, after the row where it is.
+    with file.open(encoding="utf-8-sig", newline="", errors="replace") as lines:
+        by_lines = delimiter == "\t" and all(line.count("\t") == columns - 1 for line in lines if line.strip())
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        if by_lines:
+            yield from (([_unquoted(cell) for cell in line.rstrip("\r\n").split("\t")], 0) for line in lines)
+            return
+        taken: list[str] = []
+        for cells in csv.reader(_kept(lines, taken), delimiter=delimiter, strict=True):
+            taken[:] = [line for line in taken if line.strip()]
+            whole = [_is_row(line, delimiter, columns) for line in taken] if len(taken) > 1 else [False]
+            # With tabs, a row between the others may lack cells; with commas, a line of a text may look like a row.
+            swallowed = all(whole) or (delimiter == "\t" and whole[0] and whole[-1])
+            yield cells, len(taken) if swallowed else 0
+            taken.clear()
+
+
+def _kept(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
+    for line in lines:
+        taken.append(line)
+        yield line
+
+
+def _is_row(line: str, delimiter: str, columns: int) -> bool:
+    """Tell whether a line alone has as many cells as there are columns, with quotes or without."""
+    return columns in (line.count(delimiter) + 1, len(next(csv.reader([line], delimiter=delimiter))))
+
+
+def _unquoted(cell: str) -> str:
+    """Return the content of a cell that is in quotes as a whole, any other cell as it is."""
+    quoted = re.fullmatch(r'"((?:[^"]|"")*)"', cell)
+    return quoted[1].replace('""', '"') if quoted else cell
 
 
 def _open_json(file: Path, name: str, part: str | None) -> TableFile:
@@ -198,8 +245,8 @@ def _open_json(file: Path, name: str, part: str | None) -> TableFile:
             else:
                 yield Row(number, {}, "row is not an object")
 
-    first = (value for value in islice(values(), _JSON_LINES_LOOKED_AT) if isinstance(value, dict))
-    columns = dict.fromkeys(str(key) for value in first for key in value)
+    # Of all rows: a patient or a fourth option may be named late.
+    columns = dict.fromkeys(str(key) for value in values() if isinstance(value, dict) for key in value)
     if not columns:
         raise ValueError("holds no rows with names")
     return TableFile(name, part, tuple(columns), frozenset(), _named(file, read))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from itertools import dropwhile
 from typing import Any
 
@@ -19,6 +21,8 @@ _FORMS = [
 ]
 _OWN_LETTER = re.compile(rf"\s*\(?([{LETTERS}])[).:]\s*")
 _SEPARATORS = (";", "|", "\n")
+_LISTED = (("label", "text"), ("key", "value"))
+"""Names of an option's letter and text where the options are a list of mappings."""
 
 
 def options_of(cells: Sequence[Any]) -> tuple[str, ...]:
@@ -27,7 +31,7 @@ def options_of(cells: Sequence[Any]) -> tuple[str, ...]:
     Raises:
         RowError: if they cannot be told apart, one is empty or missing, or there are fewer than 2 or more than letters.
     """
-    texts = _of_one_cell(cells[0]) if len(cells) == 1 else list(map(plain_text, cells))
+    texts = _of_one_cell(cells[0]) if len(cells) == 1 else [plain_text(cell, "option") for cell in cells]
     while texts and not texts[-1]:
         texts.pop()
     if len(texts) < 2:
@@ -68,35 +72,54 @@ def _letter(marker: re.Match[str]) -> str:
     return marker[1].strip("().:")
 
 
-def plain_text(value: Any) -> str:
-    """Return a cell as stripped text; empty for a missing value."""
+def plain_text(value: Any, what: str) -> str:
+    """Return a cell as stripped text; empty for a missing value.
+
+    Raises:
+        RowError: if it is a list, a mapping or bytes; `what` names it.
+    """
+    if isinstance(value, list | tuple | dict | bytes):
+        raise RowError(f"{what} is no text")
     if value is None or value != value:  # NaN
         return ""
+    # Whole numbers are floats where their column has a gap: the same patient is 12 in one file and 12.0 in another.
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        value = int(value)
     return str(value).strip()
 
 
 def _of_one_cell(cell: Any) -> list[str]:
     value = _parsed(cell)
     if isinstance(value, dict):
-        return _of_mapping({str(key).strip().upper(): text for key, text in value.items()})
+        return _of_mapping(list(value.items()))
     if isinstance(value, list | tuple):
-        return list(map(plain_text, value))
-    text = plain_text(value)
+        for names in _LISTED:
+            if value and all(isinstance(each, dict) and each.keys() == set(names) for each in value):
+                return _of_mapping([(each[names[0]], each[names[1]]) for each in value])
+        return [plain_text(each, "option") for each in value]
+    text = plain_text(value, "options")
     try:
         stem, options = split_text(text)
     except RowError:
-        separator = next((separator for separator in _SEPARATORS if separator in text), None)
-        if separator is None:
+        # `CT;\nMRI;\nPET` is the same in both ways, `CT; with contrast | MRI` is not.
+        found = [separator for separator in _SEPARATORS if separator in text]
+        ways = {tuple(part.strip().strip("".join(found)).strip() for part in text.split(each)) for each in found}
+        if not ways:
             raise
-        return [part.strip() for part in text.split(separator)]
+        if len(ways) > 1:
+            raise RowError(f"options have several separators ({' and '.join(map(repr, found))})") from None
+        return list(ways.pop())
     if stem:
         raise RowError("text before the first option")
     return list(options)
 
 
-def _of_mapping(texts: dict[str, Any]) -> list[str]:
+def _of_mapping(texts: Sequence[tuple[Any, Any]]) -> list[str]:
+    pairs = [(plain_text(key, "letter of an option").upper(), plain_text(text, "option")) for key, text in texts]
     # Tables fill mappings that lack a letter with nulls.
-    given = {key: plain_text(text) for key, text in texts.items() if plain_text(text)}
+    given = {key: text for key, text in pairs if text}
+    if len(given) < sum(bool(text) for _, text in pairs):
+        raise RowError("a letter occurs twice among the options")
     for marks in (LETTERS, [str(n) for n in range(1, 27)], [str(n) for n in range(26)]):
         if set(given) == set(marks[: len(given)]):
             return [given[mark] for mark in marks[: len(given)]]

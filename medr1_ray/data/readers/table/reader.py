@@ -22,6 +22,8 @@ from medr1_ray.data.readers.views import refuse_view_of_image, split_view
 from medr1_ray.types import LETTERS, Question
 
 _SEVERAL_FILES = re.compile(r"\.[a-z0-9]{3,4}['\"]?\s*[;,|]\s*['\"]?\S", re.IGNORECASE)
+# What pandas writes after whole numbers into a CSV file whose column has a gap; other files of the table may have none.
+_WHOLE = re.compile(r"(\d+)\.0")
 
 _SHOWN = 300
 """Characters of a question or its options in a preview."""
@@ -213,10 +215,10 @@ class TableReader:
 
         def text(key: str, column: str | None) -> str:
             # Under the key, so that reasons are the same whatever a table calls its columns.
-            return text_of({key: plain_text(cells.get(column)) if column else ""}, key)
+            return text_of({key: plain_text(_only(cells.get(column)), key) if column else ""}, key)
 
         def optional(key: str, column: str | None) -> str | None:
-            return text(key, column) if column and plain_text(cells.get(column)) else None
+            return text(key, column) if column and plain_text(_only(cells.get(column)), key) else None
 
         stem = text("question", columns.question)
         if self._settings.question_until:
@@ -229,6 +231,7 @@ class TableReader:
             stem, options = split_text(stem)
         for option in options:
             text_of({"option": option}, "option")
+        group = optional("group", columns.group)
         return _Draft(
             file=file,
             number=row.number,
@@ -236,11 +239,11 @@ class TableReader:
             image="" if self.embedded else text_of({"image": _path_of(cells.get(columns.image))}, "image"),
             stem=text_of({"question": stem}, "question"),
             options=options,
-            answer=text_of({"answer": plain_text(_only(cells.get(columns.answer)))}, "answer"),
+            answer=text("answer", columns.answer),
             modality=canonical_modality(optional("modality", columns.modality) or UNKNOWN),
             question_type=canonical_question_type(optional("question_type", columns.question_type) or UNKNOWN),
             source=optional("source", columns.source) or file.name,
-            group=optional("group", columns.group),
+            group=whole[1] if group and (whole := _WHOLE.fullmatch(group)) else group,
             part=file.part if columns.split is None else self._part(text("split", columns.split)),
         )
 
@@ -270,7 +273,9 @@ class TableReader:
     def _row(self, draft: _Draft, ways: tuple[TableAnswers, ...]) -> TableRow:
         gold = _gold(draft, ways)
         if gold is None:
-            raise (_NotChosen if self.columns.all_options else RowError)("answer is none of the options")
+            odd = self._settings.answers is None and _gold(draft, tuple(NAMES)) is not None
+            reason = "answer would be read in a way that too few rows need" if odd else "answer is none of the options"
+            raise (_NotChosen if self.columns.all_options else RowError)(reason)
         refuse_ambiguous_gold(draft.options, gold)
         file, _ = split_view(draft.image)
         image = draft.image and image_path(self._image_root, file, self._images_needed) + draft.image[len(file) :]
@@ -310,9 +315,12 @@ def _only(cell: Any) -> Any:
 
 def _is(cell: Any, value: str) -> bool:
     """Tell whether a cell has this value; without an image, a cell for one is empty."""
+    cell = _only(cell)
     if isinstance(cell, dict | bytes):
         return not value and not (any(cell.values()) if isinstance(cell, dict) else cell)
-    return plain_text(cell).casefold() == value.strip().casefold()
+    if isinstance(cell, list):
+        return False
+    return plain_text(cell, "cell").casefold() == value.strip().casefold()
 
 
 def _path_of(cell: Any) -> str:
@@ -322,8 +330,10 @@ def _path_of(cell: Any) -> str:
         RowError: if there are several.
     """
     cell = _only(cell)
-    text = plain_text(cell)
-    if isinstance(cell, list) or _SEVERAL_FILES.search(split_view(text)[0]):
+    if isinstance(cell, list):
+        raise RowError("several images")
+    text = plain_text(cell, "image")
+    if _SEVERAL_FILES.search(split_view(text)[0]):
         raise RowError("several images")
     return text
 

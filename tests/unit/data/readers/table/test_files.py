@@ -93,6 +93,67 @@ def test_rows_with_too_many_or_too_few_cells_are_named(tmp_path: Path) -> None:
     assert [problem and problem[:12] for problem in problems] == ["row has fewe", None, "row has more", "row has fewe"]
 
 
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_columns_that_only_late_rows_have(tmp_path: Path, name: str) -> None:
+    rows = [{"a": "1"}] * 300 + [{"a": "2", "patient": "p"}]
+    (tmp_path / name).write_text(json.dumps(rows) if name == "x.json" else "\n".join(map(json.dumps, rows)))
+    (file,) = open_table(tmp_path / name)
+    assert file.columns == ("a", "patient")
+
+
+def rows_of(path: Path, *lines: str) -> list[tuple[int, str | None]]:
+    """Return number and question of the rows of these lines, None of a row that has a problem."""
+    text = "\n".join(["image\tquestion\tanswer", *lines])
+    path.write_text(text.replace("\t", ",") if path.suffix == ".csv" else text)
+    (file,) = open_table(path)
+    return [(row.number, None if row.problem else row.cells["question"]) for row in file.read(file.columns)]
+
+
+def test_tabs_without_quoting(tmp_path: Path) -> None:
+    # Quotation marks are letters there, whether something closes them, in another row, or not at all.
+    lines = ['a\t"ground glass\tA', "b\tsecond\tB", 'c\t"size" 3"\tA', 'd\t3 "\tB', "", 'e\t"mass" seen?\tA']
+    texts = ['"ground glass', "second", '"size" 3"', '3 "', '"mass" seen?']
+    assert rows_of(tmp_path / "x.tsv", *lines) == list(enumerate(texts))
+
+
+def test_tabs_with_quoting(tmp_path: Path) -> None:
+    one_line = ['a\t"a ""mass"", seen"\tA', '"b"\t""\tB', 'c\t"""x"""\tB']
+    assert rows_of(tmp_path / "x.tsv", *one_line) == list(enumerate(['a "mass", seen', "", '"x"']))
+    # Tabs and line breaks in quotes, and what stands before and after.
+    lines = [*one_line, 'd\t"two\n\nlines"\tA', 'e\t"a\ttab"\tB', 'f\t"three\nlines\n"\tA']
+    texts = ['a "mass", seen', "", '"x"', "two\n\nlines", "a\ttab", "three\nlines\n"]
+    assert rows_of(tmp_path / "x.tsv", *lines) == list(enumerate(texts))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+def test_rows_inside_a_cell_in_quotes_are_counted(tmp_path: Path, name: str) -> None:
+    # The row with two line breaks in quotes tells that quotes have a meaning in this file.
+    good = 'a\t"two\nlines, or\nthree"\tA'
+    swallowed = ['b\t"ground glass\tB', "c\tsecond\tA", 'd\tsize 3"\tB']
+    assert rows_of(tmp_path / name, good, *swallowed, "e\tlast\tA") == [
+        (0, "two\nlines, or\nthree"),
+        (1, None),
+        (2, None),
+        (3, None),
+        (4, "last"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        # Cells in quotes after the mark, an empty line, and a row that lacks a cell.
+        ("x.csv", ['b\t"ground glass\tB', 'd\tsize 3"\t"A, B"']),
+        ("x.tsv", ["z\tragged", 'b\t"ground glass\tB', "", 'd\tsize 3"\tA']),
+        ("x.tsv", ['b\t"ground glass\tB', "c\tragged", 'd\tsize 3"\tA']),
+    ],
+)
+def test_no_row_inside_a_cell_in_quotes_is_missed(tmp_path: Path, name: str, lines: list[str]) -> None:
+    rows = rows_of(tmp_path / name, *lines, "e\tlast\tA")
+    filled = [line for line in lines if line]
+    assert rows == [*((number, None) for number in range(len(filled))), (len(filled), "last")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -105,7 +166,7 @@ def test_rows_with_too_many_or_too_few_cells_are_named(tmp_path: Path) -> None:
         ("x.json", b'{"a": 1}', r"x\.json: cannot be read as a table \(ValueError: holds a dict, not a list of rows\)"),
         ("x.json", b"[1, 2]", r"holds no rows with names"),
         ("x.json", b'[{"a":', r"x\.json: cannot be read as a table"),
-        ("x.jsonl", b'{"a": 1}\n{"a"', r"x\.jsonl: cannot be read"),
+        ("x.jsonl", b'{"a": 1}\n' * 200 + b'{"a"', r"x\.jsonl: cannot be read as a table .*line 201, column 5"),
         ("x.parquet", b"PAR1", r"x\.parquet: cannot be read"),
     ],
 )
@@ -133,14 +194,16 @@ def test_folders_that_are_no_tables(tmp_path: Path) -> None:
 
 
 def test_a_file_that_breaks_off_names_the_row(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text("".join('{"a": 1}\n' for _ in range(200)) + "{")
-    (file,) = open_table(tmp_path / "x.jsonl")
-    with pytest.raises(ValueError, match=r"x\.jsonl: cannot be read after row 199 .*line 201, column 2"):
-        list(file.read(["a"]))
-    (tmp_path / "x.csv").write_bytes(b"a,b\n" + b"1,2\n" * 20000 + b"3,\xe9\n")
+    (tmp_path / "x.csv").write_text("a,b\n" + "1,2\n" * 200 + '"3,4\n')
     (file,) = open_table(tmp_path / "x.csv")
-    with pytest.raises(ValueError, match=r"x\.csv: not in UTF-8"):
+    with pytest.raises(ValueError, match=r"x\.csv: cannot be read after row 199 .*unexpected end of data"):
         list(file.read(["a"]))
+    for name, separator in (("x.csv", b","), ("x.tsv", b"\t")):
+        lines = [[b"a", b"b"]] * 20000 + [[b"3", b"\xe9"]]
+        (tmp_path / name).write_bytes(b"\n".join(map(separator.join, lines)))
+        (file,) = open_table(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name}: not in UTF-8 after row \d\d"):
+            list(file.read(["a"]))
 
 
 def test_names_of_parts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -30,6 +31,9 @@ from medr1_ray.types import LETTERS
         "CT; MRI; PET",
         "CT|MRI|PET",
         "CT\nMRI\nPET",
+        "CT;\nMRI;\nPET",
+        [{"label": "B", "text": "MRI"}, {"label": "a", "text": "CT"}, {"label": "C", "text": "PET"}],
+        '[{"key": 0, "value": "CT"}, {"key": 1, "value": "MRI"}, {"key": 2, "value": "PET"}]',
         ["A) CT", "B) MRI", "C) PET"],
         ["A:CT", "B:MRI", "C:PET"],
     ],
@@ -41,6 +45,8 @@ def test_one_cell_with_all_options(cell: Any) -> None:
 def test_a_cell_for_each_option() -> None:
     assert options_of(["Yes", "No", "", None]) == ("Yes", "No")
     assert options_of([1, 2.5, True]) == ("1", "2.5", "True")
+    # A column of whole numbers with a gap.
+    assert options_of([1.0, Decimal("2.0"), 2.5, 1e400]) == ("1", "2", "2.5", "inf")
     # Texts of spreadsheets that other readers take for something else.
     assert options_of(["NA", "None", "001"]) == ("NA", "None", "001")
     # Letters go only if each option has its own.
@@ -61,6 +67,16 @@ def test_a_cell_for_each_option() -> None:
         ([{"A": "CT", "C": "MRI"}], "a letter is missing among the options"),
         (["A)", "B)"], "a letter is missing among the options"),
         (["CT, MRI"], "no options A"),
+        (["CT; with contrast | MRI | PET"], "options have several separators"),
+        (["Yes; with contrast\nNo"], "options have several separators"),
+        ([[["CT"], ["MRI"]]], "option is no text"),
+        ([["CT", {"text": "MRI"}]], "option is no text"),
+        ([[{"label": "A", "text": "CT"}, {"label": "B", "words": "MRI"}]], "option is no text"),
+        ([[{"label": "A", "text": "CT"}, {"label": "A", "text": "MRI"}]], "a letter occurs twice among the options"),
+        ([{"a": "CT", "A": "MRI"}], "a letter occurs twice among the options"),
+        ([{"A": ["CT"], "B": "MRI"}], "option is no text"),
+        (["CT", ["MRI"]], "option is no text"),
+        ([b"CT; MRI"], "options is no text"),
         (["Choose: A) CT B) MRI"], "text before the first option"),
         ([[str(i) for i in range(len(LETTERS) + 1)]], f"more than {len(LETTERS)} options"),
     ],

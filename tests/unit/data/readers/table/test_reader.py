@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def test_rows_that_are_no_questions_are_counted_by_reason(folder: Path) -> None:
         "answer is none of the options": changed(answer="D"),
         "gold option occurs twice": changed(A="MRI"),
         "question holds characters that no text has": changed(question="a\0b"),
+        "answer would be read in a way that too few rows need": changed(answer="CT"),
     }
     table = read(folder, GOOD, *reasons.values())
     assert dropped_by_reason(table.dropped) == dict.fromkeys(reasons, 1)
@@ -110,6 +112,17 @@ def test_ids_must_not_repeat(folder: Path) -> None:
             {},
             r"data\.table\.answers=null: .*numbers from 0 or numbers from 1.*index_from_1",
         ),
+        (
+            [changed(A="yes", B="no", C="", answer=answer) for answer in "10"],
+            {},
+            r"data\.table\.answers=null: .*: the answers can be numbers from 0 or 1 for yes and 0 for no: '1' would be "
+            r"'no' or 'yes'; set it .* to .*index_from_0, .*yes_is_1",
+        ),
+        (
+            [changed(answer=answer) for answer in "10"],
+            {"options": ("yes", "no")},
+            "'1' would be 'no' or 'yes'",
+        ),
         ([changed(split="fold 3")], {}, r"columns\.split=split: .*'fold 3' .*is no part; use train"),
     ],
 )
@@ -122,6 +135,54 @@ def test_numbers_are_read_as_told(folder: Path) -> None:
     rows = [changed(answer="1"), changed(answer="2")]
     assert [row.question.answer for row in read(folder, *rows, answers="index_from_1").rows] == [0, 1]
     assert [row.question.answer for row in read(folder, *rows, answers="index_from_0").rows] == [1, 2]
+
+
+def test_labels_of_yes_and_no_are_read_as_told(folder: Path) -> None:
+    rows = [changed(A="yes", B="no", C="", answer=answer) for answer in "10"]
+    assert [row.question.answer for row in read(folder, *rows, answers="yes_is_1").rows] == [0, 1]
+    assert [row.question.answer for row in read(folder, *rows, answers="index_from_0").rows] == [1, 0]
+
+
+def test_a_patient_is_the_same_in_every_file(folder: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    (folder / "tables").mkdir()
+    common = {"image": ["a.png"] * 3, "question": ["?"] * 3, "A": [1, 2, 3], "B": [4, 5, 6]}
+    for name, numbers in (("whole", [12, 13, 14]), ("gap", [12.0, None, 12.5])):
+        table = pyarrow.table(common | {"answer": [float(n) for n in common["A"]], "patient": numbers})
+        pyarrow.parquet.write_table(table, folder / "tables" / f"{name}.parquet")
+    settings = TableSettings(file="tables", answers="text")
+    table = TableReader(settings, folder, folder / "images", images_needed=True).read()
+    assert [row.group for row in table.rows] == ["12", None, "12.5", "12", "13", "14"]
+    assert {row.question.answer for row in table.rows} == {0}
+    # pandas writes them so into CSV.
+    rows = [changed(patient=name) for name in ("12", "12.0", "1.5", "a.0")]
+    assert [row.group for row in read(folder, *rows).rows] == ["12", "12", "1.5", "a.0"]
+
+
+def test_cells_that_are_no_texts(folder: Path) -> None:
+    good = {"image": "a.png", "question": "?", "options": ["CT", "MRI"], "answer": "B", "patient": "1", "kind": "x"}
+    bad: list[dict[str, Any]] = [
+        {"question": {"en": "Which?"}},
+        {"question": ["Which", "one?"]},
+        {"answer": ["A", "B"]},
+        {"image": {"path": "a.png"}},
+        {"patient": ["1", "2"]},
+        {"kind": ["x", "y"]},
+    ]
+    rows = [good | {"question": ["Which?"], "kind": ["x"]}, *(good | changes for changes in bad)]
+    (folder / "x.json").write_text(json.dumps(rows))
+    settings = TableSettings(file="x.json", where={"kind": "x"})
+    table = TableReader(settings, folder, folder / "images", images_needed=True).read()
+    assert [row.question.stem for row in table.rows] == ["Which?"]
+    assert dropped_by_reason(table.dropped) == {
+        "question is no text": 2,
+        "answer is no text": 1,
+        "image is no text": 1,
+        "group is no text": 1,
+        "kind is not x": 1,
+    }
 
 
 def test_the_preview_shows_rows_before_all_are_read(folder: Path) -> None:
