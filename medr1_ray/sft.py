@@ -46,8 +46,8 @@ def sft(config: Config, *, resume: bool = False, engines: SharedActors | None = 
                     session.evaluate_if_due()
                 session.save_if_due()
                 session.stop_if_asked()
+            session.save()
         session.sync_for_evaluation()
-        session.save()
         session.evaluate_after()
         return session.summarise()
 

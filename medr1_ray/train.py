@@ -43,7 +43,7 @@ def train(config: Config, *, resume: bool = False, engines: SharedActors | None 
                 session.evaluate_if_due()
                 session.save_if_due()
                 session.stop_if_asked()
-        session.save()
+            session.save()
         session.evaluate_after()
         return session.summarise()
 

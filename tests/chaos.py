@@ -20,6 +20,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -149,8 +150,14 @@ def problems(run: Run, accuracy_alone: float, questions: int) -> list[str]:
         for path in sorted((run.folder / "rollouts").glob("step-*.jsonl"))
         for line in map(json.loads, path.read_text().splitlines()[::8])
     ]
-    if len(ids) != used or len(set(ids)) != len(ids):
-        found.append(f"{used} groups used, {len(ids)} recorded, {len(ids) - len(set(ids))} of them twice")
+    # A run goes on without the files of steps for which the disk had no room, and says so.
+    unwritten = set(re.findall(r"NOT WRITTEN: \S*/rollouts/(step-\d+)\.jsonl", run.output.read_text()))
+    missing = len(unwritten) * used // summary["steps"]
+    if len(ids) + missing != used or len(set(ids)) != len(ids):
+        found.append(
+            f"{used} groups used, {len(ids)} recorded and {missing} said to be missing, {len(ids) - len(set(ids))} of "
+            "them twice"
+        )
     accuracy = summary["eval"]["after"]["accuracy"]
     margin = 1.96 * math.sqrt(2 * accuracy_alone * (1 - accuracy_alone) / questions)
     if abs(accuracy - accuracy_alone) > margin:

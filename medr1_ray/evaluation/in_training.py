@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medr1_ray.base.append_log import NO_ROOM
 from medr1_ray.base.atomic_files import write_text
 from medr1_ray.base.json_files import read_mapping
 from medr1_ray.types import Group, Prompt, Sampling
@@ -59,28 +60,41 @@ def _accuracy_by(named: Iterable[tuple[str, Group]]) -> dict[str, float]:
 class EvaluationLog:
     """The evaluations of a run: `<name>.json` with the fractions, `<name>.jsonl` with each question and its answer.
 
-    They are kept when the run is resumed; a later evaluation of the same name replaces the earlier one.
+    They are kept when the run is resumed; a later evaluation of the same name replaces the earlier one. One for which
+    the disk has no room is kept in memory, and `say` is told.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder = folder
+        self._say = say
+        self._unwritten: dict[str, tuple[int, Evaluation]] = {}
         folder.mkdir(exist_ok=True)
 
     def add(self, name: str, step: int, evaluation: Evaluation, groups: Sequence[Group]) -> None:
         """Write one evaluation."""
         answers = [json.dumps(_answer(group)) + "\n" for group in groups]
-        (self._folder / f"{name}.jsonl").write_text("".join(answers))
-        # Last, because `find` takes this file as the sign that the evaluation has been done.
-        write_text(self._folder / f"{name}.json", json.dumps({"step": step, **asdict(evaluation)}, indent=1))
+        try:
+            write_text(self._folder / f"{name}.jsonl", "".join(answers))
+            # Last, because `find` takes this file as the sign that the evaluation has been done.
+            write_text(self._folder / f"{name}.json", json.dumps({"step": step, **asdict(evaluation)}, indent=1))
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self._unwritten[name] = step, evaluation
+            self._say(f"NOT WRITTEN: evaluation {name}: {error.strerror}; the run goes on without its files")
 
-    def find(self, name: str) -> Evaluation | None:
-        """Return the evaluation of that name, or None."""
+    def find(self, name: str, step: int | None = None) -> Evaluation | None:
+        """Return the evaluation of that name, and of that step where one is given; None where there is none."""
         path = self._folder / f"{name}.json"
-        if not path.exists():
+        if name in self._unwritten:
+            at, evaluation = self._unwritten[name]
+        elif path.exists():
+            names = [field.name for field in fields(Evaluation)]
+            found = read_mapping(path, "move it away to evaluate again", ["step", *names])
+            at, evaluation = found["step"], Evaluation(**{name: found[name] for name in names})
+        else:
             return None
-        names = [field.name for field in fields(Evaluation)]
-        found = read_mapping(path, "move it away to evaluate again", names)
-        return Evaluation(**{name: found[name] for name in names})
+        return evaluation if step in (None, at) else None
 
 
 def _answer(group: Group) -> dict[str, object]:

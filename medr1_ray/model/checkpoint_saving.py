@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medr1_ray.base.manifest import MANIFEST_FILE
 from medr1_ray.model.family import EMBEDDING, HEAD, checkpoint_name
 from medr1_ray.model.weight_files import INDEX_FILE, StoredTensor, read_header, read_json, stored_tensors
 
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz"}
 # The index is written anew. A model card describes the source; the others are those of a checkpoint of ours.
-NOT_COPIED = {INDEX_FILE, "README.md", "state.json", "medr1_ray.json"}
+NOT_COPIED = {INDEX_FILE, MANIFEST_FILE, "README.md", "state.json", "medr1_ray.json"}
 TEMPLATE_FOLDERS = ("chat_templates", "additional_chat_templates")
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}

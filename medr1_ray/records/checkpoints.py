@@ -140,7 +140,8 @@ class Checkpoints:
     def _forget_old(self, step: int) -> None:
         there = saved_steps(self._folder)
         for each in self._retention.superseded(step, there, lambda of: _accuracy(self._folder / f"checkpoint-{of}")):
-            shutil.rmtree(self._folder / f"checkpoint-{each}")
+            # One that cannot be deleted (a mount, a file that is open on NFS) is tried again after the next.
+            shutil.rmtree(self._folder / f"checkpoint-{each}", ignore_errors=True)
 
 
 class Retention:
@@ -200,7 +201,7 @@ def latest_checkpoint(folder: Path) -> Path:
     Raises ValueError when there is none.
     """
     pointer = folder / LATEST_FILE
-    named = folder / pointer.read_text().strip() if pointer.is_file() else None
+    named = folder / pointer.read_text(errors="replace").strip() if pointer.is_file() else None
     if named is not None and step_of(named.name) is not None and named.is_dir():
         return named
     steps = saved_steps(folder)

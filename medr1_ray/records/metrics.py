@@ -143,9 +143,10 @@ def step_metrics(
         "perf/completions_per_second": lengths.size / seconds.step,
         "perf/rollout_tokens_per_second": float(lengths.sum()) / seconds.step,
         "perf/learner_tokens_per_second": report.padded_tokens / seconds.update,
-        "perf/generation_tokens_per_second": float(lengths.sum())
         # Groups are generated side by side, so their seconds must not be added up.
-        / _union_seconds(group.completions.span for group in groups),
+        "perf/generation_tokens_per_second": _over(
+            float(lengths.sum()), _union_seconds(group.completions.span for group in groups)
+        ),
         "perf/reference_tokens_per_second": _rate(report.padded_tokens, report, "reference"),
         "perf/gradient_tokens_per_second": _rate(
             report.padded_tokens * len(report.steps), report, "forward_backward"
@@ -202,8 +203,12 @@ def _idle_fraction(busy: Mapping[str, float], role: str, available_seconds: floa
 
 def _rate(tokens: float, report: UpdateReport | ImitationReport, phase: str) -> float | None:
     """Tokens per second of one phase of the update, all ranks together; None where the phase did not occur."""
-    seconds = _union_seconds(span for span in report.spans if span.phase == phase)
-    return tokens / seconds if seconds else None
+    return _over(tokens, _union_seconds(span for span in report.spans if span.phase == phase))
+
+
+def _over(tokens: float, seconds: float) -> float | None:
+    """None where no time passed: the phase did not occur, or the clock was set back in it."""
+    return tokens / seconds if seconds > 0 else None
 
 
 def _union_seconds(spans: Iterable[Span]) -> float:

@@ -14,9 +14,11 @@ them back), with a warning. null stands for a metric for which there was nothing
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
 import re
 import sys
 import uuid
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from safetensors import SafetensorError
 
 from medr1_ray.base.append_log import NO_ROOM, GrowingFile
 from medr1_ray.base.atomic_files import whole_lines, write_text
@@ -155,7 +158,8 @@ class Tracker:
         """Write the timeline; let wandb and TensorBoard finish."""
         self._metrics.close()
         self._spans.close()
-        if self._spans.path.exists():
+        # Empty where none of them ever found room.
+        if self._spans.path.exists() and self._spans.path.stat().st_size:
             with self._where_there_is_room(self._directory / "timeline.json"):
                 write_timeline(self._directory)
         if self._wandb is not None:
@@ -168,15 +172,19 @@ class Tracker:
         """A full disk does not end the run for a file that it can do without."""
         try:
             yield
-        except OSError as error:
-            if error.errno not in NO_ROOM:
+        # Of safetensors' own, which has no number: it says what the system did.
+        except (OSError, SafetensorError) as error:
+            if getattr(error, "errno", None) not in NO_ROOM and os.strerror(errno.ENOSPC) not in str(error):
                 raise
-            self._say(f"NOT WRITTEN: {path}: {error.strerror}; the run goes on without it")
+            self._say(f"NOT WRITTEN: {path}: {os.strerror(errno.ENOSPC)}; the run goes on without it")
 
     def _discard_after(self, step: int, lines: int) -> int:
         """Returns how many lines are kept: fewer than these where they had found no room when the run was killed."""
         there = [line.decode() for line in whole_lines(self._metrics.path)]
-        kept, discarded = there[:lines], there[lines:]
+        # By their steps too: somebody may have removed a damaged line before these.
+        past = [number >= lines or json.loads(line)["step"] > step for number, line in enumerate(there)]
+        kept = [line for line, is_past in zip(there, past, strict=True) if not is_past]
+        discarded = [line for line, is_past in zip(there, past, strict=True) if is_past]
         rollouts = [
             path
             for path in (*self._rollouts.iterdir(), *self._recorded.glob("step-*"))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
+from medr1_ray.base.json_files import read_mapping
 from medr1_ray.config import Config, Objective, shown_text
 from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder.check import check_model
@@ -137,9 +138,16 @@ def _finished(config: Config) -> str | None:
     except ValueError:
         return None  # damaged; the start looks for a whole one
     summary = directory.path / "summary.json"
-    if step < config.train.steps or not summary.exists():
-        return None
+    if step < config.train.steps or _steps_of(summary) != step:
+        return None  # the last evaluations are missing, also where the run had ended before and goes on with more steps
     return f"nothing left to do: {step} of train.steps={config.train.steps} steps are done, see {summary}"
+
+
+def _steps_of(summary: Path) -> object:
+    try:
+        return read_mapping(summary, "").get("steps")
+    except (OSError, ValueError):
+        return None  # damaged, or not there: made anew
 
 
 def _how_to_go_on(config: Config, module: str, given: Sequence[str]) -> str:

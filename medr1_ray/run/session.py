@@ -203,7 +203,7 @@ class Session:
         if self.evaluations.find("before") is None:
             self._evaluate("before", self.evaluation_prompts)
         # After the last step of a run that goes on with more of them there was one of another name.
-        if self.step and not any(map(self.evaluations.find, (f"step-{self.step}", "after"))):
+        if self.step and not any(self.evaluations.find(name, self.step) for name in (f"step-{self.step}", "after")):
             self.evaluate_if_due()
 
     def evaluation_is_due(self) -> bool:

@@ -91,6 +91,11 @@ def _require_recorded(config: Config) -> None:
     folder, per_step = config.run.replay, config.train.updates_per_rollout
     if folder is None:
         return
+    if folder.resolve().is_relative_to(config.run.dir.resolve()):
+        raise ValueError(
+            f"--replay {folder} lies in run.dir={str(config.run.dir)!r}, of which a start moves such files aside; give "
+            "the replay a run.dir of its own"
+        )
     needed, there = range(per_step, config.train.steps + 1, per_step), set(recorded_steps(folder))
     missing = [step for step in needed if step not in there]
     if missing:

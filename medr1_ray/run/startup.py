@@ -165,7 +165,7 @@ def started_session(
                 config.gap_mean_limit,
             ),
             evaluation_prompts=evaluation_prompts,
-            evaluations=EvaluationLog(directory.evaluations),
+            evaluations=EvaluationLog(directory.evaluations, progress.message),
             tracker=tracker,
             progress=progress,
             checkpoints=checkpoints,

@@ -130,7 +130,7 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
             stream=stream,
             gate=stand_in,
             evaluation_prompts=[prompt for prompt in encoded if isinstance(prompt, Prompt)],
-            evaluations=EvaluationLog(run / "evaluations"),
+            evaluations=EvaluationLog(run / "evaluations", print),
             tracker=Tracker(config, run, *((state.step, state.metric_lines) if state else (0, 0))),
             progress=Progress(config.train.steps),
             checkpoints=Checkpoints(run / "checkpoints", keep=5),

@@ -68,6 +68,7 @@ class Session:
         assert self.saved[-1] == self.step
 
     def save(self) -> None:
+        assert self.stoppable, "a signal in the last save must not undo it"
         self.saved.append(self.step)
 
     def evaluate_after(self) -> None:

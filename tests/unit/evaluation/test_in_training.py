@@ -9,6 +9,7 @@ import numpy as np
 
 from medr1_ray.evaluation.in_training import Evaluation, EvaluationLog, evaluate
 from medr1_ray.types import Prompt, Question, Sampling
+from tests.faults.files import full
 from tests.unit.evaluation.engines import Engines
 
 # The engines answer A: right for the first and the last.
@@ -36,14 +37,32 @@ def test_one_greedy_answer_to_each_question_is_counted_by_modality_and_type() ->
 
 def test_the_log_finds_what_was_added_before(tmp_path: Path) -> None:
     evaluation = Evaluation(0.5, 1.0, 2, {"CT": 0.5}, {"Lesion Grading": 0.5})
-    EvaluationLog(tmp_path / "evaluations").add("before", 0, evaluation, [])
-    assert EvaluationLog(tmp_path / "evaluations").find("before") == evaluation
-    assert EvaluationLog(tmp_path / "evaluations").find("after") is None
+    EvaluationLog(tmp_path / "evaluations", print).add("before", 0, evaluation, [])
+    assert EvaluationLog(tmp_path / "evaluations", print).find("before") == evaluation
+    assert EvaluationLog(tmp_path / "evaluations", print).find("after") is None
+
+
+def test_an_evaluation_of_another_step_is_another(tmp_path: Path) -> None:
+    evaluation = Evaluation(0.5, 1.0, 2, {}, {})
+    log = EvaluationLog(tmp_path, print)
+    log.add("after", 4, evaluation, [])
+    assert log.find("after", 4) == evaluation
+    assert log.find("after", 6) is None, "of a run that went on with more steps"
+
+
+def test_an_evaluation_for_which_there_is_no_room_does_not_end_the_run(disk: Path) -> None:
+    said: list[str] = []
+    log, evaluation = EvaluationLog(disk / "evaluations", said.append), Evaluation(0.5, 1.0, 2, {"CT": 0.5}, {})
+    with full(disk):
+        log.add("before", 0, evaluation, [])
+        assert log.find("before") == evaluation
+    assert said == ["NOT WRITTEN: evaluation before: No space left on device; the run goes on without its files"]
+    assert not (disk / "evaluations" / "before.json").exists()
 
 
 def test_the_log_has_the_step_and_every_answer(tmp_path: Path) -> None:
     evaluation, groups = evaluate(Engines("A"), PROMPTS, max_tokens=8)  # type: ignore[arg-type]
-    log = EvaluationLog(tmp_path)
+    log = EvaluationLog(tmp_path, print)
     log.add("step-5", 5, evaluation, groups[:1])
     log.add("step-5", 6, evaluation, groups)  # a run that was resumed before it
     assert json.loads((tmp_path / "step-5.json").read_text())["step"] == 6

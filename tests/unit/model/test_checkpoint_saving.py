@@ -58,7 +58,8 @@ def test_all_but_the_weights_is_copied_as_it_is(source: Path) -> None:
     template = template_in_json_only(source)
     (source / "LICENSE").write_text("theirs")
     before = files(source)
-    for name in ("README.md", "state.json", "medr1_ray.json", "optimizer.pt", "pytorch_model.bin", ".hidden"):
+    ours = ("state.json", "manifest.json", "medr1_ray.json")
+    for name in ("README.md", *ours, "optimizer.pt", "pytorch_model.bin", ".hidden"):
         (source / name).write_text("describes the source, or is large")
     folder = saved(source, trained(source))
     assert files(folder) == {name: content for name, content in before.items() if name != "README.md"}

@@ -31,7 +31,7 @@ KINDS = (
     *("loads slowly", "generates slowly", "wanted", "deadly question", "reward actor dies"),
 )
 # Errors of ours that such schedules may end in.
-ENDS = ("no rollout actor has been serving for", "policy version ")
+ENDS = ("no rollout actor has been serving for", "no place for rollout-", "policy version ")
 # Simulated. With all deadlines of `a_config` (10 to 30 s) and so few faults a run is done or lost long before.
 ENDLESS_SECONDS = 5_000.0
 

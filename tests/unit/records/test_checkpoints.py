@@ -20,7 +20,7 @@ from medr1_ray.records.checkpoints import (
     read_state,
     whole_checkpoint,
 )
-from tests.faults.files import full
+from tests.faults.files import full, small_disk
 
 
 def _state(step: int) -> RunState:
@@ -140,6 +140,25 @@ def test_a_full_disk_costs_one_checkpoint_and_no_older_one(disk: Path) -> None:
     assert _whole(disk / "checkpoints") == (disk / "checkpoints" / "checkpoint-1", [])
     checkpoints.publish(_state(2), _write)
     assert _whole(disk / "checkpoints") == (disk / "checkpoints" / "checkpoint-2", [])
+
+
+def test_an_old_one_that_cannot_be_deleted_ends_nothing(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    busy = checkpoints.publish(_state(1), _write) / "busy"
+    try:
+        with small_disk(busy, 2**16):
+            checkpoints.publish(_state(2), _write)
+    except PermissionError as error:
+        pytest.skip(f"no disk may be mounted here: {error}")
+    assert _whole(tmp_path) == (tmp_path / "checkpoint-2", [])
+    checkpoints.publish(_state(3), _write)
+    assert _names(tmp_path) == ["checkpoint-3", "latest"]
+
+
+def test_a_pointer_that_is_no_text_is_as_none(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, keep=1).publish(_state(1), _write)
+    (tmp_path / "latest").write_bytes(b"\xff\xfe")
+    assert _whole(tmp_path) == (tmp_path / "checkpoint-1", [])
 
 
 def test_a_rank_that_cannot_write_is_such_a_failure(tmp_path: Path) -> None:

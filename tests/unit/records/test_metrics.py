@@ -88,6 +88,11 @@ def test_what_is_emitted_is_what_is_documented() -> None:
     nobody = Resources(learner_ranks=2, rollout_actors=0, reward_actors=1, price_per_hour=9.0)
     metrics = step_metrics([a_group()], report, counts, members, {}, 3, seconds, busy, nobody)
     assert metrics["perf/rollout_idle_fraction"] is None, "all actors were lost in this step"
+    group = a_group()
+    back = replace(group.completions.span, end_seconds=group.completions.span.start_seconds - 5)
+    back_in_time = replace(group, completions=replace(group.completions, span=back))
+    metrics = step_metrics([back_in_time], report, counts, members, {}, 3, seconds, busy, resources)
+    assert metrics["perf/generation_tokens_per_second"] is None, "the clock was set back"
     metrics = step_metrics([a_group()], unknown, counts, members, {}, 3, seconds, busy, resources)
     assert metrics["perf/model_flops_utilisation"] is None
     assert metrics["perf/reference_tokens_per_second"] is None

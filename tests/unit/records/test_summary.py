@@ -18,7 +18,7 @@ from tests.unit.records.recorded import a_config
 
 @pytest.fixture
 def evaluations(tmp_path: Path) -> EvaluationLog:
-    log = EvaluationLog(tmp_path)
+    log = EvaluationLog(tmp_path, print)
     for name, accuracy in (("before", 0.25), ("after", 0.75), ("blank_image", 0.3), ("shuffled_image", 0.2)):
         log.add(name, 0, Evaluation(accuracy, 0.5, 8, {"CT": accuracy}, {}), [])
     return log

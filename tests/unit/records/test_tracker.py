@@ -19,6 +19,7 @@ import pytest
 from medr1_ray.config import Config
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.types import Span
+from tests.faults.files import full
 from tests.unit.records.recorded import a_config, a_group, lines_of
 
 
@@ -101,6 +102,29 @@ def test_a_resumed_run_keeps_its_steps_and_moves_later_ones_aside(config: Config
     assert [line["reward/total_mean"] for line in lines_of(run / "metrics.discarded-2.jsonl")] == [30]
     Tracker(config, config.run.dir, 3, 3)
     assert not (run / "metrics.discarded-3.jsonl").exists()
+
+
+def test_a_line_that_was_removed_by_hand_brings_no_later_one_back(config: Config) -> None:
+    tracker = Tracker(config, config.run.dir)
+    for step in (1, 2, 3, 4):
+        tracker.log(step, {"reward/total_mean": step})
+    path = config.run.dir / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))  # it was damaged
+    Tracker(config, config.run.dir, 3, 3).log(4, {"reward/total_mean": 40})
+    assert [line["reward/total_mean"] for line in lines_of(path)] == [2, 3, 40]
+
+
+def test_what_safetensors_finds_no_room_for_does_not_end_the_run(config: Config, disk: Path) -> None:
+    said: list[str] = []
+    directory = disk / "run"
+    directory.mkdir()
+    tracker = Tracker(config, directory, say=said.append)
+    with full(disk):
+        tracker.record_groups(1, [a_group()])
+        tracker.log_spans(1, [a_group().completions.span])
+        tracker.close()
+    assert any(line.startswith(f"NOT WRITTEN: {directory}/recorded: No space left") for line in said)
+    assert said[-1].startswith("LOST: 1 lines of")
 
 
 def test_evaluations_after_the_checkpoint_are_not_told_twice(config: Config) -> None:

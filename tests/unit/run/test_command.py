@@ -120,7 +120,13 @@ def test_a_finished_run_has_nothing_left_to_do(
     runs = Runs()
     assert run("grpo", runs, "--config", file, "--resume") == 0
     assert len(runs.given) == 1, "the last evaluation may be missing"
-    (tmp_path / "summary.json").write_text("{}")
+    # Of a run that had fewer steps when it ended first, or cut off.
+    for text in ('{"steps": 2}', '{"ste'):
+        (tmp_path / "summary.json").write_text(text)
+        assert run("grpo", runs, "--config", file, "--resume") == 0
+        assert len(runs.given) == 2, text
+        runs.given.pop()
+    (tmp_path / "summary.json").write_text('{"steps": 4}')
     assert run("grpo", runs, "--config", file, "--resume") == 0
     assert len(runs.given) == 1
     assert "nothing left to do: 4 of train.steps=4 steps are done, see " in capsys.readouterr().out

@@ -134,7 +134,7 @@ def a_session(
         stream=stream,
         gate=Gate(),  # type: ignore[arg-type]
         evaluation_prompts=prompts,
-        evaluations=EvaluationLog(folder),
+        evaluations=EvaluationLog(folder, print),
         tracker=Tracker(config, folder),
         progress=Progress(config.train.steps, every_seconds=1e9),
         checkpoints=Checkpoints(folder / "checkpoints", 2),

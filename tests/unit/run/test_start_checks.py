@@ -170,5 +170,8 @@ def test_a_replay_needs_the_groups_of_every_step(tmp_path: Path) -> None:
     for step in (2, 4):
         write_groups(recorded, step, [a_group()])
     check_start(replay, resume=False)
+    (tmp_path / ".lock").touch()  # where --rollout-only wrote them
+    with pytest.raises(ValueError, match=r"lies in run\.dir=.*give the replay a run\.dir of its own"):
+        check_start(config(tmp_path, *given, f"run.dir={tmp_path}"), resume=False)
     with pytest.raises(ValueError, match=r"no recorded groups of step 6 \(it has 2, up to 4; .* lower train\.steps"):
         check_start(config(tmp_path, *given, "train.steps=6"), resume=False)

@@ -206,7 +206,7 @@ def test_the_command_goes_on_from_the_storage(
     assert command.run_command("grpo", "", runs, arguments) == 0
     assert runs.resumed == [True]
     # It is done: the next start brings, where it must, what did not arrive.
-    (config.run.dir / "summary.json").write_text(json.dumps({}))
+    (config.run.dir / "summary.json").write_text(json.dumps({"steps": 40}))
     assert command.run_command("grpo", "", runs, arguments) == 0
     assert runs.resumed == [True]
     assert "nothing left to do: 40 of train.steps=40" in capsys.readouterr().out
