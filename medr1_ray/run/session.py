@@ -88,7 +88,8 @@ class Session:
         """Generate and record the groups of a step without learning from them: the policy stays that of the start."""
         with self._phase("rollout"):
             groups = self.pool.take(version=0)
-        self.step += 1
+        # As a replay counts them.
+        self.step += self.config.train.updates_per_rollout
         self.tracker.write_rollouts(self.step, groups)
         self.tracker.record_groups(self.step, groups)
         self.tracker.log_spans(self.step, self._take_spans(()))

@@ -681,12 +681,15 @@ def test_a_run_that_records_its_groups_can_be_replayed(world: World, tmp_path: P
     assert second[-1]["ledger/groups_issued"] == second[-1]["ledger/groups_used"] == 16, "the pool issues nothing"
 
 
-def test_rollouts_alone_are_of_the_start_model(world: World, tmp_path: Path) -> None:
-    session = a_session(world, tmp_path, {"steps": 9, "max_staleness": 0}, actors=1)
+@pytest.mark.parametrize("updates", [1, 2])
+def test_rollouts_alone_are_of_the_start_model(world: World, tmp_path: Path, updates: int) -> None:
+    train = {"steps": 6, "max_staleness": updates - 1, "updates_per_rollout": updates}
+    session = a_session(world, tmp_path, train, actors=1)
     session.sync_weights()
     for _ in range(3):
         session.record_rollouts()
-    groups = [group for step in (1, 2, 3) for group in read_groups(tmp_path / "recorded", step)]
+    # Under the steps by which a replay asks for them.
+    groups = [group for n in (1, 2, 3) for group in read_groups(tmp_path / "recorded", n * updates)]
     assert len({group.prompt.id for group in groups}) == 24
     assert {int(version) for group in groups for version in group.completions.versions} == {0}
     assert not (tmp_path / "metrics.jsonl").exists() or lines_of(tmp_path) == [], "nothing was learned"

@@ -61,7 +61,9 @@ def test_one_that_ends_in_the_meantime_is_not_waited_for_any_longer(storage: Sto
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"run": 1}'])
 def test_a_sign_that_cannot_be_read_is_none(storage: Storage, content: bytes) -> None:
     storage.write(OWNER_FILE, content)
-    require_unowned(storage, print, Waiting())
+    waiting, said = Waiting(), list[str]()
+    require_unowned(storage, said.append, waiting)
+    assert (waiting.seconds, said) == (0.0, [])
 
 
 def test_long_dead_ones_cost_no_time(storage: Storage) -> None:
