@@ -74,9 +74,13 @@ def read_index(folder: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     index = read_json(path)
-    if not isinstance(index.get("weight_map"), dict):
+    weight_map = index.get("weight_map")
+    # vLLM leaves out every file that is not listed, and so loads nothing by an empty list.
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{path}: has no weight_map; {_ANEW}")
-    weight_map: dict[str, str] = index["weight_map"]
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file:
+            raise ValueError(f"{path}: the file of {name!r} in weight_map is {file!r}; allowed: a file's name; {_ANEW}")
     return weight_map
 
 
@@ -100,17 +104,22 @@ def read_header(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: is cut off or not a safetensors file ({size:,} bytes); {_ANEW}")
         try:
             header: dict[str, Any] = json.loads(file.read(length))
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+            if not all(isinstance(tensor["dtype"], str) and isinstance(tensor["shape"], list) for tensor in tensors):
+                raise ValueError("a tensor without type or shape")
+            whole = _LENGTH_BYTES + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: is not a safetensors file; {_ANEW}") from error
-    whole = _LENGTH_BYTES + length + max(ends, default=0)
     if size != whole:
         raise ValueError(f"{path}: has {size:,} bytes where its header says {whole:,}; {_ANEW}")
     return header
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file's mapping. Raises ValueError if it is not a mapping in JSON."""
+    """Return a JSON file's mapping. Raises ValueError if it is not a mapping in JSON, or not in plain UTF-8."""
+    # Python's json takes more encodings from bytes than transformers, which would fail later on what passes here.
+    if (encoding := json.detect_encoding(path.read_bytes())) != "utf-8":
+        raise ValueError(f"{path}: is in {encoding}; save it in UTF-8 without a byte order mark")
     return read_mapping(path, _ANEW)
 
 

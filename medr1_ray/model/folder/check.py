@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medr1_ray.config import Config
-from medr1_ray.model.folder.contents import check_contents
+from medr1_ray.model.folder.contents import check_contents, model_config
 from medr1_ray.model.folder.files import AGAIN, check_manifest, processor_file, require_checkpoint
 from medr1_ray.model.folder.limits import check_image_size, check_lengths
 from medr1_ray.model.weight_files import stored_tensors
@@ -42,10 +42,12 @@ def check_model(config: Config) -> None:
     check_model_files(config)
     folder = config.model.folder
     stay_offline()
-    # Before the weights, for which transformers loads its model classes.
-    check_image_size(folder, config.data.image_size)
     with _said_of_model_path():
-        check_folder(folder)
+        vision = model_config(folder).vision_config
+    # Before the weights, for which transformers loads its model classes.
+    check_image_size(folder, vision, config.data.image_size)
+    with _said_of_model_path():
+        check_folder(folder, system_message=config.prompt.system is not None)
 
 
 @contextmanager
@@ -61,10 +63,14 @@ def _said_of_model_path() -> Iterator[None]:
         ) from None
 
 
-def check_folder(folder: Path) -> None:
-    """Check everything that a folder must have, without loading weights. Raises ValueError as `check_model`."""
+def check_folder(folder: Path, system_message: bool = False) -> None:
+    """Check everything that a folder must have, without loading weights. Raises ValueError as `check_model`.
+
+    Args:
+        system_message: prompts begin with one (`prompt.system`), which the chat template must write too.
+    """
     stay_offline()
     require_checkpoint(folder)
     check_manifest(folder)
-    check_contents(folder)
+    check_contents(folder, system_message)
     processor_file(folder)

@@ -7,27 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from medr1_ray.model.family import FAMILIES, HEAD, checkpoint_name
-from medr1_ray.model.folder.files import AGAIN, OF_THE_SOURCE, read_by
-from medr1_ray.model.vocabulary import IMAGE_PAD, chat_template, load_vocabulary
+from medr1_ray.model.folder.files import AGAIN, read_by
+from medr1_ray.model.folder.kinds import OF_THE_SOURCE
+from medr1_ray.model.vocabulary import IMAGE_PAD, START_OF_TURN, STOP_TOKENS, chat_template, load_vocabulary
 from medr1_ray.model.weight_files import is_tied, read_json, stored_tensors, weight_files
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 _END = "eos_token_id"
 _READ_WHOLE, _READ_ROWS = 2**18, 4
+# Of two lines, as every question with options: a template that writes a turn's Python value would write one.
+_QUESTION, _SYSTEM = "What does the image show?\nA. a lung", "Answer with a letter."
 
 
-def check_contents(folder: Path) -> None:
+def check_contents(folder: Path, system_message: bool) -> None:
     """Raises ValueError as `check_folder`; the folder has passed `files.require_checkpoint`."""
-    config = _model_config(folder)
+    config = model_config(folder)
     _check_weights(folder, config)
     _check_positions(folder, config)
     _check_ids(folder, config)
     _check_numbers(folder)
-    _check_tokenizer(folder)
+    _check_template(folder, _check_tokenizer(folder), system_message)
 
 
-def _model_config(folder: Path) -> Any:
+def model_config(folder: Path) -> Any:
+    """Return what transformers reads from config.json. Raises ValueError as `check_folder`."""
     from transformers import AutoConfig
 
     config = read_by(AutoConfig.from_pretrained, folder, folder / "config.json")
@@ -129,37 +133,48 @@ def _check_numbers(folder: Path) -> None:
                     )
 
 
-def _check_tokenizer(folder: Path) -> None:
+def _check_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer, if its ids are the model's."""
     from transformers import AutoTokenizer
 
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         raise ValueError(f"{folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES[:2])}); {OF_THE_SOURCE}")
     file = next(folder / name for name in _TOKENIZER_FILES if (folder / name).exists())
-    tokenizer = read_by(AutoTokenizer.from_pretrained, folder, file)
+    tokenizer = read_by(AutoTokenizer.from_pretrained, folder, f"{file}, with tokenizer_config.json")
     vocabulary = load_vocabulary(folder)
     known = tokenizer.get_vocab()
-    if (last := max(known.values())) >= vocabulary.size:
+    token, last = max(known.items(), key=lambda item: item[1])
+    if last >= vocabulary.size:
         raise ValueError(
-            f"{folder}: its tokenizer has the id {last}, but the model only {vocabulary.size} rows of embeddings; "
-            "resize the embeddings (resize_token_embeddings) after adding tokens"
+            f"{folder}: its tokenizer ({file.name}, tokenizer_config.json) has the id {last}, of {token!r}, but the "
+            f"model only {vocabulary.size} rows of embeddings; resize the embeddings (resize_token_embeddings) after "
+            "adding tokens"
         )
     if known.get(IMAGE_PAD) != vocabulary.image_pad:
         raise ValueError(
             f"{folder}: the tokenizer's id of {IMAGE_PAD} is {known.get(IMAGE_PAD)}, config.json's image_token_id "
             f"{vocabulary.image_pad}; {OF_THE_SOURCE} (tokenizer and config.json)"
         )
-    template = chat_template(folder, tokenizer)
+    return tokenizer
+
+
+def _check_template(folder: Path, tokenizer: Any, system_message: bool) -> None:
+    """Check that the chat template writes the image and all texts of a prompt, the question in the user's turn."""
+    template = read_by(lambda path: chat_template(path, tokenizer), folder, f"{folder}: its chat template")
     if template is None:
         raise ValueError(
             f"{folder}: has no chat template (chat_template.jinja, chat_template.json, or in tokenizer_config.json); "
             f"{OF_THE_SOURCE}"
         )
-    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}]
+    if system_message:
+        chat.insert(0, {"role": "system", "content": [{"type": "text", "text": _SYSTEM}]})
     try:
-        text = tokenizer.apply_chat_template(turn, chat_template=template, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
     except Exception as error:
+        said = " ".join(str(error).split())
         raise ValueError(
-            f"{folder}: its chat template cannot write a turn with an image ({type(error).__name__}: {error}); "
+            f"{folder}: its chat template cannot write a turn with an image ({type(error).__name__}: {said}); "
             f"{OF_THE_SOURCE} (chat_template.json or chat_template.jinja)"
         ) from None
     if (images := text.count(IMAGE_PAD)) != 1:
@@ -167,3 +182,18 @@ def _check_tokenizer(folder: Path) -> None:
             f"{folder}: its chat template writes {images} {IMAGE_PAD} tokens for one image, not 1; {OF_THE_SOURCE} "
             "(chat_template.json or chat_template.jinja)"
         )
+    lost = "question into the user's turn" if _QUESTION not in _users_turn(text) else None
+    if lost is None and system_message and _SYSTEM not in text:
+        lost = "system message (prompt.system)"
+    if lost:
+        raise ValueError(
+            f"{folder}: its chat template does not write the text of the {lost}, so that the model would not see it; "
+            f"{OF_THE_SOURCE} (chat_template.json or chat_template.jinja)"
+        )
+
+
+def _users_turn(text: str) -> str:
+    """Return what a template wrote as the turn of the user, or all where it divides no turns as Qwen's do."""
+    if START_OF_TURN not in text:
+        return text
+    return text.partition(f"{START_OF_TURN}user")[2].partition(STOP_TOKENS[0])[0]

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from medr1_ray.base.manifest import MANIFEST_FILE, find_damage
 from medr1_ray.model.family import FAMILIES, refuse_own_code
+from medr1_ray.model.folder.kinds import OF_THE_SOURCE, check_kinds
 from medr1_ray.model.weight_files import LEARNER_STATE, read_json
 
 AGAIN = "copy or download the checkpoint again"
-OF_THE_SOURCE = "copy it from the model that this one was made from"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What looks like an id of the hub, and is a path that people have.
@@ -65,7 +65,9 @@ def require_checkpoint(folder: Path) -> None:
     _check_settings(folder / "config.json")
     for name in ("config.json", "generation_config.json", "tokenizer_config.json", *_PROCESSOR_FILES):
         if name in files:
-            refuse_own_code(folder / name, read_json(folder / name))
+            settings = read_json(folder / name)
+            refuse_own_code(folder / name, settings)
+            check_kinds(folder / name, settings)
     if not any(name.endswith(".safetensors") or name == "model.safetensors.index.json" for name in files):
         raise ValueError(f"{folder}: {_without_safetensors(files)}")
 
@@ -88,14 +90,18 @@ def _is_pointer(path: Path) -> bool:
 
 def _check_settings(path: Path) -> None:
     settings = read_json(path)
-    if settings.get("model_type") not in FAMILIES:
+    # A tuple, because a list or a mapping from the file cannot be looked up in a dictionary.
+    if settings.get("model_type") not in tuple(FAMILIES):
         raise ValueError(
             f"{path}: a model of type {settings.get('model_type')!r}; allowed: {', '.join(FAMILIES)}. Give a "
             "checkpoint of one of these families"
         )
-    if "quantization_config" in settings:
-        method = settings["quantization_config"].get("quant_method", "some method")
-        raise ValueError(f"{path}: the model is quantized ({method}), which cannot be trained; give the original one")
+    if (given := settings.get("quantization_config")) is not None:
+        method = given.get("quant_method", "some method") if isinstance(given, dict) else given
+        raise ValueError(
+            f"{path}: the model is quantized ({method}) by its quantization_config, which cannot be trained; give the "
+            "original one"
+        )
 
 
 def _without_safetensors(files: set[str]) -> str:
@@ -112,15 +118,20 @@ def _without_safetensors(files: set[str]) -> str:
 
 
 def processor_file(folder: Path) -> Path:
-    """Return the file with the image processor's settings. Raises ValueError where there is none."""
-    file = next((folder / name for name in _PROCESSOR_FILES if (folder / name).exists()), None)
-    if file is None:
+    """Return the file from which transformers takes the image processor's settings.
+
+    Raises ValueError where there is none.
+    """
+    own, shared = (folder / name for name in _PROCESSOR_FILES)
+    if shared.exists() and read_json(shared).get("image_processor") is not None:
+        return shared
+    if not own.exists():
         raise ValueError(f"{folder}: has no image processor ({' or '.join(_PROCESSOR_FILES)}); {OF_THE_SOURCE}")
-    return file
+    return own
 
 
-def read_by(reader: Callable[[Any], T], given: Any, file: Path) -> T:
-    """Return what a reader of transformers makes of a folder; any failure of it becomes one line that names a file."""
+def read_by(reader: Callable[[Any], T], given: Any, file: object) -> T:
+    """Return what a reader of transformers makes of a folder; any failure of it becomes one line that names `file`."""
     try:
         return reader(given)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a model and the settings must agree on: positions, and the size of images."""
+"""What a model, its image processor and the settings must agree on: positions, patches, and the size of images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from medr1_ray.config import Config
-from medr1_ray.model.folder.files import OF_THE_SOURCE, processor_file, read_by
+from medr1_ray.model.folder.files import processor_file, read_by
+from medr1_ray.model.folder.kinds import COUNT, FLAG, OF_THE_SOURCE, POSITIVE, Kind, check_value, is_number
 from medr1_ray.model.weight_files import read_json
 
 _LONGEST_SIDE = 8192
+_COLOURS = Kind("three numbers", lambda value: _are_three(value) and all(map(is_number, value)))
+_SPREADS = Kind("three numbers above 0", lambda value: _are_three(value) and all(map(POSITIVE.fits, value)))
+# The integers of Pillow's filters, or a member of its enumeration, which is the default.
+_FILTER = Kind(
+    "a whole number from 0 to 5",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 5,
+)
 
 
 def check_lengths(folder: Path, config: Config) -> None:
@@ -25,8 +33,12 @@ def check_lengths(folder: Path, config: Config) -> None:
         )
 
 
-def check_image_size(folder: Path, size: int) -> None:
-    """Raises ValueError where the image processor would change images of size x size pixels, or is not the model's."""
+def check_image_size(folder: Path, vision: Any, size: int) -> None:
+    """Raises ValueError where the image processor would change images of size x size pixels, or is not the model's.
+
+    Args:
+        vision: what transformers reads from config.json about the vision tower.
+    """
     from transformers import AutoImageProcessor
 
     def load(path: Path) -> Any:
@@ -38,13 +50,7 @@ def check_image_size(folder: Path, size: int) -> None:
     if not hasattr(processor, "get_number_of_image_patches"):
         name = type(processor).__name__
         raise ValueError(f"{file}: {name} is not the image processor of this model; {OF_THE_SOURCE}")
-    vision = read_json(folder / "config.json").get("vision_config", {})
-    for key, other in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size")):
-        if vision.get(other, getattr(processor, key)) != getattr(processor, key):
-            raise ValueError(
-                f"{file}: {key} is {getattr(processor, key)}, but config.json has {other} {vision[other]}; "
-                f"{OF_THE_SOURCE}"
-            )
+    _check_processor(file, processor, vision)
     side = processor.patch_size * processor.merge_size
 
     def tokens(pixels: int) -> int:
@@ -53,8 +59,43 @@ def check_image_size(folder: Path, size: int) -> None:
     wanted = max(1, round(size / side)) ** 2
     if tokens(size) != wanted:
         fitting = [k * side for k in range(1, _LONGEST_SIDE // side) if tokens(k * side) == k**2]
+        allowed = f"allowed: {fitting[0]} to {fitting[-1]}, or change" if fitting else "no size fits; change"
         raise ValueError(
             f"data.image_size={size}: the image processor of {folder} makes {tokens(size):,} visual tokens of such an "
-            f"image, not {wanted:,}; allowed: {fitting[0]} to {fitting[-1]}, or change min_pixels and max_pixels in "
-            f"its {file.name}"
+            f"image, not {wanted:,}; {allowed} min_pixels and max_pixels in its {file.name}"
         )
+
+
+def _check_processor(file: Path, processor: Any, vision: Any) -> None:
+    """Check what cuts images into patches; transformers takes any values for it until there is an image."""
+    for key, other in (
+        ("patch_size", "patch_size"),
+        ("merge_size", "spatial_merge_size"),
+        ("temporal_patch_size", "temporal_patch_size"),
+    ):
+        given, models = getattr(processor, key), getattr(vision, other)
+        if type(given) is not int or given != models:
+            raise ValueError(
+                f"{file}: {key} is {given!r}; allowed: {models!r}, the {other} in config.json; {OF_THE_SOURCE}"
+            )
+    kinds = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), FLAG)
+    if processor.do_normalize:
+        kinds |= {"image_mean": _COLOURS, "image_std": _SPREADS}
+    if processor.do_rescale:
+        kinds |= {"rescale_factor": POSITIVE}
+    if processor.do_resize:
+        kinds |= {"resample": _FILTER}
+    for key, kind in kinds.items():
+        check_value(file, key, getattr(processor, key), kind)
+    least, most = processor.size.shortest_edge, processor.size.longest_edge
+    check_value(file, "shortest_edge of size, or min_pixels,", least, COUNT)
+    check_value(file, "longest_edge of size, or max_pixels,", most, COUNT)
+    if least > most:
+        raise ValueError(
+            f"{file}: shortest_edge of size, or min_pixels, is {least}, more than its longest_edge, or max_pixels, "
+            f"{most}; {OF_THE_SOURCE}"
+        )
+
+
+def _are_three(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3

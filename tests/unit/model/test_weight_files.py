@@ -46,8 +46,31 @@ def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"index.json: is not a mapping in JSON"):
         stored_tensors(folder)
     index.write_text("{}")
-    with pytest.raises(ValueError, match=r"index.json: has no weight_map"):
-        stored_tensors(folder)
+    for nothing in ("{}", '{"weight_map": {}}', '{"weight_map": null}'):
+        index.write_text(nothing)
+        with pytest.raises(ValueError, match=r"index.json: has no weight_map"):
+            stored_tensors(folder)
+    for given in (3, None, ["x"], ""):
+        index.write_text(json.dumps({"weight_map": {"a": given}}))
+        with pytest.raises(ValueError, match=r"index.json: the file of 'a' in weight_map is .*; allowed: a file"):
+            stored_tensors(folder)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": 3},
+        {"a": {"data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": []}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}},
+    ],
+)
+def test_a_header_of_other_values_is_not_one(tmp_path: Path, header: dict[str, object]) -> None:
+    text = json.dumps(header).encode()
+    (tmp_path / SINGLE_FILE).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(ValueError, match=r"model.safetensors: is not a safetensors file; copy or download"):
+        stored_tensors(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from medr1_ray.base.manifest import store, write_manifest
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder.check import check_folder, check_model, stay_offline
-from medr1_ray.model.folder.contents import _check_weights, _model_config
+from medr1_ray.model.folder.contents import _check_weights, model_config
 from medr1_ray.model.folder.files import require_checkpoint
 from tests.repository import REPOSITORY
 from tests.unit.model.model_folders import (
@@ -74,6 +74,7 @@ def spoil_shard(folder: Path, name: str) -> None:
 
 
 NORM = "model.norm.weight"
+TEXT = "{{ messages[-1].content[1].text }}"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,8 @@ NORM = "model.norm.weight"
         (settings(model_type="llava"), "a model of type 'llava'; allowed: qwen2_vl, qwen2_5_vl"),
         (settings(model_type=None), "a model of type None; allowed: qwen2_vl"),
         (settings(quantization_config={"quant_method": "awq"}), r"is quantized \(awq\).*give the original one"),
-        (settings(text_config={"hidden_size": "wide"}), "config.json: transformers cannot read it"),
+        (settings(quantization_config="fp8"), r"the model is quantized \(fp8\) by its quantization_config"),
+        (settings(text_config={"hidden_act": "wide"}), "config.json: transformers cannot read it"),
         (
             then(unlink("model.safetensors"), write("pytorch_model.bin", "x")),
             "weights are in pytorch_model.bin; load it with transformers, save it",
@@ -112,7 +114,7 @@ NORM = "model.norm.weight"
             weights(lambda found: found.update({NORM: torch.zeros(128, dtype=torch.int8)})),
             "'model.norm.weight' is of type I8; allowed: BF16, F16, F32, F64",
         ),
-        (settings(text_config=None), "the tensor '.*' has shape"),
+        (settings(text_config={}), "the tensor '.*' has shape"),
         (weights(lambda found: found[NORM][3].fill_(torch.nan)), "'model.norm.weight' holds numbers that are not"),
         (
             then(in_shards, lambda folder: spoil_shard(folder, "visual.blocks.0.attn.qkv.weight")),
@@ -141,12 +143,19 @@ NORM = "model.norm.weight"
         (write("processor_config.json", '{"image_processor": {"auto_map": 1}}'), "processor_config.json: names Python"),
         (write("preprocessor_config.json", '[{"auto_map": 1}]'), "preprocessor_config.json: is not a mapping"),
         (unlink("tokenizer.json"), r"has no tokenizer \(tokenizer.json or vocab.json\); copy it from"),
-        (write("tokenizer.json", "{}"), "tokenizer.json: transformers cannot read it"),
+        (write("tokenizer.json", "{}"), "tokenizer.json, with tokenizer_config.json: transformers cannot read it"),
         (settings(image_token_id=7), r"id of <\|image_pad\|> is 895, config.json's image_token_id 7"),
         (unlink("processor_config.json"), "has no image processor .preprocessor_config.json or processor_config.json"),
         (unlink("chat_template.jinja"), "has no chat template"),
         (write("chat_template.jinja", "{{ messages[0]['content'] + 'x' }}"), "cannot write a turn with an image"),
+        (write("chat_template.jinja", "{{ raise_exception('a\n\nb') }}"), "cannot write a turn .*: a b.; copy it"),
         (write("chat_template.jinja", "{{ messages[0]['role'] }}"), r"writes 0 <\|image_pad\|> tokens for one image"),
+        (write("chat_template.jinja", "<|image_pad|>What is this?"), "not write the text of the question into"),
+        (write("chat_template.jinja", "{{ messages[0].content }}<|image_pad|>"), "not write the text of the question"),
+        (
+            write("chat_template.jinja", f"<|im_start|>system\n{TEXT}<|im_end|><|im_start|>user\n<|image_pad|>"),
+            "not write the text of the question into the user's turn.*copy it from",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_with_the_folder_and_what_to_do(
@@ -170,6 +179,8 @@ def test_what_is_wrong_is_one_line_with_the_folder_and_what_to_do(
         weights(lambda found: found.update({"lm_head.weight": torch.zeros(909, 128)})),
         weights(lambda found: found.update({f"model.{n}": found.pop(n) for n in list(found) if n[0] == "v"})),
         unlink("generation_config.json"),
+        settings(quantization_config=None),
+        write("chat_template.jinja", "USER: <|image_pad|>" + TEXT),
     ],
 )
 def test_a_folder_that_can_be_used_passes(tmp_path: Path, change: Callable[[Path], object]) -> None:
@@ -181,7 +192,7 @@ def test_a_folder_that_can_be_used_passes(tmp_path: Path, change: Callable[[Path
 @pytest.mark.parametrize("make", [qwen2_vl, qwen2_5_vl])
 def test_weights_of_every_family_are_found_under_their_names(tmp_path: Path, make: Callable[[], Any]) -> None:
     make().save_pretrained(tmp_path)
-    config = _model_config(tmp_path)
+    config = model_config(tmp_path)
     _check_weights(tmp_path, config)
     change_weights(tmp_path, lambda found: found.pop("visual.blocks.0.norm1.weight"))
     with pytest.raises(ValueError, match=r"its weights lack the tensor 'visual.blocks.0.norm1.weight'"):
@@ -203,7 +214,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_pat
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<extra>"])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"has the id 909, but the model only 909 rows .*resize_token_embeddings"):
+    with pytest.raises(ValueError, match=r"has the id 909, of '<extra>', but the model only 909 .*resize_token"):
         check_folder(folder)
 
 
@@ -212,8 +223,8 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_pat
     [
         ("processor_config.json", [], "processor_config.json: is not a mapping in JSON"),
         ("generation_config.json", None, "generation_config.json: is not JSON"),
-        ("processor_config.json", {"patch_size": 16}, "patch_size is 16, but config.json has patch_size 14"),
-        ("processor_config.json", {"merge_size": 1}, "merge_size is 1, but config.json has spatial_merge_size 2"),
+        ("processor_config.json", {"patch_size": 16}, "patch_size is 16; allowed: 14, the patch_size in config.json"),
+        ("processor_config.json", {"merge_size": 1}, "merge_size is 1; allowed: 2, the spatial_merge_size in"),
         ("config.json", {"max_position_embeddings": 64}, "rollout.max_tokens=8 are .*the model has 64 positions"),
     ],
 )
