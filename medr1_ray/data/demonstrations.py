@@ -10,6 +10,7 @@ import numpy as np
 
 from medr1_ray.config import Config
 from medr1_ray.data.prompt_templates import TARGETS, target_text
+from medr1_ray.model.folder.files import count_tokens
 from medr1_ray.model.vocabulary import STOP_TOKENS
 from medr1_ray.types import Completions, Mode, Prompt, Span
 
@@ -79,14 +80,12 @@ class Teacher:
 
 
 def require_room_for_an_answer(config: Config) -> None:
-    """Raise ValueError if `rollout.max_tokens` is too small for an answer in the form that the mode asks for."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(config.model.folder))
+    """Raise ValueError if `rollout.max_tokens` is too small for an answer in the form that the mode asks for, or the
+    tokenizer cannot be read. Expects a folder that `model.folder.check.check_model_files` has passed."""
     shortest = TARGETS[config.mode].replace("{letter}", "A")
     thinking = 0 if config.mode == "no_think" else THINKING_TOKENS
     # The end of the turn is a token too.
-    needed = len(tokenizer.encode(shortest, add_special_tokens=False)) + thinking + 1
+    needed = count_tokens(config.model.folder, shortest) + thinking + 1
     if config.rollout.max_tokens < needed:
         with_thinking = f" with {thinking} tokens of thinking" if thinking else ""
         raise ValueError(

@@ -13,7 +13,6 @@ import numpy as np
 
 from medr1_ray.base.atomic_files import naming
 from medr1_ray.config import Config, require_lasting
-from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder, Refused, check_image, continuations
 from medr1_ray.data.questions import UNKNOWN
 from medr1_ray.model.folder.check import check_model
@@ -59,10 +58,9 @@ def encode(config: Config, questions: Sequence[Question]) -> list[Prompt | Refus
     """Return each question as a prompt, or why it cannot be asked.
 
     Raises:
-        ValueError: the model is not usable, or no answer has room within `rollout.max_tokens`.
+        ValueError: the model is not usable.
     """
     check_model(config)
-    require_room_for_an_answer(config)
     encoder = PromptEncoder.of(config)
     return [encoder.encode(question, question.id) for question in questions]
 

@@ -15,7 +15,6 @@ from medr1_ray.base.json_files import read_mapping
 from medr1_ray.base.signs_of_life import still
 from medr1_ray.config import Config
 from medr1_ray.data.dataset import Dataset, open_dataset, stratified_sample
-from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.image_digest import images_digest
 from medr1_ray.data.prompt_templates import MEDR1_WORDING
@@ -79,7 +78,6 @@ def evaluate(config: Config, plan: Plan) -> Report:
     dataset = _read(config, plan)
     # After the data, because of what it imports.
     check_model(config)
-    require_room_for_an_answer(config)
     _say(dataset.description)
     with still(f"reading the images, and the weights of {config.model.folder}, which identify the evaluation"):
         of_what = _what_is_asked(config, dataset)

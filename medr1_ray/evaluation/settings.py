@@ -16,6 +16,7 @@ from pathlib import Path
 from medr1_ray.base.writable_folder import require_writable
 from medr1_ray.config import Config, require_lasting, tiny_model_path
 from medr1_ray.config.loading import load_config
+from medr1_ray.data.demonstrations import require_room_for_an_answer
 from medr1_ray.data.readers.manifest import MANIFEST_FILE
 from medr1_ray.evaluation.devices import place_engines, visible_gpus
 from medr1_ray.evaluation.folder import require_own
@@ -131,6 +132,7 @@ def evaluation_config(
     require_writable(f"--out {folder}", folder)
     require_own(folder)
     check_model_files(config)
+    require_room_for_an_answer(config)
     return without_learner(place_engines(config, count_gpus), folder)
 
 
@@ -152,6 +154,7 @@ def answering_config(
         given += _ONE_ENGINE
     config = _load(checkpoint, mode, files, given, overrides)
     check_model_files(config)
+    require_room_for_an_answer(config)
     return without_learner(place_engines(config, count_gpus), config.run.dir)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from medr1_ray.cluster.address import require_reachable
 from medr1_ray.config import Config, require_copied
 from medr1_ray.data.dataset import Dataset, are_there, check_dataset, open_dataset
 from medr1_ray.data.demonstrations import require_room_for_an_answer
@@ -31,6 +32,7 @@ def check_start(config: Config, *, resume: bool) -> Dataset | None:
     for check in _of_settings(config, resume=resume):
         check()
     check_model_files(config)
+    require_room_for_an_answer(config)
     check_dataset(config.data)
     # Before the rest of the model's check, which imports for seconds.
     dataset = open_dataset(config.data) if are_there(config.data) else None
@@ -83,6 +85,7 @@ def _of_settings(config: Config, *, resume: bool, brings: bool = False) -> tuple
         lambda: check_run_directory(config, resume=resume),
         lambda: check_storage(config, resume=resume or brings),
         lambda: _require_recorded(config),
+        lambda: require_reachable(config),
         *((lambda: check_files(config.run.dir),) if resume else ()),
     )
 
@@ -108,8 +111,9 @@ def _require_recorded(config: Config) -> None:
 
 
 def _check_model(config: Config) -> None:
-    check_model(config)
+    check_model_files(config)
     require_room_for_an_answer(config)
+    check_model(config)
     encoder = PromptEncoder.of(config)
     if encoder.visual_tokens >= config.rollout.max_prompt_tokens:
         raise ValueError(

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import ray
 
-from medr1_ray.cluster.connect import connect, require_reachable
+from medr1_ray.cluster.connect import connect
 from medr1_ray.cluster.driver_files import driver_files
 from medr1_ray.cluster.leaving_nodes import LeavingNodes, this_node
 from medr1_ray.cluster.placement import release_nodes
@@ -69,8 +69,6 @@ def started_session(
     progress.message(f"writing to {config.run.dir.absolute()}")
     if engines is not None:
         engines.require_fit(config)
-    else:
-        require_reachable(config)
     if dataset is None:
         progress.message(f"drawing {config.data.phantom_images} phantoms below {config.data.root}")
         dataset = open_dataset(config.data)

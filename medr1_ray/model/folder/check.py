@@ -9,7 +9,13 @@ from pathlib import Path
 
 from medr1_ray.config import Config
 from medr1_ray.model.folder.contents import check_contents, model_config
-from medr1_ray.model.folder.files import AGAIN, check_manifest, processor_file, require_checkpoint
+from medr1_ray.model.folder.files import (
+    AGAIN,
+    check_manifest,
+    processor_file,
+    require_checkpoint,
+    tokenizer_file,
+)
 from medr1_ray.model.folder.limits import check_image_size, check_lengths
 from medr1_ray.model.weight_files import stored_tensors
 
@@ -29,6 +35,7 @@ def check_model_files(config: Config) -> None:
     with _said_of_model_path():
         require_checkpoint(folder)
         processor_file(folder)
+        tokenizer_file(folder)
         stored_tensors(folder)
     check_lengths(folder, config)
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from medr1_ray.model.family import FAMILIES, HEAD, checkpoint_name
-from medr1_ray.model.folder.files import AGAIN, read_by
+from medr1_ray.model.folder.files import AGAIN, read_by, tokenizer_file
 from medr1_ray.model.folder.kinds import OF_THE_SOURCE
 from medr1_ray.model.vocabulary import IMAGE_PAD, START_OF_TURN, STOP_TOKENS, chat_template, load_vocabulary
 from medr1_ray.model.weight_files import is_tied, read_json, stored_tensors, weight_files
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 _END = "eos_token_id"
 _READ_WHOLE, _READ_ROWS = 2**18, 4
 # Of two lines, as every question with options: a template that writes a turn's Python value would write one.
@@ -137,9 +136,7 @@ def _check_tokenizer(folder: Path) -> Any:
     """Return the tokenizer, if its ids are the model's."""
     from transformers import AutoTokenizer
 
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        raise ValueError(f"{folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES[:2])}); {OF_THE_SOURCE}")
-    file = next(folder / name for name in _TOKENIZER_FILES if (folder / name).exists())
+    file = tokenizer_file(folder)
     tokenizer = read_by(AutoTokenizer.from_pretrained, folder, f"{file}, with tokenizer_config.json")
     vocabulary = load_vocabulary(folder)
     known = tokenizer.get_vocab()

@@ -20,6 +20,7 @@ _LOCAL = {"models", "runs", "checkpoints"}
 _READ_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".safetensors")
 _POINTER_START = b"version https://git-lfs"
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 T = TypeVar("T")
 
@@ -128,6 +129,34 @@ def processor_file(folder: Path) -> Path:
     if not own.exists():
         raise ValueError(f"{folder}: has no image processor ({' or '.join(_PROCESSOR_FILES)}); {OF_THE_SOURCE}")
     return own
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """Return the file from which transformers takes the tokenizer. Raises ValueError where there is none."""
+    for name in _TOKENIZER_FILES:
+        if (folder / name).exists():
+            return folder / name
+    raise ValueError(f"{folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES[:2])}); {OF_THE_SOURCE}")
+
+
+def count_tokens(folder: Path, text: str) -> int:
+    """Return how many tokens the folder's tokenizer makes of a text, with no special ones around it.
+
+    Raises:
+        ValueError: the tokenizer cannot be read.
+    """
+
+    def count(file: Path) -> int:
+        if file.name == "tokenizer.json":
+            # What transformers reads it with; by itself it is imported in no time.
+            from tokenizers import Tokenizer
+
+            return len(Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids)
+        from transformers import AutoTokenizer
+
+        return len(AutoTokenizer.from_pretrained(folder).encode(text, add_special_tokens=False))
+
+    return read_by(count, file := tokenizer_file(folder), file)
 
 
 def read_by(reader: Callable[[Any], T], given: Any, file: object) -> T:

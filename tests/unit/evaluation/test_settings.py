@@ -60,8 +60,8 @@ def test_a_run_is_evaluated_with_its_own_settings(run: Path, tmp_path: Path) -> 
     assert (config.learner.world_size, config.learner.gpus_per_rank) == (1, 0)
     assert config.run.dir == Path.cwd() / "runs/evaluations/my_run-checkpoint-5/data-test-think"
     assert _config(checkpoint=checkpoint, data=tmp_path / "data", mode="no_think").mode == "no_think"
-    answering = answering_config(checkpoint, mode=None, files=[], overrides=["rollout.max_tokens=7"])
-    assert (answering.mode, answering.rollout.max_tokens) == ("think", 7)
+    answering = answering_config(checkpoint, mode=None, files=[], overrides=["rollout.max_tokens=17"])
+    assert (answering.mode, answering.rollout.max_tokens) == ("think", 17)
 
 
 def test_questions_are_answered_by_one_engine_unless_settings_say_more(run: Path, tmp_path: Path) -> None:

@@ -50,6 +50,18 @@ print("settings:", *{"torch", "transformers", "datasets"} & set(sys.modules))
 import medr1_ray.run.command, medr1_ray.train
 print("command:", *{"torch", "transformers", "datasets"} & set(sys.modules))
 settings, *names = sys.argv[1:]
+import medr1_ray.answer, medr1_ray.evaluate, medr1_ray.tiny.__main__
+about = ["--image", settings, "--question", "Which?", "--options", "CT;MRI"]
+refused = [
+    medr1_ray.tiny.__main__.main(["--out", "absent", "--seed", "-1"]),
+    medr1_ray.answer.main(["--model", "tiny", *about, "rollout.max_tokens=1"]),
+    medr1_ray.evaluate.main(["--model", "tiny", "--data", settings, "--split", "test", "rollout.max_tokens=1"]),
+    *(
+        medr1_ray.train.main(["--config", settings, wrong])
+        for wrong in ("rollout.max_tokens=1", "cluster.address=localhost:1", "model.path=absent")
+    ),
+]
+print("refused:", *refused, *{"torch", "transformers", "ray"} & set(sys.modules))
 engines = {"ray", "vllm", "deepspeed"}
 for name in names:
     importlib.import_module(name)
@@ -102,6 +114,10 @@ def test_modules_above_the_actors_import_neither_ray_nor_vllm_nor_deepspeed(told
 
 def test_the_package_itself_imports_nothing(told: str) -> None:
     assert "package: medr1_ray\n" in told
+
+
+def test_what_is_refused_quickly_loads_no_library_that_takes_seconds(told: str) -> None:
+    assert "refused: 1 1 1 1 1 1\n" in told
 
 
 def test_the_settings_load_neither_torch_nor_transformers(told: str) -> None:

@@ -1,8 +1,20 @@
-"""The README.md (model card) that is written next to the weights."""
+"""Building the tiny Qwen2-VL: tokenizer, weights, pre-training, a look at what it can do, and its model card."""
 
 from __future__ import annotations
 
-from medr1_ray.tiny.pretrain import Plan
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from medr1_ray.tiny import probe
+from medr1_ray.tiny.architecture import build_model, save
+from medr1_ray.tiny.curriculum import corpus
+from medr1_ray.tiny.eyes import EyePlan, open_eyes
+from medr1_ray.tiny.network import FastForward
+from medr1_ray.tiny.pretrain import Plan, pretrain
+from medr1_ray.tiny.tokenizer import train_tokenizer
 
 _CARD = """---
 license: apache-2.0
@@ -34,6 +46,39 @@ It knows nothing of medicine and must not be used for it.
 
 {table}
 """
+
+
+def build(out: Path, seed: int, steps: int | None, threads: int) -> None:
+    """Train the tokenizer, build, pre-train and probe the model; log to the screen and `out/build_log.txt`.
+
+    `steps` are optimizer steps; None: those of the shipped model.
+    """
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    log_path = out / "build_log.txt"
+
+    def log(line: str) -> None:
+        stamped = f"{time.strftime('%H:%M:%S')} {line}"
+        print(stamped, flush=True)
+        with log_path.open("a", encoding="utf-8") as file:
+            file.write(stamped + "\n")
+
+    plan = Plan() if steps is None else Plan(steps=steps)
+    tokenizer = train_tokenizer(corpus(seed))
+    model = build_model(tokenizer, seed)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    log(f"seed {seed}, torch {torch.__version__}, {platform.machine()}, threads {threads}")
+    log(f"{plan}, vocabulary {len(tokenizer)}, parameters {parameters}")
+    checkpoint = out / "state.pt"
+    if not checkpoint.exists():  # a checkpoint already contains the trained vision tower
+        log(str(EyePlan()))
+        open_eyes(FastForward(model), tokenizer, EyePlan(), seed, log)
+    pretrain(model, tokenizer, plan, seed, log, checkpoint)
+    folder = out / "model"
+    save(folder, model, tokenizer)
+    zero_shot = probe.table(folder, phantoms=160)
+    log("zero-shot on held-out phantoms\n" + zero_shot)
+    (folder / "README.md").write_text(model_card(plan, seed, parameters, zero_shot), encoding="utf-8")
 
 
 def model_card(plan: Plan, seed: int, parameters: int, table: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from medr1_ray.config import tiny_model_path
+from medr1_ray.tiny.build import model_card
 from medr1_ray.tiny.eyes import EyePlan
-from medr1_ray.tiny.model_card import model_card
 from medr1_ray.tiny.pretrain import Plan
 
 
