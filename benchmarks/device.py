@@ -50,7 +50,7 @@ def batches_of(policy: Policy, shape: Shape, plain: bool, micro_batch_tokens: in
     pack = pack_plain if plain else pack_groups
     vocabulary = policy.vocabulary
     batches = []
-    for micro_batch in update_request(config, groups, shape, plain).micro_batches:
+    for micro_batch in update_request(config, groups, shape, plain).mini_batches[0].micro_batches:
         members = [(groups[i].prompt, groups[i].completions) for i in micro_batch.groups]
         images = patch([prompt.image for prompt, _ in members])
         batch = pack(members, images, vocabulary.image_pad, vocabulary.pad, policy.prompt_positions)

@@ -161,7 +161,7 @@ def model(config: Config, shape: Shape, groups: Sequence[Group], whole_step: boo
     policy, reference = load(), load() if whole_step else None
     patch = ImagePatcher(path)
     batches = []
-    for micro_batch in update_request(config, groups, shape).micro_batches:
+    for micro_batch in update_request(config, groups, shape).mini_batches[0].micro_batches:
         members = [groups[i] for i in micro_batch.groups]
         images = patch([group.prompt.image for group in members])
         pairs = [(group.prompt, group.completions) for group in members]

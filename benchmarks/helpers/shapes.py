@@ -26,7 +26,7 @@ from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.learner.batching import deal_out
-from medr1_ray.learner.messages import BatchSize, MicroBatch, UpdateRequest
+from medr1_ray.learner.messages import BatchSize, MicroBatch, MiniBatch, UpdateRequest
 from medr1_ray.model import packing
 from medr1_ray.model.family import checkpoint_name
 from medr1_ray.rewards.advantages import group_advantages
@@ -179,7 +179,8 @@ def update_request(config: Config, groups: Sequence[Group], shape: Shape, plain:
         prompts = [length - shape.group_size * shape.tokens for length in lengths]
         lengths = [shape.group_size * (prompt + shape.tokens) for prompt in prompts]
     (micro_batches,) = deal_out(lengths, 1, config.learner.micro_batch_tokens)
-    return UpdateRequest(0, tuple(groups), tuple(MicroBatch(m.groups) for m in micro_batches), batch)
+    whole = MiniBatch(tuple(MicroBatch(m.groups) for m in micro_batches), batch)
+    return UpdateRequest(0, tuple(groups), (whole,))
 
 
 def tensors_of(config: Config) -> dict[str, torch.Tensor]:

@@ -29,11 +29,11 @@ def _check_supervised(config: Config) -> None:
             f"rollout.temperature={config.rollout.temperature:g}: SFT maximises the likelihood at temperature 1; "
             "set it to 1"
         )
-    if config.train.updates_per_rollout != 1:
-        raise ValueError(
-            f"train.updates_per_rollout={config.train.updates_per_rollout}: SFT has no rollouts and takes one "
-            "optimizer step per batch; set it to 1"
-        )
+    for key in ("minibatches", "updates_per_rollout"):
+        if (given := getattr(config.train, key)) != 1:
+            raise ValueError(
+                f"train.{key}={given}: SFT has no rollouts and takes one optimizer step per batch; set it to 1"
+            )
 
 
 def _check_overlong_buffer(config: Config) -> None:
@@ -61,10 +61,14 @@ def _check_importance_weights(config: Config) -> None:
 
 def _check_batches(config: Config) -> None:
     train = config.train
-    if train.steps % train.updates_per_rollout:
+    if train.steps % train.steps_per_rollout:
+        each = f"train.updates_per_rollout={train.updates_per_rollout}"
+        if train.minibatches > 1:
+            each = f"train.minibatches={train.minibatches} times {each}, the optimizer steps of one batch of rollouts"
+        lower = train.steps // train.steps_per_rollout * train.steps_per_rollout
         raise ValueError(
-            f"train.steps={train.steps} is not a multiple of train.updates_per_rollout="
-            f"{train.updates_per_rollout}; choose a multiple"
+            f"train.steps={train.steps} is not a multiple of {each}; choose a multiple, e.g. "
+            f"{lower or train.steps_per_rollout}"
         )
     if config.learner.warmup_steps > train.steps:
         raise ValueError(
@@ -75,6 +79,18 @@ def _check_batches(config: Config) -> None:
         raise ValueError(
             f"train.prompts_per_step={train.prompts_per_step} is less than learner.world_size="
             f"{config.learner.world_size}: every rank needs a group; use at least {config.learner.world_size}"
+        )
+    if train.prompts_per_step % train.minibatches:
+        more = -(-train.prompts_per_step // train.minibatches) * train.minibatches
+        raise ValueError(
+            f"train.minibatches={train.minibatches} does not divide train.prompts_per_step={train.prompts_per_step} "
+            f"into equal parts; choose a divisor, or e.g. train.prompts_per_step={more}"
+        )
+    if train.prompts_per_step < config.learner.world_size * train.minibatches:
+        raise ValueError(
+            f"train.minibatches={train.minibatches}: {train.prompts_per_step // train.minibatches} of the "
+            f"train.prompts_per_step={train.prompts_per_step} in each are less than learner.world_size="
+            f"{config.learner.world_size}, and every rank needs a group; use fewer mini-batches or more prompts"
         )
 
 

@@ -178,12 +178,20 @@ class TrainSettings(Settings):
     group_size: Annotated[Int, Field(ge=2)] = 8
     max_staleness: NonNegativeInt = 0
     """Policy versions that a completion's oldest token may lag behind the learner; 0 is synchronous."""
+    minibatches: PositiveInt = 1
+    """Disjoint parts of a step's prompts, each with an optimizer step of its own (16 in DAPO, arXiv 2503.14476, section
+    4.1; 4 in GSPO, arXiv 2507.18071, section 5.1)."""
     updates_per_rollout: PositiveInt = 1
-    """Optimizer steps on the same rollouts (mu in GRPO)."""
+    """Passes over the same rollouts, each of `minibatches` optimizer steps (mu in GRPO, arXiv 2402.03300)."""
     dynamic_sampling: bool = False
     """Replace groups whose rewards are all equal (DAPO, arXiv 2503.14476, section 3.2)."""
     max_refills: PositiveInt = 4
     """With dynamic sampling: stop refilling a step after `max_refills` times `prompts_per_step` prompts."""
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps, and so policy versions, from one batch of rollouts to the next."""
+        return self.minibatches * self.updates_per_rollout
 
 
 class RolloutSettings(PoolSize):

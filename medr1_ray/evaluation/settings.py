@@ -43,7 +43,7 @@ _ASKED_WITH: dict[str, bool | set[str]] = {
 }
 
 # Settings that the schema requires and an evaluation does not use.
-_REQUIRED = ("train.steps=1", "train.updates_per_rollout=1")
+_REQUIRED = ("train.steps=1", "train.minibatches=1", "train.updates_per_rollout=1")
 # A run has as many as its steps need; a file of many questions can ask for more.
 _ONE_ENGINE = ("rollout.actors=1", "rollout.min_actors=null", "rollout.max_actors=null")
 # A run's way of moving weights need not be possible on the machine that evaluates it.

@@ -28,6 +28,7 @@ from medr1_ray.cluster.ports import free_port
 from medr1_ray.learner import grpo
 from medr1_ray.learner.finite import require_finite
 from medr1_ray.learner.messages import (
+    BatchSize,
     GroupLogprobs,
     ImitationRequest,
     LogprobsRequest,
@@ -47,12 +48,13 @@ from medr1_ray.model.lora import Adapters
 from medr1_ray.model.packing import Images, PackedBatch, pack_groups, pack_plain
 from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.model.weight_files import LEARNER_STATE
-from medr1_ray.types import CompletedPrompt, Span
+from medr1_ray.types import CompletedPrompt, Group, Span
 from medr1_ray.weights.messages import WeightGroup, WeightUpdate
 from medr1_ray.weights.transports import TRANSPORTS
 
 if TYPE_CHECKING:
     from medr1_ray.learner.reference import AdapterFreeReference, Reference
+
 
 @dataclass(frozen=True)
 class _Work:
@@ -163,29 +165,36 @@ class LearnerActor:
         return found
 
     def update(self, request: UpdateRequest) -> RankReport:
-        """Take `train.updates_per_rollout` optimizer steps on the whole batch, of which this rank has a share.
+        """Take `train.updates_per_rollout` passes over the batch, of which this rank has a share, and in each an
+        optimizer step for every mini-batch.
 
         A step whose gradient is not finite changes nothing. Raises ValueError where a group's image became another
         number of visual tokens than in the engine.
         """
-        settings = self._settings
         with self._span("pack"):
-            work = [self._prepare(micro_batch, request) for micro_batch in request.micro_batches]
-        batches = [item.packed for item in work]
-        old: list[Tensor] = []
+            parts = request.mini_batches
+            work = [[self._prepare(each, request.groups, part.batch) for each in part.micro_batches] for part in parts]
+        # Ratios are taken to the policy of before the first step. The first mini-batch's own pass still sees that one.
+        old: list[list[Tensor]] = [[]]
+        for later in work[1:]:
+            with self._span("old_logprobs"):
+                old.append([self._score(item.packed) for item in later])
         sums: list[TokenSums] = []
 
-        def loss_of(version: int, i: int, logprobs: Tensor) -> Tensor:
-            if i == len(old):  # the first pass over the batch
-                old.append(logprobs.detach())
-            tokens = work[i].tokens.to(self._device)
-            loss, part = grpo.loss_and_sums(logprobs, old[i], tokens, settings.loss, version)
-            if not work[i].padding:
-                sums.append(part)
+        def loss_of(part: int, version: int | None, i: int, logprobs: Tensor) -> Tensor:
+            item, tokens = work[part][i], work[part][i].tokens.to(self._device)
+            if i == len(old[part]):
+                old[part].append(logprobs.detach())
+            loss, of_item = grpo.loss_and_sums(logprobs, old[part][i], tokens, self._settings.loss, version)
+            if not item.padding:
+                sums.append(of_item)
             return loss
 
-        versions = range(request.version, request.version + settings.train.updates_per_rollout)
-        steps = [self._step(version, batches, partial(loss_of, version)) for version in versions]
+        steps: list[OptimizerStep] = []
+        for version in (request.version, *[None] * (self._settings.train.updates_per_rollout - 1)):
+            for part, items in enumerate(work):
+                of_part = partial(loss_of, part, version)
+                steps.append(self._step(request.version + len(steps), [item.packed for item in items], of_part))
         return RankReport(tuple(steps), sum(sums, start=TokenSums()), self._take_spans())
 
     def imitate(self, request: ImitationRequest) -> RankReport:
@@ -205,20 +214,16 @@ class LearnerActor:
     def logprobs(self, request: LogprobsRequest) -> list[GroupLogprobs]:
         """The policy's log-probabilities of each group, in the order of the micro-batches that are not padding."""
         found = []
-        self._engine.eval()
         for micro_batch in request.micro_batches:
             members = [request.groups[i] for i in micro_batch.groups]
             images = self._patch([prompt.image for prompt, _ in members])
-            packed = self._pack(members, images, request.plain)
-            with torch.no_grad():
-                logprobs = self._engine(packed.to(self._device)).cpu().numpy()
+            logprobs = self._score(self._pack(members, images, request.plain)).cpu().numpy()
             if not micro_batch.padding:
                 ends = np.cumsum([completions.token_ids.size for _, completions in members])
                 parts = np.split(logprobs, ends[:-1])
                 found += [
                     GroupLogprobs(part, visual) for part, visual in zip(parts, images.visual_tokens, strict=True)
                 ]
-        self._engine.train()
         return found
 
     def publish_weights(self, version: int, to_newcomers: bool) -> WeightUpdate | None:
@@ -257,7 +262,8 @@ class LearnerActor:
         # copy=True matters where the model is on the CPU: a gathered tensor is valid only until the next is requested.
         parts = (
             (name, tensor.to("cpu", copy=True) if self._rank == 0 else None)
-            for name, tensor in self._whole_parameters()
+            for frozen in (True, False)
+            for name, tensor in self._source.tensors(frozen=frozen)
         )
         whole = {name: tensor for name, tensor in parts if tensor is not None}
         try:
@@ -308,6 +314,14 @@ class LearnerActor:
         norm = float(self._engine.get_global_grad_norm())
         return OptimizerStep(loss_share, norm, rate)
 
+    def _score(self, packed: PackedBatch) -> Tensor:
+        """The policy's log-probabilities float32 [S]."""
+        self._engine.eval()
+        with torch.no_grad():
+            logprobs: Tensor = self._engine(packed.to(self._device))
+        self._engine.train()
+        return logprobs
+
     def _patched(self, pairs: Sequence[CompletedPrompt]) -> Images:
         images = self._patch([prompt.image for prompt, _ in pairs])
         for (prompt, completions), visual in zip(pairs, images.visual_tokens, strict=True):
@@ -319,13 +333,13 @@ class LearnerActor:
                 )
         return images
 
-    def _prepare(self, micro_batch: MicroBatch, request: UpdateRequest) -> _Work:
-        groups = [request.groups[i] for i in micro_batch.groups]
+    def _prepare(self, micro_batch: MicroBatch, of_request: Sequence[Group], batch: BatchSize) -> _Work:
+        groups = [of_request[i] for i in micro_batch.groups]
         pairs = [(group.prompt, group.completions) for group in groups]
         completions = [group.completions for group in groups]
         lengths = torch.from_numpy(np.concatenate([c.lengths for c in completions])).long()
         advantages = torch.from_numpy(np.concatenate([group.advantages for group in groups]))
-        weights = grpo.token_weights(lengths, self._settings.loss.aggregation, request.batch)
+        weights = grpo.token_weights(lengths, self._settings.loss.aggregation, batch)
         tokens = grpo.TokenBatch(
             lengths=lengths,
             advantages=advantages.repeat_interleave(lengths),
@@ -342,10 +356,6 @@ class LearnerActor:
         vocabulary = self._policy.vocabulary
         pack = pack_plain if plain else pack_groups
         return pack(groups, images, vocabulary.image_pad, vocabulary.pad, self._policy.prompt_positions)
-
-    def _whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for frozen in (True, False):
-            yield from self._source.tensors(frozen=frozen)
 
     def _take_spans(self) -> tuple[Span, ...]:
         """All since the last report, those of `prepare` included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from medr1_ray.learner.messages import (
     BatchSize,
     ImitationRequest,
     MicroBatch,
+    MiniBatch,
     OptimizerStep,
     RankReport,
     UpdateRequest,
@@ -81,7 +83,7 @@ def _cut(share: list[int], lengths: Sequence[int], micro_batch_tokens: int) -> l
 
 
 def batch_size(pairs: Sequence[CompletedPrompt], max_tokens: int) -> BatchSize:
-    """The normalisers of a whole batch."""
+    """The normalisers of a batch that is one optimizer step."""
     return BatchSize(
         completions=sum(completions.lengths.size for _, completions in pairs),
         tokens=sum(completions.token_ids.size for _, completions in pairs),
@@ -89,10 +91,19 @@ def batch_size(pairs: Sequence[CompletedPrompt], max_tokens: int) -> BatchSize:
     )
 
 
-def groups_that_teach(groups: Sequence[Group], equal: Sequence[bool], world_size: int) -> list[Group]:
+def mini_batches(groups: Sequence[Group], count: int) -> list[Sequence[Group]]:
+    """Cut a batch into `train.minibatches` parts, in order and of equal size; a replayed batch that does not divide, of
+    sizes that differ by one at most."""
+    if len(groups) < count:
+        raise ValueError(f"{len(groups)} groups cannot be cut into train.minibatches={count}; lower it")
+    ends = [i * len(groups) // count for i in range(count + 1)]
+    return [groups[start:end] for start, end in pairwise(ends)]
+
+
+def groups_that_teach(groups: Sequence[Group], world_size: int) -> list[Group]:
     """The groups with unequal rewards, and as many others as are needed to give every rank a group."""
-    teaching = [group for group, is_equal in zip(groups, equal, strict=True) if not is_equal]
-    others = [group for group, is_equal in zip(groups, equal, strict=True) if is_equal]
+    teaching = [group for group in groups if not group.rewards.all_equal]
+    others = [group for group in groups if group.rewards.all_equal]
     # Even if no group teaches, the optimizer step is taken (momentum, weight decay), and it needs at least one row.
     return teaching + others[: max(0, world_size - len(teaching))]
 
@@ -102,18 +113,36 @@ def in_order(plan: Plan) -> list[int]:
     return [i for micro_batch in plan if not micro_batch.padding for i in micro_batch.groups]
 
 
-def share(plan: Plan) -> tuple[list[int], tuple[MicroBatch, ...]]:
-    """The groups that a rank needs, each once, and its micro-batches with indices into them."""
+def share(plan: Plan, first: int = 0) -> tuple[list[int], tuple[MicroBatch, ...]]:
+    """The groups that a rank needs, each once, and its micro-batches with indices into them, counted from `first`."""
     indices = sorted({i for micro_batch in plan for i in micro_batch.groups})
-    place = {index: i for i, index in enumerate(indices)}
+    place = {index: i for i, index in enumerate(indices, start=first)}
     return indices, tuple(
         MicroBatch(tuple(place[i] for i in micro_batch.groups), micro_batch.padding) for micro_batch in plan
     )
 
 
-def update_request(groups: Sequence[Group], plan: Plan, batch: BatchSize, version: int) -> UpdateRequest:
-    indices, micro_batches = share(plan)
-    return UpdateRequest(version, tuple(groups[i] for i in indices), micro_batches, batch)
+def update_requests(
+    parts: Sequence[Sequence[Group]], batches: Sequence[BatchSize], settings: LearnerSettings, version: int
+) -> tuple[list[UpdateRequest], int]:
+    """The ranks' requests, and the number of tokens that go through the model in one pass, padding included.
+
+    Args:
+        parts: of each mini-batch the groups that go through the model.
+        batches: of each its normalisers.
+    """
+    groups: list[list[Group]] = [[] for _ in range(settings.world_size)]
+    cut: list[list[MiniBatch]] = [[] for _ in range(settings.world_size)]
+    padded_tokens = 0
+    for part, batch in zip(parts, batches, strict=True):
+        plans, tokens = plan([(group.prompt, group.completions) for group in part], settings)
+        padded_tokens += tokens
+        for own, of_rank, micro in zip(groups, cut, plans, strict=True):
+            indices, micro_batches = share(micro, first=len(own))
+            own += [part[i] for i in indices]
+            of_rank.append(MiniBatch(micro_batches, batch))
+    requests = [UpdateRequest(version, tuple(own), tuple(of_rank)) for own, of_rank in zip(groups, cut, strict=True)]
+    return requests, padded_tokens
 
 
 def imitation_request(

@@ -6,8 +6,9 @@ The loss of a batch is a plain weighted sum over its tokens,
 
     L = sum_t  w_t * ( -c_t * min(rho_t A, clip(rho_t, 1 - low, 1 + high) A) + beta * KL_t ),
 
-with rho_t = exp(policy - old) and c_t = min(exp(old - rollout), cap). The weights w come from the WHOLE batch, so the
-sum over micro-batches and ranks is the same however the batch is cut (a completion never is).
+with rho_t = exp(policy - old) and c_t = min(exp(old - rollout), cap). A batch is what one optimizer step learns from:
+all groups of the rollouts, or one of `train.minibatches` parts. The weights w come from the WHOLE batch, so the sum
+over micro-batches and ranks is the same however the batch is cut (a completion never is).
 
 What differs from GRPO (Shao et al., arXiv 2402.03300, eq. 3 and 4), and why:
 - w_t is 1 / (N |o|) there (`sequence`). `token` is DAPO's 1 / S (arXiv 2503.14476, section 3.3), which gives the
@@ -19,8 +20,9 @@ What differs from GRPO (Shao et al., arXiv 2402.03300, eq. 3 and 4), and why:
 - c_t corrects for the engine that sampled: its kernels round otherwise, and in asynchronous training its weights are
   older. It is truncated importance sampling (Ionides 2008; per token as in Yao et al. 2025, "Your efficient RL
   framework secretly brings you off-policy RL training"), a constant under the gradient, and not applied to the KL.
-- "Old" is the policy before the first update on the batch, scored by the learner: with one update per batch it is the
-  policy itself, rho is exactly 1, and nothing is clipped.
+- "Old" is the policy before the first optimizer step on the rollouts, scored by the learner: with one step (one
+  mini-batch, one pass) it is the policy itself, rho is exactly 1, and nothing is clipped. From the second mini-batch on
+  it is not, as in DAPO (16 mini-batches, section 4.1) and GSPO (4, section 5.1), whose clip ranges are meant for that.
 
 The advantages A come with the groups (`rewards/advantages.py`).
 """
@@ -105,14 +107,15 @@ def token_weights(
 
 
 def loss_and_sums(
-    policy_logprobs: Tensor, old_logprobs: Tensor, tokens: TokenBatch, settings: LossSettings, version: int
+    policy_logprobs: Tensor, old_logprobs: Tensor, tokens: TokenBatch, settings: LossSettings, version: int | None
 ) -> tuple[Tensor, TokenSums]:
     """The weighted sum of the objective over these tokens, and its diagnostics.
 
     Args:
         policy_logprobs: float32 [S], with a graph.
-        old_logprobs: float32 [S], without one; `policy_logprobs.detach()` on the first pass over a batch.
-        version: the learner's policy version, which decides what counts as gap and what as drift.
+        old_logprobs: float32 [S], without one; `policy_logprobs.detach()` in the first step on the rollouts.
+        version: the policy version of `old_logprobs`, which decides what counts as gap and what as drift; None in later
+            passes over the same tokens, which count neither again.
     """
     ratio = _ratio(policy_logprobs, old_logprobs, tokens.lengths, settings.ratio)
     # The minimum below selects the clipped value only where the policy has already moved in the direction of the
@@ -132,7 +135,7 @@ def loss_and_sums(
         per_token = per_token + settings.kl_beta * divergence
     loss = (tokens.weights * per_token).sum()
     with torch.no_grad():
-        sums = _sums(policy_logprobs, ratio, importance, divergence, tokens, settings, version)
+        sums = _sums(old_logprobs, ratio, importance, divergence, tokens, settings, version)
     return loss, sums
 
 
@@ -169,21 +172,21 @@ def statistics(parts: Iterable[TokenSums]) -> PolicyStatistics:
 
 
 def _sums(
-    policy: Tensor,
+    old: Tensor,
     ratio: Tensor,
     importance: Tensor,
     divergence: Tensor,
     tokens: TokenBatch,
     settings: LossSettings,
-    version: int,
+    version: int | None,
 ) -> TokenSums:
     # All completions of the micro-batch are empty; `max` of an empty tensor raises.
-    if policy.numel() == 0:
+    if old.numel() == 0:
         return TokenSums()
     cap = math.inf if settings.importance_cap is None else settings.importance_cap
-    gap = (policy - tokens.rollout_logprobs).abs()
+    gap = (old - tokens.rollout_logprobs).abs()
     # At equal versions a difference is an error; at older versions it also shows how far the policy has moved.
-    same = tokens.versions == version
+    same, older = _of_versions(tokens.versions, version)
     own_gap = torch.where(same, gap, 0.0)
     # One transfer for all of them: every `.item()` would synchronise with the GPU.
     values = torch.stack(
@@ -200,12 +203,13 @@ def _sums(
             same.sum(),
             own_gap.sum(),
             own_gap.max(),
-            gap.sum() - own_gap.sum(),
+            older.sum(),
+            torch.where(older, gap, 0.0).sum(),
         ]
     ).tolist()
-    (ratio_max, low, high, weight, capped, kl_sum, same_count, gap_sum, gap_max, drift) = values
+    (ratio_max, low, high, weight, capped, kl_sum, same_count, gap_sum, gap_max, older_count, drift) = values
     return TokenSums(
-        tokens=policy.numel(),
+        tokens=old.numel(),
         ratio_max=ratio_max,
         clipped_low=low,
         clipped_high=high,
@@ -216,6 +220,14 @@ def _sums(
         gap=gap_sum,
         # Without a token of this version the maximum above is 0, which would read as perfect agreement.
         gap_max=gap_max if same_count else -math.inf,
-        drift_tokens=policy.numel() - same_count,
+        drift_tokens=older_count,
         drift=drift,
     )
+
+
+def _of_versions(versions: Tensor, version: int | None) -> tuple[Tensor, Tensor]:
+    """Bool [S] each: the tokens that this version sampled, and those of older ones; none in a later pass."""
+    if version is None:
+        neither = torch.zeros_like(versions, dtype=torch.bool)
+        return neither, neither
+    return versions == version, versions != version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from medr1_ray.learner.batching import (
     imitation_request,
     in_order,
     merged_steps,
+    mini_batches,
     nothing,
     plan,
     share,
-    update_request,
+    update_requests,
 )
 from medr1_ray.learner.messages import (
     GroupLogprobs,
@@ -140,32 +142,35 @@ class Learner:
             self._prefetch.begin(groups)
 
     def update(self, groups: Sequence[Group], version: int, meanwhile: Meanwhile = nothing) -> UpdateReport:
-        """Take `train.updates_per_rollout` optimizer steps on these groups, from policy version `version`.
+        """Take `train.updates_per_rollout` passes over these groups, with an optimizer step for each of the
+        `train.minibatches` that they are cut into, from policy version `version`.
 
         `meanwhile` is called repeatedly until the ranks are done.
         Groups whose rewards are all equal skip the model where that changes nothing (no KL), but still count in the
-        loss's normalisers, so that the gradient is that of the whole batch.
+        loss's normalisers, so that the gradient is that of the whole mini-batch.
         """
         config = self._config
-        batch = batch_size(_pairs(groups), config.rollout.max_tokens)
-        equal = [group.rewards.all_equal for group in groups]
-        kept = list(groups) if config.takes_kl else groups_that_teach(groups, equal, config.learner.world_size)
-        kept = self._prefetch.take(kept, version, meanwhile)
-        plans, padded_tokens = plan(_pairs(kept), config.learner)
-        requests = [update_request(kept, of_rank, batch, version) for of_rank in plans]
+        whole = mini_batches(groups, config.train.minibatches)
+        batches = [batch_size(_pairs(part), config.rollout.max_tokens) for part in whole]
+        teaching = whole if config.takes_kl else [groups_that_teach(part, config.learner.world_size) for part in whole]
+        kept = self._prefetch.take([group for part in teaching for group in part], version, meanwhile)
+        ready = iter(kept)
+        parts = [list(islice(ready, len(part))) for part in teaching]
+        requests, padded_tokens = update_requests(parts, batches, config.learner, version)
         call = self._start_each(
             LearnerActor.update, f"updating from policy version {version}", self._update_deadline, requests
         )
         reports = self._answers(call, meanwhile)
         return UpdateReport(
-            version=version + config.train.updates_per_rollout,
+            version=version + config.train.steps_per_rollout,
             steps=merged_steps(reports),
             statistics=grpo.statistics(report.sums for report in reports),
             groups=len(groups),
-            groups_zero_variance=sum(equal),
+            groups_zero_variance=sum(group.rewards.all_equal for group in groups),
             groups_skipped=len(groups) - len(kept),
-            tokens=batch.tokens,
+            tokens=sum(batch.tokens for batch in batches),
             padded_tokens=padded_tokens,
+            passes=config.train.updates_per_rollout,
             model_flops=forward_flops(self._shape, _pairs(kept)).update(config),
             peak_flops=self._peak_flops,
             spans=all_spans(reports),

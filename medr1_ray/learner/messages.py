@@ -69,7 +69,8 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class BatchSize:
-    """The whole batch's normalisers: its completions, its tokens, and the most tokens that a completion may have."""
+    """The normalisers of an optimizer step's loss: completions and tokens of all its groups, on all ranks, those that
+    skip the model included, and the most tokens that a completion may have."""
 
     completions: int
     tokens: int
@@ -77,16 +78,24 @@ class BatchSize:
 
 
 @dataclass(frozen=True)
+class MiniBatch:
+    """One rank's part of an optimizer step: its micro-batches, which index the request's groups, and what the loss of
+    all ranks is divided by."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    batch: BatchSize
+
+
+@dataclass(frozen=True)
 class UpdateRequest:
-    """One rank's part of an update: its groups, and its micro-batches, which index `groups`.
+    """One rank's part of an update: its groups, and its mini-batches in their order, each group in one of them.
 
     `version` is the policy version that the learner holds, i.e. the optimizer steps it has done.
     """
 
     version: int
     groups: tuple[Group, ...]
-    micro_batches: tuple[MicroBatch, ...]
-    batch: BatchSize
+    mini_batches: tuple[MiniBatch, ...]
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ class LogprobsRequest:
 
 @dataclass(frozen=True)
 class ImitationRequest:
-    """One rank's part of a supervised batch: as `UpdateRequest`, with completions that were not sampled."""
+    """One rank's part of a supervised batch, which is one optimizer step, with completions that were not sampled."""
 
     version: int
     demonstrations: tuple[tuple[Prompt, Completions], ...]
@@ -163,9 +172,9 @@ class RankReport:
 class PolicyStatistics:
     """Means over the tokens that went through the learner; None where there was no such token.
 
-    `kl` is the mean of the chosen estimator; `logprob_gap_*` the absolute difference between learner and engine over
-    the `logprob_gap_tokens` that were sampled with the learner's own weights; `version_drift` its mean over tokens of
-    older weights.
+    `kl` is the mean of the chosen estimator. `logprob_gap_*` is the absolute difference between the engines and the
+    learner before the update, over the `logprob_gap_tokens` that were sampled with the same weights; `version_drift`
+    its mean over tokens of older weights. Both count a token once, however many passes there are.
     """
 
     ratio_max: float | None
@@ -186,8 +195,9 @@ class UpdateReport:
 
     `groups` and `tokens` (of completions) are the whole batch's; `groups_zero_variance` of them had equal rewards and
     `groups_skipped` of those did not go through the model because nothing could be learned from them.
-    `padded_tokens` went through it, prompts and padding included. `model_flops` are the operations that this needs
-    (`model/operations.py`), `peak_flops` the operations per second of all ranks' devices at best, None where unknown.
+    `padded_tokens` went through it in each of the `passes`, prompts and padding included. `model_flops` are the
+    operations that this needs (`model/operations.py`), `peak_flops` the operations per second of all ranks' devices at
+    best, None where unknown.
     """
 
     version: int
@@ -198,6 +208,7 @@ class UpdateReport:
     groups_skipped: int
     tokens: int
     padded_tokens: int
+    passes: int
     model_flops: float
     peak_flops: float | None
     spans: tuple[Span, ...]

@@ -39,14 +39,15 @@ class ForwardFlops:
     vision: Work
 
     def update(self, config: Config) -> float:
-        """Return the operations of an update: forward and backward passes, and a reference pass if there is a KL."""
+        """Return the operations of an update: forward and backward passes; one more forward for the reference if there
+        is a KL, and of all mini-batches but the first for the policy before the update."""
         forward = self.language + self.vision
         trained = forward if config.model.train_vision_tower else self.language
         # With adapters, the weights themselves need no gradient.
         products = 2 if config.model.lora is None else 1
         backward = products * trained.matmul_flops + 2 * trained.attention_flops
-        reference = _total(forward) if config.takes_kl else 0.0
-        return config.train.updates_per_rollout * (_total(forward) + backward) + reference
+        scored = 1 - 1 / config.train.minibatches + (1 if config.takes_kl else 0)
+        return config.train.updates_per_rollout * (_total(forward) + backward) + scored * _total(forward)
 
 
 def forward_flops(shape: ModelShape, groups: Sequence[CompletedPrompt]) -> ForwardFlops:

@@ -105,13 +105,13 @@ class RolloutPool:
         """Issue as many groups as can be used before they are too old.
 
         `versions_ahead` is the learner's version at the next use minus the version that the engines hold: 0 when
-        weights have just been loaded, `updates_per_rollout` while the learner updates.
+        weights have just been loaded, `train.steps_per_rollout` while the learner updates.
         """
         train = self._config.train
         missing = room(
             self.ledger.counts().in_flight,
             groups_per_step=train.prompts_per_step,
-            versions_per_step=train.updates_per_rollout,
+            versions_per_step=train.steps_per_rollout,
             max_staleness=train.max_staleness,
             versions_ahead=versions_ahead,
         )

@@ -149,7 +149,7 @@ def step_metrics(
         ),
         "perf/reference_tokens_per_second": _rate(report.padded_tokens, report, "reference"),
         "perf/gradient_tokens_per_second": _rate(
-            report.padded_tokens * len(report.steps), report, "forward_backward"
+            report.padded_tokens * report.passes, report, "forward_backward"
         ),
         "perf/model_flops_utilisation": _utilisation(report, seconds.update),
     }

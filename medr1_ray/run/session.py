@@ -70,12 +70,12 @@ class Session:
         """The groups of the next step; waits for rollout actors as long as one is left or may still come."""
         with self._phase("rollout"):
             if self.replay is not None:
-                return self.replay.take(self.step + self.config.train.updates_per_rollout)
+                return self.replay.take(self.step + self.config.train.steps_per_rollout)
             return self.pool.take(self.step, self._while_waiting)
 
     def update(self, groups: list[Group]) -> UpdateReport:
         """Take the learner's optimizer steps on these groups, while the pool generates as far ahead as allowed."""
-        versions = self.config.train.updates_per_rollout
+        versions = self.config.train.steps_per_rollout
         # Before the update, so that engines have work during it. With max_staleness 0 this issues nothing.
         self._issue_groups(versions_ahead=versions)
         with self._phase("update"):
@@ -89,7 +89,7 @@ class Session:
         with self._phase("rollout"):
             groups = self.pool.take(version=0)
         # As a replay counts them.
-        self.step += self.config.train.updates_per_rollout
+        self.step += self.config.train.steps_per_rollout
         self.tracker.write_rollouts(self.step, groups)
         self.tracker.record_groups(self.step, groups)
         self.tracker.log_spans(self.step, self._take_spans(()))
@@ -228,7 +228,7 @@ class Session:
 
     def save_if_due(self) -> None:
         """Publish a checkpoint where one is due (`run/saving.py`)."""
-        self.saving.if_due(self.step, self.step - self.config.train.updates_per_rollout, self._publish)
+        self.saving.if_due(self.step, self.step - self.config.train.steps_per_rollout, self._publish)
 
     def save(self) -> Path:
         """Publish a checkpoint of this step, unless there is one; returns its path.
@@ -357,7 +357,7 @@ class Session:
 
     def _due(self, every: int) -> bool:
         """Whether the last update reached or passed a multiple of `every`."""
-        done_before = self.step - self.config.train.updates_per_rollout
+        done_before = self.step - self.config.train.steps_per_rollout
         return every > 0 and self.step // every > done_before // every
 
     @contextmanager

@@ -91,7 +91,7 @@ def _of_settings(config: Config, *, resume: bool, brings: bool = False) -> tuple
 
 
 def _require_recorded(config: Config) -> None:
-    folder, per_step = config.run.replay, config.train.updates_per_rollout
+    folder, per_step = config.run.replay, config.train.steps_per_rollout
     if folder is None:
         return
     if folder.resolve().is_relative_to(config.run.dir.resolve()):
@@ -105,7 +105,7 @@ def _require_recorded(config: Config) -> None:
         has = f"it has {len(there)}, up to {max(there)}" if there else "it has none"
         raise ValueError(
             f"--replay {folder}: there are no recorded groups of step {missing[0]} ({has}; train.steps="
-            f"{config.train.steps}, train.updates_per_rollout={per_step}); give the folder that --rollout-only or "
+            f"{config.train.steps}, {per_step} optimizer steps each); give the folder that --rollout-only or "
             "run.record_groups wrote, or lower train.steps"
         )
 

@@ -134,7 +134,7 @@ def best_split(config: Config, shape: ModelShape) -> Split:
 def epoch_cost(config: Config, step_seconds: float, ranks: int, actors: int) -> EpochCost:
     """Return the cost of `sizing.epoch_questions` in steps of `step_seconds`, without evaluations and start-up."""
     questions = config.sizing.epoch_questions
-    updates = config.train.updates_per_rollout
+    updates = config.train.steps_per_rollout
     steps = (
         config.train.steps // updates if questions is None else -(-questions // config.train.prompts_per_step)
     )

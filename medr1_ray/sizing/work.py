@@ -44,9 +44,10 @@ class StepSize:
 def learner_work(config: Config, shape: ModelShape, size: StepSize, ranks: int) -> Work:
     """Return the work of the rank with the most groups.
 
-    Counts a forward and a backward pass of every group as one row, the rank's share of the optimizer states, and a
-    reference pass if the objective has a KL. A backward pass is two forward passes, or one for products with weights
-    that have adapters; gradient checkpointing adds a forward pass.
+    Counts a forward and a backward pass of every group as one row, the rank's share of the optimizer states for every
+    optimizer step, a reference pass if the objective has a KL, and a forward pass of all mini-batches but the first. A
+    backward pass is two forward passes, or one for products with weights that have adapters; gradient checkpointing
+    adds a forward pass.
     """
     value_bytes = DTYPE_BYTES[config.model.dtype]
     images, row = -(-size.prompts // ranks), size.row_tokens(shape)
@@ -58,7 +59,8 @@ def learner_work(config: Config, shape: ModelShape, size: StepSize, ranks: int) 
     # One forward pass and a backward pass of two; checkpointing repeats the forward pass.
     passes = 4 if config.model.gradient_checkpointing else 3
     learned = config.model.train_vision_tower
-    micro_batches = -(-images // max(1, int(config.learner.micro_batch_tokens // row)))
+    parts = config.train.minibatches
+    micro_batches = parts * -(-images // (parts * max(1, int(config.learner.micro_batch_tokens // row))))
     starts = shape.language.layers + shape.vision.layers
     kept = images * row * shape.language.layers * layer_activation_bytes(shape.language, value_bytes)
     if learned:
@@ -68,11 +70,10 @@ def learner_work(config: Config, shape: ModelShape, size: StepSize, ranks: int) 
         unlearned = language + head + vision if learned else language + head
         update += Work(matmul_flops=-unlearned.matmul_flops)
     update += Work(activation_bytes=kept, layer_starts=starts * micro_batches)
-    update += Work(memory_bytes=trained_parameters(config, shape) * ADAM_TRAFFIC_BYTES / ranks)
+    update += Work(memory_bytes=trained_parameters(config, shape) * ADAM_TRAFFIC_BYTES / ranks * parts)
     update = update * config.train.updates_per_rollout
-    if config.takes_kl:
-        update += language + head + vision
-    return update
+    scored = 1 - 1 / parts + (1 if config.takes_kl else 0)
+    return update + (language + head + vision) * scored
 
 
 def rollout_work(config: Config, shape: ModelShape, size: StepSize, actors: int) -> Work:

@@ -44,8 +44,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     start = folder / "sft" / "checkpoints" / "checkpoint-3"
     algorithm = ["--config", "configs/bases/algorithm_dapo.yaml", "reward.overlong_buffer_tokens=2"]
     # Every second pair or so has equal rewards: of sixteen, drawn anew in each run, some have.
-    settings = [f"model.path={start}", "model.lora.rank=4", "train.steps=2", "train.group_size=2"]
-    arguments = [*algorithm, f"run.dir={folder / 'grpo'}", data, *settings, "run.rollouts_every=1"]
+    # Two batches of rollouts, of four mini-batches each (16 in the paper).
+    settings = [f"model.path={start}", "model.lora.rank=4", "train.steps=8", "train.minibatches=4"]
+    settings += ["train.group_size=2", "run.rollouts_every=1"]
+    arguments = [*algorithm, f"run.dir={folder / 'grpo'}", data, *settings]
     second = _run("train", *arguments)
     assert second.returncode == 0, second.stdout + second.stderr
     return folder
@@ -72,6 +74,17 @@ def test_reinforcement_starts_from_the_supervised_model(folder: Path) -> None:
     assert grpo["before"] == sft["after"]
 
 
+def test_mini_batches_are_optimizer_steps_after_which_the_policy_has_moved(folder: Path) -> None:
+    summary = json.loads((folder / "grpo" / "summary.json").read_text())
+    metrics = [line for line in _lines(folder / "grpo" / "metrics.jsonl") if "policy/ratio_max" in line]
+    assert [line["step"] for line in metrics] == [4, 8], "one line a batch of rollouts"
+    assert (summary["steps"], summary["groups_used"]) == (8, 2 * 8)
+    assert all(line["policy/ratio_max"] > 1 for line in metrics)
+    # Of all tokens, not of the first mini-batch's alone, although the policy has moved when it learns from the others.
+    assert all(line["policy/logprob_gap_mean"] < 1e-3 for line in metrics)
+    assert [line["staleness/max"] for line in metrics] == [0, 0]
+
+
 def test_dynamic_sampling_leaves_no_group_of_equal_rewards_while_it_may_refill(folder: Path) -> None:
     # Eight groups a step. A step drops groups of equal rewards, but no more than `train.max_refills` = 4 times eight;
     # only then may it use some. It drops nothing else, since a synchronous run has no stale groups.
@@ -84,7 +97,7 @@ def test_dynamic_sampling_leaves_no_group_of_equal_rewards_while_it_may_refill(f
         if "ledger/groups_dropped" in line
     }
     dropped_so_far = equal_so_far = 0
-    for step in (1, 2):
+    for step in (4, 8):
         rewards: dict[str, list[float]] = {}
         for line in _lines(folder / "grpo" / f"rollouts/step-{step:06d}.jsonl"):
             rewards.setdefault(line["prompt_id"], []).append(line["reward"])

@@ -150,6 +150,50 @@ def test_updates_are_those_of_plain_torch_whatever_the_ranks(trained, by_hand):
             assert_same_steps(saved[name], by_hand.weights[name], known, name)
 
 
+def test_mini_batches_are_steps_of_their_own_from_the_same_old_policy(groups):
+    """Two ranks at ZeRO-3 on mini-batches of three and four groups, against torch on their plain rows."""
+    settings = config(world_size=2, zero_stage=3, micro_batch_tokens=64)
+    train = settings.train.model_copy(update={"minibatches": 2, "prompts_per_step": 8})
+    learner = Learner(settings.model_copy(update={"train": train}), name="parts")
+    learner.start()
+    try:
+        report = learner.update(groups, 0)
+    finally:
+        learner.close()
+
+    def load():
+        model = load_model(tiny_model_path(), torch.float32, settings.model)
+        return Policy(model, load_vocabulary(tiny_model_path()), settings.rollout.temperature)
+
+    policy, reference = load(), load()
+    parts = [plain_batch(part, policy, reference, settings) for part in (groups[:3], groups[3:])]
+    parameters = list(policy.model.parameters())
+    matrices, vectors = ([p for p in parameters if (p.ndim > 1) == big] for big in (True, False))
+    decays = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(decays, lr=RATE)
+    with torch.no_grad():
+        old = [policy(batch) for batch, _ in parts]
+    losses, norms = [], []
+    for (batch, tokens), before in zip(parts, old, strict=True):
+        logprobs = policy(batch)
+        loss, sums = grpo.loss_and_sums(logprobs, before, tokens, settings.loss, 0)
+        without_ratio, _ = grpo.loss_and_sums(logprobs, logprobs.detach(), tokens, settings.loss, 0)
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters, 0.5).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.75 * RATE
+        losses.append(loss.item())
+    assert abs(losses[1] - without_ratio.item()) > 1e-3, "the policy has moved away from the old one"
+    assert [step.loss for step in report.steps] == pytest.approx(losses, rel=1e-4, abs=1e-5)
+    assert [step.grad_norm for step in report.steps] == pytest.approx(norms, rel=1e-3)
+    assert [step.learning_rate for step in report.steps] == pytest.approx([RATE, 0.75 * RATE])
+    assert (report.version, report.passes) == (2, 1)
+    assert report.statistics.ratio_max == pytest.approx(sums.ratio_max, rel=1e-4)
+    assert report.statistics.logprob_gap_tokens == sum(group.completions.token_ids.size for group in groups)
+
+
 def test_one_and_two_ranks_agree(trained, by_hand):
     (one, one_folder), (two, two_folder) = trained
     for a, b in zip(one, two, strict=True):

@@ -9,10 +9,13 @@ from medr1_ray.config.loading import load_config
 from tests.repository import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
+RECIPE = CONFIGS / "medr1_qwen2vl_2b_think.yaml"
+# Of every algorithm's number of mini-batches.
+MULTIPLES = ["train.steps=3136", "train.prompts_per_step=16"]
 
 
 def with_algorithm(name: str) -> Config:
-    return load_config([CONFIGS / "medr1_qwen2vl_2b_think.yaml", CONFIGS / f"bases/algorithm_{name}.yaml"])
+    return load_config([RECIPE, CONFIGS / f"bases/algorithm_{name}.yaml"], MULTIPLES)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,12 @@ def test_only_dapo_samples_dynamically_and_punishes_length() -> None:
     assert dapo.reward.overlong_buffer_tokens / dapo.rollout.max_tokens == pytest.approx(0.2, abs=0.01)
 
 
+def test_mini_batches_are_those_of_the_papers() -> None:
+    """DAPO, section 4.1: 512 prompts x 16 completions, mini-batches of 512; GSPO, section 5.1: four."""
+    found = {name: with_algorithm(name).train.minibatches for name in ("grpo", "dr_grpo", "dapo", "gspo")}
+    assert found == {"grpo": 1, "dr_grpo": 1, "dapo": 512 * 16 // 512, "gspo": 4}
+
+
 def test_the_recipe_is_grpo() -> None:
-    recipe = load_config([CONFIGS / "medr1_qwen2vl_2b_think.yaml"])
+    recipe = load_config([RECIPE], MULTIPLES)
     assert with_algorithm("grpo") == recipe

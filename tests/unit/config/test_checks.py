@@ -104,7 +104,23 @@ def test_what_does_not_go_together_is_refused(changes: list[dict[str, Any]], say
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ([{"train": {"updates_per_rollout": 2}}], r"train\.steps=1 is not a multiple of train\.updates_per_rollout=2"),
+        (
+            [{"train": {"updates_per_rollout": 2}}],
+            r"train\.steps=1 is not a multiple of train\.updates_per_rollout=2; choose a multiple, e\.g\. 2 ",
+        ),
+        (
+            [{"train": {"steps": 9, "minibatches": 2, "updates_per_rollout": 2}}],
+            r"train\.steps=9 is not a multiple of train\.minibatches=2 times train\.updates_per_rollout=2, .*e\.g\. 8 ",
+        ),
+        (
+            [{"train": {"steps": 6, "minibatches": 3, "prompts_per_step": 8}}],
+            r"train\.minibatches=3 does not divide train\.prompts_per_step=8 into equal parts; choose a divisor, or "
+            r"e\.g\. train\.prompts_per_step=9 ",
+        ),
+        (
+            [{"train": {"steps": 4, "minibatches": 4, "prompts_per_step": 8}, "learner": {"world_size": 3}}],
+            r"train\.minibatches=4: 2 of the train\.prompts_per_step=8 in each are less than learner\.world_size=3, .*",
+        ),
         (
             [{"train": {"prompts_per_step": 2}}, {"learner": {"world_size": 3}}],
             r"train\.prompts_per_step=2 is less than learner\.world_size=3: every rank needs a group; use at least 3",
@@ -122,6 +138,10 @@ def test_what_does_not_go_together_is_refused(changes: list[dict[str, Any]], say
         (
             [{"train": {"steps": 2, "updates_per_rollout": 2}}, {"objective": "sft"}],
             r"train\.updates_per_rollout=2: SFT",
+        ),
+        (
+            [{"train": {"steps": 2, "minibatches": 2}}, {"objective": "sft"}],
+            r"train\.minibatches=2: SFT has no rollouts and takes one optimizer step per batch; set it to 1 ",
         ),
     ],
 )

@@ -25,6 +25,7 @@ from medr1_ray.learner.messages import (
     ImitationRequest,
     LogprobsRequest,
     MicroBatch,
+    MiniBatch,
     RankSettings,
     UpdateRequest,
 )
@@ -57,10 +58,12 @@ class Engine:
         self.seen: list[list[str]] = []
         self.rates: list[list[float]] = []
         self.mode = "train"
+        self.modes: list[str] = []
         self.module = torch.nn.Linear(1, 1)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         self.seen.append(batch.names)
+        self.modes.append(self.mode)
         value = self.passes[min(len(self.rates), len(self.passes) - 1)]
         return (self.weight + value).expand(batch.size)
 
@@ -112,11 +115,12 @@ def with_advantages(name: str, tokens: int, advantage: float) -> Group:
 GROUPS = (with_advantages("a", 3, 2.0), with_advantages("b", 1, -1.0))
 BATCHES = (MicroBatch((0,)), MicroBatch((1,)), MicroBatch((0,), padding=True))
 SIZE = BatchSize(completions=4, tokens=10, max_tokens=64)
+WHOLE = (MiniBatch(BATCHES, SIZE),)
 
 
 def test_an_update_is_this_ranks_share_of_the_whole_batch() -> None:
     actor, engine = a_rank()
-    report = actor.update(UpdateRequest(0, GROUPS, BATCHES, SIZE))
+    report = actor.update(UpdateRequest(0, GROUPS, WHOLE))
     # Ratio 1: -(3 * 2) / 10 and -(-1) / 10. DeepSpeed takes the mean over two ranks, so it is given twice that.
     assert engine.backwards == pytest.approx([-1.2, 0.2, 0.0])
     (step,) = report.steps
@@ -127,19 +131,57 @@ def test_an_update_is_this_ranks_share_of_the_whole_batch() -> None:
     assert report.sums.tokens == 4, "padding counts in no statistic"
     assert [span.phase for span in report.spans] == ["pack", "forward_backward", "optimizer_step"]
     assert {span.actor for span in report.spans} == {"learner-0"}
-    assert actor.update(UpdateRequest(1, GROUPS, BATCHES, SIZE)).spans[0].phase == "pack", "spans are given once"
+    assert actor.update(UpdateRequest(1, GROUPS, WHOLE)).spans[0].phase == "pack", "spans are given once"
 
 
 def test_several_steps_on_a_batch_keep_the_policy_before_the_first_as_the_old_one() -> None:
     actor, engine = a_rank(updates=2)
     engine.passes = [-1.0, -1.0 + math.log(1.25)]
-    report = actor.update(UpdateRequest(2, GROUPS, BATCHES, SIZE))
+    report = actor.update(UpdateRequest(2, GROUPS, WHOLE))
     # The second step's ratio is 1.25, within the clip range: 1.25 times the loss.
     assert [step.loss for step in report.steps] == pytest.approx([-0.5, -0.625])
     # Steps 2 and 3 of four, falling linearly from 1.
     assert [step.learning_rate for step in report.steps] == [0.5, 0.25]
     assert report.sums.tokens == 8
     assert report.sums.ratio_max == pytest.approx(1.25)
+
+
+def test_each_mini_batch_has_a_step_and_all_are_compared_with_the_policy_before_the_first() -> None:
+    actor, engine = a_rank()
+    engine.passes = [-1.0, -1.0 + math.log(1.25)]
+    sizes = BatchSize(completions=2, tokens=6, max_tokens=64), BatchSize(completions=2, tokens=4, max_tokens=64)
+    parts = tuple(MiniBatch((MicroBatch((i,)),), size) for i, size in enumerate(sizes))
+    report = actor.update(UpdateRequest(2, GROUPS, parts))
+    # `b` is scored before any step and learned from after one, whose ratio of 1.25 it has then.
+    assert engine.seen == [["b"], ["a"], ["b"]]
+    assert engine.modes == ["eval", "train", "train"]
+    assert [step.loss for step in report.steps] == pytest.approx([-(3 * 2) / 6, -(-1 * 1.25) / 4])
+    assert [step.learning_rate for step in report.steps] == [0.5, 0.25], "a policy version each"
+    assert engine.boundaries == [True, True]
+    assert report.sums.tokens == 4
+    assert report.sums.ratio_max == pytest.approx(1.25)
+    spans = [span.phase for span in report.spans]
+    assert spans == ["pack", "old_logprobs", *["forward_backward", "optimizer_step"] * 2]
+
+
+def test_several_passes_over_mini_batches_start_from_the_same_old_policy() -> None:
+    actor, engine = a_rank(updates=2)
+    engine.passes = [-1.0 + math.log(ratio) for ratio in (1.0, 1.1, 1.2, 1.3)]
+    parts = tuple(MiniBatch((MicroBatch((i,)),), SIZE) for i in range(2))
+    groups = tuple(
+        replace(each, completions=replace(each.completions, versions=np.full_like(each.completions.versions, 2)))
+        for each in GROUPS
+    )
+    report = actor.update(UpdateRequest(2, groups, parts))
+    assert engine.seen == [["b"], ["a"], ["b"], ["a"], ["b"]]
+    assert [step.loss for step in report.steps] == pytest.approx([-0.6, 0.11, -0.6 * 1.2, 0.13])
+    assert report.sums.tokens == 8
+    # By the policy before the update, and each token once, although the policy has moved when `b` is learned from.
+    gap = np.concatenate([each.completions.rollout_logprobs + 1 for each in GROUPS])
+    assert report.sums.gap_tokens == 4
+    assert report.sums.gap == pytest.approx(np.abs(gap).sum())
+    assert report.sums.drift_tokens == 0
+    assert engine.modes == ["eval", *["train"] * 4]
 
 
 def test_demonstrations_are_imitated_by_the_mean_over_all_tokens_of_the_batch() -> None:
@@ -157,10 +199,10 @@ def test_demonstrations_are_imitated_by_the_mean_over_all_tokens_of_the_batch() 
 def test_a_gradient_that_is_not_finite_is_a_skipped_step(norm: float) -> None:
     actor, engine = a_rank()
     engine.norm = norm
-    (step,) = actor.update(UpdateRequest(2, GROUPS, BATCHES, SIZE)).steps
+    (step,) = actor.update(UpdateRequest(2, GROUPS, WHOLE)).steps
     assert step.skipped
     engine.norm = 0.5
-    (step,) = actor.update(UpdateRequest(3, GROUPS, BATCHES, SIZE)).steps
+    (step,) = actor.update(UpdateRequest(3, GROUPS, WHOLE)).steps
     assert not step.skipped
 
 
@@ -200,7 +242,7 @@ def test_the_reference_scores_every_group_once_and_padding_in_vain() -> None:
     scored = tuple(
         replace(each, reference_logprobs=np.zeros(each.completions.token_ids.size, np.float32)) for each in GROUPS
     )
-    report = actor.update(UpdateRequest(0, scored, BATCHES, SIZE))
+    report = actor.update(UpdateRequest(0, scored, WHOLE))
     # k3 with d = 0 - (-1) = 1: e - 2 for each of four tokens.
     assert report.sums.kl == pytest.approx(4 * (math.e - 2), rel=1e-5)
     assert report.spans[0].phase == "reference", "with the update that takes it"

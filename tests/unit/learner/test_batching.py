@@ -16,12 +16,13 @@ from medr1_ray.learner.batching import (
     imitation_request,
     in_order,
     merged_steps,
+    mini_batches,
     plan,
     share,
-    update_request,
+    update_requests,
 )
-from medr1_ray.learner.messages import BatchSize, MicroBatch, OptimizerStep, RankReport, TokenSums
-from medr1_ray.types import Span
+from medr1_ray.learner.messages import BatchSize, MicroBatch, MiniBatch, OptimizerStep, RankReport, TokenSums
+from medr1_ray.types import Group, Span
 from tests.unit.learner.small_groups import group
 
 
@@ -95,12 +96,48 @@ def test_a_rank_is_sent_the_groups_of_its_plan_once_each() -> None:
     indices, micro_batches = share(PLAN)
     assert indices == [2, 7, 40]
     assert micro_batches == (MicroBatch((2, 0)), MicroBatch((1,)), MicroBatch((0,), padding=True))
+    assert share(PLAN, first=3)[1] == (MicroBatch((5, 3)), MicroBatch((4,)), MicroBatch((3,), padding=True))
     groups: Any = [f"group {i}" for i in range(41)]
     size = BatchSize(1, 2, 3)
-    update, imitation = update_request(groups, PLAN, size, 5), imitation_request(groups, PLAN, size, 5)
-    assert update.groups == imitation.demonstrations == ("group 2", "group 7", "group 40")
-    assert update.micro_batches == imitation.micro_batches == micro_batches
-    assert (update.version, update.batch, imitation.version, imitation.batch) == (5, size, 5, size)
+    imitation = imitation_request(groups, PLAN, size, 5)
+    assert imitation.demonstrations == ("group 2", "group 7", "group 40")
+    assert imitation.micro_batches == micro_batches
+    assert (imitation.version, imitation.batch) == (5, size)
+
+
+def test_mini_batches_are_disjoint_and_in_order() -> None:
+    groups: Any = list("abcdefgh")
+    assert mini_batches(groups, 1) == [groups]
+    assert mini_batches(groups, 4) == [["a", "b"], ["c", "d"], ["e", "f"], ["g", "h"]]
+    assert mini_batches(groups[:7], 3) == [["a", "b"], ["c", "d"], ["e", "f", "g"]]
+    with pytest.raises(ValueError, match=r"^2 groups cannot be cut into train\.minibatches=3; lower it$"):
+        mini_batches(groups[:2], 3)
+
+
+def test_a_rank_is_sent_the_mini_batches_one_after_the_other() -> None:
+    a, b, c, d, e = (group(name, tokens) for name, tokens in zip("abcde", (10, 8, 7, 9, 6), strict=True))
+    sizes = [BatchSize(6, 10, 64), BatchSize(4, 5, 64)]
+    # Rank 0 has a of the first part (10 against 8 and 7) and d of the second, rank 1 the others, two rows of 8 at once.
+    requests, tokens = update_requests(
+        [[a, b, c], [d, e]], sizes, LearnerSettings(world_size=2, micro_batch_tokens=16), 5
+    )
+    assert tokens == (10 + 2 * 8) + (9 + 6)
+    assert [request.groups for request in requests] == [(a, d), (b, c, e)]
+    assert [request.mini_batches for request in requests] == [
+        (MiniBatch((MicroBatch((0,)),), sizes[0]), MiniBatch((MicroBatch((1,)),), sizes[1])),
+        (MiniBatch((MicroBatch((0, 1)),), sizes[0]), MiniBatch((MicroBatch((2,)),), sizes[1])),
+    ]
+    assert {request.version for request in requests} == {5}
+
+
+def test_ranks_keep_in_step_within_each_mini_batch() -> None:
+    parts = [[group("a", 9)], [group("b", 9), group("c", 9), group("d", 9)]]
+    requests, tokens = update_requests(
+        parts, [BatchSize(1, 1, 1)] * 2, LearnerSettings(world_size=2, micro_batch_tokens=9), 0
+    )
+    shapes = [[[each.padding for each in part.micro_batches] for part in request.mini_batches] for request in requests]
+    assert shapes == [[[False], [False, False]], [[True], [False, True]]]
+    assert tokens == 9 * 6
 
 
 def test_the_size_of_a_batch_is_that_of_all_its_completions() -> None:
@@ -118,16 +155,20 @@ def test_the_shares_of_a_loss_add_up_and_the_norm_is_that_of_all() -> None:
     assert [span.actor for span in all_spans(reports)] == ["learner-0", "learner-1"]
 
 
+def equal_but_for(teaching: str) -> list[Group]:
+    return [group(name, 10, (1.0, 0.0) if name in teaching else (1.0, 1.0)) for name in "abcd"]
+
+
 def test_groups_with_equal_rewards_are_left_out() -> None:
-    groups: Any = ["a", "b", "c", "d"]
-    assert groups_that_teach(groups, [True, False, True, False], world_size=1) == ["b", "d"]
+    a, b, c, d = equal_but_for("bd")
+    assert groups_that_teach([a, b, c, d], world_size=1) == [b, d]
 
 
 def test_some_stay_where_a_rank_would_have_no_group() -> None:
-    groups: Any = ["a", "b", "c", "d"]
-    assert groups_that_teach(groups, [True, False, True, True], world_size=3) == ["b", "a", "c"]
+    a, b, c, d = equal_but_for("b")
+    assert groups_that_teach([a, b, c, d], world_size=3) == [b, a, c]
 
 
 def test_one_stays_where_all_are_equal() -> None:
-    groups: Any = ["a", "b"]
-    assert groups_that_teach(groups, [True, True], world_size=1) == ["a"]
+    a, b, *_ = equal_but_for("")
+    assert groups_that_teach([a, b], world_size=1) == [a]

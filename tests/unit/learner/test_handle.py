@@ -117,7 +117,8 @@ def ranks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 
 def update_report(rank: int, request: UpdateRequest) -> RankReport:
     """A loss of 1 a rank, and as many tokens as its groups have."""
-    tokens = sum(request.groups[i].completions.token_ids.size for each in request.micro_batches for i in each.groups)
+    micro_batches = [each for part in request.mini_batches for each in part.micro_batches]
+    tokens = sum(request.groups[i].completions.token_ids.size for each in micro_batches for i in each.groups)
     span = Span(f"learner-{rank}", "forward_backward", 0.0, 1.0)
     return RankReport((OptimizerStep(1.0, 0.5, 1e-3),), TokenSums(tokens=tokens, kl=2.0 * tokens), (span,))
 
@@ -129,13 +130,19 @@ def prepared(rank: int, request: LogprobsRequest) -> list[Any]:
 
 
 def a_learner(
-    ranks: Ranks, files: tuple[SharedFile, ...] = (), *, kl_beta: float = 0.0, updates: int = 1, **settings: Any
+    ranks: Ranks,
+    files: tuple[SharedFile, ...] = (),
+    *,
+    kl_beta: float = 0.0,
+    updates: int = 1,
+    parts: int = 1,
+    **settings: Any,
 ) -> Learner:
     config = Config.model_validate(
         {
             "run": {"dir": Path("run")},
             "data": {"format": "phantoms", "root": Path("data")},
-            "train": {"steps": 6, "updates_per_rollout": updates},
+            "train": {"steps": 12, "updates_per_rollout": updates, "minibatches": parts},
             "rollout": {"max_tokens": 64},
             "loss": {"kl_beta": kl_beta},
             "learner": {"world_size": 2, "micro_batch_tokens": 30, **settings},
@@ -190,7 +197,7 @@ def test_groups_of_equal_rewards_skip_the_model_and_count_in_the_normalisers(ran
     requests = [request for (request,) in ranks.arguments_of("update")]
     assert sorted(each.prompt.id for request in requests for each in request.groups) == list("abcde")
     # Seven groups of two completions: 4 + 18 + 3 + 10 + 6 tokens, and twice 14 in those that are skipped.
-    assert {request.batch for request in requests} == {BatchSize(14, 41 + 28, 64)}
+    assert {part.batch for request in requests for part in request.mini_batches} == {BatchSize(14, 41 + 28, 64)}
     assert {request.version for request in requests} == {3}
     assert (report.version, report.groups, report.groups_zero_variance, report.groups_skipped) == (4, 7, 2, 2)
     assert (report.tokens, report.peak_flops) == (69, 2e12)
@@ -211,7 +218,24 @@ def test_with_a_kl_all_groups_go_through_the_model_with_the_references_logprobs(
 
 
 def test_several_optimizer_steps_are_several_versions(ranks: Ranks) -> None:
-    assert a_learner(ranks, updates=3).update(GROUPS, 6).version == 9
+    report = a_learner(ranks, updates=3).update(GROUPS, 6)
+    assert (report.version, report.passes) == (9, 3)
+    report = a_learner(ranks, updates=3, parts=2).update(GROUPS, 6)
+    assert (report.version, report.passes) == (12, 3)
+
+
+def test_a_mini_batch_has_normalisers_of_its_own_and_a_group_for_every_rank(ranks: Ranks) -> None:
+    report = a_learner(ranks, parts=2).update([*EQUAL, GROUPS[0], *GROUPS[1:4]], 0)
+    requests = [request for (request,) in ranks.arguments_of("update")]
+    # x, y and a, then b, c and d: of the first part one group of equal rewards stays, so that both ranks have one.
+    assert [len(request.mini_batches) for request in requests] == [2, 2]
+    sizes = [BatchSize(6, 28 + 4, 64), BatchSize(6, 18 + 3 + 10, 64)]
+    of_first = []
+    for request in requests:
+        assert [part.batch for part in request.mini_batches] == sizes
+        of_first += [request.groups[each.groups[0]].prompt.id for each in request.mini_batches[0].micro_batches]
+    assert sorted(of_first) == ["a", "x"]
+    assert (report.groups, report.groups_zero_variance, report.groups_skipped, report.tokens) == (6, 2, 1, 63)
 
 
 def test_a_supervised_step_takes_all_demonstrations(ranks: Ranks) -> None:

@@ -72,12 +72,14 @@ def test_passes_of_an_update():
     assert forward.update(config()) == 33
     frozen = config(model={"train_vision_tower": False}, loss={"kl_beta": 0.1}, updates=2)
     assert forward.update(frozen) == 2 * 31 + 11
+    # Three of four mini-batches are scored once more, before the first step.
+    assert forward.update(config(parts=4)) == 33 + 0.75 * 11
     # Weights with adapters have no gradient: their products count once in the backward pass.
     assert forward.update(config(model={"lora": {"rank": 4}})) == 11 + 9 + 4
 
 
-def config(updates=1, **settings):
-    train = {"steps": 4, "updates_per_rollout": updates}
+def config(updates=1, parts=1, **settings):
+    train = {"steps": 4, "updates_per_rollout": updates, "minibatches": parts}
     return Config.model_validate(
         {"run": {"dir": "x"}, "data": {"format": "phantoms", "root": "x"}, "train": train, **settings}
     )

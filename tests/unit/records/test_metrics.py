@@ -64,7 +64,7 @@ def test_what_is_emitted_is_what_is_documented() -> None:
         Span("learner-1", "forward_backward", 2.4, 2.6),
     )
     step = OptimizerStep(0.1, 1.0, 1e-4)
-    report = UpdateReport(6, (step,), statistics, 1, 0, 0, 4, 60, 3e12, 1e13, phases)
+    report = UpdateReport(6, (step,), statistics, 1, 0, 0, 4, 60, 1, 3e12, 1e13, phases)
     counts = LedgerCounts(issued=3, used=1, zero_variance=0, in_flight=1, dropped={"stale": 1}, reissued=1, late=1)
     members = ActorStates(lambda: 0.0, target=2).counts()
     resources = Resources(learner_ranks=2, rollout_actors=2, reward_actors=1, price_per_hour=9.0)
@@ -120,7 +120,7 @@ def test_every_metric_of_a_step_has_its_own_value() -> None:
     )
     statistics = PolicyStatistics(1.5, 0.01, 0.02, 0.9, 0.03, 0.04, 9, 0.05, 0.06, 0.07)
     steps = (OptimizerStep(0.1, 1.0, 1e-4), OptimizerStep(0.3, 3.0, 2e-4))
-    report = UpdateReport(8, steps, statistics, 4, 1, 0, 9, 60, 3e12, 1e13, ())
+    report = UpdateReport(8, steps, statistics, 4, 1, 0, 9, 60, 2, 3e12, 1e13, ())
     counts = LedgerCounts(
         issued=50, used=40, zero_variance=6, in_flight=7, dropped={"stale": 1, "other": 2}, reissued=8, late=9
     )

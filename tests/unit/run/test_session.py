@@ -65,7 +65,7 @@ class Learner:
     def update(self, groups: Sequence[Group], version: int, meanwhile: Callable[[], None]) -> UpdateReport:
         self._work(meanwhile)
         steps = (OptimizerStep(0.0, self.norm, 1e-4),) * self.steps
-        return UpdateReport(version + self.steps, steps, self.statistics, len(groups), 0, 0, 4, 20, 1e9, None, ())
+        return UpdateReport(version + self.steps, steps, self.statistics, len(groups), 0, 0, 4, 20, 1, 1e9, None, ())
 
     def imitate(
         self, demonstrations: Sequence[CompletedPrompt], version: int, meanwhile: Callable[[], None]

@@ -32,6 +32,11 @@ def test_the_learner_computes_a_prompt_once_and_three_passes(shape: ModelShape) 
     assert counted(recomputed) == pytest.approx(4 * counted(forward))
     referred = learner_work(config("loss.kl_beta=0.1"), shape, SIZE, ranks=2)
     assert counted(referred) == pytest.approx(4 * counted(forward))
+    cut = learner_work(config("train.minibatches=2", "learner.micro_batch_tokens=200"), shape, SIZE, ranks=2)
+    assert counted(cut) == pytest.approx(3.5 * counted(forward)), "half of the rows are scored before the first step"
+    assert cut.memory_bytes == 2 * work.memory_bytes, "two optimizer steps"
+    # Three rows are one and a half to a mini-batch, in one micro-batch each; half of the passes once more.
+    assert cut.layer_starts == 2 * 7
     adapted = learner_work(config("model.lora.rank=4"), shape, SIZE, ranks=2)
     assert adapted.matmul_flops == pytest.approx(2 * forward.matmul_flops)
     assert adapted.attention_flops == pytest.approx(3 * forward.attention_flops)
