@@ -20,7 +20,7 @@ METRICS: dict[str, str] = {
     "policy/importance_mean": "truncated importance weight (old policy over rollout) of a token, mean",
     "policy/importance_capped_fraction": "tokens whose importance weight was capped, as a fraction",
     "policy/kl": "KL to the reference by the chosen estimator, nats a token, mean",
-    "policy/logprob_gap_mean": "|policy before the update - rollout| log-probability at equal versions, nats a token, mean",
+    "policy/logprob_gap_mean": "|policy before an update - rollout| log-probability, same version, nats a token, mean",
     "policy/logprob_gap_max": "the same, largest",
     "policy/version_drift": "|policy - rollout| log-probability of tokens of older versions, nats a token, mean",
     "loss/total": "the objective, mean over this update's optimizer steps; SFT: -log-likelihood of a token, nats, mean",
