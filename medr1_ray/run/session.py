@@ -280,7 +280,6 @@ class Session:
             # Counts, stream position and unused prompts must be of the same moment (no poll in between); otherwise a
             # resumed run would skip or repeat questions.
             counts = self.pool.ledger.counts()
-            evaluated = self.evaluations.find(f"step-{self.step}")
             state = RunState(
                 step=self.step,
                 stream=self.stream.state(),
@@ -295,7 +294,6 @@ class Session:
                 config_digest=config_digest(self.config),
                 steps_skipped=self.skipped_steps.total,
                 metric_lines=self.tracker.lines,
-                accuracy=evaluated.accuracy if evaluated else None,
             )
             return self.checkpoints.publish(state, self._write)
 
@@ -348,9 +346,7 @@ class Session:
         self.evaluations.add(name, self.step, evaluation, groups)
         # The ablations are not points of the accuracy curve.
         if prompts is self.evaluation_prompts:
-            self.tracker.log(
-                self.step, {"eval/accuracy": evaluation.accuracy, "eval/format": evaluation.format}
-            )
+            self.tracker.log_evaluation(self.step, evaluation)
         self.progress.message(
             f"evaluation {name}: accuracy {evaluation.accuracy:.3f}, format {evaluation.format:.3f}, n {evaluation.n}"
         )

@@ -110,7 +110,9 @@ def started_session(
     with ExitStack() as at_end:
         at_end.callback(directory.close)
         # Before actors start; on leaving after the cluster, so that nobody pays for it while the last uploads end.
-        checkpoints = at_end.enter_context(stored_checkpoints_of(config, checkpoint, progress.message))
+        checkpoints = at_end.enter_context(
+            stored_checkpoints_of(config, checkpoint, tracker.accuracies, progress.message)
+        )
         lent = engines is not None
         if not lent:
             at_end.callback(_leave_cluster, config)

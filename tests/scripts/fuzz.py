@@ -38,7 +38,7 @@ LIBRARIES = (sys.prefix, sys.base_prefix, str(REPOSITORY), "/proc", "/sys", "/de
 
 
 def a_checkpoint(folder: Path) -> None:
-    state = RunState(3, StreamState(0, "d"), ("0.1:q",), 4, 1, {"stale": 2}, 0, 0, 32, {"rollout": 1.5}, "c", 0, 7, 0.5)
+    state = RunState(3, StreamState(0, "d"), ("0.1:q",), 4, 1, {"stale": 2}, 0, 0, 32, {"rollout": 1.5}, "c", 0, 7)
     Checkpoints(folder, keep=1).publish(state, lambda partial: [])
 
 

@@ -38,7 +38,6 @@ def _state(step: int) -> RunState:
         config_digest="c",
         steps_skipped=3,
         metric_lines=7,
-        accuracy=None,
     )
 
 
@@ -87,12 +86,17 @@ def test_copies_that_somebody_made_are_neither_counted_nor_deleted(tmp_path: Pat
 
 
 def test_the_best_evaluation_is_kept_besides(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    for step, accuracy in ((1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, None)):
-        checkpoints.publish(replace(_state(step), accuracy=accuracy), _write)
+    accuracies = {1: 0.5, 4: 0.7}
+    checkpoints = Checkpoints(tmp_path, keep=1, accuracies=accuracies)
+    for step in (1, 2):
+        checkpoints.publish(_state(step), _write)
+    accuracies[2] = 0.9  # its evaluation was broken off, and made by a resumed run
+    for step in (3, 4, 5):
+        checkpoints.publish(_state(step), _write)
     assert _names(tmp_path) == ["checkpoint-2", "checkpoint-5", "latest"]
     # Of equals the newer one.
-    checkpoints.publish(replace(_state(6), accuracy=0.9), _write)
+    accuracies[6] = 0.9
+    checkpoints.publish(_state(6), _write)
     assert _names(tmp_path) == ["checkpoint-6", "latest"]
 
 

@@ -84,7 +84,7 @@ def saved(directory: Path, step: int, given: list[str]) -> None:
     overrides = [word for word in given if "=" in word]
     files = [Path(word) for word in given if word.endswith(".yaml")]
     write_config(load_config(files, overrides), directory / "config.yaml")
-    state = RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, 0, {}, "c", 0, 0, None)
+    state = RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, 0, {}, "c", 0, 0)
     Checkpoints(directory / "checkpoints", keep=2).publish(state, lambda folder: [])
 
 

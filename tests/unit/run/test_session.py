@@ -123,6 +123,7 @@ def a_session(
     pool = RolloutPool(config, actors, reward_actors(world, config), stream, Ledger(lambda: world.now))
     actors.wait_until_up()
     prompts: list[Prompt] = stream.take(5)
+    tracker = Tracker(config, folder)
     learner: Any = Learner(world)
     return Session(
         config=config,
@@ -135,9 +136,9 @@ def a_session(
         gate=Gate(),  # type: ignore[arg-type]
         evaluation_prompts=prompts,
         evaluations=EvaluationLog(folder, print),
-        tracker=Tracker(config, folder),
+        tracker=tracker,
         progress=Progress(config.train.steps, every_seconds=1e9),
-        checkpoints=Checkpoints(folder / "checkpoints", 2),
+        checkpoints=Checkpoints(folder / "checkpoints", 2, None, tracker.accuracies),
         saving=Saving(config.run, world.said.append, lambda: world.leaving, clock=lambda: world.now),
         totals=Totals(),
         scaling=Scaling.of(config),
@@ -629,17 +630,19 @@ def test_a_skipped_step_is_counted_and_its_rollouts_are_kept(
     assert lines_of(tmp_path)[-1]["optim/steps_skipped"] == 4, "the step that ends the run is recorded"
 
 
-def test_a_checkpoint_knows_the_evaluation_of_its_step(world: World, tmp_path: Path) -> None:
-    session = a_session(world, tmp_path, {"steps": 9}, {"evaluate_every": 2}, actors=1)
+def test_a_checkpoint_whose_evaluation_came_later_is_kept_as_the_best(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 9}, actors=1)
     session.sync_weights()
-    accuracies = []
-    for _ in range(2):
+    one_step(session)
+    session.save()
+    # Broken off before, and made by a resumed run, which has the checkpoint already.
+    session._evaluate("step-1", session.evaluation_prompts)
+    for _ in range(3):
         one_step(session)
-        session.evaluate_if_due()
-        accuracies.append(read_state(session.save()).accuracy)
-    found = session.evaluations.find("step-2")
-    assert found is not None
-    assert accuracies == [None, found.accuracy]
+        session.save()
+    assert session.tracker.accuracies == {1: 0.0}
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*"))
+    assert kept == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
 
 
 def test_an_alarm_is_told_and_counted(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

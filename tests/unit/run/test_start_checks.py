@@ -24,7 +24,7 @@ def config(tmp_path: Path, *overrides: str) -> Config:
 
 
 def state(step: int) -> RunState:
-    return RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, 0, {}, "c", 0, 0, None)
+    return RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, 0, {}, "c", 0, 0)
 
 
 @pytest.mark.parametrize(

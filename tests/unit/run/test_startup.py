@@ -45,7 +45,6 @@ def test_a_resumed_run_goes_on_with_its_totals_and_nothing_in_flight() -> None:
         config_digest="c",
         steps_skipped=0,
         metric_lines=3,
-        accuracy=None,
     )
     counts = _ledger(state).counts()
     assert (counts.issued, counts.used, counts.zero_variance, counts.in_flight) == (27, 24, 5, 0)

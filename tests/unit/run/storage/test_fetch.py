@@ -34,7 +34,7 @@ def stored(config: Config, *steps: int) -> None:
     for step in steps:
         checkpoint = save(config, step)
         upload_files(storage, config.run.dir)
-        upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None))
+        upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None, {}))
 
 
 def test_an_empty_directory_becomes_the_run(tmp_path: Path, files: type[FaultyFiles]) -> None:
