@@ -203,9 +203,14 @@ class Session:
         goes on from, where a stop broke that evaluation off."""
         if self.evaluations.find("before") is None:
             self._evaluate("before", self.evaluation_prompts)
-        # After the last step of a run that goes on with more of them there was one of another name.
-        if self.step and not any(self.evaluations.find(name, self.step) for name in (f"step-{self.step}", "after")):
+        if not 0 < self.step < self.config.train.steps:
+            return
+        made = self.evaluations.after_step(self.step)
+        if made is None:
             self.evaluate_if_due()
+        elif self.step not in self.tracker.accuracies:
+            # Made after the checkpoint, so its line was moved aside.
+            self.tracker.log_evaluation(self.step, made)
 
     def evaluation_is_due(self) -> bool:
         """Whether to evaluate after the step just taken; the last step is evaluated by `evaluate_after`."""

@@ -167,7 +167,7 @@ def started_session(
                 config.gap_mean_limit,
             ),
             evaluation_prompts=evaluation_prompts,
-            evaluations=EvaluationLog(directory.evaluations, progress.message),
+            evaluations=EvaluationLog(directory.evaluations, progress.message, done[0]),
             tracker=tracker,
             progress=progress,
             checkpoints=checkpoints,

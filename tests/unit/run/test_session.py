@@ -28,7 +28,7 @@ from medr1_ray.pool.group_ledger import GroupStage, Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.records.alarms import Alarms
-from medr1_ray.records.checkpoints import Checkpoints, latest_checkpoint, read_state
+from medr1_ray.records.checkpoints import Checkpoints, RunState, latest_checkpoint, read_state
 from medr1_ray.records.metrics import Resources
 from medr1_ray.records.recorded_groups import read_groups
 from medr1_ray.records.summary import Totals
@@ -112,7 +112,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def a_session(
-    world: World, folder: Path, train: dict[str, Any], run: dict[str, Any] | None = None, **rollout: Any
+    world: World,
+    folder: Path,
+    train: dict[str, Any],
+    run: dict[str, Any] | None = None,
+    resumed: RunState | None = None,
+    **rollout: Any,
 ) -> Session:
     train = {"steps": 100, "prompts_per_step": 8, "group_size": 4, **train}
     config = a_config(train, engine={"max_num_seqs": 8}, **rollout)
@@ -123,11 +128,12 @@ def a_session(
     pool = RolloutPool(config, actors, reward_actors(world, config), stream, Ledger(lambda: world.now))
     actors.wait_until_up()
     prompts: list[Prompt] = stream.take(5)
-    tracker = Tracker(config, folder)
+    step, lines = (resumed.step, resumed.metric_lines) if resumed else (0, 0)
+    tracker = Tracker(config, folder, step, lines)
     learner: Any = Learner(world)
     return Session(
         config=config,
-        step=0,
+        step=step,
         learner=learner,
         pool=pool,
         weights=WeightSync(learner, pool),
@@ -135,7 +141,7 @@ def a_session(
         stream=stream,
         gate=Gate(),  # type: ignore[arg-type]
         evaluation_prompts=prompts,
-        evaluations=EvaluationLog(folder, print),
+        evaluations=EvaluationLog(folder, print, step),
         tracker=tracker,
         progress=Progress(config.train.steps, every_seconds=1e9),
         checkpoints=Checkpoints(folder / "checkpoints", 2, None, tracker.accuracies),
@@ -529,12 +535,16 @@ def test_an_evaluation_is_broken_off_and_made_by_the_resumed_run(world: World, t
     assert session.evaluations.find("step-2") is None
 
     world.happens = lambda: None
-    resumed = a_session(world, tmp_path, {"steps": 4}, {"evaluate_every": 2}, actors=1)
-    resumed.step = 2
-    resumed.sync_weights()
+    state = read_state(latest_checkpoint(tmp_path / "checkpoints"))
+    # The second time it was killed before its next checkpoint: its line is cut off, and written again.
     for _ in range(2):
-        resumed.evaluate_before()
+        resumed = a_session(world, tmp_path, {"steps": 4}, {"evaluate_every": 2}, state, actors=1)
+        resumed.sync_weights()
+        for _ in range(2):
+            resumed.evaluate_before()
+        assert [line["step"] for line in lines_of(tmp_path) if "eval/accuracy" in line][-1:] == [2]
     assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == ["before", "step-2"]
+    assert [line["step"] for line in lines_of(tmp_path)].count(2) == 2, "of the step, and of its evaluation"
 
 
 def test_nothing_is_written_again_where_the_last_step_is_saved(world: World, tmp_path: Path) -> None:
