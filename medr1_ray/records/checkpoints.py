@@ -26,6 +26,7 @@ from medr1_ray.base.manifest import (
     write_manifest,
 )
 from medr1_ray.data.stream import StreamState
+from medr1_ray.records.summary import Totals
 
 STATE_FILE = "state.json"
 LATEST_FILE = "latest"
@@ -49,8 +50,7 @@ class RunState:
     groups_dropped: dict[str, int]
     groups_reissued: int
     answers_late: int
-    completions: int
-    seconds: dict[str, float]
+    totals: Totals
     config_digest: str
     steps_skipped: int
     metric_lines: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medr1_ray.base.manifest import StoredFile, store
@@ -18,7 +18,8 @@ from medr1_ray.evaluation.blinding import NOT_SHUFFLED, with_blank_images, with_
 from medr1_ray.evaluation.in_training import EvaluationLog, evaluate
 from medr1_ray.evaluation.settings import write_asked_with
 from medr1_ray.learner.handle import Learner
-from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, UpdateReport
+from medr1_ray.learner.messages import Gap, ImitationReport, UpdateReport
+from medr1_ray.pool.actor_states import ActorCounts
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.records.alarms import Alarms
@@ -130,7 +131,7 @@ class Session:
         self.totals.completions += len(demonstrations)
         spans = self._take_spans(report.spans)
         seconds = PhaseSeconds.of(spans)
-        if self._note_skipped([report.step]):
+        if self.skipped_steps.count(self.step, [report.step], self.progress.message):
             self.tracker.record_demonstrations(self.step, demonstrations)
         metrics = imitation_metrics(
             demonstrations, report, self.stream.state().dropped, self.skipped_steps.total, seconds
@@ -156,13 +157,12 @@ class Session:
         self.totals.completions += sum(len(group.rewards.total) for group in groups)
         spans = self._take_spans(report.spans)
         seconds, busy = PhaseSeconds.of(spans), self._busy.add(spans)
-        members = self.pool.actor_counts()
-        skipped = self._note_skipped(report.steps)
+        skipped = self.skipped_steps.count(self.step, report.steps, self.progress.message)
         metrics = step_metrics(
             groups,
             report,
             self.pool.ledger.counts(),
-            members,
+            self._actor_counts(),
             self.stream.state().dropped,
             self.skipped_steps.total,
             seconds,
@@ -179,9 +179,8 @@ class Session:
         if skipped or self.config.run.record_groups:
             self.tracker.record_groups(self.step, groups)
         self.progress.update(self.step, metrics)
-        self.scaling.measure(
-            seconds.rollout, seconds.step - seconds.rollout, seconds_of(busy, "rollout-"), members.lost
-        )
+        lost = self.pool.actor_counts().lost
+        self.scaling.measure(seconds.rollout, seconds.step - seconds.rollout, seconds_of(busy, "rollout-"), lost)
         # After logging, so that metrics and rollouts of the failed step are in the files.
         self.skipped_steps.require_few()
         # Not `>`, which a NaN of the engine's would pass.
@@ -271,7 +270,7 @@ class Session:
             self.totals,
             self.skipped_steps.total,
             self.pool.ledger.counts(),
-            self.pool.actor_counts(),
+            self._actor_counts(),
         )
         # The last checkpoint and the last evaluations come after the last step.
         self.tracker.log_spans(self.step, self._take_spans(()))
@@ -294,13 +293,16 @@ class Session:
                 groups_dropped=counts.dropped,
                 groups_reissued=counts.reissued,
                 answers_late=counts.late,
-                completions=self.totals.completions,
-                seconds=self.totals.seconds,
+                totals=replace(self.totals, actors=self._actor_counts().tally()),
                 config_digest=config_digest(self.config),
                 steps_skipped=self.skipped_steps.total,
                 metric_lines=self.tracker.lines,
             )
             return self.checkpoints.publish(state, self._write)
+
+    def _actor_counts(self) -> ActorCounts:
+        # Of the whole run; the pool's own are those of this start.
+        return self.pool.actor_counts().after(self.totals.actors)
 
     def _write(self, folder: Path) -> list[StoredFile]:
         written = self.learner.save(folder)
@@ -314,15 +316,6 @@ class Session:
     def _issue_groups(self, versions_ahead: int) -> None:
         if self.replay is None:
             self.pool.fill(versions_ahead)
-
-    def _note_skipped(self, steps: Sequence[OptimizerStep]) -> int:
-        skipped = self.skipped_steps.count(steps)
-        if skipped:
-            self.progress.message(
-                f"step {self.step}: the gradient was not finite, nothing was learned from it; "
-                f"{self.skipped_steps.total} such steps so far"
-            )
-        return skipped
 
     def _sync(self, *, check: bool) -> None:
         if not self._syncs:

@@ -147,7 +147,7 @@ def started_session(
         if state:
             # Before the stream is drawn from, so that older prompts are used first.
             pool.issue_again(stream.reissue(state.unused_prompts))
-        totals = Totals(state.completions, dict(state.seconds)) if state else Totals()
+        totals = state.totals if state else Totals()
         startup_seconds = since_start()
         progress.message(f"up after {startup_seconds:.0f} s")
         totals.seconds["startup"] = totals.seconds.get("startup", 0.0) + startup_seconds

@@ -17,6 +17,7 @@ from medr1_ray.config import Config
 from medr1_ray.config.loading import write_config
 from medr1_ray.data.stream import StreamState
 from medr1_ray.records.checkpoints import Checkpoints, RunState
+from medr1_ray.records.summary import Totals
 from medr1_ray.run.storage.objects import Storage
 
 URL = "faulty://bucket/runs/a"
@@ -110,7 +111,7 @@ def a_config(folder: Path, url: str | None = URL, timeout: float = 600.0, **sect
 
 
 def a_state(step: int, skipped: int = 0) -> RunState:
-    return RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, 0, {}, "c", skipped, step)
+    return RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, Totals(), "c", skipped, step)
 
 
 def save(config: Config, step: int, checkpoints: Checkpoints | None = None, skipped: int = 0) -> Path:

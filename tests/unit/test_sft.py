@@ -135,7 +135,7 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
             progress=Progress(config.train.steps),
             checkpoints=Checkpoints(run / "checkpoints", keep=5),
             saving=Saving(config.run, print),
-            totals=Totals(state.completions, dict(state.seconds)) if state else Totals(),
+            totals=state.totals if state else Totals(),
             scaling=Scaling.of(config),
             skipped_steps=SkippedSteps(config.learner, state.steps_skipped if state else 0),
             alarms=Alarms(config.alarms, config.gap_mean_limit),

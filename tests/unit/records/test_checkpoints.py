@@ -13,6 +13,7 @@ import pytest
 
 from medr1_ray.base.manifest import NotSavedError, StoredFile, store
 from medr1_ray.data.stream import StreamState
+from medr1_ray.learner.messages import Gap
 from medr1_ray.records.checkpoints import (
     Checkpoints,
     RunState,
@@ -20,6 +21,7 @@ from medr1_ray.records.checkpoints import (
     read_state,
     whole_checkpoint,
 )
+from medr1_ray.records.summary import Totals
 from tests.faults.files import full, small_disk
 
 
@@ -33,8 +35,7 @@ def _state(step: int) -> RunState:
         groups_reissued=2,
         answers_late=1,
         groups_dropped={"stale": 2},
-        completions=32,
-        seconds={"rollout": 1.5},
+        totals=Totals(32, {"rollout": 1.5}, Gap(2e-6, 3e-4, 1000), {"asked": 3, "lost": 1}),
         config_digest="c",
         steps_skipped=3,
         metric_lines=7,

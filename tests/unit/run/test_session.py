@@ -20,7 +20,7 @@ from medr1_ray.base.stopping import heeding_signals
 from medr1_ray.config import AlarmSettings, HardwareSettings
 from medr1_ray.config.loading import config_digest
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.evaluation.in_training import EvaluationLog
+from medr1_ray.evaluation.in_training import Evaluation, EvaluationLog
 from medr1_ray.evaluation.settings import ASKED_WITH_FILE
 from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, PolicyStatistics, UpdateReport
 from medr1_ray.pool.actors import RolloutActors
@@ -146,7 +146,7 @@ def a_session(
         progress=Progress(config.train.steps, every_seconds=1e9),
         checkpoints=Checkpoints(folder / "checkpoints", 2, None, tracker.accuracies),
         saving=Saving(config.run, world.said.append, lambda: world.leaving, clock=lambda: world.now),
-        totals=Totals(),
+        totals=resumed.totals if resumed else Totals(),
         scaling=Scaling.of(config),
         skipped_steps=SkippedSteps(config.learner, 0),
         alarms=Alarms(config.alarms, config.gap_mean_limit),
@@ -201,6 +201,29 @@ def test_metrics_and_checkpoints_count_actors_and_groups_that_were_issued_again(
     assert last["ledger/groups_reissued"] == 2
     state = json.loads((tmp_path / "checkpoints" / "checkpoint-2" / "state.json").read_text())
     assert (state["groups_reissued"], state["answers_late"]) == (2, 0)
+
+
+def test_gap_and_actors_of_a_resumed_run_go_on(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 3}, actors=2)
+    session.sync_weights()
+    world.dead.add("rollout-0")
+    while session.step < 2:
+        one_step(session)
+    state = read_state(session.save())
+    # Two parity gates of 10 tokens, and 4 of each update; one of three actors was lost, two end with their driver.
+    assert (state.totals.gap, state.totals.actors["asked"]) == (Gap(pytest.approx(1e-6), 1e-5, 28), 3)
+    world.dead.clear()
+    resumed = a_session(world, tmp_path, {"steps": 3}, None, state, actors=2)
+    resumed.sync_weights()
+    one_step(resumed)
+    assert (lines_of(tmp_path)[-1]["pool/actors_lost"], lines_of(tmp_path)[-1]["pool/actors_serving"]) == (1, 2)
+    totals = read_state(resumed.save()).totals
+    assert totals.gap.tokens == 28 + 24
+    assert totals.actors == {"asked": 3 + 2, "drained": 0, "cancelled": 0, "lost": 1, "failed": 0}
+    for name in ("before", "after", "blank_image"):
+        resumed.evaluations.add(name, 0, Evaluation(0.5, 1.0, 5, {}, {}), [])
+    summary = json.loads(resumed.summarise().read_text())
+    assert (summary["logprob_gap_max"], summary["rollout_actors"]) == (1e-5, totals.actors)
 
 
 def gate_of(session: Session) -> Gate:
@@ -372,15 +395,16 @@ def test_a_checkpoint_says_where_the_run_stands(world: World, tmp_path: Path) ->
     checkpoint = session.save()
     assert json.loads((checkpoint / ASKED_WITH_FILE).read_text())["mode"] == session.config.mode
     state = read_state(checkpoint)
-    assert (state.step, state.groups_used, state.completions) == (1, 8, 32)
+    assert (state.step, state.groups_used, state.totals.completions) == (1, 8, 32)
     assert state.unused_prompts == tuple(session.pool.unused_prompt_ids())
     assert len(state.unused_prompts) == 8, "of the next step, which the engines have begun"
     assert state.stream == session.stream.state()
     assert state.config_digest == config_digest(session.config)
     # In the world's time, which moves in steps of up to half a second: 1 second of update, and 1 of each of two syncs.
-    assert 1.0 <= state.seconds["update"] < 1.5
-    assert 2.0 <= state.seconds["weight_sync"] < 3.0
-    assert state.seconds["rollout"] >= 8.0, "four rounds of two groups, 2 seconds each"
+    seconds = state.totals.seconds
+    assert 1.0 <= seconds["update"] < 1.5
+    assert 2.0 <= seconds["weight_sync"] < 3.0
+    assert seconds["rollout"] >= 8.0, "four rounds of two groups, 2 seconds each"
 
 
 def test_a_step_costs_what_its_devices_cost(world: World, tmp_path: Path) -> None:
