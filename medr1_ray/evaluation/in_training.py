@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 
 _DISCARDED = "discarded-"
+BEFORE_IS_GONE = (
+    "there is no evaluations/before.json of the start model, and a resumed run no longer has its weights; bring the "
+    "file back for the summary, or evaluate model.path by itself (python -m medr1_ray.evaluate)"
+)
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,16 @@ class EvaluationLog:
             at, evaluation = self._unwritten[name]
         elif path.exists():
             names = [field.name for field in fields(Evaluation)]
-            found = read_mapping(path, "move it away to evaluate again", ["step", *names])
+            found = read_mapping(path, "bring a whole one back, or move it away", ["step", *names])
             at, evaluation = found["step"], Evaluation(**{name: found[name] for name in names})
         else:
             return None
         return evaluation if step in (None, at) else None
 
+
+    def before(self) -> Evaluation | None:
+        """Return the evaluation of the start model, None where it is no longer there."""
+        return self.find("before", 0)
 
     def after_step(self, step: int) -> Evaluation | None:
         """Return the evaluation of the weights after this step, None where there is none."""

@@ -40,6 +40,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of `summary.json`; accuracies are fractions, times seconds, gaps nats."""
     loop_seconds = sum(totals.seconds.get(phase, 0.0) for phase in _LOOP_PHASES)
+    # None where its file is gone.
+    before = evaluations.before()
     # There is none if most questions share one image.
     shuffled = evaluations.find("shuffled_image")
     return {
@@ -47,7 +49,7 @@ def summarise(
         "objective": config.objective,
         "mode": config.mode,
         "eval": {
-            "before": asdict(_found(evaluations, "before")),
+            "before": None if before is None else asdict(before),
             "after": asdict(_found(evaluations, "after")),
             "blank_image": _found(evaluations, "blank_image").accuracy,
             "shuffled_image": None if shuffled is None else shuffled.accuracy,

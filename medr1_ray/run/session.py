@@ -15,7 +15,7 @@ from medr1_ray.config.loading import config_digest
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation.blinding import NOT_SHUFFLED, with_blank_images, with_shuffled_images
-from medr1_ray.evaluation.in_training import EvaluationLog, evaluate
+from medr1_ray.evaluation.in_training import BEFORE_IS_GONE, EvaluationLog, evaluate
 from medr1_ray.evaluation.settings import write_asked_with
 from medr1_ray.learner.handle import Learner
 from medr1_ray.learner.messages import Gap, ImitationReport, UpdateReport
@@ -198,10 +198,13 @@ class Session:
         self.pool.scale(actors, f"the learner waited for {self.scaling.idle_fraction or 0.0:.0%} of the last steps")
 
     def evaluate_before(self) -> None:
-        """Evaluate the start model, unless the run did so before it was interrupted; and the model of the step that it
-        goes on from, where a stop broke that evaluation off."""
-        if self.evaluations.find("before") is None:
-            self._evaluate("before", self.evaluation_prompts)
+        """Evaluate the start model in a new run; in a resumed one the model of the step that it goes on from, where a
+        stop broke that evaluation off."""
+        if self.evaluations.before() is None:
+            if self.step:
+                self.progress.message(f"evaluation before: left out: {BEFORE_IS_GONE}")
+            else:
+                self._evaluate("before", self.evaluation_prompts)
         if not 0 < self.step < self.config.train.steps:
             return
         made = self.evaluations.after_step(self.step)

@@ -345,6 +345,29 @@ def test_the_start_model_is_evaluated_once_and_the_trained_one_without_its_image
     assert session.totals.seconds["evaluation"] > 0
 
 
+@pytest.mark.parametrize("of_step", [None, 1])
+def test_trained_weights_are_never_called_those_of_the_start(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], of_step: int | None
+) -> None:
+    session = a_session(world, tmp_path, {"steps": 1}, actors=1)
+    session.sync_weights()
+    session.evaluate_before()
+    one_step(session)
+    state = read_state(session.save())
+    (tmp_path / "before.json").unlink()
+    if of_step:  # what an earlier version made in its place
+        session.evaluations.add("before", of_step, Evaluation(0.5, 1.0, 5, {}, {}), [])
+    resumed = a_session(world, tmp_path, {"steps": 1}, None, state, actors=1)
+    resumed.sync_weights()
+    resumed.evaluate_before()
+    said = capsys.readouterr().out
+    assert said.count("evaluation before: left out: there is no evaluations/before.json of the start model") == 1
+    resumed.evaluate_after()
+    summary = json.loads(resumed.summarise().read_text())
+    assert (summary["eval"]["before"], summary["eval"]["after"]["n"]) == (None, 5)
+    assert "accuracy unknown before, 0.000 after 1 steps" in capsys.readouterr().out
+
+
 def test_one_question_is_evaluated_to_the_end(world: World, tmp_path: Path) -> None:
     session = a_session(world, tmp_path, {"steps": 1}, actors=1)
     session.evaluation_prompts = session.evaluation_prompts[:1]
@@ -564,10 +587,9 @@ def test_an_evaluation_is_broken_off_and_made_by_the_resumed_run(world: World, t
     for _ in range(2):
         resumed = a_session(world, tmp_path, {"steps": 4}, {"evaluate_every": 2}, state, actors=1)
         resumed.sync_weights()
-        for _ in range(2):
-            resumed.evaluate_before()
+        resumed.evaluate_before()
         assert [line["step"] for line in lines_of(tmp_path) if "eval/accuracy" in line][-1:] == [2]
-    assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == ["before", "step-2"]
+    assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == ["step-2"]
     assert [line["step"] for line in lines_of(tmp_path)].count(2) == 2, "of the step, and of its evaluation"
 
 
