@@ -135,8 +135,8 @@ class EvaluationLog:
 def _step_in(path: Path) -> float:
     try:
         return float(read_mapping(path, "", ["step"])["step"])
-    except (ValueError, TypeError):
-        return 0.0  # damaged: `find` says so where it is asked for
+    except (OSError, ValueError, TypeError):
+        return 0.0  # none of ours, or damaged: `find` says so where it is asked for
 
 
 def _answer(group: Group) -> dict[str, object]:

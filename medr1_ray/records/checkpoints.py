@@ -155,7 +155,7 @@ class Retention:
     Those of steps after `resumed_from` that are there when the run goes on from it are damaged, or of a past that was
     rolled back. They count for nothing, and go once the run has passed their steps and has `keep` of its own.
 
-    The accuracies are not those of the checkpoints' making, when the evaluation of their step may have been to come.
+    The accuracies are looked at when something is to go: the evaluation of a step may come after its checkpoint.
     """
 
     def __init__(
