@@ -13,22 +13,35 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks.helpers.heat_maps import draw
-from benchmarks.helpers.matrix_evaluation import evaluate_all
+from benchmarks.helpers.matrix_evaluation import evaluate_all, everything
 from benchmarks.helpers.matrix_lane import end_with_parent, train_row
 from benchmarks.helpers.matrix_settings import MatrixSettings, Trained, load_matrix_settings, rows
 from benchmarks.helpers.matrix_tables import collect, write_tables
 from medr1_ray.base.append_log import AppendLog
+from medr1_ray.base.atomic_files import write_text
+from medr1_ray.base.code_digest import code_digest
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.base.json_files import read_mapping
 from medr1_ray.base.writable_folder import require_writable
 from medr1_ray.config import require_lasting
+from medr1_ray.config.loading import Difference, load_config
+from medr1_ray.config.secrets import redacted
+from medr1_ray.evaluation.folder import questions_digest
+
+# Of the files that a matrix names: how and where its runs are made. `out` may go on with others.
+_NOT_OF_THE_RESULT = {
+    **dict.fromkeys(("run", "cluster", "hardware", "sizing", "parity", "alarms"), True),
+    "data": {"root", "image_root", "image_timeout_seconds"},
+}
 
 
 def run(settings: MatrixSettings) -> None:
@@ -76,13 +89,43 @@ def _train_missing(settings: MatrixSettings, lanes: Executor) -> None:
 
 
 def _claim(settings: MatrixSettings) -> None:
-    """Create the output folder, or check that it belongs to this experiment."""
-    file = settings.out / "settings.json"
-    now = settings.model_dump(mode="json", exclude={"out"})
-    if file.exists() and read_mapping(file, "choose another `out`") != now:
-        raise ValueError(f"out={settings.out} holds a matrix with other settings ({file}); choose another `out`")
-    settings.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(now, indent=1))
+    """Create the output folder, or check that what is done there is of this experiment: settings, those of the files
+    that they name, and questions. Code may be mended on the way; that is told."""
+    file, now = settings.out / "settings.json", _identity(settings)
+    if not file.exists():
+        settings.out.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps({**now, "code": code_digest()}, indent=1))
+        return
+    before = read_mapping(file, "it is of an earlier version; choose another `out`", [*now, "code"])
+    if found := next(_differences({name: before[name] for name in now}, now), None):
+        raise ValueError(
+            f"out={settings.out} holds a matrix with {found.key} {found.before!r}, and now it is {found.now!r} "
+            f"({file}); set it back, or choose another `out`"
+        )
+    if before["code"] != code_digest():
+        print(
+            f"out={settings.out} was begun with other code of medr1_ray; what is done there is kept. Choose another "
+            "`out` to do it again",
+            file=sys.stderr,
+        )
+
+
+def _identity(settings: MatrixSettings) -> dict[str, Any]:
+    data = everything(settings)
+    runs = load_config(settings.configs)
+    return {
+        "matrix": settings.model_dump(mode="json", exclude={"out"}),
+        "runs": redacted(runs.model_dump(mode="json", exclude=_NOT_OF_THE_RESULT)),
+        "questions": questions_digest((*data.train, *data.evaluation)),
+    }
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[Difference]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in before | now:
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield Difference(key, before, now)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -27,34 +27,45 @@ from medr1_ray.data.image_digest import images_digest
 from medr1_ray.evaluation.folder import EvaluationFolder, questions_digest
 from medr1_ray.evaluation.passes import BLINDED, IMAGE, Pass, letter_passes
 from medr1_ray.evaluation.settings import without_learner
-from medr1_ray.model.checkpoint_files import resolve_checkpoint
+from medr1_ray.model.checkpoint_files import checkpoint_digest, resolve_checkpoint
 from medr1_ray.types import Mode, Question
 
 BLANK = BLINDED[0]
 
 
 def evaluate_all(settings: MatrixSettings) -> None:
-    """Evaluate every model that is not finished on its matrix's test questions, with the image and with a blank one."""
-    todo = [entry for entry in _models(settings) if not (_folder(settings, entry[0]) / "done").exists()]
+    """Evaluate every model that is not finished on its matrix's test questions, with the image and with a blank one.
+
+    Raises:
+        ValueError: an evaluation, finished or not, is of other weights, questions or images.
+    """
+    models = list(_models(settings))
+    configs = {mode: mode_config(settings, mode) for mode in settings.axes}
+    # One set of engines serves all modes, so it must fit the longest completions.
+    longest = max(configs.values(), key=lambda config: config.rollout.max_tokens)
+    questions = {axis: held_out_questions(settings, axis) for _, axis, _, _ in models}
+    # Once for all models: they may be thousands of files.
+    images = {axis: images_digest(asked, longest.data.image_timeout_seconds) for axis, asked in questions.items()}
+    folders = {
+        slug: EvaluationFolder(
+            _folder(settings, slug),
+            _identity(configs[mode], checkpoint, questions[axis]) | {"images": images[axis]},
+            questions[axis],
+        )
+        for slug, axis, mode, checkpoint in models
+    }
+    todo = [entry for entry in models if not (folders[entry[0]].path / "done").exists()]
     if not todo:
         return
     from medr1_ray.evaluation.inference import open_inference
 
-    configs = {mode: mode_config(settings, mode) for mode in settings.axes}
-    # One set of engines serves all modes, so it must fit the longest completions.
-    longest = max(configs.values(), key=lambda config: config.rollout.max_tokens)
-    questions = {axis: held_out_questions(settings, axis) for _, axis, _, _ in todo}
-    # Once for all models: they may be thousands of files.
-    images = {axis: images_digest(asked, longest.data.image_timeout_seconds) for axis, asked in questions.items()}
     passes = {(axis, mode): _passes(configs[mode], questions[axis]) for _, axis, mode, _ in todo}
     with open_inference(without_learner(longest, settings.out)) as inference:
         for slug, axis, mode, checkpoint in tqdm(todo, desc="evaluating", unit="model"):
-            identity = _identity(configs[mode], checkpoint, questions[axis]) | {"images": images[axis]}
-            folder = EvaluationFolder(_folder(settings, slug), identity, questions[axis])
             inference.load(checkpoint)
             for each in passes[axis, mode]:
-                folder.run(inference.pool, each)
-            (folder.path / "done").touch()
+                folders[slug].run(inference.pool, each)
+            (folders[slug].path / "done").touch()
 
 
 def evaluation_folder(settings: MatrixSettings, row: Trained | None, axis: Axis, mode: Mode) -> Path:
@@ -113,6 +124,8 @@ def _passes(config: Config, questions: Sequence[Question]) -> list[Pass]:
 def _identity(config: Config, checkpoint: Path, questions: Sequence[Question]) -> dict[str, object]:
     return {
         "checkpoint": str(checkpoint),
+        # Trained again it has the same path.
+        "weights": checkpoint_digest(checkpoint),
         "mode": config.mode,
         "max_tokens": config.rollout.max_tokens,
         "questions": questions_digest(questions),

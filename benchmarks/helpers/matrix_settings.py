@@ -80,7 +80,7 @@ def load_matrix_settings(path: Path) -> MatrixSettings:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise ValueError(f"--config {path} cannot be read as YAML ({reason}); give a file of configs/matrix") from None
     except ValidationError as error:
-        problems = "; ".join(explain(details, MatrixSettings) for details in error.errors())
+        problems = "; ".join(explain(error.errors(), MatrixSettings))
     # Outside the handler, so that pydantic's own error is not shown as the cause.
     raise ValueError(f"--config {path}: {problems}")
 

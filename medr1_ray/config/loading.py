@@ -68,7 +68,8 @@ def load_config(paths: Sequence[Path], overrides: Sequence[str] = (), *, as_reco
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        lines = [explain(details) + _named(details, layers) for details in error.errors()]
+        errors = error.errors()
+        lines = [line + _named(details, layers) for line, details in zip(explain(errors), errors, strict=True)]
     # Outside the handler, so that pydantic's own error is not shown as the cause.
     if len(lines) == 1:
         raise ValueError(f"the configuration is not valid: {lines[0]}")
@@ -260,17 +261,26 @@ def _with_value(settings: Any, keys: Keys, value: Any, where: Keys = ()) -> Any:
     return children | {key: _with_value(children.get(key), tuple(rest), value, (*where, key))}
 
 
-def explain(details: ErrorDetails, model: type[BaseModel] = Config) -> str:
-    """Return one line for a pydantic error of `model`: the key, the value given and what is allowed."""
+def explain(errors: Sequence[ErrorDetails], model: type[BaseModel] = Config) -> list[str]:
+    """Return one line for each pydantic error of `model`: the key, the value given and what is allowed."""
+    unknown = [details["loc"][:-1] if details["type"] == "extra_forbidden" else None for details in errors]
+    # What a group of settings has is said once, with the first key that it does not have.
+    return [
+        _explain(details, model, allowed=group not in unknown[:number])
+        for number, (details, group) in enumerate(zip(errors, unknown, strict=True))
+    ]
+
+
+def _explain(details: ErrorDetails, model: type[BaseModel], *, allowed: bool) -> str:
     keys = tuple(str(part) for part in details["loc"])
     dotted = ".".join(keys)
     if details["type"] == "extra_forbidden":
         known = list(_settings_keys(model))
-        allowed = ", ".join(key.split(".")[-1] for key in known if tuple(key.split(".")[:-1]) == keys[:-1])
-        group = ".".join(keys[:-1]) or "the top level"
+        names = ", ".join(key.split(".")[-1] for key in known if tuple(key.split(".")[:-1]) == keys[:-1])
         near = _nearest_key(dotted, known)
-        hint = f"did you mean {near}? " if near else ""
-        return f"{dotted} is not a setting; {hint}({group} has: {allowed})"
+        hint = f"; did you mean {near}?" if near else ""
+        group = f" ({'.'.join(keys[:-1]) or 'the top level'} has: {names})" if allowed else ""
+        return f"{dotted} is not a setting{hint}{group}"
     if details["type"] == "missing":
         return f"{dotted} is required but missing"
     message = _WORDS.get(details["type"]) or details["msg"].removeprefix("Value error, ")

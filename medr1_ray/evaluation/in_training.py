@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,13 @@ from medr1_ray.types import Group, Prompt, Sampling
 
 if TYPE_CHECKING:
     from medr1_ray.pool.groups import RolloutPool
+
+
+_DISCARDED = "discarded-"
+BEFORE_IS_GONE = (
+    "there is no evaluations/before.json of the start model, and a resumed run no longer has its weights; bring the "
+    "file back for the summary, or evaluate model.path by itself (python -m medr1_ray.evaluate)"
+)
 
 
 @dataclass(frozen=True)
@@ -62,13 +70,20 @@ class EvaluationLog:
 
     They are kept when the run is resumed; a later evaluation of the same name replaces the earlier one. One for which
     the disk has no room is kept in memory, and `say` is told.
+
+    Args:
+        folder: `<run>/evaluations`, created where it is missing.
+        say: takes a line for the operator.
+        step: steps done so far; 0 for a new run. Evaluations of later steps are of weights that the run no longer has,
+            and move to `discarded-<n>-<name>`.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, say: Callable[[str], None], step: int = 0) -> None:
         self._folder = folder
         self._say = say
         self._unwritten: dict[str, tuple[int, Evaluation]] = {}
         folder.mkdir(exist_ok=True)
+        self._discard_after(step)
 
     def add(self, name: str, step: int, evaluation: Evaluation, groups: Sequence[Group]) -> None:
         """Write one evaluation."""
@@ -90,11 +105,38 @@ class EvaluationLog:
             at, evaluation = self._unwritten[name]
         elif path.exists():
             names = [field.name for field in fields(Evaluation)]
-            found = read_mapping(path, "move it away to evaluate again", ["step", *names])
+            found = read_mapping(path, "bring a whole one back, or move it away", ["step", *names])
             at, evaluation = found["step"], Evaluation(**{name: found[name] for name in names})
         else:
             return None
         return evaluation if step in (None, at) else None
+
+
+    def before(self) -> Evaluation | None:
+        """Return the evaluation of the start model, None where it is no longer there."""
+        return self.find("before", 0)
+
+    def after_step(self, step: int) -> Evaluation | None:
+        """Return the evaluation of the weights after this step, None where there is none."""
+        # Where it was the last one, of a run that goes on with more of them, it has another name.
+        return self.find(f"step-{step}", step) or self.find("after", step)
+
+    def _discard_after(self, step: int) -> None:
+        for path in sorted(self._folder.glob("*.json")):
+            if path.name.startswith(_DISCARDED) or _step_in(path) <= step:
+                continue
+            n = next(n for n in count(1) if not path.with_name(f"{_DISCARDED}{n}-{path.name}").exists())
+            # The file that `find` looks for first: what an interruption leaves of the other is written over.
+            for file in (path, path.with_suffix(".jsonl")):
+                if file.exists():
+                    file.rename(file.with_name(f"{_DISCARDED}{n}-{file.name}"))
+
+
+def _step_in(path: Path) -> float:
+    try:
+        return float(read_mapping(path, "", ["step"])["step"])
+    except (OSError, ValueError, TypeError):
+        return 0.0  # none of ours, or damaged: `find` says so where it is asked for
 
 
 def _answer(group: Group) -> dict[str, object]:

@@ -11,8 +11,8 @@ No Ray here; the clock is injected, so that tests control the time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -40,7 +40,7 @@ class Leave(Enum):
 
 @dataclass(frozen=True)
 class ActorCounts:
-    """Counts at one moment; `asked == present + gone` always holds.
+    """Counts at one moment; `asked == present + gone` always holds, in the counts of one start of a run.
 
     `failures_in_a_row` counts actors that failed or were lost before they served, since the last one joined.
     """
@@ -63,6 +63,15 @@ class ActorCounts:
     def lost(self) -> int:
         """Actors that died, failed or exceeded a deadline."""
         return self.gone[Leave.LOST] + self.gone[Leave.FAILED]
+
+    def tally(self) -> dict[str, int]:
+        """How many were asked for, and how many are gone, by reason."""
+        return {"asked": self.asked, **{why.value: self.gone[why] for why in Leave}}
+
+    def after(self, earlier: Mapping[str, int]) -> ActorCounts:
+        """The same with those of earlier starts of the run added (their `tally`), whose last actors ended with them."""
+        gone = {why: self.gone[why] + earlier.get(why.value, 0) for why in Leave}
+        return replace(self, asked=self.asked + earlier.get("asked", 0), gone=gone)
 
 
 @dataclass

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,6 +26,7 @@ from medr1_ray.base.manifest import (
     write_manifest,
 )
 from medr1_ray.data.stream import StreamState
+from medr1_ray.records.summary import Totals
 
 STATE_FILE = "state.json"
 LATEST_FILE = "latest"
@@ -37,8 +39,7 @@ class RunState:
 
     `unused_prompts` are the ids that were issued but not used when the checkpoint was written; they are issued
     again, so that a resume neither skips nor repeats a question. The ledger's counts exclude them. `steps_skipped`
-    counts the optimizer steps whose gradient was not finite, `metric_lines` the lines of metrics so far. `accuracy` is
-    that of the evaluation after this step, None where there was none.
+    counts the optimizer steps whose gradient was not finite, `metric_lines` the lines of metrics so far.
     """
 
     step: int
@@ -49,12 +50,10 @@ class RunState:
     groups_dropped: dict[str, int]
     groups_reissued: int
     answers_late: int
-    completions: int
-    seconds: dict[str, float]
+    totals: Totals
     config_digest: str
     steps_skipped: int
     metric_lines: int
-    accuracy: float | None
 
 
 _STATE = TypeAdapter(RunState)
@@ -68,11 +67,18 @@ class Checkpoints:
         keep: how many to keep, besides the one of the best evaluation; others are deleted after a newer one is
             published.
         resumed_from: the one that the run went on from.
+        accuracies: of the evaluations so far, by step; the run adds to it.
     """
 
-    def __init__(self, folder: Path, keep: int, resumed_from: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        resumed_from: Path | None = None,
+        accuracies: Mapping[int, float] = MappingProxyType({}),
+    ) -> None:
         self._folder = folder
-        self._retention = Retention(keep, saved_steps(folder), resumed_from)
+        self._retention = Retention(keep, saved_steps(folder), resumed_from, accuracies)
 
     def publish(self, state: RunState, write: Callable[[Path], Iterable[StoredFile]]) -> Path:
         """Let `write` fill a folder, add state and manifest, and rename the folder into place; returns its path.
@@ -138,8 +144,7 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
 
     def _forget_old(self, step: int) -> None:
-        there = saved_steps(self._folder)
-        for each in self._retention.superseded(step, there, lambda of: _accuracy(self._folder / f"checkpoint-{of}")):
+        for each in self._retention.superseded(step, saved_steps(self._folder)):
             # One that cannot be deleted (a mount, a file that is open on NFS) is tried again after the next.
             shutil.rmtree(self._folder / f"checkpoint-{each}", ignore_errors=True)
 
@@ -149,23 +154,24 @@ class Retention:
 
     Those of steps after `resumed_from` that are there when the run goes on from it are damaged, or of a past that was
     rolled back. They count for nothing, and go once the run has passed their steps and has `keep` of its own.
+
+    The accuracies are looked at when something is to go: the evaluation of a step may come after its checkpoint.
     """
 
-    def __init__(self, keep: int, there: Iterable[int], resumed_from: Path | None) -> None:
+    def __init__(
+        self, keep: int, there: Iterable[int], resumed_from: Path | None, accuracies: Mapping[int, float]
+    ) -> None:
         self._keep = keep
+        self._accuracies = accuracies
         step = step_of(resumed_from.name) if resumed_from else None
         self._passed_over = {each for each in there if step is not None and each > step}
 
-    def superseded(self, step: int, there: Iterable[int], accuracy: Callable[[int], float | None]) -> list[int]:
-        """Return which of the steps that are there to delete, now that this one is published; none is a later one.
-
-        `accuracy` is None where none is known.
-        """
+    def superseded(self, step: int, there: Iterable[int]) -> list[int]:
+        """Return which of the steps that are there to delete, now that this one is published; none is a later one."""
         self._passed_over.discard(step)
         passed = {each for each in there if each <= step}
         own = sorted(passed - self._passed_over)
-        known = {each: -1.0 if (of := accuracy(each)) is None else of for each in own}
-        best = max(known, key=lambda each: (known[each], each), default=None)
+        best = max(own, key=lambda each: (self._accuracies.get(each, -1.0), each), default=None)
         others = passed & self._passed_over if len(own) >= self._keep else ()
         return [*(each for each in own[: -self._keep] if each != best), *sorted(others)]
 
@@ -240,14 +246,6 @@ def step_of(name: str) -> int | None:
     """Return the step of a checkpoint of this name, None where it is not one of ours."""
     found = _NAME.fullmatch(name)
     return int(found[1]) if found else None
-
-
-def _accuracy(checkpoint: Path) -> float | None:
-    """Of the evaluation that its state tells of; None where there was none, or the state is damaged."""
-    try:
-        return read_state(checkpoint).accuracy
-    except ValueError:
-        return None
 
 
 def _state_damage(checkpoint: Path) -> str | None:

@@ -9,7 +9,7 @@ from medr1_ray.base.code_digest import code_digest
 from medr1_ray.config import Config
 from medr1_ray.evaluation.in_training import Evaluation, EvaluationLog
 from medr1_ray.learner.messages import Gap
-from medr1_ray.pool.actor_states import ActorCounts, Leave
+from medr1_ray.pool.actor_states import ActorCounts
 from medr1_ray.pool.group_ledger import LedgerCounts
 
 # The phases that count for the throughput; start-up, evaluation and checkpoints do not.
@@ -18,11 +18,15 @@ _LOOP_PHASES = ("rollout", "data", "update", "weight_sync", "parity")
 
 @dataclass
 class Totals:
-    """Sums over a run and all its resumptions: completions used, seconds by phase of the driver, and the gap."""
+    """Sums over a run and all its resumptions: completions used, seconds by phase of the driver, and the gap.
+
+    `actors` is the tally of the rollout actors of the starts before this one, in a checkpoint that of all so far.
+    """
 
     completions: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     gap: Gap = field(default_factory=Gap)
+    actors: dict[str, int] = field(default_factory=dict)
 
 
 def summarise(
@@ -36,6 +40,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of `summary.json`; accuracies are fractions, times seconds, gaps nats."""
     loop_seconds = sum(totals.seconds.get(phase, 0.0) for phase in _LOOP_PHASES)
+    # None where its file is gone.
+    before = evaluations.before()
     # There is none if most questions share one image.
     shuffled = evaluations.find("shuffled_image")
     return {
@@ -43,7 +49,7 @@ def summarise(
         "objective": config.objective,
         "mode": config.mode,
         "eval": {
-            "before": asdict(_found(evaluations, "before")),
+            "before": None if before is None else asdict(before),
             "after": asdict(_found(evaluations, "after")),
             "blank_image": _found(evaluations, "blank_image").accuracy,
             "shuffled_image": None if shuffled is None else shuffled.accuracy,
@@ -66,7 +72,7 @@ def summarise(
         "groups_dropped_by_reason": counts.dropped,
         "groups_reissued": counts.reissued,
         "answers_late": counts.late,
-        "rollout_actors": {"asked": members.asked, **{why.value: members.gone[why] for why in Leave}},
+        "rollout_actors": members.tally(),
         "code_digest": code_digest(),
     }
 

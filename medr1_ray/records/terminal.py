@@ -100,7 +100,11 @@ class Progress:
 def describe_summary(summary: Mapping[str, Any]) -> str:
     """`summary.json` in three lines for a person."""
     evaluation, seconds = summary["eval"], summary["seconds"]
-    before, after = evaluation["before"], evaluation["after"]
+    after = evaluation["after"]
+    before = {
+        name: "unknown" if evaluation["before"] is None else f"{evaluation['before'][name]:.3f}"
+        for name in ("accuracy", "format")
+    }
     shuffled = "left out" if evaluation["shuffled_image"] is None else f"{evaluation['shuffled_image']:.3f}"
     phases = ", ".join(
         f"{phase.replace('_', ' ')} {seconds[phase]:.0f}"
@@ -108,8 +112,8 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
     )
     return "\n".join(
         [
-            f"accuracy {before['accuracy']:.3f} before, {after['accuracy']:.3f} after {summary['steps']} steps "
-            f"({after['n']} held-out questions; format {before['format']:.3f}, {after['format']:.3f})",
+            f"accuracy {before['accuracy']} before, {after['accuracy']:.3f} after {summary['steps']} steps "
+            f"({after['n']} held-out questions; format {before['format']}, {after['format']:.3f})",
             f"image ablation: blank image {evaluation['blank_image']:.3f}, another question's image {shuffled}",
             f"{summary['completions_per_second']:.1f} completions/s; {seconds['total']:.0f} s ({phases}); "
             f"log-probability gap of engine and learner {summary['logprob_gap_mean']:.1e} nats, "

@@ -38,6 +38,7 @@ from medr1_ray.base.atomic_files import whole_lines, write_text
 from medr1_ray.base.json_files import read_rows
 from medr1_ray.config import Config, shown_text
 from medr1_ray.config.loading import public_settings
+from medr1_ray.evaluation.in_training import Evaluation
 from medr1_ray.records.metric_names import METRICS
 from medr1_ray.records.recorded_groups import RECORDED, write_demonstrations, write_groups
 from medr1_ray.records.timeline import SPAN_KEYS, write_timeline
@@ -46,13 +47,24 @@ from medr1_ray.types import CompletedPrompt, Group, Span
 _log = logging.getLogger(__name__)
 
 _STEP = ("step",)
+_ACCURACY = "eval/accuracy"
+_METRICS_FILE = "metrics.jsonl"
 _OF_STEPS = re.compile(r"step-(\d+)\.(jsonl|safetensors)")
 
 
 def check_files(directory: Path) -> None:
     """Raise ValueError for a damaged line in what a run has written, which a resumed run reads, at its end at last."""
-    read_rows(directory / "metrics.jsonl", _STEP)
+    read_rows(directory / _METRICS_FILE, _STEP)
     read_rows(directory / "spans.jsonl", SPAN_KEYS)
+
+
+def read_accuracies(directory: Path) -> dict[int, float]:
+    """Return the accuracy of each step that was evaluated. Raises ValueError for a damaged line."""
+    return _accuracies(read_rows(directory / _METRICS_FILE, _STEP))
+
+
+def _accuracies(lines: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+    return {line["step"]: float(line[_ACCURACY]) for line in lines if line.get(_ACCURACY) is not None}
 
 
 class Tracker:
@@ -87,11 +99,14 @@ class Tracker:
         self._recorded = directory / RECORDED
         self._rollouts.mkdir(parents=True, exist_ok=True)
         self._last_step = step
-        self._metrics = GrowingFile(directory / "metrics.jsonl", say)
+        self._metrics = GrowingFile(directory / _METRICS_FILE, say)
         self._spans = GrowingFile(directory / "spans.jsonl", say)
         check_files(directory)
-        self.lines = self._discard_after(step, lines)
+        kept = self._discard_after(step, lines)
+        self.lines = len(kept)
         """Lines of metrics so far."""
+        self.accuracies = _accuracies(kept)
+        """Accuracy of the evaluation after each step that has one in the metrics, as a fraction."""
         mode = config.run.wandb
         self._wandb = _open_wandb(config, mode, directory) if mode != "off" else None
         self._tensorboard = _open_tensorboard(directory, step) if config.run.tensorboard else None
@@ -117,6 +132,7 @@ class Tracker:
                 _log.warning("step %d: %s is %s", step, name, value)
         self._metrics.append([_line({"step": step, **metrics})])
         self.lines += 1
+        self.accuracies.update(_accuracies([{"step": step, **metrics}]))
         if self._publish is not None:
             self._publish(metrics)
         if self._wandb is not None:
@@ -125,6 +141,10 @@ class Tracker:
             for name, value in numbers.items():
                 self._tensorboard.add_scalar(name, value, step)
             self._tensorboard.flush()
+
+    def log_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Append the line of an evaluation after this step, which is a point of the accuracy curve."""
+        self.log(step, {_ACCURACY: evaluation.accuracy, "eval/format": evaluation.format})
 
     def log_spans(self, step: int, spans: Iterable[Span]) -> None:
         """Append the spans that ended by this step."""
@@ -178,11 +198,13 @@ class Tracker:
                 raise
             self._say(f"NOT WRITTEN: {path}: {os.strerror(errno.ENOSPC)}; the run goes on without it")
 
-    def _discard_after(self, step: int, lines: int) -> int:
-        """Returns how many lines are kept: fewer than these where they had found no room when the run was killed."""
+    def _discard_after(self, step: int, lines: int) -> list[dict[str, Any]]:
+        """Returns what is kept: fewer than these lines where they had found no room when the run was killed."""
         there = [line.decode() for line in whole_lines(self._metrics.path)]
+        rows = [json.loads(line) for line in there]
         # By their steps too: somebody may have removed a damaged line before these.
-        past = [number >= lines or json.loads(line)["step"] > step for number, line in enumerate(there)]
+        past = [number >= lines or row["step"] > step for number, row in enumerate(rows)]
+        rows_kept = [row for row, is_past in zip(rows, past, strict=True) if not is_past]
         kept = [line for line, is_past in zip(there, past, strict=True) if not is_past]
         discarded = [line for line, is_past in zip(there, past, strict=True) if is_past]
         rollouts = [
@@ -191,14 +213,14 @@ class Tracker:
             if (found := _OF_STEPS.fullmatch(path.name)) and int(found[1]) > step
         ]
         if not discarded and not rollouts:
-            return len(kept)
+            return rows_kept
         n = next(n for n in count(1) if not (self._directory / f"metrics.discarded-{n}.jsonl").exists())
         # The copy first: an interruption before the next line loses nothing.
         write_text(self._directory / f"metrics.discarded-{n}.jsonl", "".join(f"{line}\n" for line in discarded))
         write_text(self._metrics.path, "".join(f"{line}\n" for line in kept))
         for path in rollouts:
             path.rename(path.with_name(f"discarded-{n}-{path.name}"))
-        return len(kept)
+        return rows_kept
 
 
 def _rollout_lines(group: Group) -> Iterable[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medr1_ray.base.manifest import StoredFile, store
@@ -15,10 +15,11 @@ from medr1_ray.config.loading import config_digest
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.evaluation.blinding import NOT_SHUFFLED, with_blank_images, with_shuffled_images
-from medr1_ray.evaluation.in_training import EvaluationLog, evaluate
+from medr1_ray.evaluation.in_training import BEFORE_IS_GONE, EvaluationLog, evaluate
 from medr1_ray.evaluation.settings import write_asked_with
 from medr1_ray.learner.handle import Learner
-from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, UpdateReport
+from medr1_ray.learner.messages import Gap, ImitationReport, UpdateReport
+from medr1_ray.pool.actor_states import ActorCounts
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.records.alarms import Alarms
@@ -130,7 +131,7 @@ class Session:
         self.totals.completions += len(demonstrations)
         spans = self._take_spans(report.spans)
         seconds = PhaseSeconds.of(spans)
-        if self._note_skipped([report.step]):
+        if self.skipped_steps.count(self.step, [report.step], self.progress.message):
             self.tracker.record_demonstrations(self.step, demonstrations)
         metrics = imitation_metrics(
             demonstrations, report, self.stream.state().dropped, self.skipped_steps.total, seconds
@@ -156,13 +157,12 @@ class Session:
         self.totals.completions += sum(len(group.rewards.total) for group in groups)
         spans = self._take_spans(report.spans)
         seconds, busy = PhaseSeconds.of(spans), self._busy.add(spans)
-        members = self.pool.actor_counts()
-        skipped = self._note_skipped(report.steps)
+        skipped = self.skipped_steps.count(self.step, report.steps, self.progress.message)
         metrics = step_metrics(
             groups,
             report,
             self.pool.ledger.counts(),
-            members,
+            self._actor_counts(),
             self.stream.state().dropped,
             self.skipped_steps.total,
             seconds,
@@ -179,9 +179,8 @@ class Session:
         if skipped or self.config.run.record_groups:
             self.tracker.record_groups(self.step, groups)
         self.progress.update(self.step, metrics)
-        self.scaling.measure(
-            seconds.rollout, seconds.step - seconds.rollout, seconds_of(busy, "rollout-"), members.lost
-        )
+        lost = self.pool.actor_counts().lost
+        self.scaling.measure(seconds.rollout, seconds.step - seconds.rollout, seconds_of(busy, "rollout-"), lost)
         # After logging, so that metrics and rollouts of the failed step are in the files.
         self.skipped_steps.require_few()
         # Not `>`, which a NaN of the engine's would pass.
@@ -199,13 +198,21 @@ class Session:
         self.pool.scale(actors, f"the learner waited for {self.scaling.idle_fraction or 0.0:.0%} of the last steps")
 
     def evaluate_before(self) -> None:
-        """Evaluate the start model, unless the run did so before it was interrupted; and the model of the step that it
-        goes on from, where a stop broke that evaluation off."""
-        if self.evaluations.find("before") is None:
-            self._evaluate("before", self.evaluation_prompts)
-        # After the last step of a run that goes on with more of them there was one of another name.
-        if self.step and not any(self.evaluations.find(name, self.step) for name in (f"step-{self.step}", "after")):
+        """Evaluate the start model in a new run; in a resumed one the model of the step that it goes on from, where a
+        stop broke that evaluation off."""
+        if self.evaluations.before() is None:
+            if self.step:
+                self.progress.message(f"evaluation before: left out: {BEFORE_IS_GONE}")
+            else:
+                self._evaluate("before", self.evaluation_prompts)
+        if not 0 < self.step < self.config.train.steps:
+            return
+        made = self.evaluations.after_step(self.step)
+        if made is None:
             self.evaluate_if_due()
+        elif self.step not in self.tracker.accuracies:
+            # Made after the checkpoint, so its line was moved aside.
+            self.tracker.log_evaluation(self.step, made)
 
     def evaluation_is_due(self) -> bool:
         """Whether to evaluate after the step just taken; the last step is evaluated by `evaluate_after`."""
@@ -266,7 +273,7 @@ class Session:
             self.totals,
             self.skipped_steps.total,
             self.pool.ledger.counts(),
-            self.pool.actor_counts(),
+            self._actor_counts(),
         )
         # The last checkpoint and the last evaluations come after the last step.
         self.tracker.log_spans(self.step, self._take_spans(()))
@@ -280,7 +287,6 @@ class Session:
             # Counts, stream position and unused prompts must be of the same moment (no poll in between); otherwise a
             # resumed run would skip or repeat questions.
             counts = self.pool.ledger.counts()
-            evaluated = self.evaluations.find(f"step-{self.step}")
             state = RunState(
                 step=self.step,
                 stream=self.stream.state(),
@@ -290,14 +296,16 @@ class Session:
                 groups_dropped=counts.dropped,
                 groups_reissued=counts.reissued,
                 answers_late=counts.late,
-                completions=self.totals.completions,
-                seconds=self.totals.seconds,
+                totals=replace(self.totals, actors=self._actor_counts().tally()),
                 config_digest=config_digest(self.config),
                 steps_skipped=self.skipped_steps.total,
                 metric_lines=self.tracker.lines,
-                accuracy=evaluated.accuracy if evaluated else None,
             )
             return self.checkpoints.publish(state, self._write)
+
+    def _actor_counts(self) -> ActorCounts:
+        # Of the whole run; the pool's own are those of this start.
+        return self.pool.actor_counts().after(self.totals.actors)
 
     def _write(self, folder: Path) -> list[StoredFile]:
         written = self.learner.save(folder)
@@ -311,15 +319,6 @@ class Session:
     def _issue_groups(self, versions_ahead: int) -> None:
         if self.replay is None:
             self.pool.fill(versions_ahead)
-
-    def _note_skipped(self, steps: Sequence[OptimizerStep]) -> int:
-        skipped = self.skipped_steps.count(steps)
-        if skipped:
-            self.progress.message(
-                f"step {self.step}: the gradient was not finite, nothing was learned from it; "
-                f"{self.skipped_steps.total} such steps so far"
-            )
-        return skipped
 
     def _sync(self, *, check: bool) -> None:
         if not self._syncs:
@@ -348,9 +347,7 @@ class Session:
         self.evaluations.add(name, self.step, evaluation, groups)
         # The ablations are not points of the accuracy curve.
         if prompts is self.evaluation_prompts:
-            self.tracker.log(
-                self.step, {"eval/accuracy": evaluation.accuracy, "eval/format": evaluation.format}
-            )
+            self.tracker.log_evaluation(self.step, evaluation)
         self.progress.message(
             f"evaluation {name}: accuracy {evaluation.accuracy:.3f}, format {evaluation.format:.3f}, n {evaluation.n}"
         )

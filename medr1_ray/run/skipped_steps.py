@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from medr1_ray.config import LearnerSettings
 from medr1_ray.learner.messages import OptimizerStep
@@ -16,12 +16,17 @@ class SkippedSteps:
         self._in_a_row = 0
         self.total = total
 
-    def count(self, steps: Sequence[OptimizerStep]) -> int:
-        """Take note of steps just done; returns how many of them were skipped."""
-        for step in steps:
-            self._in_a_row = self._in_a_row + 1 if step.skipped else 0
-            self.total += step.skipped
-        return sum(step.skipped for step in steps)
+    def count(self, step: int, taken: Sequence[OptimizerStep], say: Callable[[str], None]) -> int:
+        """Take note of those that brought the run to this step; returns how many were skipped, which `say` is told."""
+        for each in taken:
+            self._in_a_row = self._in_a_row + 1 if each.skipped else 0
+            self.total += each.skipped
+        skipped = sum(each.skipped for each in taken)
+        if skipped:
+            say(
+                f"step {step}: the gradient was not finite, nothing was learned from it; {self.total} such steps so far"
+            )
+        return skipped
 
     def require_few(self) -> None:
         """Raise RuntimeError where the last `learner.max_skipped_steps` steps were skipped."""

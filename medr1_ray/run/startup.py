@@ -108,7 +108,9 @@ def started_session(
     with ExitStack() as at_end:
         at_end.callback(directory.close)
         # Before actors start; on leaving after the cluster, so that nobody pays for it while the last uploads end.
-        checkpoints = at_end.enter_context(stored_checkpoints_of(config, checkpoint, progress.message))
+        checkpoints = at_end.enter_context(
+            stored_checkpoints_of(config, checkpoint, tracker.accuracies, progress.message)
+        )
         lent = engines is not None
         if not lent:
             at_end.callback(_leave_cluster, config)
@@ -143,7 +145,7 @@ def started_session(
         if state:
             # Before the stream is drawn from, so that older prompts are used first.
             pool.issue_again(stream.reissue(state.unused_prompts))
-        totals = Totals(state.completions, dict(state.seconds)) if state else Totals()
+        totals = state.totals if state else Totals()
         startup_seconds = since_start()
         progress.message(f"up after {startup_seconds:.0f} s")
         totals.seconds["startup"] = totals.seconds.get("startup", 0.0) + startup_seconds
@@ -163,7 +165,7 @@ def started_session(
                 config.gap_mean_limit,
             ),
             evaluation_prompts=evaluation_prompts,
-            evaluations=EvaluationLog(directory.evaluations, progress.message),
+            evaluations=EvaluationLog(directory.evaluations, progress.message, done[0]),
             tracker=tracker,
             progress=progress,
             checkpoints=checkpoints,

@@ -17,6 +17,7 @@ from medr1_ray.config import Config
 from medr1_ray.config.loading import write_config
 from medr1_ray.data.stream import StreamState
 from medr1_ray.records.checkpoints import Checkpoints, RunState
+from medr1_ray.records.summary import Totals
 from medr1_ray.run.storage.objects import Storage
 
 URL = "faulty://bucket/runs/a"
@@ -109,13 +110,11 @@ def a_config(folder: Path, url: str | None = URL, timeout: float = 600.0, **sect
     return Config.model_validate(settings)
 
 
-def a_state(step: int, accuracy: float | None = None) -> RunState:
-    return RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, 0, {}, "c", 0, step, accuracy)
+def a_state(step: int, skipped: int = 0) -> RunState:
+    return RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, Totals(), "c", skipped, step)
 
 
-def save(
-    config: Config, step: int, checkpoints: Checkpoints | None = None, accuracy: float | None = None
-) -> Path:
+def save(config: Config, step: int, checkpoints: Checkpoints | None = None, skipped: int = 0) -> Path:
     """Leave in run.dir what a run leaves that has done this many steps and saved them; returns the checkpoint."""
     folder = config.run.dir
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
@@ -134,7 +133,7 @@ def save(
         return [store(partial, name) for name in names]
 
     checkpoints = checkpoints or Checkpoints(folder / "checkpoints", config.run.keep_checkpoints)
-    return checkpoints.publish(a_state(step, accuracy), write)
+    return checkpoints.publish(a_state(step, skipped), write)
 
 
 @pytest.fixture

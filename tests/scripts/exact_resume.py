@@ -65,7 +65,9 @@ def result(folder: Path) -> dict[str, Any]:
         for name, array in load_file(path).items()
     }
     state = json.loads((checkpoint / "state.json").read_text())
-    position = {key: value for key, value in state.items() if key not in ("seconds", "config_digest")}
+    # Of the totals not the times, nor what each start adds: its actors, and the tokens of its parity gate.
+    position = {key: value for key, value in state.items() if key not in ("totals", "config_digest")}
+    position["completions"] = state["totals"]["completions"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     metrics = [
         {name: value for name, value in line.items() if not name.startswith(NOT_COMPARED)} for line in lines

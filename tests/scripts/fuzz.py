@@ -25,9 +25,11 @@ from medr1_ray.config import DataSettings
 from medr1_ray.config.loading import config_yaml, load_config
 from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.stream import StreamState
+from medr1_ray.learner.messages import Gap
 from medr1_ray.learner.optimizer_files import KINDS, OptimizerFiles, write_shard, write_summary
 from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
 from medr1_ray.records.recorded_groups import read_groups, write_groups
+from medr1_ray.records.summary import Totals
 from tests.faults.files import changed
 from tests.repository import REPOSITORY
 from tests.unit.records.recorded import a_group
@@ -38,7 +40,8 @@ LIBRARIES = (sys.prefix, sys.base_prefix, str(REPOSITORY), "/proc", "/sys", "/de
 
 
 def a_checkpoint(folder: Path) -> None:
-    state = RunState(3, StreamState(0, "d"), ("0.1:q",), 4, 1, {"stale": 2}, 0, 0, 32, {"rollout": 1.5}, "c", 0, 7, 0.5)
+    totals = Totals(32, {"rollout": 1.5}, Gap(1e-6, 1e-4, 99), {"asked": 2, "lost": 1})
+    state = RunState(3, StreamState(0, "d"), ("0.1:q",), 4, 1, {"stale": 2}, 0, 0, totals, "c", 0, 7)
     Checkpoints(folder, keep=1).publish(state, lambda partial: [])
 
 

@@ -130,12 +130,12 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
             stream=stream,
             gate=stand_in,
             evaluation_prompts=[prompt for prompt in encoded if isinstance(prompt, Prompt)],
-            evaluations=EvaluationLog(run / "evaluations", print),
+            evaluations=EvaluationLog(run / "evaluations", print, state.step if state else 0),
             tracker=Tracker(config, run, *((state.step, state.metric_lines) if state else (0, 0))),
             progress=Progress(config.train.steps),
             checkpoints=Checkpoints(run / "checkpoints", keep=5),
             saving=Saving(config.run, print),
-            totals=Totals(state.completions, dict(state.seconds)) if state else Totals(),
+            totals=state.totals if state else Totals(),
             scaling=Scaling.of(config),
             skipped_steps=SkippedSteps(config.learner, state.steps_skipped if state else 0),
             alarms=Alarms(config.alarms, config.gap_mean_limit),
@@ -171,6 +171,8 @@ def test_a_resumed_run_goes_on_with_the_next_question(tmp_path: Path, monkeypatc
     lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["step"] for line in lines if "loss/total" in line]
     assert losses == [1, 2, 3, 4]
+    # The one of step 2 was the last of a run that was to end there, told after its checkpoint.
+    assert [json.loads(line)["step"] for line in lines if "eval/accuracy" in line] == [0, 2, 4]
 
 
 def test_each_command_says_whose_settings_these_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from medr1_ray.base.manifest import MANIFEST_FILE
 from medr1_ray.base.signs_of_life import still
 from medr1_ray.config import Config
-from medr1_ray.records.checkpoints import Checkpoints, saved_steps, step_of
+from medr1_ray.records.checkpoints import Checkpoints, has_checkpoint, latest_checkpoint, step_of
 from medr1_ray.records.directory import (
     RunDirectory,
     check_run_directory,
@@ -54,7 +55,7 @@ def would_bring(config: Config) -> str | None:
 
 
 def bring_newest(config: Config, say: Callable[[str], None]) -> None:
-    """Bring the storage's newest whole checkpoint, and the run's files, to run.dir, if run.dir has none as new.
+    """Bring the storage's newest whole checkpoint, and the run's files, to run.dir, if that goes on from an older one.
 
     What run.dir has of an older training is moved to `earlier-<n>/`, except checkpoints. The checkpoint comes last: a
     start that is interrupted before does it all again.
@@ -67,7 +68,7 @@ def bring_newest(config: Config, say: Callable[[str], None]) -> None:
     if storage is None or not stored_checkpoints(storage):
         return
     directory = RunDirectory(config.run.dir.absolute())
-    has_some = bool(saved_steps(directory.checkpoints))
+    has_some = has_checkpoint(directory.checkpoints)
     check_run_directory(config, resume=has_some)
     partial = directory.path / ".from_storage"
     newer = _newer_checkpoints(config, storage)
@@ -99,10 +100,20 @@ def bring_newest(config: Config, say: Callable[[str], None]) -> None:
 
 
 def _newer_checkpoints(config: Config, storage: Storage) -> list[str]:
-    """The checkpoints that are newer than all of run.dir, in the order in which they are tried."""
-    here = saved_steps(config.run.dir / "checkpoints")
-    newest = here[-1] if here else -1
-    return [name for name in stored_checkpoints(storage) if (step_of(name) or 0) > newest]
+    """The checkpoints that are newer than the one from which run.dir goes on, in the order in which they are tried.
+
+    None where run.dir has the first of them itself: it was rolled back from there, which stays so.
+    """
+    stored, here = stored_checkpoints(storage), config.run.dir / "checkpoints"
+    if not stored or not has_checkpoint(here):
+        return stored
+    manifest = here / stored[0] / MANIFEST_FILE
+    # Whole or not: where it is damaged, the one before is taken.
+    if manifest.is_file() and manifest.read_bytes() == storage.read(f"{CHECKPOINTS}/{stored[0]}/{MANIFEST_FILE}"):
+        return []
+    # Later ones that are here are another past.
+    goes_on_from = step_of(latest_checkpoint(here).name) or 0
+    return [name for name in stored if (step_of(name) or 0) > goes_on_from]
 
 
 def _require_same_run(config: Config, storage: Storage, partial: Path) -> None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from medr1_ray.base.manifest import MANIFEST_FILE, StoredFile, manifest_text
-from medr1_ray.records.checkpoints import LATEST_FILE, STATE_FILE, Retention, parse_state, step_of
+from medr1_ray.records.checkpoints import LATEST_FILE, Retention, step_of
 from medr1_ray.run.storage.objects import Storage
 
 CHECKPOINTS = "checkpoints"
@@ -47,9 +47,11 @@ def require_no_run(storage: Storage) -> None:
         )
 
 
-def retention_of(storage: Storage, keep: int, resumed_from: Path | None) -> Retention:
+def retention_of(
+    storage: Storage, keep: int, resumed_from: Path | None, accuracies: Mapping[int, float]
+) -> Retention:
     """Return what decides which checkpoints stay there, of a run that goes on from `resumed_from`."""
-    return Retention(keep, _steps(storage, whole=True), resumed_from)
+    return Retention(keep, _steps(storage, whole=True), resumed_from, accuracies)
 
 
 def upload_checkpoint(storage: Storage, checkpoint: Path, retention: Retention) -> None:
@@ -96,15 +98,8 @@ def download_files(storage: Storage, folder: Path, say: Callable[[str], None]) -
 
 
 def _forget(storage: Storage, step: int, retention: Retention) -> None:
-    def accuracy(of: int) -> float | None:
-        content = storage.read(f"{CHECKPOINTS}/checkpoint-{of}/{STATE_FILE}") or b""
-        try:
-            return parse_state(content, of).accuracy
-        except ValueError:
-            return None
-
     whole = _steps(storage, whole=True)
-    kept = whole - {*retention.superseded(step, whole, accuracy)}
+    kept = whole - {*retention.superseded(step, whole)}
     # With what uploads left that were broken off.
     for each in _steps(storage, whole=False) - kept:
         if each <= step:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -10,6 +10,7 @@ from threading import Event, Thread
 from medr1_ray.base.manifest import StoredFile
 from medr1_ray.config import Config
 from medr1_ray.records.checkpoints import Checkpoints, Retention, RunState, latest_checkpoint
+from medr1_ray.records.tracker import read_accuracies
 from medr1_ray.run.storage.objects import Storage, StorageError
 from medr1_ray.run.storage.owner import Owner, require_unowned
 from medr1_ray.run.storage.stored_run import require_no_run, retention_of, upload_checkpoint, upload_files
@@ -17,7 +18,7 @@ from medr1_ray.run.storage.stored_run import require_no_run, retention_of, uploa
 
 @contextmanager
 def stored_checkpoints_of(
-    config: Config, resumed_from: Path | None, say: Callable[[str], None]
+    config: Config, resumed_from: Path | None, accuracies: Mapping[int, float], say: Callable[[str], None]
 ) -> Iterator[Checkpoints]:
     """The checkpoints of a run, which are uploaded where `run.storage` is set; on leaving, the last of them and the
     files of the run are there.
@@ -25,6 +26,7 @@ def stored_checkpoints_of(
     Args:
         config: with an absolute `run.dir`, which is this process's.
         resumed_from: is uploaded first, unless it is there.
+        accuracies: of the evaluations so far, by step; the run adds to it.
 
     Raises:
         ValueError: the storage holds another run, another process writes there, or, at the end of a run that is done,
@@ -34,30 +36,33 @@ def stored_checkpoints_of(
     folder = config.run.dir / "checkpoints"
     storage = Storage.of(config)
     if storage is None:
-        yield Checkpoints(folder, keep, resumed_from)
+        yield Checkpoints(folder, keep, resumed_from, accuracies)
         return
     if resumed_from is None:
         require_no_run(storage)
     require_unowned(storage, say)
-    retention = retention_of(storage, keep, resumed_from)
+    retention = retention_of(storage, keep, resumed_from, accuracies)
     with Owner(storage) as owner, Uploads(storage, owner, config.run.dir, retention, say) as uploads:
         if resumed_from is not None:
             uploads.begin(resumed_from)
-        yield UploadedCheckpoints(folder, keep, resumed_from, uploads)
+        yield UploadedCheckpoints(folder, keep, resumed_from, accuracies, uploads)
 
 
 def upload_again(config: Config, say: Callable[[str], None]) -> None:
     """Bring to the storage of a run that is done what did not arrive when it ended. Raises ValueError as above."""
     if config.run.storage is not None:
-        with stored_checkpoints_of(config, latest_checkpoint(config.run.dir / "checkpoints"), say):
+        checkpoint = latest_checkpoint(config.run.dir / "checkpoints")
+        with stored_checkpoints_of(config, checkpoint, read_accuracies(config.run.dir), say):
             pass
 
 
 class UploadedCheckpoints(Checkpoints):
     """Checkpoints that are uploaded once they are published."""
 
-    def __init__(self, folder: Path, keep: int, resumed_from: Path | None, uploads: Uploads) -> None:
-        super().__init__(folder, keep, resumed_from)
+    def __init__(
+        self, folder: Path, keep: int, resumed_from: Path | None, accuracies: Mapping[int, float], uploads: Uploads
+    ) -> None:
+        super().__init__(folder, keep, resumed_from, accuracies)
         self._uploads = uploads
 
     def publish(self, state: RunState, write: Callable[[Path], Iterable[StoredFile]]) -> Path:

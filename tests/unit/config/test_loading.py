@@ -121,6 +121,14 @@ def test_errors_name_key_value_and_what_is_allowed(minimal: Path, override: str,
     pickle.loads(pickle.dumps(caught.value))
 
 
+def test_what_a_section_has_is_told_once(minimal: Path) -> None:
+    with pytest.raises(ValueError, match="not valid") as caught:
+        load_config([minimal], ["train.stepz=3", "train.xyz=1", "loss.abc=1"])
+    said = str(caught.value)
+    assert [said.count(f"{name} is not a setting") for name in ("train.stepz", "train.xyz", "loss.abc")] == [1, 1, 1]
+    assert [said.count(f"({section} has: ") for section in ("train", "loss")] == [1, 1]
+
+
 def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
     path = yaml_file(tmp_path / "bad.yaml", "data: {format: phantom, root: a}\ntrain: {steps: -1, sed: 2}\n")
     with pytest.raises(ValueError, match="not valid") as caught:

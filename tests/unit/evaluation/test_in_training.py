@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from medr1_ray.evaluation.in_training import Evaluation, EvaluationLog, evaluate
 from medr1_ray.types import Prompt, Question, Sampling
@@ -48,6 +49,31 @@ def test_an_evaluation_of_another_step_is_another(tmp_path: Path) -> None:
     log.add("after", 4, evaluation, [])
     assert log.find("after", 4) == evaluation
     assert log.find("after", 6) is None, "of a run that went on with more steps"
+
+
+def test_evaluations_of_weights_that_the_run_no_longer_has_are_moved_aside(tmp_path: Path) -> None:
+    old, new = Evaluation(0.5, 1.0, 2, {}, {}), Evaluation(0.75, 1.0, 2, {}, {})
+    log = EvaluationLog(tmp_path, print)
+    for name, step in (("before", 0), ("step-2", 2), ("step-4", 4), ("after", 6)):
+        log.add(name, step, old, [])
+    (tmp_path / "step-6.json").write_text("damaged")
+    resumed = EvaluationLog(tmp_path, print, 2)
+    found = [resumed.after_step(step) for step in (2, 4)]
+    assert (found, resumed.find("after"), resumed.find("before")) == ([old, None], None, old)
+    resumed.add("step-4", 4, new, [])
+    again = EvaluationLog(tmp_path, print, 3)
+    assert again.after_step(4) is None
+    assert sorted(path.name for path in tmp_path.glob("*step-4.json*")) == [
+        f"discarded-{n}-step-4.{kind}" for n in (1, 2) for kind in ("json", "jsonl")
+    ]
+    with pytest.raises(ValueError, match=r"step-6\.json: is not JSON"):
+        again.after_step(6)
+
+
+def test_the_evaluation_after_the_last_step_is_one_of_its_step(tmp_path: Path) -> None:
+    log, evaluation = EvaluationLog(tmp_path, print), Evaluation(0.5, 1.0, 2, {}, {})
+    log.add("after", 4, evaluation, [])
+    assert (log.after_step(4), log.after_step(6)) == (evaluation, None)
 
 
 def test_an_evaluation_for_which_there_is_no_room_does_not_end_the_run(disk: Path) -> None:

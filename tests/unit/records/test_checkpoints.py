@@ -13,6 +13,7 @@ import pytest
 
 from medr1_ray.base.manifest import NotSavedError, StoredFile, store
 from medr1_ray.data.stream import StreamState
+from medr1_ray.learner.messages import Gap
 from medr1_ray.records.checkpoints import (
     Checkpoints,
     RunState,
@@ -20,6 +21,7 @@ from medr1_ray.records.checkpoints import (
     read_state,
     whole_checkpoint,
 )
+from medr1_ray.records.summary import Totals
 from tests.faults.files import full, small_disk
 
 
@@ -33,12 +35,10 @@ def _state(step: int) -> RunState:
         groups_reissued=2,
         answers_late=1,
         groups_dropped={"stale": 2},
-        completions=32,
-        seconds={"rollout": 1.5},
+        totals=Totals(32, {"rollout": 1.5}, Gap(2e-6, 3e-4, 1000), {"asked": 3, "lost": 1}),
         config_digest="c",
         steps_skipped=3,
         metric_lines=7,
-        accuracy=None,
     )
 
 
@@ -87,12 +87,17 @@ def test_copies_that_somebody_made_are_neither_counted_nor_deleted(tmp_path: Pat
 
 
 def test_the_best_evaluation_is_kept_besides(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    for step, accuracy in ((1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, None)):
-        checkpoints.publish(replace(_state(step), accuracy=accuracy), _write)
+    accuracies = {1: 0.5, 4: 0.7}
+    checkpoints = Checkpoints(tmp_path, keep=1, accuracies=accuracies)
+    for step in (1, 2):
+        checkpoints.publish(_state(step), _write)
+    accuracies[2] = 0.9  # its evaluation was broken off, and made by a resumed run
+    for step in (3, 4, 5):
+        checkpoints.publish(_state(step), _write)
     assert _names(tmp_path) == ["checkpoint-2", "checkpoint-5", "latest"]
     # Of equals the newer one.
-    checkpoints.publish(replace(_state(6), accuracy=0.9), _write)
+    accuracies[6] = 0.9
+    checkpoints.publish(_state(6), _write)
     assert _names(tmp_path) == ["checkpoint-6", "latest"]
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from medr1_ray.config import Config
-from medr1_ray.records.tracker import Tracker
+from medr1_ray.evaluation.in_training import Evaluation
+from medr1_ray.records.tracker import Tracker, read_accuracies
 from medr1_ray.types import Span
 from tests.faults.files import full
 from tests.unit.records.recorded import a_config, a_group, lines_of
@@ -331,3 +332,12 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("medr1_ray.records.tracker.write_text", refused)
     with pytest.raises(PermissionError):
         tracker.write_rollouts(2, [a_group()])
+
+
+def test_what_evaluations_found_is_known_by_step_as_far_as_the_run_went(config: Config) -> None:
+    tracker = Tracker(config, config.run.dir)
+    for step, accuracy in ((0, 0.25), (2, 0.5), (4, 0.75)):
+        tracker.log_evaluation(step, Evaluation(accuracy, 1.0, 8, {}, {}))
+        tracker.log(step + 1, {"reward/total_mean": 1.0})
+    assert tracker.accuracies == read_accuracies(config.run.dir) == {0: 0.25, 2: 0.5, 4: 0.75}
+    assert Tracker(config, config.run.dir, 3, 4).accuracies == {0: 0.25, 2: 0.5}, "of a past that was left"

@@ -12,6 +12,7 @@ from medr1_ray.config import Config, Objective, tiny_model_path
 from medr1_ray.config.loading import load_config, write_config
 from medr1_ray.data.stream import StreamState
 from medr1_ray.records.checkpoints import Checkpoints, RunState
+from medr1_ray.records.summary import Totals
 from medr1_ray.run import command as module
 from medr1_ray.run.command import run_command
 from medr1_ray.run.start_checks import check_start
@@ -84,7 +85,7 @@ def saved(directory: Path, step: int, given: list[str]) -> None:
     overrides = [word for word in given if "=" in word]
     files = [Path(word) for word in given if word.endswith(".yaml")]
     write_config(load_config(files, overrides), directory / "config.yaml")
-    state = RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, 0, {}, "c", 0, 0, None)
+    state = RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, Totals(), "c", 0, 0)
     Checkpoints(directory / "checkpoints", keep=2).publish(state, lambda folder: [])
 
 

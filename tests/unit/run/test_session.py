@@ -20,7 +20,7 @@ from medr1_ray.base.stopping import heeding_signals
 from medr1_ray.config import AlarmSettings, HardwareSettings
 from medr1_ray.config.loading import config_digest
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.evaluation.in_training import EvaluationLog
+from medr1_ray.evaluation.in_training import Evaluation, EvaluationLog
 from medr1_ray.evaluation.settings import ASKED_WITH_FILE
 from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, PolicyStatistics, UpdateReport
 from medr1_ray.pool.actors import RolloutActors
@@ -28,7 +28,7 @@ from medr1_ray.pool.group_ledger import GroupStage, Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.records.alarms import Alarms
-from medr1_ray.records.checkpoints import Checkpoints, latest_checkpoint, read_state
+from medr1_ray.records.checkpoints import Checkpoints, RunState, latest_checkpoint, read_state
 from medr1_ray.records.metrics import Resources
 from medr1_ray.records.recorded_groups import read_groups
 from medr1_ray.records.summary import Totals
@@ -112,7 +112,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def a_session(
-    world: World, folder: Path, train: dict[str, Any], run: dict[str, Any] | None = None, **rollout: Any
+    world: World,
+    folder: Path,
+    train: dict[str, Any],
+    run: dict[str, Any] | None = None,
+    resumed: RunState | None = None,
+    **rollout: Any,
 ) -> Session:
     train = {"steps": 100, "prompts_per_step": 8, "group_size": 4, **train}
     config = a_config(train, engine={"max_num_seqs": 8}, **rollout)
@@ -123,10 +128,12 @@ def a_session(
     pool = RolloutPool(config, actors, reward_actors(world, config), stream, Ledger(lambda: world.now))
     actors.wait_until_up()
     prompts: list[Prompt] = stream.take(5)
+    step, lines = (resumed.step, resumed.metric_lines) if resumed else (0, 0)
+    tracker = Tracker(config, folder, step, lines)
     learner: Any = Learner(world)
     return Session(
         config=config,
-        step=0,
+        step=step,
         learner=learner,
         pool=pool,
         weights=WeightSync(learner, pool),
@@ -134,12 +141,12 @@ def a_session(
         stream=stream,
         gate=Gate(),  # type: ignore[arg-type]
         evaluation_prompts=prompts,
-        evaluations=EvaluationLog(folder, print),
-        tracker=Tracker(config, folder),
+        evaluations=EvaluationLog(folder, print, step),
+        tracker=tracker,
         progress=Progress(config.train.steps, every_seconds=1e9),
-        checkpoints=Checkpoints(folder / "checkpoints", 2),
+        checkpoints=Checkpoints(folder / "checkpoints", 2, None, tracker.accuracies),
         saving=Saving(config.run, world.said.append, lambda: world.leaving, clock=lambda: world.now),
-        totals=Totals(),
+        totals=resumed.totals if resumed else Totals(),
         scaling=Scaling.of(config),
         skipped_steps=SkippedSteps(config.learner, 0),
         alarms=Alarms(config.alarms, config.gap_mean_limit),
@@ -194,6 +201,29 @@ def test_metrics_and_checkpoints_count_actors_and_groups_that_were_issued_again(
     assert last["ledger/groups_reissued"] == 2
     state = json.loads((tmp_path / "checkpoints" / "checkpoint-2" / "state.json").read_text())
     assert (state["groups_reissued"], state["answers_late"]) == (2, 0)
+
+
+def test_gap_and_actors_of_a_resumed_run_go_on(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 3}, actors=2)
+    session.sync_weights()
+    world.dead.add("rollout-0")
+    while session.step < 2:
+        one_step(session)
+    state = read_state(session.save())
+    # Two parity gates of 10 tokens, and 4 of each update; one of three actors was lost, two end with their driver.
+    assert (state.totals.gap, state.totals.actors["asked"]) == (Gap(pytest.approx(1e-6), 1e-5, 28), 3)
+    world.dead.clear()
+    resumed = a_session(world, tmp_path, {"steps": 3}, None, state, actors=2)
+    resumed.sync_weights()
+    one_step(resumed)
+    assert (lines_of(tmp_path)[-1]["pool/actors_lost"], lines_of(tmp_path)[-1]["pool/actors_serving"]) == (1, 2)
+    totals = read_state(resumed.save()).totals
+    assert totals.gap.tokens == 28 + 24
+    assert totals.actors == {"asked": 3 + 2, "drained": 0, "cancelled": 0, "lost": 1, "failed": 0}
+    for name in ("before", "after", "blank_image"):
+        resumed.evaluations.add(name, 0, Evaluation(0.5, 1.0, 5, {}, {}), [])
+    summary = json.loads(resumed.summarise().read_text())
+    assert (summary["logprob_gap_max"], summary["rollout_actors"]) == (1e-5, totals.actors)
 
 
 def gate_of(session: Session) -> Gate:
@@ -315,6 +345,29 @@ def test_the_start_model_is_evaluated_once_and_the_trained_one_without_its_image
     assert session.totals.seconds["evaluation"] > 0
 
 
+@pytest.mark.parametrize("of_step", [None, 1])
+def test_trained_weights_are_never_called_those_of_the_start(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], of_step: int | None
+) -> None:
+    session = a_session(world, tmp_path, {"steps": 1}, actors=1)
+    session.sync_weights()
+    session.evaluate_before()
+    one_step(session)
+    state = read_state(session.save())
+    (tmp_path / "before.json").unlink()
+    if of_step:  # what an earlier version made in its place
+        session.evaluations.add("before", of_step, Evaluation(0.5, 1.0, 5, {}, {}), [])
+    resumed = a_session(world, tmp_path, {"steps": 1}, None, state, actors=1)
+    resumed.sync_weights()
+    resumed.evaluate_before()
+    said = capsys.readouterr().out
+    assert said.count("evaluation before: left out: there is no evaluations/before.json of the start model") == 1
+    resumed.evaluate_after()
+    summary = json.loads(resumed.summarise().read_text())
+    assert (summary["eval"]["before"], summary["eval"]["after"]["n"]) == (None, 5)
+    assert "accuracy unknown before, 0.000 after 1 steps" in capsys.readouterr().out
+
+
 def test_one_question_is_evaluated_to_the_end(world: World, tmp_path: Path) -> None:
     session = a_session(world, tmp_path, {"steps": 1}, actors=1)
     session.evaluation_prompts = session.evaluation_prompts[:1]
@@ -365,15 +418,16 @@ def test_a_checkpoint_says_where_the_run_stands(world: World, tmp_path: Path) ->
     checkpoint = session.save()
     assert json.loads((checkpoint / ASKED_WITH_FILE).read_text())["mode"] == session.config.mode
     state = read_state(checkpoint)
-    assert (state.step, state.groups_used, state.completions) == (1, 8, 32)
+    assert (state.step, state.groups_used, state.totals.completions) == (1, 8, 32)
     assert state.unused_prompts == tuple(session.pool.unused_prompt_ids())
     assert len(state.unused_prompts) == 8, "of the next step, which the engines have begun"
     assert state.stream == session.stream.state()
     assert state.config_digest == config_digest(session.config)
     # In the world's time, which moves in steps of up to half a second: 1 second of update, and 1 of each of two syncs.
-    assert 1.0 <= state.seconds["update"] < 1.5
-    assert 2.0 <= state.seconds["weight_sync"] < 3.0
-    assert state.seconds["rollout"] >= 8.0, "four rounds of two groups, 2 seconds each"
+    seconds = state.totals.seconds
+    assert 1.0 <= seconds["update"] < 1.5
+    assert 2.0 <= seconds["weight_sync"] < 3.0
+    assert seconds["rollout"] >= 8.0, "four rounds of two groups, 2 seconds each"
 
 
 def test_a_step_costs_what_its_devices_cost(world: World, tmp_path: Path) -> None:
@@ -528,12 +582,15 @@ def test_an_evaluation_is_broken_off_and_made_by_the_resumed_run(world: World, t
     assert session.evaluations.find("step-2") is None
 
     world.happens = lambda: None
-    resumed = a_session(world, tmp_path, {"steps": 4}, {"evaluate_every": 2}, actors=1)
-    resumed.step = 2
-    resumed.sync_weights()
+    state = read_state(latest_checkpoint(tmp_path / "checkpoints"))
+    # The second time it was killed before its next checkpoint: its line is cut off, and written again.
     for _ in range(2):
+        resumed = a_session(world, tmp_path, {"steps": 4}, {"evaluate_every": 2}, state, actors=1)
+        resumed.sync_weights()
         resumed.evaluate_before()
-    assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == ["before", "step-2"]
+        assert [line["step"] for line in lines_of(tmp_path) if "eval/accuracy" in line][-1:] == [2]
+    assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == ["step-2"]
+    assert [line["step"] for line in lines_of(tmp_path)].count(2) == 2, "of the step, and of its evaluation"
 
 
 def test_nothing_is_written_again_where_the_last_step_is_saved(world: World, tmp_path: Path) -> None:
@@ -629,17 +686,19 @@ def test_a_skipped_step_is_counted_and_its_rollouts_are_kept(
     assert lines_of(tmp_path)[-1]["optim/steps_skipped"] == 4, "the step that ends the run is recorded"
 
 
-def test_a_checkpoint_knows_the_evaluation_of_its_step(world: World, tmp_path: Path) -> None:
-    session = a_session(world, tmp_path, {"steps": 9}, {"evaluate_every": 2}, actors=1)
+def test_a_checkpoint_whose_evaluation_came_later_is_kept_as_the_best(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 9}, actors=1)
     session.sync_weights()
-    accuracies = []
-    for _ in range(2):
+    one_step(session)
+    session.save()
+    # Broken off before, and made by a resumed run, which has the checkpoint already.
+    session._evaluate("step-1", session.evaluation_prompts)
+    for _ in range(3):
         one_step(session)
-        session.evaluate_if_due()
-        accuracies.append(read_state(session.save()).accuracy)
-    found = session.evaluations.find("step-2")
-    assert found is not None
-    assert accuracies == [None, found.accuracy]
+        session.save()
+    assert session.tracker.accuracies == {1: 0.0}
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*"))
+    assert kept == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
 
 
 def test_an_alarm_is_told_and_counted(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,11 @@ def _steps(*norms: float) -> list[OptimizerStep]:
 
 def test_steps_in_a_row_count_across_updates() -> None:
     steps = SkippedSteps(LearnerSettings(max_skipped_steps=3, learning_rate=1e-3), total=5)
-    assert steps.count(_steps(1.0, math.inf)) == 1
+    assert steps.count(1, _steps(1.0, math.inf), print) == 1
     steps.require_few()
-    assert steps.count(_steps(math.nan)) == 1
+    assert steps.count(1, _steps(math.nan), print) == 1
     steps.require_few()
-    assert steps.count(_steps(math.inf)) == 1
+    assert steps.count(1, _steps(math.inf), print) == 1
     assert steps.total == 8
     said = r"last 3 optimizer steps .*max_skipped_steps=3.*--resume and a smaller learner\.learning_rate \(now 0\.001\)"
     with pytest.raises(RuntimeError, match=said):
@@ -30,6 +30,6 @@ def test_steps_in_a_row_count_across_updates() -> None:
 
 def test_a_step_that_was_taken_ends_the_series() -> None:
     steps = SkippedSteps(LearnerSettings(max_skipped_steps=2), total=0)
-    steps.count(_steps(math.nan, 1.0, math.nan))
+    steps.count(1, _steps(math.nan, 1.0, math.nan), print)
     steps.require_few()
     assert steps.total == 2

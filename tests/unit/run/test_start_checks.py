@@ -13,6 +13,7 @@ from medr1_ray.config.loading import load_config, write_config
 from medr1_ray.data.stream import StreamState, _digest
 from medr1_ray.records.checkpoints import Checkpoints, RunState
 from medr1_ray.records.recorded_groups import write_groups
+from medr1_ray.records.summary import Totals
 from medr1_ray.run.start_checks import about_resuming, check_start, problems_of_a_start
 from tests.repository import REPOSITORY
 from tests.unit.records.recorded import a_group
@@ -24,7 +25,7 @@ def config(tmp_path: Path, *overrides: str) -> Config:
 
 
 def state(step: int) -> RunState:
-    return RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, 0, {}, "c", 0, 0, None)
+    return RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, Totals(), "c", 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.data.stream import StreamState
 from medr1_ray.records.checkpoints import RunState
+from medr1_ray.records.summary import Totals
 from medr1_ray.run import startup as module
 from medr1_ray.run.startup import _actors, _encode_all, _leave_cluster, _ledger
 from medr1_ray.types import Prompt, Question
@@ -40,12 +41,10 @@ def test_a_resumed_run_goes_on_with_its_totals_and_nothing_in_flight() -> None:
         groups_dropped={"stale": 2, "zero_variance": 1},
         groups_reissued=6,
         answers_late=7,
-        completions=96,
-        seconds={},
+        totals=Totals(96),
         config_digest="c",
         steps_skipped=0,
         metric_lines=3,
-        accuracy=None,
     )
     counts = _ledger(state).counts()
     assert (counts.issued, counts.used, counts.zero_variance, counts.in_flight) == (27, 24, 5, 0)

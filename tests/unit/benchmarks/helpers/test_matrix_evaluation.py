@@ -81,6 +81,13 @@ def test_every_model_is_loaded_once_and_asked_once(tmp_path: Path, monkeypatch: 
     assert len(set(first.loaded + second.loaded)) == 6
     known = [json.loads(path.read_text()) for path in (tmp_path / "out" / "evaluations").glob("*/settings.json")]
     assert len({each["images"] for each in known}) == 1, "all were asked about the same images"
+    # A model trained again, though under the same name.
+    first_row = run_directory(settings, next(rows(settings))) / "checkpoints" / "checkpoint-1"
+    first_row.unlink()
+    first_row.mkdir()
+    (first_row / "model.safetensors").write_text("others")
+    with pytest.raises(ValueError, match=r"holds an evaluation with weights '\w+', this one has '\w+'; .*delete that"):
+        evaluate_all(settings)
     (matrix,) = collect(settings)
     expected = {q.id: q.gold_letter == "A" for q in held_out_questions(settings, "question_type")}
     assert np.mean([cell.accuracy for cell in matrix.cells]) == pytest.approx(np.mean(list(expected.values())))

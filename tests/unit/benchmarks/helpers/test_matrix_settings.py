@@ -54,3 +54,11 @@ def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
     file.write_text("out: x\nconfigs: [a.yaml]\nmethods: {grpo: {command: tain}}\naxes: {no_think: {modality: []}}\n")
     with pytest.raises(ValueError, match=r"methods\.grpo\.command"):
         load_matrix_settings(file)
+
+
+def test_of_several_wrong_keys_each_is_named_and_the_right_ones_once(tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text("outt: x\nconfig: [a.yaml]\nmethods: {grpo: {command: sft}}\naxes: {no_think: {modality: []}}\n")
+    with pytest.raises(ValueError, match=r"outt is not a setting; did you mean out\? .*; config is not a s") as caught:
+        load_matrix_settings(file)
+    assert str(caught.value).count("the top level has: out, configs, methods") == 1

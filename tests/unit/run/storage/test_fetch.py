@@ -34,7 +34,7 @@ def stored(config: Config, *steps: int) -> None:
     for step in steps:
         checkpoint = save(config, step)
         upload_files(storage, config.run.dir)
-        upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None))
+        upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None, {}))
 
 
 def test_an_empty_directory_becomes_the_run(tmp_path: Path, files: type[FaultyFiles]) -> None:
@@ -84,6 +84,33 @@ def test_a_newer_directory_is_left_alone(tmp_path: Path, files: type[FaultyFiles
     stored(stored_in, 4)
     bring_newest(config, unexpected)
     assert latest_checkpoint(config.run.dir / "checkpoints").name == "checkpoint-2"
+
+
+def test_a_later_checkpoint_of_another_past_hides_nothing(tmp_path: Path, files: type[FaultyFiles]) -> None:
+    here = a_config(tmp_path / "here", run={"keep_checkpoints": 3})
+    stored(here, 2)
+    save(here, 6)  # damaged, so that the run went on from the one before
+    stored(here, 3)
+    stored(a_config(tmp_path / "elsewhere"), 4)
+    assert would_bring(here) == "checkpoint-4"
+    said: list[str] = []
+    bring_newest(here, said.append)
+    assert said[0] == f"bringing checkpoint-4 from run.storage='{URL}'"
+    assert latest_checkpoint(here.run.dir / "checkpoints").name == "checkpoint-4"
+
+
+def test_going_back_by_hand_stays_so(tmp_path: Path, files: type[FaultyFiles]) -> None:
+    config = a_config(tmp_path / "run")
+    stored(config, 2, 4)
+    checkpoints = config.run.dir / "checkpoints"
+    (checkpoints / "latest").write_text("checkpoint-2\n")
+    bring_newest(config, unexpected)
+    assert latest_checkpoint(checkpoints).name == "checkpoint-2"
+    # Also where the later ones were deleted, there as here.
+    shutil.rmtree(checkpoints / "checkpoint-4")
+    files.put_back({name: each for name, each in files.content().items() if "checkpoint-4/" not in name})
+    bring_newest(config, unexpected)
+    assert latest_checkpoint(checkpoints).name == "checkpoint-2"
 
 
 def test_a_damaged_one_is_passed_over_loudly(tmp_path: Path, files: type[FaultyFiles]) -> None:

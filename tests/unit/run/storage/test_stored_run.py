@@ -25,7 +25,7 @@ __all__ = ["files", "storage"]
 
 def upload(storage: Storage, checkpoint: Path, retention: Retention | None = None) -> None:
     upload_files(storage, checkpoint.parents[1])
-    upload_checkpoint(storage, checkpoint, retention or retention_of(storage, 2, None))
+    upload_checkpoint(storage, checkpoint, retention or retention_of(storage, 2, None, {}))
 
 
 def unexpected(line: str) -> None:
@@ -105,8 +105,9 @@ def test_killed_at_each_point_of_an_upload_a_resume_finds_a_whole_run(
 
 def test_the_kept_are_those_of_a_disk(tmp_path: Path, storage: Storage) -> None:
     config = a_config(tmp_path / "run")
-    for step, accuracy in ((1, None), (2, 0.9), (3, 0.5), (4, None), (5, 0.6)):
-        upload(storage, save(config, step, accuracy=accuracy))
+    retention = retention_of(storage, 2, None, {2: 0.9, 3: 0.5, 5: 0.6})
+    for step in (1, 2, 3, 4, 5):
+        upload(storage, save(config, step), retention)
     assert stored_checkpoints(storage) == ["checkpoint-5", "checkpoint-4", "checkpoint-2"]
 
 
@@ -127,7 +128,7 @@ def test_a_past_that_was_rolled_back_takes_the_place_of_no_good_one(tmp_path: Pa
     for step in (2, 4, 6):
         upload(storage, save(config, step))
     rolled_back_to = config.run.dir / "checkpoints" / "checkpoint-4"
-    retention = retention_of(storage, 2, rolled_back_to)
+    retention = retention_of(storage, 2, rolled_back_to, {})
     upload(storage, rolled_back_to, retention)
     upload(storage, save(config, 7), retention)
     # `keep_checkpoints` is 2: these, and not the 6 of another past.
@@ -139,15 +140,15 @@ def test_the_same_checkpoint_is_not_uploaded_again(
 ) -> None:
     config = a_config(tmp_path / "run")
     checkpoint = save(config, 2)
-    upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None))
+    upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None, {}))
     files.set()
-    upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None))
+    upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None, {}))
     assert files.changes == 1, "`latest`"
     # Done again from an older one, its bytes are others.
     (config.run.dir / "checkpoints" / "latest").unlink()
     shutil.rmtree(checkpoint)
-    checkpoint = save(config, 2, accuracy=0.5)
-    upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None))
+    checkpoint = save(config, 2, skipped=1)
+    upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None, {}))
     assert files.content()["checkpoints/checkpoint-2/manifest.json"] == (checkpoint / "manifest.json").read_bytes()
     assert latest_checkpoint(config.run.dir / "checkpoints") == checkpoint
 
@@ -156,7 +157,7 @@ def test_a_run_is_there_once_it_has_a_checkpoint(tmp_path: Path, storage: Storag
     checkpoint = save(a_config(tmp_path / "run"), 2)
     upload_files(storage, tmp_path / "run")
     require_no_run(storage)
-    upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None))
+    upload_checkpoint(storage, checkpoint, retention_of(storage, 2, None, {}))
     with pytest.raises(ValueError, match=r"holds a run already \(checkpoint-2\); continue it with --resume, choose"):
         require_no_run(storage)
 

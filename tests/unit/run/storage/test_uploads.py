@@ -29,14 +29,14 @@ def unexpected(line: str) -> None:
 
 def test_a_run_without_storage_has_plain_checkpoints(tmp_path: Path) -> None:
     config = a_config(tmp_path / "run", None)
-    with stored_checkpoints_of(config, None, unexpected) as checkpoints:
+    with stored_checkpoints_of(config, None, {}, unexpected) as checkpoints:
         assert save(config, 2, checkpoints).is_dir()
     upload_again(config, unexpected)
 
 
 def test_each_checkpoint_arrives_and_at_the_end_what_came_after(tmp_path: Path, files: type[FaultyFiles]) -> None:
     config = a_config(tmp_path / "run")
-    with stored_checkpoints_of(config, None, lambda line: None) as checkpoints:
+    with stored_checkpoints_of(config, None, {}, lambda line: None) as checkpoints:
         for step in (2, 4, 6):
             save(config, step, checkpoints)
         (config.run.dir / "summary.json").write_text("{}")
@@ -48,7 +48,7 @@ def test_each_checkpoint_arrives_and_at_the_end_what_came_after(tmp_path: Path, 
 def test_training_goes_on_while_an_upload_does_not(tmp_path: Path, files: type[FaultyFiles]) -> None:
     config = a_config(tmp_path / "run")
     said: list[str] = []
-    with stored_checkpoints_of(config, None, said.append) as checkpoints:
+    with stored_checkpoints_of(config, None, {}, said.append) as checkpoints:
         files.set("hang", at=0)
         save(config, 2, checkpoints)
         assert said == []
@@ -60,7 +60,7 @@ def test_training_goes_on_while_an_upload_does_not(tmp_path: Path, files: type[F
 def test_the_next_save_waits_for_an_upload_until_its_deadline(tmp_path: Path, files: type[FaultyFiles]) -> None:
     config = a_config(tmp_path / "run", timeout=1.0)
     said: list[str] = []
-    with stored_checkpoints_of(config, None, said.append) as checkpoints:
+    with stored_checkpoints_of(config, None, {}, said.append) as checkpoints:
         files.set("hang")
         save(config, 2, checkpoints)
         save(config, 4, checkpoints)
@@ -81,7 +81,7 @@ def test_a_save_deletes_nothing_that_is_being_uploaded(tmp_path: Path, files: ty
         stored.append(names(config))
         return []
 
-    with stored_checkpoints_of(config, None, unexpected_but_waiting) as checkpoints:
+    with stored_checkpoints_of(config, None, {}, unexpected_but_waiting) as checkpoints:
         files.set("hang", at=0)
         save(config, 2, checkpoints)
         Timer(0.3, files.go_on.set).start()
@@ -97,7 +97,7 @@ def unexpected_but_waiting(line: str) -> None:
 def test_what_fails_last_is_tried_again_at_the_end(tmp_path: Path, files: type[FaultyFiles]) -> None:
     config = a_config(tmp_path / "run")
     told = Event()
-    with stored_checkpoints_of(config, None, lambda line: told.set()) as checkpoints:
+    with stored_checkpoints_of(config, None, {}, lambda line: told.set()) as checkpoints:
         files.set("refuse")
         save(config, 2, checkpoints)
         assert told.wait(60)
@@ -111,7 +111,7 @@ def test_a_run_that_is_done_fails_where_its_end_did_not_arrive_and_the_same_comm
     config = a_config(tmp_path / "run")
 
     def run() -> None:
-        with stored_checkpoints_of(config, None, lambda line: None) as checkpoints:
+        with stored_checkpoints_of(config, None, {}, lambda line: None) as checkpoints:
             files.set("refuse")
             save(config, 2, checkpoints)
 
@@ -131,7 +131,7 @@ def test_a_stop_waits_for_the_upload_and_keeps_its_own_error(
     said: list[str] = []
 
     def run(resumed_from: Path | None, fault: str) -> None:
-        with stored_checkpoints_of(config, resumed_from, said.append) as checkpoints:
+        with stored_checkpoints_of(config, resumed_from, {}, said.append) as checkpoints:
             files.set(fault)
             save(config, 4 if resumed_from else 2, checkpoints)
             raise error
@@ -149,16 +149,16 @@ def test_what_a_resumed_run_has_is_uploaded_where_it_is_missing(tmp_path: Path, 
     """The storage is new, or the last upload failed."""
     config = a_config(tmp_path / "run")
     checkpoint = save(config, 2)
-    with stored_checkpoints_of(config, checkpoint, lambda line: None):
+    with stored_checkpoints_of(config, checkpoint, {}, lambda line: None):
         pass
     assert names(config) == ["checkpoint-2"]
 
 
 def test_a_new_run_is_refused_where_there_is_one(tmp_path: Path, files: type[FaultyFiles]) -> None:
     config = a_config(tmp_path / "run")
-    with stored_checkpoints_of(config, None, lambda line: None) as checkpoints:
+    with stored_checkpoints_of(config, None, {}, lambda line: None) as checkpoints:
         save(config, 2, checkpoints)
-    with pytest.raises(ValueError, match="holds a run already"), stored_checkpoints_of(config, None, unexpected):
+    with pytest.raises(ValueError, match="holds a run already"), stored_checkpoints_of(config, None, {}, unexpected):
         pass
 
 
@@ -169,7 +169,7 @@ def test_a_run_whose_storage_was_taken_over_uploads_nothing_more(tmp_path: Path,
     other = b'{"run": "other", "host": "h", "pid": 1, "time": 0}'
 
     def run() -> None:
-        with stored_checkpoints_of(config, None, lambda line: None) as checkpoints:
+        with stored_checkpoints_of(config, None, {}, lambda line: None) as checkpoints:
             storage.write("owner.json", other)
             save(config, 2, checkpoints)
 
@@ -179,3 +179,14 @@ def test_a_run_whose_storage_was_taken_over_uploads_nothing_more(tmp_path: Path,
     assert files.content()["owner.json"] == other
 
 
+
+
+def test_of_a_run_that_is_done_the_best_stays_in_the_storage(tmp_path: Path, files: type[FaultyFiles]) -> None:
+    config = a_config(tmp_path / "run")
+    with stored_checkpoints_of(config, None, {2: 0.9}, lambda line: None) as checkpoints:
+        for step in (2, 4, 6):
+            save(config, step, checkpoints)
+    with (config.run.dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "eval/accuracy": 0.9}\n')
+    upload_again(config, lambda line: None)
+    assert names(config) == ["checkpoint-6", "checkpoint-4", "checkpoint-2"]
