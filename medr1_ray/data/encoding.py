@@ -119,9 +119,13 @@ class PromptEncoder:
             image_seconds,
         )
 
-    def begin(self, question: Question) -> None:
-        """Start decoding the image of a question that will be encoded later."""
-        self._decoded(question.image_path)
+    def begin(self, questions: Sequence[Question]) -> None:
+        """Start decoding the images of questions that will be encoded next. They are kept, however many they are, until
+        the next call names others."""
+        paths = dict.fromkeys(question.image_path for question in questions)
+        self._images.keep(paths.keys())
+        for path in paths:
+            self._decoded(path)
 
     def encode(self, question: Question, prompt_id: str) -> Prompt | Refused:
         """Return the prompt, or why there is none: too long, a special token in its text, or an unreadable image.
@@ -159,7 +163,7 @@ class PromptEncoder:
 
     def _decoded(self, path: str) -> Decode:
         # The cache holds what is under way too: an image that is announced and then requested is decoded once.
-        return self._images.get(path, lambda: self._decoders.begin(path), self._image_bytes)
+        return self._images.get(path, lambda: self._decoders.begin(path), lambda _: self._image_bytes)
 
 
 def check_image(path: Path, settings: DataSettings) -> None:

@@ -131,8 +131,8 @@ class PromptStream:
                     f"none of the {len(self._questions)} training questions can become a prompt ({counts}); "
                     f"the last one: {encoded.detail}"
                 )
-        for index in self._order[self._position : self._position + count]:
-            self._encoder.begin(self._questions[index])
+        ahead = self._order[self._position : self._position + count]
+        self._encoder.begin([self._questions[index] for index in ahead])
 
     def observe(self, prompt_id: str, pass_rate: float) -> None:
         """Record the share of correct answers to a prompt of this stream, in [0, 1]."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,6 +172,8 @@ class LearnerActor:
         number of visual tokens than in the engine.
         """
         with self._span("pack"):
+            # All at once: the threads work on the later ones while the first are packed.
+            digests = self._patch.begin([group.prompt.image for group in request.groups])
             parts = request.mini_batches
             work = [[self._prepare(each, request.groups, part.batch) for each in part.micro_batches] for part in parts]
         # Ratios are taken to the policy of before the first step. The first mini-batch's own pass still sees that one.
@@ -195,6 +197,7 @@ class LearnerActor:
             for part, items in enumerate(work):
                 of_part = partial(loss_of, part, version)
                 steps.append(self._step(request.version + len(steps), [item.packed for item in items], of_part))
+        self._patch.step_done(digests)
         return RankReport(tuple(steps), sum(sums, start=TokenSums()), self._take_spans())
 
     def imitate(self, request: ImitationRequest) -> RankReport:
@@ -202,6 +205,7 @@ class LearnerActor:
         tokens of the batch. Raises as `update` does."""
         packed, weights = [], []
         with self._span("pack"):
+            digests = self._patch.begin([prompt.image for prompt, _ in request.demonstrations])
             for micro_batch in request.micro_batches:
                 pairs = [request.demonstrations[i] for i in micro_batch.groups]
                 lengths = torch.tensor([completions.token_ids.size for _, completions in pairs])
@@ -209,6 +213,7 @@ class LearnerActor:
                 packed.append(self._pack(pairs, self._patched(pairs), plain=False))
                 weights.append((torch.zeros_like(of_tokens) if micro_batch.padding else of_tokens).to(self._device))
         step = self._step(request.version, packed, lambda i, logprobs: -(weights[i] * logprobs).sum())
+        self._patch.step_done(digests)
         return RankReport((step,), TokenSums(), self._take_spans())
 
     def logprobs(self, request: LogprobsRequest) -> list[GroupLogprobs]:
@@ -336,20 +341,9 @@ class LearnerActor:
     def _prepare(self, micro_batch: MicroBatch, of_request: Sequence[Group], batch: BatchSize) -> _Work:
         groups = [of_request[i] for i in micro_batch.groups]
         pairs = [(group.prompt, group.completions) for group in groups]
-        completions = [group.completions for group in groups]
-        lengths = torch.from_numpy(np.concatenate([c.lengths for c in completions])).long()
-        advantages = torch.from_numpy(np.concatenate([group.advantages for group in groups]))
-        weights = grpo.token_weights(lengths, self._settings.loss.aggregation, batch)
-        tokens = grpo.TokenBatch(
-            lengths=lengths,
-            advantages=advantages.repeat_interleave(lengths),
-            weights=torch.zeros_like(weights) if micro_batch.padding else weights,
-            rollout_logprobs=torch.from_numpy(np.concatenate([c.rollout_logprobs for c in completions])),
-            versions=torch.from_numpy(np.concatenate([c.versions for c in completions])),
-            reference_logprobs=torch.from_numpy(np.concatenate([group.reference_logprobs for group in groups]))
-            if self._reference is not None
-            else None,
-        )
+        tokens = grpo.TokenBatch.of(groups, self._settings.loss, batch)
+        if micro_batch.padding:
+            tokens = replace(tokens, weights=torch.zeros_like(tokens.weights))
         return _Work(self._pack(pairs, self._patched(pairs), plain=False), tokens, micro_batch.padding)
 
     def _pack(self, groups: Sequence[CompletedPrompt], images: Images, plain: bool) -> PackedBatch:

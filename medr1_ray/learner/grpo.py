@@ -30,15 +30,17 @@ The advantages A come with the groups (`rewards/advantages.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from medr1_ray.config import LossSettings
 from medr1_ray.learner.messages import BatchSize, PolicyStatistics, TokenSums
+from medr1_ray.types import Group
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,23 @@ class TokenBatch:
     rollout_logprobs: Tensor
     versions: Tensor
     reference_logprobs: Tensor | None = None
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], settings: LossSettings, batch: BatchSize) -> TokenBatch:
+        """The tokens of groups that are part of a batch of this size; with a KL each has `reference_logprobs`."""
+        completions = [group.completions for group in groups]
+        lengths = torch.from_numpy(np.concatenate([each.lengths for each in completions])).long()
+        advantages = torch.from_numpy(np.concatenate([group.advantages for group in groups]))
+        return cls(
+            lengths=lengths,
+            advantages=advantages.repeat_interleave(lengths),
+            weights=token_weights(lengths, settings.aggregation, batch),
+            rollout_logprobs=torch.from_numpy(np.concatenate([each.rollout_logprobs for each in completions])),
+            versions=torch.from_numpy(np.concatenate([each.versions for each in completions])),
+            reference_logprobs=None
+            if settings.kl_beta == 0
+            else torch.from_numpy(np.concatenate([group.reference_logprobs for group in groups])),
+        )
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same on another device."""

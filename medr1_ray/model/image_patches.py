@@ -1,18 +1,19 @@
 """Per-image work of a learner rank: patches computed ahead in threads, and the output of a frozen vision tower.
 
-Both are cached for the most recently used images, since an epoch asks several questions about each image.
+Both are cached for the most recently used images, since an epoch asks several questions about each image, and patches
+for as many as a step has: they are asked for by the reference and again by the update.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoImageProcessor
@@ -24,13 +25,14 @@ PATCH_CACHE_BYTES = 512 * 2**20
 FEATURE_CACHE_BYTES = 512 * 2**20
 
 # Patches hold each pixel's three colours twice (an image counts as two equal frames), in float32.
-_PATCH_BYTES_PER_IMAGE_BYTE = 2 * 4
+PATCH_BYTES_PER_IMAGE_BYTE = 2 * 4
 
 
 class ImagePatcher:
     """Cuts images into patches with the checkpoint's own image processor, as the engine does.
 
-    `begin` starts the work on images that will be needed; calling the object waits for it.
+    `begin` starts the work on images that will be needed; calling the object waits for it. What was begun is kept,
+    however much it is, until `step_done`.
     """
 
     def __init__(self, path: str | Path, threads: int = 1, cache_bytes: int = PATCH_CACHE_BYTES) -> None:
@@ -38,26 +40,37 @@ class ImagePatcher:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="patches")
         # Futures, so that an image requested while it is being patched is not patched twice.
         self._cache: BoundedCache[Future[tuple[Tensor, Tensor]]] = BoundedCache(cache_bytes)
+        self._begun: set[str] = set()
+        self._begun_before: set[str] = set()
 
     def begin(self, images: Sequence[NDArray[np.uint8]]) -> tuple[str, ...]:
         """Start patching uint8 [H, W, 3] images; return their digests."""
-        return tuple(digest for digest, _ in map(self._find, images))
+        digests = tuple(map(_digest, images))
+        self._begun.update(digests)
+        self._cache.keep(self._begun | self._begun_before)
+        for digest, image in zip(digests, images, strict=True):
+            self._find(digest, image)
+        return digests
+
+    def step_done(self, digests: Iterable[str]) -> None:
+        """Keep the images of these digests no longer: their step is done. Those of groups that were dropped go with the
+        step after the one that they were begun in."""
+        self._begun_before = self._begun.difference(digests)
+        self._begun = set()
+        self._cache.keep(self._begun_before)
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Images:
         """Return the patches of uint8 [H, W, 3] images, which may differ in size."""
-        found = [self._find(image) for image in images]
-        patches, grids = zip(*(future.result() for _, future in found), strict=True)
+        digests = tuple(map(_digest, images))
+        found = [self._find(digest, image) for digest, image in zip(digests, images, strict=True)]
+        patches, grids = zip(*(future.result() for future in found), strict=True)
         grid = torch.cat(grids)
         visual = grid.prod(dim=1) // self._processor.merge_size**2
-        digests = tuple(digest for digest, _ in found)
         return Images(torch.cat(patches), grid, tuple(visual.tolist()), digests)
 
-    def _find(self, image: NDArray[np.uint8]) -> tuple[str, Future[tuple[Tensor, Tensor]]]:
-        # The shape is part of the key: the same bytes in another shape are another image.
-        state = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
-        state.update(np.ascontiguousarray(image).data)
-        digest, size = state.hexdigest(), image.nbytes * _PATCH_BYTES_PER_IMAGE_BYTE
-        return digest, self._cache.get(digest, lambda: self._threads.submit(self._patch, image), size)
+    def _find(self, digest: str, image: NDArray[np.uint8]) -> Future[tuple[Tensor, Tensor]]:
+        size = image.nbytes * PATCH_BYTES_PER_IMAGE_BYTE
+        return self._cache.get(digest, lambda: self._threads.submit(self._patch, image), lambda _: size)
 
     def _patch(self, image: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         # One at a time: for several images the processor concatenates all patches once more, which takes longer than
@@ -87,6 +100,13 @@ class FrozenFeatures:
                 with torch.no_grad():
                     return tower(patches, grid[None])
 
-            # The size of the patches is an upper bound: one visual token replaces four patches.
-            features.append(self._cache.get(digest, make, patches.numel() * patches.element_size()))
+            features.append(self._cache.get(digest, make, lambda made: made.numel() * made.element_size()))
         return torch.cat(features)
+
+
+def _digest(image: NDArray[np.uint8]) -> str:
+    # The shape is part of it: the same bytes in another shape are another image. Not against forgery: an image is
+    # hashed several times a step, and this takes a twentieth of blake2b's time.
+    state = xxhash.xxh3_128(repr(image.shape).encode())
+    state.update(np.ascontiguousarray(image).data)
+    return state.hexdigest()

@@ -142,8 +142,17 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
         parts.append(Part("CUDA context", CUDA_CONTEXT_BYTES, "device", "approximate, depends on the driver"))
         loading = shape.parameters * value_bytes
         parts.append(Part("loading", loading, "main", "the checkpoint is read into main memory first"))
+    parts.append(_patches_part(config))
     parts.append(Part("process", LEARNER_PROCESS_BYTES, "main", "Python, torch, transformers, DeepSpeed"))
     return tuple(parts)
+
+
+def _patches_part(config: Config) -> Part:
+    from medr1_ray.model.image_patches import PATCH_BYTES_PER_IMAGE_BYTE
+
+    images = -(-config.train.prompts_per_step // config.learner.world_size)
+    size = images * 3 * config.data.image_size**2 * PATCH_BYTES_PER_IMAGE_BYTE
+    return Part("image patches", 2 * size, "main", f"of a step's {images:,} images, as prepared and as packed")
 
 
 def trained_parameters(config: Config, shape: ModelShape) -> int:

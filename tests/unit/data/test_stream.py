@@ -296,9 +296,11 @@ def test_pass_rates_do_nothing_without_limits(questions: tuple[Question, ...]) -
     assert stream.state().resting == {}
 
 
-def test_images_of_the_next_prompts_are_decoded_ahead_and_once(
-    questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cache_bytes", [encoding.IMAGE_CACHE_BYTES, 1])
+def test_images_of_the_next_prompts_are_decoded_ahead_and_once_however_many_they_are(
+    cache_bytes: int, questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(encoding, "IMAGE_CACHE_BYTES", cache_bytes)
     loaded: list[str] = []
 
     def load(path: str, size: int, fit: encoding.ImageFit) -> np.ndarray:
@@ -308,9 +310,8 @@ def test_images_of_the_next_prompts_are_decoded_ahead_and_once(
     monkeypatch.setattr(encoding, "load_image", load)
     stream = PromptStream(questions, encoder(), seed=3)
     stream.take(2)
-    for decode, _ in stream._encoder._images._values.values():
-        stream._encoder._decoders.wait(decode)
+    assert len(stream._encoder._images._kept) == 2
     monkeypatch.setattr(stream._encoder._decoders, "begin", lambda _: pytest.fail("decoded again"))
-    stream._encoder.begin = lambda question: None  # type: ignore[method-assign]
+    stream._encoder.begin = lambda questions: None  # type: ignore[method-assign]
     assert len(stream.take(2)) == 2
     assert len(loaded) == len(set(loaded)) <= 4

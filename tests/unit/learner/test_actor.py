@@ -86,6 +86,23 @@ class Engine:
         self.mode = "train"
 
 
+class Images:
+    """As `ImagePatcher`: a number of visual tokens for each image."""
+
+    def __init__(self, *visual_tokens: int) -> None:
+        self.visual_tokens = visual_tokens
+        self.steps: list[str] = []
+
+    def begin(self, images: Any) -> None:
+        self.steps.append("begin")
+
+    def step_done(self, digests: Any) -> None:
+        self.steps.append("done")
+
+    def __call__(self, images: Any) -> Images:
+        return Images(*self.visual_tokens[: len(images)])
+
+
 def a_rank(rank: int = 0, *, updates: int = 1, **sections: Any) -> tuple[Any, Engine]:
     """A rank of two, with its engine. A micro-batch has no image and is no tensor here."""
     settings = {
@@ -100,7 +117,7 @@ def a_rank(rank: int = 0, *, updates: int = 1, **sections: Any) -> tuple[Any, En
     actor: Any = LearnerActor(RankSettings.of(Config.model_validate(settings)), rank, f"learner-{rank}")
     engine = Engine()
     actor._device, actor._engine, actor._reference = torch.device("cpu"), engine, None
-    actor._patch = SimpleNamespace(begin=lambda images: None)
+    actor._patch = Images()
     actor._patched = lambda pairs: None
     actor._pack = lambda pairs, images, plain: Batch(pairs, plain)
     return actor, engine
@@ -131,6 +148,7 @@ def test_an_update_is_this_ranks_share_of_the_whole_batch() -> None:
     assert report.sums.tokens == 4, "padding counts in no statistic"
     assert [span.phase for span in report.spans] == ["pack", "forward_backward", "optimizer_step"]
     assert {span.actor for span in report.spans} == {"learner-0"}
+    assert actor._patch.steps == ["begin", "done"], "images are kept for the step"
     assert actor.update(UpdateRequest(1, GROUPS, WHOLE)).spans[0].phase == "pack", "spans are given once"
 
 
@@ -213,19 +231,6 @@ def test_without_a_kl_nothing_is_prepared_but_images() -> None:
     pairs = tuple((each.prompt, each.completions) for each in GROUPS)
     assert actor.prepare(LogprobsRequest(pairs, BATCHES, plain=False)) == []
     assert begun == [2]
-
-
-class Images:
-    """As `ImagePatcher`: a number of visual tokens for each image."""
-
-    def __init__(self, *visual_tokens: int) -> None:
-        self.visual_tokens = visual_tokens
-
-    def begin(self, images: Any) -> None:
-        pass
-
-    def __call__(self, images: Any) -> Images:
-        return Images(*self.visual_tokens[: len(images)])
 
 
 def test_the_reference_scores_every_group_once_and_padding_in_vain() -> None:

@@ -87,13 +87,46 @@ def test_a_frozen_tower_runs_once_per_image():
     assert torch.equal(torch.cat([found[6:], found[:6]]), again)
 
 
-@pytest.mark.parametrize(("cache_bytes", "run"), [(2 * PATCH_BYTES, 4), (2 * PATCH_BYTES - 1, 5)])
-def test_features_count_as_much_as_their_patches(cache_bytes, run):
-    patch, features, runs = ImagePatcher(tiny_model_path()), FrozenFeatures(cache_bytes), []
+def test_images_of_a_step_are_patched_once_however_many_they_are():
+    """For the reference, and again for the update, in the same order: an LRU cache would find none of them."""
+    patch, met = counted(cache_bytes=2 * PATCH_BYTES)
+    step = images(*range(6))
+    patch.begin(step)
+    for _ in range(2):
+        for pair in (step[:2], step[2:4], step[4:]):
+            patch(pair)
+    assert len(met) == 6
+    patch.step_done(patch.begin(step))
+    patch(images(5, 4))
+    assert len(met) == 6
+    patch(images(0))
+    assert len(met) == 7, "two fit after the step"
+
+
+def test_images_that_were_begun_for_the_next_step_stay_and_those_of_dropped_groups_go():
+    patch, met = counted(cache_bytes=PATCH_BYTES)
+    now, following = images(1, 2), images(5, 3, 4)
+    patch.begin(following)  # 5 is of a group that will be too old
+    for _ in range(2):
+        digests = patch.begin(now)
+        patch(now)
+        patch.step_done(digests)
+        now = following[1:]
+    patch.begin(following[2:])
+    assert len(met) == 5, "3 and 4 were still there"
+    patch(images(5))
+    assert len(met) == 6
+
+
+@pytest.mark.parametrize(("features_fit", "run"), [(2, 4), (1, 5)])
+def test_features_count_as_much_as_they_are(features_fit, run):
+    # A frozen tower's features are smaller than the patches: three numbers here for each of six visual tokens.
+    size = 6 * 3 * 4
+    patch, features, runs = ImagePatcher(tiny_model_path()), FrozenFeatures(features_fit * size), []
 
     def tower(patches, grid):
         runs.append(grid)
-        return patches[::4]
+        return patches[::4, :3].clone()
 
     for seed in (1, 2, 1, 3, 2):
         features(patch(images(seed)), tower)

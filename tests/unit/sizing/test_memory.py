@@ -139,6 +139,9 @@ def test_one_rank_holds_everything(shape: ModelShape) -> None:
     assert parts["activations, language"].bytes == 704_643_072 + 889_192_448  # 28 * 8192 * 3072 + 8192 * 108,544
     assert parts["logits chunk"].bytes == 441 * 151_936 * (2 + 4 + 4)  # 2^26 // 151,936 = 441 tokens
     assert parts["attention mask"].bytes == 4 * 2048**2 * (1 + 2)
+    # Float32, each pixel in two frames, in the cache and in the batch.
+    images = recipe().train.prompts_per_step * 3 * recipe().data.image_size ** 2
+    assert (parts["image patches"].bytes, parts["image patches"].place) == (images * 4 * 2 * 2, "main")
     assert "reduce bucket" not in parts
     assert parts["gradient copies"].bytes == 2 * 4 * PARAMETERS_2B
 
@@ -154,6 +157,7 @@ def test_zero_divides_by_four_ranks(
     parts = by_name(learner_parts(config, shape))
     held = [parts[name].bytes / PARAMETERS_2B for name in ("parameters", "gradients", "optimizer")]
     assert held == [parameters, gradients, optimizer]
+    assert parts["image patches"].bytes == by_name(learner_parts(recipe(), shape))["image patches"].bytes / 4
     assert parts["reduce bucket"].bytes == 2 * 200_000_000
     assert ("all-gather" in parts) == (stage == 3)
     copied = [part.bytes / PARAMETERS_2B for name, part in parts.items() if name == "gradient copies"]
