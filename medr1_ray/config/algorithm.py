@@ -70,6 +70,7 @@ class ReferenceSettings(Settings):
     """
 
     placement: Literal["device", "cpu"] = "device"
+    """`cpu` keeps its weights in main memory; a copy is on the device while it scores a step's groups."""
     sharded: bool = False
     """Shard its parameters over the ranks (ZeRO-3)."""
 

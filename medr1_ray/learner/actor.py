@@ -171,6 +171,8 @@ class LearnerActor:
         A step whose gradient is not finite changes nothing. Raises ValueError where a group's image became another
         number of visual tokens than in the engine.
         """
+        if self._reference is not None:
+            self._reference.release()
         with self._span("pack"):
             # All at once: the threads work on the later ones while the first are packed.
             digests = self._patch.begin([group.prompt.image for group in request.groups])

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from medr1_ray.learner.messages import RankSettings
 from medr1_ray.model.checkpoint_files import load_model
@@ -21,9 +22,10 @@ from medr1_ray.model.vocabulary import Vocabulary
 class Reference:
     """Log-probabilities of packed batches under the weights of the checkpoint that the run started from.
 
-    Under `reference.placement: cpu` the weights stay in main memory and move to the device for each call; with
-    `reference.sharded` each rank keeps only its part (ZeRO-3), and all ranks must call in step. `frozen_features` are
-    shared with the policy where the vision tower is not trained, since it is then the same in both.
+    Under `reference.placement: cpu` the weights stay in main memory, and a copy is on the device from the first call
+    until `release`; with `reference.sharded` each rank keeps only its part (ZeRO-3), and all ranks must call in step.
+    `frozen_features` are shared with the policy where the vision tower is not trained, since it is then the same in
+    both.
     """
 
     def __init__(
@@ -41,25 +43,34 @@ class Reference:
         features = None if settings.reference.sharded else frozen_features
         self._policy: Any = Policy(model, vocabulary, settings.temperature, features)
         self._device = device
-        self._moves_for_each_call = False
+        self._waiting: dict[str, Tensor] | None = None
+        self._visiting: dict[str, Tensor] = {}
         if settings.reference.sharded:
             self._policy = _sharded(self._policy, settings)
         elif settings.reference.placement == "device":
             # It stays there, so the device needs room for a second copy of the weights.
             self._policy.to(device)
         else:
-            self._moves_for_each_call = True
+            self._waiting = _in_main_memory(self._policy)
 
     def logprobs(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
         """Log-probabilities float32 [S] of each batch, under the learner's temperature and banned tokens."""
-        # Once for all batches, because it copies all weights to the device and back.
-        if self._moves_for_each_call:
-            self._policy.to(self._device)
         with torch.no_grad():
-            logprobs = [self._policy(batch.to(self._device)) for batch in batches]
-        if self._moves_for_each_call:
-            self._policy.to("cpu")
-        return logprobs
+            return [self._score(batch.to(self._device)) for batch in batches]
+
+    def release(self) -> None:
+        """Give back the device's memory, which an update needs."""
+        self._visiting = {}
+
+    def _score(self, batch: PackedBatch) -> Tensor:
+        if self._waiting is None:
+            scored: Tensor = self._policy(batch)
+            return scored
+        if not self._visiting:
+            moved = {name: tensor.to(self._device, non_blocking=True) for name, tensor in self._waiting.items()}
+            self._visiting = moved
+        found: Tensor = functional_call(self._policy, self._visiting, (batch,))
+        return found
 
 
 class AdapterFreeReference:
@@ -81,6 +92,18 @@ class AdapterFreeReference:
             logprobs = [self._engine(batch.to(self._device)) for batch in batches]
         self._engine.train()
         return logprobs
+
+    def release(self) -> None:
+        """As `Reference.release`: nothing, since the weights are the policy's."""
+
+
+def _in_main_memory(policy: nn.Module) -> dict[str, Tensor]:
+    """Return its parameters and buffers, pinned where there is a GPU: it copies them several times as fast then."""
+    held = dict([*policy.named_parameters(), *policy.named_buffers()])
+    if torch.cuda.is_available():
+        for tensor in held.values():
+            tensor.data = tensor.data.pin_memory()
+    return held
 
 
 def _sharded(policy: Policy, settings: RankSettings) -> Any:

@@ -55,7 +55,8 @@ def config(**learner) -> Config:
 
 @pytest.fixture(scope="module")
 def learners(ray_cluster):
-    one = Learner(config(world_size=1, zero_stage=1), name="one")
+    waiting = {"reference": ReferenceSettings(placement="cpu")}
+    one = Learner(config(world_size=1, zero_stage=1).model_copy(update=waiting), name="one")
     # So few tokens that ranks need several micro-batches and one of them padding.
     two = Learner(
         config(world_size=2, zero_stage=3, micro_batch_tokens=64).model_copy(

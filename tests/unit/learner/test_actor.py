@@ -238,6 +238,7 @@ def test_the_reference_scores_every_group_once_and_padding_in_vain() -> None:
     actor._patch = Images(2, 2)
     numbers = iter([1.0, 2.0, 3.0])
     actor._reference = SimpleNamespace(
+        release=lambda: None,
         logprobs=lambda batches: [torch.full((batch.size,), next(numbers)) for batch in batches]
     )
     pairs = tuple((each.prompt, each.completions) for each in GROUPS)

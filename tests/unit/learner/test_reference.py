@@ -78,12 +78,33 @@ def test_on_the_device_it_moves_once_and_never_learns(model: torch.nn.Module) ->
     assert Policy.made.moves == ["meta"]
 
 
-def test_from_main_memory_it_visits_the_device_for_each_call(model: torch.nn.Module) -> None:
+class Module(torch.nn.Module):
+    """Its log-probability is where its weights are; and they are tied, as a head to the embeddings."""
+
+    def __init__(self, model: torch.nn.Linear, *_: Any) -> None:
+        super().__init__()
+        self.model, self.head = model, torch.nn.Linear(2, 2, bias=False)
+        self.head.weight = model.weight
+        self.register_buffer("angles", torch.ones(3))
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.head.weight, self.model.weight, self.angles
+
+
+def test_from_main_memory_a_copy_of_the_weights_visits_the_device_once_a_step(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "Policy", Module)
     reference = a_reference("cpu")
-    assert Policy.made.moves == []
-    for visit in (1, 3):
-        assert [each.item() for each in reference.logprobs([Batch(), Batch()])] == [visit] * 2  # type: ignore[list-item]
-    assert Policy.made.moves == ["meta", "cpu"] * 2
+    own = model.weight.data_ptr()
+    first, *_ = reference.logprobs([Batch(), Batch()])  # type: ignore[list-item]
+    (second,) = reference.logprobs([Batch()])  # type: ignore[list-item]
+    assert {each.device for each in first} == {DEVICE}, "buffers too"
+    assert first[0] is first[1] is second[0], "one copy in a step, and of tied weights one"
+    assert (model.weight.device.type, model.weight.data_ptr()) == ("cpu", own), "nothing is copied back"
+    reference.release()
+    (third,) = reference.logprobs([Batch()])  # type: ignore[list-item]
+    assert third[0] is not first[0]
 
 
 def test_a_policy_with_adapters_is_its_own_reference_while_they_are_off() -> None:
