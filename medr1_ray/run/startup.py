@@ -99,7 +99,7 @@ def started_session(
     progress.message(dataset.description)
     for line in about_resuming(before, config, state) if state else ():
         progress.message(line)
-    evaluation_prompts, refused = _encode_all(dataset.evaluation, encoder)
+    evaluation_prompts, refused = encode_all(dataset.evaluation, encoder)
     for reason, count in refused.items():
         progress.message(f"evaluation: {count} questions left out: {reason}")
     live_metrics = LiveMetrics(directory.path.name)
@@ -198,7 +198,7 @@ def _leave_cluster(config: Config) -> None:
     ray.shutdown()
 
 
-def _encode_all(questions: tuple[Question, ...], encoder: PromptEncoder) -> tuple[list[Prompt], Counter[str]]:
+def encode_all(questions: tuple[Question, ...], encoder: PromptEncoder) -> tuple[list[Prompt], Counter[str]]:
     encoded = [encoder.encode(question, f"evaluation:{question.id}") for question in questions]
     prompts = [prompt for prompt in encoded if isinstance(prompt, Prompt)]
     refused = Counter(prompt.reason for prompt in encoded if isinstance(prompt, Refused))

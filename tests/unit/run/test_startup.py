@@ -10,7 +10,7 @@ from medr1_ray.data.stream import StreamState
 from medr1_ray.records.checkpoints import RunState
 from medr1_ray.records.summary import Totals
 from medr1_ray.run import startup as module
-from medr1_ray.run.startup import _actors, _encode_all, _leave_cluster, _ledger
+from medr1_ray.run.startup import _actors, _leave_cluster, _ledger, encode_all
 from medr1_ray.types import Prompt, Question
 from tests.unit.pool.world import a_config
 
@@ -54,7 +54,7 @@ def test_a_resumed_run_goes_on_with_its_totals_and_nothing_in_flight() -> None:
 
 def test_evaluation_questions_that_cannot_be_asked_are_counted_by_reason() -> None:
     encoder = Encoder({"q0": "prompt too long", "q2": "prompt too long", "q3": "image unreadable"})
-    prompts, refused = _encode_all(QUESTIONS, encoder)
+    prompts, refused = encode_all(QUESTIONS, encoder)
     assert [prompt.id for prompt in prompts] == ["evaluation:q1"]
     assert refused == {"prompt too long": 2, "image unreadable": 1}
 
@@ -62,7 +62,7 @@ def test_evaluation_questions_that_cannot_be_asked_are_counted_by_reason() -> No
 def test_no_evaluation_question_at_all_is_an_error() -> None:
     encoder = Encoder(dict.fromkeys(("q0", "q1", "q2", "q3"), "prompt too long"))
     with pytest.raises(ValueError, match=r"none of the 4 evaluation questions can be a prompt \(prompt too long: 4\)"):
-        _encode_all(QUESTIONS, encoder)
+        encode_all(QUESTIONS, encoder)
 
 
 def test_actors_are_said_in_words() -> None:

@@ -1,0 +1,77 @@
+"""What a driver does before its first step and in the steps, on a prepared data set, with fake engines; prints one JSON
+object. `benchmarks/large_data.py` runs it as a process of its own, whose peak memory is then the driver's."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import ray
+
+from benchmarks.helpers.common import progress
+from medr1_ray.cluster.pending_calls import PendingCalls
+from medr1_ray.config import Config
+from medr1_ray.config.loading import load_config
+from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.stream import PromptStream
+from medr1_ray.pool.actors import RolloutActors
+from medr1_ray.pool.group_ledger import Ledger
+from medr1_ray.pool.groups import RolloutPool
+from medr1_ray.pool.reward_actors import RewardActors
+from medr1_ray.rollout.fake_actor import FakeBehaviour, fake_launcher
+from medr1_ray.run.start_checks import check_start
+from medr1_ray.run.startup import encode_all
+from medr1_ray.weights.messages import WeightUpdate
+
+GROUP_SECONDS = 0.02
+
+
+def main() -> None:
+    """Take the number of steps and the settings from the command line."""
+    steps, *settings = sys.argv[1:]
+    config = load_config([], settings)
+    took: dict[str, float] = {}
+    start = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal start
+        now = time.perf_counter()
+        took[name], start = now - start, now
+        progress(f"{name}: {took[name]:.1f} s")
+
+    dataset = check_start(config, resume=False)
+    assert dataset is not None
+    lap("reading and checks")
+    encoder = PromptEncoder.of(config)
+    stream = PromptStream(dataset.train, encoder, config.train.seed)
+    lap("stream")
+    encode_all(dataset.evaluation, encoder)
+    lap("evaluation prompts")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    pool = _pool(config, stream)
+    lap("fake actors")
+    processor = time.process_time()
+    pool.fill(versions_ahead=0)
+    for version in range(int(steps)):
+        pool.take(version)
+        pool.load_weights(WeightUpdate(version + 1, (), str(version + 1)))
+        pool.drain_spans()
+    lap("steps")
+    took["steps, processor of the driver"] = time.process_time() - processor
+    print(json.dumps({"train": len(dataset.train), "evaluation": len(dataset.evaluation), "seconds": took}))
+
+
+def _pool(config: Config, stream: PromptStream) -> RolloutPool:
+    calls = PendingCalls()
+    actors = RolloutActors(config, calls, progress, fake_launcher(FakeBehaviour(group_seconds=GROUP_SECONDS)))
+    rewards = RewardActors(config, calls, progress)
+    actors.wait_until_up()
+    rewards.wait_until_up()
+    pool = RolloutPool(config, actors, rewards, stream, Ledger(time.monotonic))
+    pool.load_weights(WeightUpdate(0, (), "0"))
+    return pool
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""A data set of OmniMedVQA's size: seconds and peak memory of `prepare`, of a run's start, and of 50 steps.
+
+    python -m benchmarks.large_data [--quick] [--json] [--images 40000] [--rows 106000] [--evaluate 17000]
+
+The data are made: files of 384 x 384 pixels, each with bytes of its own, in OmniMedVQA's layout, with questions of its
+modalities and types. Engines are fake (`medr1_ray/rollout/fake_actor.py`), 20 ms a group. Peak memory is the largest
+resident set of one process, as the kernel counts it; shared memory of Ray's object store counts where it was touched.
+`theirs` is the limit that a start on such data is to stay within.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.helpers.common import Result, command, progress
+from benchmarks.helpers.shapes import ROOT, WORK
+from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES
+
+PIXELS, STEPS, PICTURES = 384, 50, 64
+START_SECONDS, START_BYTES = 30.0, 2e9
+
+
+def make(folder: Path, images: int, rows: int) -> None:
+    """Write a data set in OmniMedVQA's layout."""
+    shutil.rmtree(folder, ignore_errors=True)
+    random = np.random.default_rng(0)
+    pictures = []
+    for _ in range(PICTURES):
+        # Coarse noise, which compresses to some 15 kB, as photographs of this size do.
+        coarse = random.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(coarse).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC).save(file, "JPEG", quality=85)
+        pictures.append(file.getvalue())
+    for number in range(images):
+        path = folder / "Images" / f"source{number % 40}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Readers of JPEG stop at its end: another file with the same pixels.
+        path.write_bytes(pictures[number % PICTURES] + str(number).encode())
+    information = folder / "QA_information" / "Open-access"
+    information.mkdir(parents=True)
+    by_source: dict[int, list[dict[str, str]]] = {}
+    for row in range(rows):
+        by_source.setdefault(row % images % 40, []).append(_row(row, row % images))
+    for source, found in by_source.items():
+        (information / f"source{source}.json").write_text(json.dumps(found))
+
+
+def _row(row: int, image: int) -> dict[str, str]:
+    options = {f"option_{letter}": f"finding {letter} of {row % 997}" for letter in "ABCD"}
+    return {
+        "dataset": f"source{image % 40}",
+        "question_id": str(row),
+        "question_type": QUESTION_TYPES[row // 7 % len(QUESTION_TYPES)],
+        "question": f"Which finding does this image show most clearly, in the view numbered {row % 211}?",
+        "gt_answer": options["option_" + "ABCD"[row % 4]],
+        "image_path": f"Images/source{image % 40}/{image}.jpg",
+        "modality_type": MODALITIES[image % len(MODALITIES)],
+        **options,
+    }
+
+
+def measured(*words: str) -> tuple[str, float, float]:
+    """Run a Python command; return what it printed, its wall-clock seconds, and the bytes of its largest process."""
+    start = time.perf_counter()
+    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {said}")
+    return said, time.perf_counter() - start, usage.ru_maxrss * 1024.0
+
+
+def benchmark(arguments: argparse.Namespace) -> list[Result]:
+    images, rows, evaluate = arguments.images, arguments.rows, arguments.evaluate
+    if arguments.quick:
+        images, rows, evaluate = images // 50, rows // 50, evaluate // 50
+    source, prepared = WORK / "large" / "source", WORK / "large" / "prepared"
+    progress(f"making {rows:,} questions about {images:,} images")
+    make(source, images, rows)
+    shutil.rmtree(prepared, ignore_errors=True)
+    given = {"images": images, "rows": rows}
+    _, seconds, size = measured("-m", "medr1_ray.data.prepare", "--root", str(source), "--out", str(prepared))
+    results = [
+        Result("prepare", seconds, seconds, "s", 1.0, None, given),
+        Result("prepare, peak memory of a process", size / 1e9, size / 1e9, "GB", 1.0, None, given),
+    ]
+    settings = [
+        f"run.dir={WORK / 'runs' / 'large'}",
+        "data.format=prepared",
+        f"data.root={prepared}",
+        f"data.eval_questions={evaluate}",
+        f"data.image_size={PIXELS // 28 * 28}",
+        f"train.steps={STEPS}",
+        "train.prompts_per_step=32",
+        "rollout.actors=4",
+        "rollout.cpus_per_actor=0.001",
+        "rollout.engine={max_num_seqs: 8}",
+        "reward.functions={accuracy: 1.0}",
+    ]
+    shutil.rmtree(WORK / "runs" / "large", ignore_errors=True)
+    said, _, size = measured("-m", "benchmarks.helpers.large_start", str(STEPS), *settings)
+    told = json.loads(said.splitlines()[-1])
+    took = told["seconds"]
+    given |= {"train": told["train"], "evaluation": told["evaluation"], **took}
+    start = took["reading and checks"] + took["stream"] + took["evaluation prompts"]
+    return [
+        Result("start of a run", start, START_SECONDS, "s", START_SECONDS / start, None, given),
+        Result("start and steps, peak memory of the driver", size / 1e9, START_BYTES / 1e9, "GB", START_BYTES / size,
+               None, given),
+        *results,
+    ]  # fmt: skip
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=40_000, help="image files (default: 40,000)")
+    parser.add_argument("--rows", type=int, default=106_000, help="questions (default: 106,000)")
+    parser.add_argument("--evaluate", type=int, default=17_000, help="evaluation questions (default: 17,000)")
+
+
+if __name__ == "__main__":
+    sys.exit(command(__doc__, benchmark, options))
