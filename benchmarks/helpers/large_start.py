@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import islice
 
 import ray
 
@@ -15,13 +16,14 @@ from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
+from medr1_ray.evaluation.blinding import EvaluationPrompts
+from medr1_ray.evaluation.in_training import evaluate
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.reward_actors import RewardActors
 from medr1_ray.rollout.fake_actor import FakeBehaviour, fake_launcher
 from medr1_ray.run.start_checks import check_start
-from medr1_ray.run.startup import encode_all
 from medr1_ray.weights.messages import WeightUpdate
 
 GROUP_SECONDS = 0.02
@@ -46,11 +48,14 @@ def main() -> None:
     encoder = PromptEncoder.of(config)
     stream = PromptStream(dataset.train, encoder, config.train.seed)
     lap("stream")
-    encode_all(dataset.evaluation, encoder)
+    evaluation = EvaluationPrompts(dataset.evaluation, PromptEncoder.of(config), progress)
+    list(islice(evaluation, config.parity.probe_prompts))
     lap("evaluation prompts")
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     pool = _pool(config, stream)
     lap("fake actors")
+    evaluate(pool, evaluation, config.rollout.max_tokens)
+    lap("evaluation")
     processor = time.process_time()
     pool.fill(versions_ahead=0)
     for version in range(int(steps)):

@@ -1,27 +1,88 @@
-"""Removing the link between image and question: blank images, and images of other questions."""
+"""The prompts of an evaluation: as they are, with blank images, and with images of other questions."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from medr1_ray.types import Prompt
+from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.types import Prompt, Question
+
+_AHEAD = 64
+"""Images that are decoded while prompts before them are asked."""
 
 
-def with_blank_images(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Return the same prompts, each with a black image of the same size."""
-    return [replace(prompt, image=np.zeros_like(prompt.image)) for prompt in prompts]
+class EvaluationPrompts:
+    """The held-out questions of a run as prompts, encoded anew for each evaluation: decoded, an image of 384 pixels
+    takes 442 kB, and 17,000 of them 7.5 GB.
 
+    Questions that cannot be asked are left out of all evaluations alike. `say` is told how many they are and why, at
+    the first time and whenever they are others than before.
 
-def with_shuffled_images(prompts: Sequence[Prompt], seed: int) -> list[Prompt] | None:
-    """Return the same prompts, each with the image of another one from a different file, or None (`other_images`)."""
-    others = other_images([prompt.question.image_path for prompt in prompts], seed)
-    if others is None:
-        return None
-    return [replace(prompt, image=prompts[other].image) for prompt, other in zip(prompts, others, strict=True)]
+    Args:
+        encoder: for these alone: it keeps the images that come next (`PromptEncoder.begin`).
+    """
+
+    def __init__(self, questions: Sequence[Question], encoder: PromptEncoder, say: Callable[[str], None]) -> None:
+        self._questions = questions
+        self._encoder = encoder
+        self._say = say
+        self._left_out: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[Prompt]:
+        """Yield the prompts.
+
+        Raises:
+            ValueError: there is none.
+        """
+        left_out: dict[str, str] = {}
+        for question, encoded in self._encode(self._questions):
+            if isinstance(encoded, Refused):
+                left_out[question.id] = encoded.reason
+            else:
+                yield encoded
+        reasons = Counter(left_out.values())
+        if len(left_out) == len(self._questions):
+            raise ValueError(
+                f"none of the {len(self._questions)} evaluation questions can be a prompt "
+                f"({', '.join(f'{reason}: {number}' for reason, number in reasons.items())}); see "
+                "rollout.max_prompt_tokens"
+            )
+        if left_out != self._left_out:
+            for reason, number in reasons.items():
+                self._say(f"evaluation: {number} questions left out: {reason}")
+            self._left_out = left_out
+
+    def with_blank_images(self) -> Iterator[Prompt]:
+        """Yield the same prompts, each with a black image of the same size."""
+        for prompt in self:
+            yield replace(prompt, image=np.zeros_like(prompt.image))
+
+    def with_shuffled_images(self, seed: int) -> Iterator[Prompt] | None:
+        """Yield the same prompts, each with the image of another one from a different file, or return None
+        (`other_images`). To be asked for after the prompts as they are, which show who can be asked."""
+        asked = [question for question in self._questions if question.id not in self._left_out]
+        files = [question.image_path for question in asked]
+        others = other_images(files, seed)
+        if others is None:
+            return None
+        own = {question.id: question for question in asked}
+        exchanged = [replace(question, image_path=files[other]) for question, other in zip(asked, others, strict=True)]
+        return (
+            # The answer belongs to the question that was asked, not to the owner of the image.
+            replace(encoded, question=own[question.id])
+            for question, encoded in self._encode(exchanged)
+            if isinstance(encoded, Prompt)
+        )
+
+    def _encode(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Prompt | Refused]]:
+        for number, question in enumerate(questions):
+            if number % _AHEAD == 0:
+                self._encoder.begin(questions[number : number + 2 * _AHEAD])
+            yield question, self._encoder.encode(question, f"evaluation:{question.id}")
 
 
 def other_images(files: Sequence[str], seed: int) -> list[int] | None:

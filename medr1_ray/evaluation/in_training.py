@@ -40,7 +40,7 @@ class Evaluation:
 
 
 def evaluate(
-    pool: RolloutPool, prompts: Sequence[Prompt], max_tokens: int
+    pool: RolloutPool, prompts: Iterable[Prompt], max_tokens: int
 ) -> tuple[Evaluation, list[Group]]:
     """Evaluate one greedy answer per prompt, graded by the default parser whatever the reward functions are."""
     groups = pool.run(prompts, Sampling(group_size=1, max_tokens=max_tokens, temperature=0.0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from ray.exceptions import RayError
@@ -160,17 +160,17 @@ class RolloutPool:
             meanwhile([self._training.groups[prompt_id] for prompt_id in ready])
             self._wait()
 
-    def run(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
-        """Generate and score prompts outside the training's accounts (evaluation), in the given order."""
-        work = Workload(f"evaluation-{next(self._evaluations)}", Ledger(time.monotonic), sampling)
-        for prompt in prompts:
-            work.add(prompt)
+    def run(self, prompts: Iterable[Prompt], sampling: Sampling) -> list[Group]:
+        """Generate and score prompts outside the training's accounts (evaluation). Returns the groups in the given
+        order, without the images; no more prompts are taken at once than keep all actors busy."""
+        name = f"evaluation-{next(self._evaluations)}"
+        work = Workload(name, Ledger(time.monotonic), sampling, source=iter(prompts))
         self._workloads.append(work)
-        self._assign()
-        while len(work.groups) < len(prompts):
+        while work.draw(max(1, len(self._actors.serving)) * sequences_at_once(self._config.rollout)):
+            self._assign()
             self._wait()
         self._workloads.remove(work)
-        return [work.groups[prompt.id] for prompt in prompts]
+        return [work.groups[prompt_id] for prompt_id in work.asked]
 
     def probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
         """Unscored completions of every serving actor, by its name: the parity gate's input at `version`.
@@ -294,7 +294,7 @@ class RolloutPool:
         work.ledger.scored(rewards.prompt_id)
         prompt, completions = work.prompts[rewards.prompt_id], work.completions.pop(rewards.prompt_id)
         advantages = group_advantages(rewards.total, self._config.loss.advantage_std)
-        work.groups[prompt.id] = Group(prompt, completions, rewards, advantages)
+        work.scored(Group(prompt, completions, rewards, advantages))
         # Evaluation questions are not part of the stream.
         if work is self._training:
             assert self._stream is not None

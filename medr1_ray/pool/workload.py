@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.types import Completions, Group, Prompt, Sampling
+
+_WAITING = 32
+_NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass
@@ -22,6 +28,30 @@ class Workload:
     prompts: dict[str, Prompt] = field(default_factory=dict)
     completions: dict[str, Completions] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
+    source: Iterator[Prompt] | None = None
+    """Where the prompts of an evaluation come from; it may have more of them than fit into memory."""
+    asked: list[str] = field(default_factory=list)
+    """Ids of what came from there, in its order."""
+
+    def draw(self, sequences: int) -> bool:
+        """Take prompts from the source until so many completions are under way, and some that wait for an actor that is
+        done; return whether any is."""
+        assert self.source is not None
+        most = -(-sequences // self.sampling.group_size) + _WAITING
+        while len(self.prompts) < most and (prompt := next(self.source, None)) is not None:
+            self.add(prompt)
+            self.asked.append(prompt.id)
+        return bool(self.prompts)
+
+    def scored(self, group: Group) -> None:
+        """Keep a group that is done; one of an evaluation without its image."""
+        prompt = group.prompt
+        if self.source is not None:
+            prompt = replace(prompt, image=_NO_IMAGE)
+            del self.prompts[prompt.id]
+            # Whoever looks through the ledger shall not meet what is done.
+            self.ledger.use(prompt.id, zero_variance=group.rewards.all_equal)
+        self.groups[prompt.id] = replace(group, prompt=prompt)
 
     def add(self, prompt: Prompt) -> None:
         self.ledger.issue(prompt.id)

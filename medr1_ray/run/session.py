@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from medr1_ray.config import Config
 from medr1_ray.config.loading import config_digest
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.evaluation.blinding import NOT_SHUFFLED, with_blank_images, with_shuffled_images
+from medr1_ray.evaluation.blinding import NOT_SHUFFLED, EvaluationPrompts
 from medr1_ray.evaluation.in_training import BEFORE_IS_GONE, EvaluationLog, evaluate
 from medr1_ray.evaluation.settings import write_asked_with
 from medr1_ray.learner.handle import Learner
@@ -52,7 +52,7 @@ class Session:
     encoder: PromptEncoder
     stream: PromptStream
     gate: ParityGate
-    evaluation_prompts: Sequence[Prompt]
+    evaluation_prompts: EvaluationPrompts
     evaluations: EvaluationLog
     tracker: Tracker
     progress: Progress
@@ -226,8 +226,8 @@ class Session:
         """Evaluate the trained model: with the images, with blank ones, and, if possible, with other questions'."""
         prompts = self.evaluation_prompts
         self._evaluate("after", prompts)
-        self._evaluate("blank_image", with_blank_images(prompts))
-        shuffled = with_shuffled_images(prompts, self.config.data.seed)
+        self._evaluate("blank_image", prompts.with_blank_images())
+        shuffled = prompts.with_shuffled_images(self.config.data.seed)
         if shuffled is None:
             self.progress.message(f"evaluation shuffled_image: left out: {NOT_SHUFFLED}")
         else:
@@ -341,7 +341,7 @@ class Session:
         self._spans.clear()
         return spans
 
-    def _evaluate(self, name: str, prompts: Sequence[Prompt]) -> None:
+    def _evaluate(self, name: str, prompts: Iterable[Prompt]) -> None:
         with self._phase("evaluation"):
             evaluation, groups = evaluate(self.pool, prompts, self.config.rollout.max_tokens)
         self.evaluations.add(name, self.step, evaluation, groups)

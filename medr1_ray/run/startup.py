@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 
 import ray
 
@@ -18,8 +18,9 @@ from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.dataset import Dataset, open_dataset
-from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
+from medr1_ray.evaluation.blinding import EvaluationPrompts
 from medr1_ray.evaluation.in_training import EvaluationLog
 from medr1_ray.learner.handle import Learner
 from medr1_ray.pool.group_ledger import Ledger
@@ -42,7 +43,7 @@ from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.start_checks import about_resuming
 from medr1_ray.run.storage.uploads import stored_checkpoints_of
 from medr1_ray.run.weight_sync import make_weight_sync
-from medr1_ray.types import Prompt, Question, Sampling, Span
+from medr1_ray.types import Sampling, Span
 
 # More than one, or the probe would not exercise the shared prompt's mask.
 _PROBE_GROUP_SIZE = 2
@@ -99,9 +100,9 @@ def started_session(
     progress.message(dataset.description)
     for line in about_resuming(before, config, state) if state else ():
         progress.message(line)
-    evaluation_prompts, refused = encode_all(dataset.evaluation, encoder)
-    for reason, count in refused.items():
-        progress.message(f"evaluation: {count} questions left out: {reason}")
+    # With an encoder of its own: both keep the images that come next.
+    evaluation_prompts = EvaluationPrompts(dataset.evaluation, PromptEncoder.of(config), progress.message)
+    probe = list(islice(evaluation_prompts, config.parity.probe_prompts))
     live_metrics = LiveMetrics(directory.path.name)
     done = (state.step, state.metric_lines) if state else (0, 0)
     tracker = Tracker(config, directory.path, *done, live_metrics.set, progress.message)
@@ -160,7 +161,7 @@ def started_session(
             gate=ParityGate(
                 pool,
                 learner,
-                evaluation_prompts[: config.parity.probe_prompts],
+                probe,
                 Sampling(_PROBE_GROUP_SIZE, config.rollout.max_tokens, config.rollout.temperature),
                 config.gap_mean_limit,
             ),
@@ -196,18 +197,6 @@ def _leave_cluster(config: Config) -> None:
     if config.rollout.is_elastic and ray.is_initialized():
         release_nodes()
     ray.shutdown()
-
-
-def encode_all(questions: tuple[Question, ...], encoder: PromptEncoder) -> tuple[list[Prompt], Counter[str]]:
-    encoded = [encoder.encode(question, f"evaluation:{question.id}") for question in questions]
-    prompts = [prompt for prompt in encoded if isinstance(prompt, Prompt)]
-    refused = Counter(prompt.reason for prompt in encoded if isinstance(prompt, Refused))
-    if not prompts:
-        raise ValueError(
-            f"none of the {len(questions)} evaluation questions can be a prompt "
-            f"({', '.join(f'{reason}: {count}' for reason, count in refused.items())}); see rollout.max_prompt_tokens"
-        )
-    return prompts, refused
 
 
 def _ledger(state: RunState | None) -> Ledger:

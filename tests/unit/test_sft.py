@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.demonstrations import Teacher
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
+from medr1_ray.evaluation.blinding import EvaluationPrompts
 from medr1_ray.evaluation.in_training import EvaluationLog
 from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep
 from medr1_ray.pool.actor_states import ActorCounts, ActorStates
@@ -67,7 +68,7 @@ class Actors:
         self.checked.append(version)
         return Gap(1e-6, 1e-5, 4)
 
-    def run(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
+    def run(self, prompts: Iterable[Prompt], sampling: Sampling) -> list[Group]:
         self.evaluated.append(self.shown)
         teacher = Teacher.from_checkpoint(str(tiny_model_path()), self.config.mode, sampling.max_tokens)
         functions = resolve(self.config.reward.functions, self.config.mode)
@@ -114,7 +115,6 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
     dataset = open_dataset(config.data)
     encoder = PromptEncoder.from_checkpoint(str(tiny_model_path()), config.mode, 84, "squash", 512)
     stream = PromptStream(dataset.train, encoder, config.train.seed, state.stream if state else None)
-    encoded = [encoder.encode(question, f"evaluation:{question.id}") for question in dataset.evaluation]
     stand_in: Any = actors
 
     @contextmanager
@@ -129,7 +129,7 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
             encoder=encoder,
             stream=stream,
             gate=stand_in,
-            evaluation_prompts=[prompt for prompt in encoded if isinstance(prompt, Prompt)],
+            evaluation_prompts=EvaluationPrompts(dataset.evaluation, encoder, print),
             evaluations=EvaluationLog(run / "evaluations", print, state.step if state else 0),
             tracker=Tracker(config, run, *((state.step, state.metric_lines) if state else (0, 0))),
             progress=Progress(config.train.steps),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.incidents import Incidents
 from medr1_ray.rewards.functions import RewardError
-from medr1_ray.types import Sampling
+from medr1_ray.types import Prompt, Sampling
 from medr1_ray.weights.messages import WeightUpdate
 from tests.unit.pool.world import (
     QUESTION,
@@ -124,6 +124,34 @@ def test_what_an_engine_samples_at_once_counts_in_sequences(world: World) -> Non
     pool.run(prompts, Sampling(1, 4, 0.0))
     assert max(at_once) == 8, "as many answers as the engine samples, not as many as groups of the training"
     pool.run(prompts[:1], Sampling(20, 4, 1.0))  # more than an engine samples at once is given to it all the same
+
+
+def test_an_evaluation_has_no_more_prompts_in_memory_than_keep_its_actors_busy(world: World) -> None:
+    _, pool = a_pool(world, actors=2)
+    drawn, most = 0, 0
+
+    def prompts() -> Iterator[Prompt]:
+        nonlocal drawn
+        for drawn in range(1, 301):
+            yield Encoder().encode(QUESTION, f"evaluation:{drawn}")
+
+    def look() -> None:
+        nonlocal most
+        (work,) = [each for each in pool._workloads if each is not pool._training]
+        assert len(work.prompts) == drawn - len(work.groups)
+        assert work.ledger.counts().in_flight == len(work.prompts), "what is done is not looked through any more"
+        most = max(most, len(work.prompts))
+
+    world.happens = look
+    groups = pool.run(prompts(), Sampling(1, 4, 0.0))
+    assert [group.prompt.id for group in groups] == [f"evaluation:{i}" for i in range(1, 301)]
+    assert most == 2 * 8 + 32, "two engines sample eight at once, and some wait"
+    assert {group.prompt.image.size for group in groups} == {0}
+
+
+def test_an_evaluation_of_nothing_is_nothing(world: World) -> None:
+    _, pool = a_pool(world, actors=1)
+    assert pool.run([], Sampling(1, 4, 0.0)) == []
 
 
 def test_another_run_begins_at_version_0_on_actors_that_nobody_uses(world: World) -> None:

@@ -264,7 +264,7 @@ class Encoder(PromptEncoder):
     def __init__(self) -> None:
         pass
 
-    def begin(self, question: Question) -> None:
+    def begin(self, questions: Sequence[Question]) -> None:
         pass
 
     def encode(self, question: Question, prompt_id: str) -> Prompt:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from medr1_ray.base.stopping import heeding_signals
 from medr1_ray.config import AlarmSettings, HardwareSettings
 from medr1_ray.config.loading import config_digest
 from medr1_ray.data.stream import PromptStream
+from medr1_ray.evaluation.blinding import EvaluationPrompts
 from medr1_ray.evaluation.in_training import Evaluation, EvaluationLog
 from medr1_ray.evaluation.settings import ASKED_WITH_FILE
 from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, PolicyStatistics, UpdateReport
@@ -42,6 +43,8 @@ from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.weight_sync import WeightSync
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Sampling
 from medr1_ray.weights.messages import WeightUpdate
+from tests.unit.evaluation.pictures import Encoder as PictureEncoder
+from tests.unit.evaluation.pictures import questions
 from tests.unit.pool.world import QUESTION, Encoder, World, a_config, a_stream, install, reward_actors, update
 
 STATISTICS = PolicyStatistics(1.0, 0.0, 0.0, 1.0, 0.0, None, 4, 1e-6, 1e-5, None)
@@ -127,7 +130,7 @@ def a_session(
     stream = a_stream()
     pool = RolloutPool(config, actors, reward_actors(world, config), stream, Ledger(lambda: world.now))
     actors.wait_until_up()
-    prompts: list[Prompt] = stream.take(5)
+    stream.take(5)
     step, lines = (resumed.step, resumed.metric_lines) if resumed else (0, 0)
     tracker = Tracker(config, folder, step, lines)
     learner: Any = Learner(world)
@@ -140,7 +143,8 @@ def a_session(
         encoder=Encoder(),
         stream=stream,
         gate=Gate(),  # type: ignore[arg-type]
-        evaluation_prompts=prompts,
+        # Each has a file and an image of its own, so that images can be shuffled.
+        evaluation_prompts=EvaluationPrompts(questions([10, 20, 30, 40, 50]), PictureEncoder(), world.said.append),
         evaluations=EvaluationLog(folder, print, step),
         tracker=tracker,
         progress=Progress(config.train.steps, every_seconds=1e9),
@@ -320,22 +324,14 @@ def test_the_start_model_is_evaluated_once_and_the_trained_one_without_its_image
     images: list[float] = []
     run = RolloutPool.run
 
-    def watched(pool: RolloutPool, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
+    def watched(pool: RolloutPool, given: Iterable[Prompt], sampling: Sampling) -> list[Group]:
         assert (sampling.group_size, sampling.temperature) == (1, 0.0)
+        prompts = list(given)
         images.append(float(np.mean([prompt.image.mean() for prompt in prompts])))
         return run(pool, prompts, sampling)
 
     monkeypatch.setattr(RolloutPool, "run", watched)
     session = a_session(world, tmp_path, {"steps": 1}, actors=1)
-    # Every prompt has a file and an image of its own, so that images can be shuffled.
-    session.evaluation_prompts = [
-        replace(
-            prompt,
-            question=replace(prompt.question, image_path=f"/{i}.png"),
-            image=np.full((2, 2, 3), 10 * (i + 1), np.uint8),
-        )
-        for i, prompt in enumerate(session.evaluation_prompts)
-    ]
     session.sync_weights()
     for evaluate, logged in ((session.evaluate_before, 1), (session.evaluate_before, 1), (session.evaluate_after, 2)):
         evaluate()
@@ -370,7 +366,7 @@ def test_trained_weights_are_never_called_those_of_the_start(
 
 def test_one_question_is_evaluated_to_the_end(world: World, tmp_path: Path) -> None:
     session = a_session(world, tmp_path, {"steps": 1}, actors=1)
-    session.evaluation_prompts = session.evaluation_prompts[:1]
+    session.evaluation_prompts = EvaluationPrompts(questions([1]), PictureEncoder(), world.said.append)
     session.sync_weights()
     session.evaluate_before()
     session.evaluate_after()
@@ -403,8 +399,9 @@ def test_a_supervised_step_is_recorded_without_rollouts(world: World, tmp_path: 
 def test_of_a_supervised_step_that_is_skipped_the_demonstrations_are_kept(world: World, tmp_path: Path) -> None:
     session = a_session(world, tmp_path, {"steps": 2}, actors=1)
     session.sync_for_evaluation()
-    (group,) = session.pool.run(session.take_prompts()[:1], Sampling(1, 4, 0.0))
-    demonstrations = [(group.prompt, group.completions)]
+    (prompt, *_) = session.take_prompts()
+    (group,) = session.pool.run([prompt], Sampling(1, 4, 0.0))
+    demonstrations = [(prompt, group.completions)]
     for norm in (np.inf, 1.0):
         session.learner.norm = norm  # type: ignore[attr-defined]
         session.log_imitation(demonstrations, session.imitate(demonstrations))

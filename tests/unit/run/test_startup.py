@@ -1,34 +1,15 @@
-"""What a session starts from: the accounts of a resumed run, evaluation prompts, and what is said of the actors."""
+"""What a session starts from: the accounts of a resumed run, and what is said of the actors."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.data.stream import StreamState
 from medr1_ray.records.checkpoints import RunState
 from medr1_ray.records.summary import Totals
 from medr1_ray.run import startup as module
-from medr1_ray.run.startup import _actors, _leave_cluster, _ledger, encode_all
-from medr1_ray.types import Prompt, Question
+from medr1_ray.run.startup import _actors, _leave_cluster, _ledger
 from tests.unit.pool.world import a_config
-
-QUESTIONS = tuple(
-    Question(f"q{i}", f"/{i}.png", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "d") for i in range(4)
-)
-
-
-class Encoder(PromptEncoder):
-    """Refuses the questions of these ids, each for its reason."""
-
-    def __init__(self, refused: dict[str, str]) -> None:
-        self._refused = refused
-
-    def encode(self, question: Question, prompt_id: str) -> Prompt | Refused:
-        if question.id in self._refused:
-            return Refused(self._refused[question.id], "")
-        return Prompt(prompt_id, question, np.zeros(1, np.int32), np.zeros((1, 1, 3), np.uint8))
 
 
 def test_a_resumed_run_goes_on_with_its_totals_and_nothing_in_flight() -> None:
@@ -50,19 +31,6 @@ def test_a_resumed_run_goes_on_with_its_totals_and_nothing_in_flight() -> None:
     assert (counts.issued, counts.used, counts.zero_variance, counts.in_flight) == (27, 24, 5, 0)
     assert (counts.dropped, counts.reissued, counts.late) == ({"stale": 2, "zero_variance": 1}, 6, 7)
     assert _ledger(None).counts().issued == 0
-
-
-def test_evaluation_questions_that_cannot_be_asked_are_counted_by_reason() -> None:
-    encoder = Encoder({"q0": "prompt too long", "q2": "prompt too long", "q3": "image unreadable"})
-    prompts, refused = encode_all(QUESTIONS, encoder)
-    assert [prompt.id for prompt in prompts] == ["evaluation:q1"]
-    assert refused == {"prompt too long": 2, "image unreadable": 1}
-
-
-def test_no_evaluation_question_at_all_is_an_error() -> None:
-    encoder = Encoder(dict.fromkeys(("q0", "q1", "q2", "q3"), "prompt too long"))
-    with pytest.raises(ValueError, match=r"none of the 4 evaluation questions can be a prompt \(prompt too long: 4\)"):
-        encode_all(QUESTIONS, encoder)
 
 
 def test_actors_are_said_in_words() -> None:
