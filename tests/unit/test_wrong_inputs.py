@@ -95,6 +95,8 @@ CASES = [
     ("train", f"{RUN} reward.functions={{acuracy:1}}", ["acuracy"]),
     ("train", f"{RUN} reward.functions.acuracy=1", ["acuracy", "accuracy"]),
     ("train", f"{RUN} reward.functions={{nowhere:f:1}}", ["nowhere"]),
+    ("train", f"{RUN} reward.functions={{'json:dumps':1}}", ["'json:dumps' takes (obj, *,", "(completion, question"]),
+    ("train", f"{RUN} --dry-run reward.functions={{'json:dumps':1}}", ["'json:dumps' takes (obj, *,"]),
     ("train", f"{RUN} --epochs 3", ["unrecognized arguments: --epochs 3; `python -m medr1_ray.train --help` lists"]),
     # What the settings name.
     ("train", f"{RUN} data.modalities=[Xray]", ["'Xray' is not a modality of the data", "it has CT"]),
