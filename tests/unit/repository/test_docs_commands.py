@@ -109,7 +109,9 @@ def python_runs(words: list[str]) -> None:
 
 def trains(command: str, arguments: list[str]) -> None:
     main = importlib.import_module(command).main
-    resumed = [argument for argument in arguments if argument != "--resume"]
+    # As the shell has it after the documents' `export SHARED=/mnt/shared`.
+    given = [argument.replace("$SHARED", "/mnt/shared") for argument in arguments]
+    resumed = [argument for argument in given if argument != "--resume"]
     with pytest.MonkeyPatch.context() as patch:
         # Data, models and buckets of the documents are not here.
         patch.setattr(run_command, "problems_of_a_start", lambda config, **_: [])
