@@ -14,6 +14,17 @@ from medr1_ray.model.weight_files import is_tied, read_json, stored_tensors, wei
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _END = "eos_token_id"
+# Of the rotary embedding: the values by which vLLM 0.32 and transformers compute the same. vLLM scales it (YaRN) otherwise,
+# refuses a `type` that is not the `rope_type`, and is the only one that reads the last three. transformers turns
+# the `mrope` of published models into `default`.
+_ROPE: dict[str, tuple[object, ...]] = {
+    "rope_type": ("default", "mrope"),
+    "type": ("default", "mrope"),
+    "mrope_interleaved": (False, None),
+    "partial_rotary_factor": (1,),
+    "rope_dim": (None,),
+}
+_VISION_THETA = 10000
 _READ_WHOLE, _READ_ROWS = 2**18, 4
 # Of two lines, as every question with options: a template that writes a turn's Python value would write one.
 _QUESTION, _SYSTEM = "What does the image show?\nA. a lung", "Answer with a letter."
@@ -43,9 +54,26 @@ def model_config(folder: Path) -> Any:
 
 
 def _check_positions(folder: Path, config: Any) -> None:
-    """Check that the rotary embedding's three sections (time, height, width) make up half of a head."""
+    """Check that engine and learner compute the same rotary embedding.
+
+    Its three sections (time, height, width) make up half of a head.
+    """
     text = config.get_text_config()
-    sections = (text.rope_parameters or {}).get("mrope_section")
+    given = text.rope_parameters or {}
+    for key, same in _ROPE.items():
+        if key in given and given[key] not in same:
+            raise ValueError(
+                f"{folder / 'config.json'}: {key} of rope_parameters, or rope_scaling, is {given[key]!r}, which engine "
+                f"and learner compute differently for these models; allowed: {' or '.join(map(str, same))}; "
+                f"{OF_THE_SOURCE}"
+            )
+    theta = (config.vision_config.rope_parameters or {}).get("rope_theta", _VISION_THETA)
+    if theta != _VISION_THETA:
+        raise ValueError(
+            f"{folder / 'config.json'}: rope_theta of vision_config is {theta!r}, which engines do not read; allowed: "
+            f"{_VISION_THETA}; {OF_THE_SOURCE}"
+        )
+    sections = given.get("mrope_section")
     half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
     sizes = sections if isinstance(sections, list) else []
     if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes) or sum(sizes) != half:

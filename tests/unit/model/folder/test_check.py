@@ -16,7 +16,7 @@ from medr1_ray.base.manifest import store, write_manifest
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder.check import check_folder, check_model, stay_offline
-from medr1_ray.model.folder.contents import _check_weights, model_config
+from medr1_ray.model.folder.contents import _check_positions, _check_weights, model_config
 from medr1_ray.model.folder.files import require_checkpoint
 from tests.repository import REPOSITORY
 from tests.unit.model.model_folders import (
@@ -63,6 +63,23 @@ def sections(given: object) -> Callable[[Path], None]:
     return lambda folder: change_json(
         folder / "config.json", lambda config: config["text_config"]["rope_parameters"].update(mrope_section=given)
     )
+
+
+def rope(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: change_json(
+        folder / "config.json", lambda config: config["text_config"]["rope_parameters"].update(changes)
+    )
+
+
+def rope_scaling(**given: object) -> Callable[[Path], None]:
+    """Write the rotary embedding as before transformers 5."""
+
+    def change(config: dict[str, Any]) -> None:
+        text = config["text_config"]
+        del text["rope_parameters"]
+        text.update(rope_theta=10000.0, rope_scaling={"mrope_section": [1, 2, 13], **given})
+
+    return lambda folder: change_json(folder / "config.json", change)
 
 
 def spoil_shard(folder: Path, name: str) -> None:
@@ -126,6 +143,19 @@ TEXT = "{{ messages[-1].content[1].text }}"
         (sections(["1", 2, 13]), r"mrope_section is \['1', 2, 13\]; allowed: three whole"),
         (sections(16), "mrope_section is 16; allowed: three whole"),
         (sections(None), "mrope_section is None; allowed: three whole"),
+        (rope(rope_type="yarn", factor=4.0), "config.json: rope_type of .* is 'yarn', .*allowed: default or mrope;"),
+        (rope(rope_type="dynamic", factor=2.0), "config.json: rope_type of .* is 'dynamic', which engine and learner"),
+        (rope(type="yarn"), "config.json: type of rope_parameters, or rope_scaling, is 'yarn', which"),
+        (rope(mrope_interleaved=True), "config.json: mrope_interleaved of .* is True, .*allowed: False"),
+        (rope(partial_rotary_factor=0.5), "config.json: partial_rotary_factor of .* is 0.5, which"),
+        (rope_scaling(type="yarn", factor=4, original_max_position_embeddings=2048), "rope_type of .* is 'yarn'"),
+        (rope_scaling(rope_type="linear", factor=4), "config.json: rope_type of .* is 'linear', which"),
+        (
+            lambda folder: change_json(
+                folder / "config.json", lambda config: config["vision_config"]["rope_parameters"].update(rope_theta=5e5)
+            ),
+            "config.json: rope_theta of vision_config is 500000.0, which engines do not read; allowed: 10000;",
+        ),
         (settings(eos_token_id=909), "config.json: eos_token_id is 909; allowed: ids from 0 to 908"),
         (settings(eos_token_id="885"), "config.json: eos_token_id is '885'; allowed: ids from 0 to 908"),
         (settings(eos_token_id=[885, -1]), r"config.json: eos_token_id is \[885, -1\]; allowed: ids from 0 to 908"),
@@ -179,6 +209,10 @@ def test_what_is_wrong_is_one_line_with_the_folder_and_what_to_do(
         weights(lambda found: found.update({"lm_head.weight": torch.zeros(909, 128)})),
         weights(lambda found: found.update({f"model.{n}": found.pop(n) for n in list(found) if n[0] == "v"})),
         unlink("generation_config.json"),
+        # As published, and as transformers 4 saved it again.
+        rope_scaling(type="mrope"),
+        rope_scaling(type="default", rope_type="default"),
+        rope_scaling(type="mrope", rope_type="default"),
         settings(quantization_config=None),
         write("chat_template.jinja", "USER: <|image_pad|>" + TEXT),
     ],
@@ -197,6 +231,12 @@ def test_weights_of_every_family_are_found_under_their_names(tmp_path: Path, mak
     change_weights(tmp_path, lambda found: found.pop("visual.blocks.0.norm1.weight"))
     with pytest.raises(ValueError, match=r"its weights lack the tensor 'visual.blocks.0.norm1.weight'"):
         _check_weights(tmp_path, config)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl_2b", "qwen2_5_vl_3b"])
+def test_the_rotary_embedding_of_published_models_passes(name: str) -> None:
+    folder = REPOSITORY / "configs/models" / name
+    _check_positions(folder, model_config(folder))
 
 
 def test_sliding_window_layers_are_refused(tmp_path: Path) -> None:
