@@ -14,9 +14,9 @@ from medr1_ray.model.weight_files import is_tied, read_json, stored_tensors, wei
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _END = "eos_token_id"
-# Of the rotary embedding: the values by which vLLM 0.32 and transformers compute the same. vLLM scales it (YaRN) otherwise,
-# refuses a `type` that is not the `rope_type`, and is the only one that reads the last three. transformers turns
-# the `mrope` of published models into `default`.
+# Of the rotary embedding: the values by which vLLM 0.32 and transformers compute the same. vLLM scales it (YaRN) in
+# its own way, refuses a `type` that is not the `rope_type`, and alone reads the last three. transformers turns the
+# `mrope` of published models into `default`.
 _ROPE: dict[str, tuple[object, ...]] = {
     "rope_type": ("default", "mrope"),
     "type": ("default", "mrope"),
@@ -184,7 +184,10 @@ def _check_tokenizer(folder: Path) -> Any:
 
 
 def _check_template(folder: Path, tokenizer: Any, system_message: bool) -> None:
-    """Check that the chat template writes the image and all texts of a prompt, the question in the user's turn."""
+    """Check that the chat template writes the image and all texts of a prompt, and opens a turn to answer in.
+
+    The latter is asked of templates with Qwen's turns alone; others may end with the question.
+    """
     template = read_by(lambda path: chat_template(path, tokenizer), folder, f"{folder}: its chat template")
     if template is None:
         raise ValueError(
@@ -214,6 +217,11 @@ def _check_template(folder: Path, tokenizer: Any, system_message: bool) -> None:
         raise ValueError(
             f"{folder}: its chat template does not write the text of the {lost}, so that the model would not see it; "
             f"{OF_THE_SOURCE} (chat_template.json or chat_template.jinja)"
+        )
+    if START_OF_TURN in text and f"{START_OF_TURN}assistant" not in text.rpartition(_QUESTION)[2]:
+        raise ValueError(
+            f"{folder}: its chat template opens no turn of the assistant after the user's (where add_generation_prompt "
+            f"is true), so that the model would not answer; {OF_THE_SOURCE} (chat_template.json or chat_template.jinja)"
         )
 
 

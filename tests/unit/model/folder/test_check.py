@@ -92,6 +92,16 @@ def spoil_shard(folder: Path, name: str) -> None:
 
 NORM = "model.norm.weight"
 TEXT = "{{ messages[-1].content[1].text }}"
+TURN = f"<|im_start|>user\n<|image_pad|>{TEXT}<|im_end|>\n"
+
+
+def template(old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        text = (folder / "chat_template.jinja").read_text()
+        assert old in text
+        (folder / "chat_template.jinja").write_text(text.replace(old, new))
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -186,6 +196,15 @@ TEXT = "{{ messages[-1].content[1].text }}"
             write("chat_template.jinja", f"<|im_start|>system\n{TEXT}<|im_end|><|im_start|>user\n<|image_pad|>"),
             "not write the text of the question into the user's turn.*copy it from",
         ),
+        (
+            template("{% if add_generation_prompt %}", "{% if False %}"),
+            "chat template opens no turn of the assistant after the user's .*copy it from",
+        ),
+        (write("chat_template.jinja", f"{TURN}<|im_start|>user\n"), "opens no turn of the assistant after the user's"),
+        (
+            write("chat_template.jinja", f"<|im_start|>assistant\nHello.<|im_end|>\n{TURN}"),
+            "opens no turn of the assistant after the user's",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_with_the_folder_and_what_to_do(
@@ -215,6 +234,8 @@ def test_what_is_wrong_is_one_line_with_the_folder_and_what_to_do(
         rope_scaling(type="mrope", rope_type="default"),
         settings(quantization_config=None),
         write("chat_template.jinja", "USER: <|image_pad|>" + TEXT),
+        # Always open, and already with the start of an answer.
+        write("chat_template.jinja", f"{TURN}<|im_start|>assistant\n<think>\n"),
     ],
 )
 def test_a_folder_that_can_be_used_passes(tmp_path: Path, change: Callable[[Path], object]) -> None:

@@ -175,7 +175,7 @@ def test_an_encoding_that_transformers_does_not_read_is_said_of_its_file(
 
 def test_a_template_that_drops_the_system_message_is_refused_where_there_is_one(tmp_path: Path) -> None:
     folder = tiny_in(tmp_path / "model")
-    template = "<|im_start|>user\n<|image_pad|>{{ messages[-1].content[1].text }}<|im_end|>"
+    template = "<|im_start|>user\n<|image_pad|>{{ messages[-1].content[1].text }}<|im_end|><|im_start|>assistant\n"
     (folder / "chat_template.jinja").write_text(template)
     assert refusal(of_folder(folder)) is None
     with_system = of_folder(folder, "prompt.system=Answer briefly.")
