@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,15 +195,26 @@ def _check_template(folder: Path, tokenizer: Any, system_message: bool) -> None:
             f"{folder}: has no chat template (chat_template.jinja, chat_template.json, or in tokenizer_config.json); "
             f"{OF_THE_SOURCE}"
         )
+
+    def write(chat: list[dict[str, Any]]) -> str:
+        return str(
+            tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
+        )
+
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}]
     if system_message:
         chat.insert(0, {"role": "system", "content": [{"type": "text", "text": _SYSTEM}]})
     try:
-        text = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
+        text = write(chat)
     except Exception as error:
+        what, instead = "a turn with an image", ""
+        if system_message:
+            with suppress(Exception):
+                write(chat[1:])
+                what, instead = "the system message that prompt.system gives", "set prompt.system=null, or "
         said = " ".join(str(error).split())
         raise ValueError(
-            f"{folder}: its chat template cannot write a turn with an image ({type(error).__name__}: {said}); "
+            f"{folder}: its chat template cannot write {what} ({type(error).__name__}: {said}); {instead}"
             f"{OF_THE_SOURCE} (chat_template.json or chat_template.jinja)"
         ) from None
     if (images := text.count(IMAGE_PAD)) != 1:

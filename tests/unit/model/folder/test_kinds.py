@@ -182,3 +182,9 @@ def test_a_template_that_drops_the_system_message_is_refused_where_there_is_one(
     assert "chat template does not write the text of the system message (prompt.system)" in str(refusal(with_system))
     (folder / "chat_template.jinja").write_text("{{ messages[0].content[0].text }}" + template)
     assert refusal(with_system) is None
+    raises = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(raises + template)
+    assert refusal(of_folder(folder)) is None
+    said = str(refusal(with_system))
+    assert "cannot write the system message that prompt.system gives (TemplateError: no system role here); set" in said
+    assert "set prompt.system=null, or copy it from" in said
