@@ -28,6 +28,8 @@ _ROPE: dict[str, tuple[object, ...]] = {
 _VISION_THETA = 10000
 _READ_WHOLE, _READ_ROWS = 2**18, 4
 # Of two lines, as every question with options: a template that writes a turn's Python value would write one.
+# What tokenizers treat in different ways: spaces, digits, marks, new lines, composed and decomposed letters, options.
+_PROBE = "  What's the size of it, 12.5 cm?\nA) a T2-weighted lung; B) 3,5 °C\r\n\n\tC) Mu\u0308ller's é... D) x-ray \n"
 _QUESTION, _SYSTEM = "What does the image show?\nA. a lung", "Answer with a letter."
 
 
@@ -167,6 +169,7 @@ def _check_tokenizer(folder: Path) -> Any:
 
     file = tokenizer_file(folder)
     tokenizer = read_by(AutoTokenizer.from_pretrained, folder, f"{file}, with tokenizer_config.json")
+    _check_tokens(folder, file, tokenizer)
     vocabulary = load_vocabulary(folder)
     known = tokenizer.get_vocab()
     token, last = max(known.items(), key=lambda item: item[1])
@@ -182,6 +185,31 @@ def _check_tokenizer(folder: Path) -> Any:
             f"{vocabulary.image_pad}; {OF_THE_SOURCE} (tokenizer and config.json)"
         )
     return tokenizer
+
+
+def _check_tokens(folder: Path, file: Path, tokenizer: Any) -> None:
+    """Check that transformers cuts texts as tokenizer.json says; by a wrong or missing class it does otherwise."""
+    from tokenizers import Tokenizer
+
+    if file.name != "tokenizer.json":
+        return
+    own = read_by(Tokenizer.from_file, str(file), file)
+    # What a text is cut or filled up to may be stored there; transformers sets both anew in each call.
+    own.no_truncation()
+    own.no_padding()
+    ids, of_file = tokenizer.encode(_PROBE, add_special_tokens=False), own.encode(_PROBE, add_special_tokens=False).ids
+    if ids == of_file:
+        return
+    pairs = enumerate(zip(ids, of_file, strict=False))
+    first = next((number for number, pair in pairs if pair[0] != pair[1]), min(len(ids), len(of_file)))
+    found, wanted = (each[first : first + 3] for each in (ids, of_file))
+    settings = folder / "tokenizer_config.json"
+    why = f"by tokenizer_class in {settings.name}" if settings.exists() else f"because {settings.name} is missing"
+    raise ValueError(
+        f"{folder}: transformers reads {file.name} as a {type(tokenizer).__name__}, {why}, which makes other tokens of "
+        f"a text ({found} instead of {wanted} at its token {first}); copy {settings.name} from the model that this one "
+        "was made from"
+    )
 
 
 def _check_template(folder: Path, tokenizer: Any, system_message: bool) -> None:

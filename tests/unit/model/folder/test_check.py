@@ -20,6 +20,7 @@ from medr1_ray.model.folder.contents import _check_positions, _check_weights, mo
 from medr1_ray.model.folder.files import require_checkpoint
 from tests.repository import REPOSITORY
 from tests.unit.model.model_folders import (
+    as_qwens_tokenizer,
     change_json,
     change_weights,
     in_shards,
@@ -184,6 +185,17 @@ def template(old: str, new: str) -> Callable[[Path], None]:
         (write("preprocessor_config.json", '[{"auto_map": 1}]'), "preprocessor_config.json: is not a mapping"),
         (unlink("tokenizer.json"), r"has no tokenizer \(tokenizer.json or vocab.json\); copy it from"),
         (write("tokenizer.json", "{}"), "tokenizer.json, with tokenizer_config.json: transformers cannot read it"),
+        (
+            unlink("tokenizer_config.json"),
+            r"a Qwen2Tokenizer, because tokenizer_config.json is missing, which makes other tokens of a text \(\[.*\] "
+            r"instead of \[.*\] at its token \d+\); copy tokenizer_config.json from the model",
+        ),
+        (
+            lambda folder: change_json(
+                folder / "tokenizer_config.json", lambda config: config.update(tokenizer_class="Qwen2Tokenizer")
+            ),
+            "as a Qwen2Tokenizer, by tokenizer_class in tokenizer_config.json, which makes other tokens of",
+        ),
         (settings(image_token_id=7), r"id of <\|image_pad\|> is 895, config.json's image_token_id 7"),
         (unlink("processor_config.json"), "has no image processor .preprocessor_config.json or processor_config.json"),
         (unlink("chat_template.jinja"), "has no chat template"),
@@ -233,6 +245,14 @@ def test_what_is_wrong_is_one_line_with_the_folder_and_what_to_do(
         rope_scaling(type="default", rope_type="default"),
         rope_scaling(type="mrope", rope_type="default"),
         settings(quantization_config=None),
+        as_qwens_tokenizer,
+        then(as_qwens_tokenizer, unlink("tokenizer_config.json")),
+        lambda folder: change_json(
+            folder / "tokenizer.json",
+            lambda found: found.update(
+                truncation={"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+            ),
+        ),
         write("chat_template.jinja", "USER: <|image_pad|>" + TEXT),
         # Always open, and already with the start of an answer.
         write("chat_template.jinja", f"{TURN}<|im_start|>assistant\n<think>\n"),
