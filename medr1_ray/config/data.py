@@ -43,7 +43,8 @@ class DataSettings(Settings):
     """For `prepared`: name of a split in the folder `splits`."""
     eval_part: Literal["validation", "test"] = "validation"
     """For `prepared`, and a table with parts of its own: the part that a training run evaluates on."""
-    phantom_images: PositiveInt = 6000
+    phantom_images: Annotated[Int, Field(ge=9)] = 6000
+    """From 9 on some modality of the eight, which take turns, has two: one to train on and one to evaluate on."""
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the images (not of the rows) held out, where the format has no split of its own."""
     eval_questions: PositiveInt = 400

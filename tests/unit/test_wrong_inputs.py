@@ -65,6 +65,7 @@ CASES = [
     ("train", f"{RUN} data.seed=-1", ["data.seed=-1", "greater than or equal to 0"]),
     ("train", f"{RUN} train.seed=4294967296", ["train.seed=4294967296", "less than or equal to 4294967295"]),
     ("train", f"{RUN} data.seed=4294967296", ["data.seed=4294967296", "less than or equal to 4294967295"]),
+    ("train", f"{RUN} data.phantom_images=8 --dry-run", ["data.phantom_images=8", "greater than or equal to 9"]),
     ("train", f"{RUN} run.dir=$HOME/new", ["run.dir='$HOME/new'", "$HOME in a path is a variable that the shell has"]),
     ("train", f"{RUN} run.dir=~nobody-here/new", ["run.dir='~nobody-here/new'", "~nobody-here is no user's home"]),
     ("train", f"{RUN} model.path=${{HOME}}/model", ["model.path='${HOME}/model'", "a variable that the shell has not"]),
