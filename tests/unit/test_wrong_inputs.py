@@ -193,6 +193,7 @@ CASES = [
     ("answer", f"{FILE} --out folder", ["--out folder is a folder"]),
     ("answer", "--model tiny --image . --csv absent.csv", ["--csv absent.csv: cannot be read"]),
     ("answer", "--model tiny --image . --csv scan.png", ["--csv scan.png: cannot be read", "UTF-8"]),
+    ("answer", "--model tiny --image . --csv semicolons.csv", ["by commas, and has 'image;question;options'"]),
     ("answer", "--model tiny --image . --csv header.csv", ["--csv header.csv: no questions"]),
     ("answer", "--model tiny --image . --csv torn.yaml", ["--csv torn.yaml: no column 'image', 'question', 'options'"]),
     # What a run left.
@@ -254,6 +255,7 @@ def write_place() -> None:
         "questions.csv": "image,question,options\nscan.png,Which?,CT;MRI\n",
         "named.csv": "x,y,A,B\nscan.png,Which?,CT,MRI\n",
         "gap.csv": "image,question,A,C,answer\nscan.png,Which?,CT,MRI,A\n",
+        "semicolons.csv": "image;question;options\nscan.png;Which?;CT\n",
         "header.csv": "image,question,options\n",
         "owned/config.yaml": "mine: true",
     }
