@@ -110,7 +110,9 @@ def prepare(source: Source, plan: Plan) -> None:
     )
     for what, title in (("left_out", "left out"), ("remarks", "used, but unusual")):
         for reason, rest in account[what].items():
-            print(f"{title}: {rest['rows']} rows: {reason} ({', '.join(rest['first'])}, ...)")
+            count, first = rest["rows"], rest["first"]
+            more = ", ..." if count > len(first) else ""
+            print(f"{title}: {count} row{'s' * (count != 1)}: {reason} ({', '.join(first)}{more})")
     if not account["questions"]:
         raise NoRow(
             "no row can be used, for the reasons above; mend the data or the arguments (--image-root: the folder that "
