@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -32,7 +31,7 @@ from medr1_ray.base.code_digest import code_digest
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.base.json_files import read_mapping
 from medr1_ray.base.writable_folder import require_writable
-from medr1_ray.config import require_lasting
+from medr1_ray.config import as_path, require_lasting
 from medr1_ray.config.loading import Difference, load_config
 from medr1_ray.config.secrets import redacted
 from medr1_ray.evaluation.folder import questions_digest
@@ -131,8 +130,8 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[Difference]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = ArgumentParser(prog="python -m benchmarks.matrix", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, required=True, help="YAML, see benchmarks/helpers/matrix_settings.py")
-    parser.add_argument("--out", type=Path, help="output folder, instead of the file's `out`")
+    parser.add_argument("--config", type=as_path, required=True, help="YAML, see benchmarks/helpers/matrix_settings.py")
+    parser.add_argument("--out", type=as_path, help="output folder, instead of the file's `out`")
     options = parser.parse_args(arguments)
 
     def work(ending: Ending) -> int:

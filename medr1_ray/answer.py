@@ -14,6 +14,7 @@ from typing import get_args
 
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.base.signs_of_life import still
+from medr1_ray.config import as_path, expanded
 from medr1_ray.data.encoding import Refused
 from medr1_ray.evaluation.answering import (
     COLUMNS,
@@ -52,14 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=OFTEN_CHANGED,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
-    parser.add_argument("--image", type=Path, required=True, help="an image file; with --csv the folder of the images")
+    parser.add_argument("--model", type=expanded, required=True, help="a checkpoint folder, a run's folder, or `tiny`")
+    parser.add_argument("--image", type=as_path, required=True, help="an image file; with --csv the images' folder")
     parser.add_argument("--question", help="the question, without its options")
     parser.add_argument("--options", help="2 to 26 options, separated by semicolons")
-    parser.add_argument("--csv", type=Path, help=f"a file of questions, with columns {', '.join(COLUMNS)}")
-    parser.add_argument("--out", type=Path, help="file for the answers to --csv; default: answers.csv")
+    parser.add_argument("--csv", type=as_path, help=f"a file of questions, with columns {', '.join(COLUMNS)}")
+    parser.add_argument("--out", type=as_path, help="file for the answers to --csv; default: answers.csv")
     parser.add_argument("--mode", choices=get_args(Mode), help="default: that of the model's run, else no_think")
-    parser.add_argument("--config", type=Path, action="append", help="YAML file; default: that of the model's run")
+    parser.add_argument("--config", type=as_path, action="append", help="YAML file; default: that of the model's run")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that override the files")
     options = parser.parse_intermixed_args(arguments)
     return run_to_status(lambda ending: _answer(options, ending))

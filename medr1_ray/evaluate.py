@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import get_args
 
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
+from medr1_ray.config import as_path, expanded
 from medr1_ray.evaluation.evaluate import Plan, evaluate, require_result
 from medr1_ray.evaluation.passes import SCORINGS
 from medr1_ray.evaluation.report_page import describe_against
@@ -35,16 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=OFTEN_CHANGED,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="a checkpoint folder, a run's directory, or `tiny`")
-    parser.add_argument("--data", type=Path, required=True, help="written by data.prepare, or a table, or OmniMedVQA")
+    parser.add_argument("--model", type=expanded, required=True, help="a checkpoint folder, a run's folder, or `tiny`")
+    parser.add_argument("--data", type=as_path, required=True, help="written by data.prepare, a table, or OmniMedVQA")
     parser.add_argument("--split", required=True, help="NAME or NAME/PART of prepared data, else a part")
     parser.add_argument("--mode", choices=get_args(Mode), help="default: that of the model's run, else no_think")
     parser.add_argument("--samples", type=int, default=0, help="answers sampled per question, for pass rates")
     parser.add_argument("--scoring", nargs="+", choices=SCORINGS, default=["letter"], help="letter is always included")
     parser.add_argument("--questions", type=int, help="at most this many, drawn in turn from each modality and type")
-    parser.add_argument("--against", type=Path, help="report.json or folder of another model on the same split")
-    parser.add_argument("--out", type=Path, help="default: runs/evaluations/MODEL/DATA-SPLIT-MODE")
-    parser.add_argument("--config", type=Path, action="append", help="YAML file; default: that of the model's run")
+    parser.add_argument("--against", type=as_path, help="report.json or folder of another model on the same split")
+    parser.add_argument("--out", type=as_path, help="default: runs/evaluations/MODEL/DATA-SPLIT-MODE")
+    parser.add_argument("--config", type=as_path, action="append", help="YAML file; default: that of the model's run")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that override the files")
     options = parser.parse_intermixed_args(arguments)
     return run_to_status(lambda ending: _evaluate(options, ending))

@@ -6,16 +6,16 @@ The whole run is `timeline.json`; some of its steps are `timeline-FIRST-LAST.jso
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
+from medr1_ray.config import as_path
 from medr1_ray.records.timeline import write_timeline
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = ArgumentParser(prog="python -m medr1_ray.timeline", description="Write a run's Chrome trace.")
-    parser.add_argument("run", type=Path, help="a run's directory")
+    parser.add_argument("run", type=as_path, help="a run's directory")
     parser.add_argument("--first", type=int, help="first step of the trace")
     parser.add_argument("--last", type=int, help="last step of the trace")
     options = parser.parse_args(arguments)

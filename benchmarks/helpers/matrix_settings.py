@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, ValidationError
 
 from medr1_ray.config import Config
-from medr1_ray.config.field_types import PositiveInt, Settings
+from medr1_ray.config.field_types import Expanded, PositiveInt, Settings
 from medr1_ray.config.loading import explain, load_config
 from medr1_ray.data.questions import MODALITIES, QUESTION_TYPES, UNKNOWN
 from medr1_ray.types import Mode, Question
@@ -38,8 +38,8 @@ class Method(Settings):
 class MatrixSettings(Settings):
     """All settings of a matrix experiment."""
 
-    out: Path
-    configs: tuple[Path, ...] = Field(min_length=1)
+    out: Annotated[Path, Expanded]
+    configs: Annotated[tuple[Path, ...], Expanded] = Field(min_length=1)
     """Settings files of every run, as for `medr1_ray.train`."""
     methods: dict[str, Method] = Field(min_length=1)
     axes: dict[Mode, dict[Axis, tuple[str, ...]]] = Field(min_length=1)

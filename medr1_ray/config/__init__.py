@@ -17,6 +17,7 @@ from medr1_ray.config.algorithm import (
 from medr1_ray.config.checks import automatic_transport
 from medr1_ray.config.cluster import ClusterSettings
 from medr1_ray.config.data import DataSettings
+from medr1_ray.config.field_types import LARGEST_SEED, as_path, expanded
 from medr1_ray.config.hardware import Device, HardwareSettings
 from medr1_ray.config.job_copy import in_ray_job, require_copied, require_lasting
 from medr1_ray.config.prompt import PromptSettings
@@ -34,6 +35,7 @@ from medr1_ray.config.sections import (
 from medr1_ray.config.table import TableAnswers, TableColumns, TableSettings
 
 __all__ = [
+    "LARGEST_SEED",
     "AlarmSettings",
     "ClusterSettings",
     "Config",
@@ -54,7 +56,9 @@ __all__ = [
     "TableColumns",
     "TableSettings",
     "TrainSettings",
+    "as_path",
     "automatic_transport",
+    "expanded",
     "in_ray_job",
     "require_copied",
     "require_lasting",

@@ -8,13 +8,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from medr1_ray.config.field_types import (
+    Expanded,
     Float,
     Int,
     MayChange,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Seed,
     Settings,
 )
 from medr1_ray.config.table import TableSettings
@@ -26,23 +27,24 @@ class DataSettings(Settings):
     """Source, filters and sampling of questions, and the size of images."""
 
     format: Literal["phantoms", "omnimedvqa", "medr1", "prepared", "table"]
-    root: Annotated[Path, MayChange]
+    root: Annotated[Path, MayChange, Expanded]
     """Folder of the dataset, which a resumed run may find elsewhere; for `prepared`, the one written by
     `medr1_ray.data.prepare`. Phantoms are written below it, in one folder per seed and number of images."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the phantoms and of the train / evaluation split."""
     train_file: str | None = None
     """For `medr1`: annotation file of the training rows, relative to `root`; `*` is a wildcard for several files."""
     eval_file: str | None = None
     table: TableSettings | None = None
     """For `table`, and no other format."""
-    image_root: Annotated[Path | None, MayChange] = None
+    image_root: Annotated[Path | None, MayChange, Expanded] = None
     """For `table`: folder that image paths are relative to, and must not lead out of; null is `root`."""
     split: str = "grouped"
     """For `prepared`: name of a split in the folder `splits`."""
     eval_part: Literal["validation", "test"] = "validation"
     """For `prepared`, and a table with parts of its own: the part that a training run evaluates on."""
-    phantom_images: PositiveInt = 6000
+    phantom_images: Annotated[Int, Field(ge=9)] = 6000
+    """From 9 on some modality of the eight, which take turns, has two: one to train on and one to evaluate on."""
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the images (not of the rows) held out, where the format has no split of its own."""
     eval_questions: PositiveInt = 400
@@ -58,7 +60,7 @@ class DataSettings(Settings):
     named."""
     shuffle_options: bool = False
     """Shuffle the options of each training prompt, anew in each epoch."""
-    pass_rates: Literal["online"] | Path | None = None
+    pass_rates: Annotated[Literal["online"] | Path | None, Expanded] = None
     """Filter training questions by pass rate, the fraction of correct answers. Either a file (JSON Lines: id,
     pass_rate; questions without an entry are kept), or `online`: measured on the groups of this run, where a question
     outside the limits is skipped for one epoch."""

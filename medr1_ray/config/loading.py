@@ -3,7 +3,7 @@
 Files are merged in order, mappings key by key; then the overrides, in order. A mapping that is set to `{}` is cleared.
 A file may name others under `base:` (one path or a list, relative to the file) and is merged over them.
 `reward.functions` is replaced as a whole by a later file, since a reward left over from a base would still count.
-Paths inside settings (`data.root`, `run.dir`) are relative to the current directory.
+Paths inside settings (`data.root`, `run.dir`) are relative to the current directory; a leading `~` is the home folder.
 
 Scalars follow YAML 1.2, unlike in PyYAML: `1e-6` is a number and `off` is a string.
 """
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from medr1_ray.config.algorithm import RewardSettings
-from medr1_ray.config.field_types import MayChange, Settings
+from medr1_ray.config.field_types import MayChange, NotExpandedError, Settings, expanded
 from medr1_ray.config.schema import Config
 from medr1_ray.config.secrets import REDACTED, missing_secrets, redacted, shown, shown_text
 
@@ -231,7 +231,10 @@ def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path}: base={given!r}: give the path of another YAML file, or a list of paths")
     settings: dict[str, Any] = {}
     for base in bases:
-        settings = _merged(settings, _read(path.parent / base, (*below, path)))
+        try:
+            settings = _merged(settings, _read(path.parent / expanded(base), (*below, path)))
+        except NotExpandedError as error:
+            raise ValueError(f"{path}: base={base!r}: {error}") from None
     merged: dict[str, Any] = _merged(settings, content)
     return merged
 

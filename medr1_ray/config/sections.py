@@ -16,15 +16,19 @@ from medr1_ray.config.algorithm import LoraSettings
 from medr1_ray.config.cluster import PoolSize
 from medr1_ray.config.field_types import (
     BelowOne,
+    Expanded,
     Float,
     Fraction,
     Int,
     MayChange,
     NonNegativeFloat,
     NonNegativeInt,
+    NotExpandedError,
     PositiveFloat,
     PositiveInt,
+    Seed,
     Settings,
+    expanded,
 )
 from medr1_ray.config.libraries.code import require_no_code
 from medr1_ray.config.libraries.keys import require_deepspeed_keys, require_engine_keys
@@ -106,6 +110,12 @@ def _plain_url(url: str) -> str:
             f"run.storage={what} is not a URL of a folder; give one, for this run alone, e.g. s3://bucket/runs/a, "
             "gs://bucket/runs/a or file:///mnt/shared/runs/a"
         )
+    try:
+        folder = expanded(rest)
+    except NotExpandedError as error:
+        raise ValueError(f"run.storage={url!r}: {error}") from None
+    if protocol in ("file", "local") and rest.startswith("~"):
+        return f"{protocol}://{folder}".rstrip("/")
     if protocol in ("file", "local") and not rest.startswith("/"):
         raise ValueError(
             f"run.storage={url!r} is not an absolute folder; give it with three slashes, e.g. file:///{rest}"
@@ -116,7 +126,7 @@ def _plain_url(url: str) -> str:
 class RunSettings(Settings):
     """Where a run writes, and what it saves and reports."""
 
-    dir: Path
+    dir: Annotated[Path, Expanded]
     storage: Annotated[str, AfterValidator(_plain_url)] | None = None
     """A URL that checkpoints, and what a resumed run needs besides, are uploaded to: `s3://bucket/path`, `gs://`,
     `file:///mnt/x`, or another of fsspec's. On a machine without them a resume brings them into `dir`."""
@@ -138,7 +148,7 @@ class RunSettings(Settings):
     """Steps between dumps of a step's rollouts; 0 writes none."""
     record_groups: bool = False
     """Write every step's groups to `recorded/`, with all that an update needs: `--replay` trains from them."""
-    replay: Path | None = None
+    replay: Annotated[Path | None, Expanded] = None
     """A folder of recorded groups to learn from, in place of generated ones (`--replay`)."""
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: str = "medr1_ray"
@@ -148,7 +158,7 @@ class RunSettings(Settings):
 class ModelSettings(Settings):
     """The model to start from, and which of its weights are trained."""
 
-    path: str = "tiny"
+    path: Annotated[str, Expanded] = "tiny"
     """A Hugging Face checkpoint folder, or `tiny` for the Qwen2-VL that ships with the package."""
     dtype: Dtype = "float32"
     """Compute dtype of engine and learner; under bfloat16 the learner keeps float32 master weights."""
@@ -159,7 +169,7 @@ class ModelSettings(Settings):
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
     """Attention of the learner's vision tower. The language model always uses that of the shared prompt
     (`model/attention.py`): FlexAttention on a GPU, SDPA on a CPU."""
-    shape: Path | None = None
+    shape: Annotated[Path | None, Expanded] = None
     """Folder with the model's config.json, for `--dry-run` without the checkpoint."""
 
     @property
@@ -173,7 +183,7 @@ class TrainSettings(Settings):
 
     steps: Annotated[PositiveInt, MayChange]
     """Optimizer steps."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     prompts_per_step: PositiveInt = 32
     group_size: Annotated[Int, Field(ge=2)] = 8
     max_staleness: NonNegativeInt = 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from medr1_ray.config.field_types import Settings
+from medr1_ray.config.field_types import Expanded, Settings
 from medr1_ray.types import LETTERS
 
 TableAnswers = Literal["letter", "text", "index_from_0", "index_from_1", "yes_is_1"]
@@ -35,7 +35,7 @@ class TableColumns(Settings):
 class TableSettings(Settings):
     """A table of questions."""
 
-    file: str | tuple[str, ...]
+    file: Annotated[str | tuple[str, ...], Expanded]
     """A CSV, TSV, JSON, JSON Lines or Parquet file, a folder or pattern (`*`) of such files, or a folder written by
     `datasets`' `save_to_disk`; relative to `data.root`. Several together are one table."""
     columns: TableColumns = TableColumns()

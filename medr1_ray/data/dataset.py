@@ -100,6 +100,7 @@ def open_dataset(settings: DataSettings, train_needed: bool = True) -> Dataset:
                 f"{list(settings.modalities)} and data.question_types={list(settings.question_types)} (empty "
                 f"keeps all) and the rows dropped: {_counts(dropped_by_reason(sides.dropped)) or 'none'}"
                 + "".join(f"; {note}" for note in sides.notes)
+                + (f"; or raise data.phantom_images={settings.phantom_images}" if settings.format == "phantoms" else "")
             )
     # Before the pass rates, whose file may be for other questions.
     if train:

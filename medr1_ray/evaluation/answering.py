@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medr1_ray.pool.groups import RolloutPool
 
 COLUMNS = ("image", "question", "options")
+_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,11 @@ def read_questions(file: Path, images: Path) -> tuple[list[Question], dict[int, 
         raise ValueError(f"--csv {file}: cannot be read ({error}); give a CSV file in UTF-8") from error
     header = rows.pop(min(rows)) if rows else []
     if missing := [column for column in COLUMNS if column not in header]:
-        raise ValueError(f"--csv {file}: no column {', '.join(map(repr, missing))}; it needs {', '.join(COLUMNS)}")
+        found = ", ".join(map(repr, header)) or "none"
+        raise ValueError(
+            f"--csv {file}: no column {', '.join(map(repr, missing))}; it needs {', '.join(COLUMNS)}, spelled so and "
+            f"divided by commas, and has {found if len(found) <= _SHOWN else f'{found[:_SHOWN]}...'}"
+        )
     if not rows:
         raise ValueError(f"--csv {file}: no questions below the header; give one in each line")
     questions, problems = [], {}

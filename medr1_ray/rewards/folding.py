@@ -1,7 +1,7 @@
 """Comparing texts: folds from the tightest to the loosest, so that a looser one never blurs two different options.
 
 Where a question has the options `CO` and `Co`, each names itself alone; where it has one of them, `co` names it too.
-No fold makes `T2` of `T2*`, `5 cm` of `.5 cm`, or 102 of 10².
+No fold makes `T2` of `T2*`, `5 cm` of `.5 cm`, 5 of `,5`, or 102 of 10².
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _MARKS = {
 }
 # Raised and lowered characters after a digit are another number: 10\u00b2 is not 102, while cm\u00b2 is cm2.
 _EXPONENT = re.compile("((?<=\\d)[\u00b2\u00b3\u00b9\u2070-\u209c]+)")
+# A point or a comma before a digit is part of the number.
+_BEFORE_TEXT = re.compile(r"^(?:[ ;:]|[.,](?!\d))+")
 _EMPHASIS = re.compile(r"(\*{1,3})([^*\s](?:[^*]*[^*\s])?)\1")
 _WRAPPERS = "\"'`"
 _LONGER_THAN_ITS_FOLD = 4
@@ -72,10 +74,7 @@ def compatible(text: str) -> str:
 def _bare(text: str) -> str:
     before = None
     while before != text:
-        before, text = text, unwrapped(text).rstrip(" .,;:").lstrip(" ,;:")
-        # A point before a digit is part of the number.
-        if text.startswith(".") and not text[1:2].isdecimal():
-            text = text.lstrip(" .,;:")
+        before, text = text, _BEFORE_TEXT.sub("", unwrapped(text).rstrip(" .,;:"))
     return text
 
 

@@ -9,6 +9,7 @@ well-formed, refuse `c`, `C.`, `(C)` and an answer on a line of its own, and in 
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import numbers
 import re
@@ -128,8 +129,8 @@ def resolve(functions: Mapping[str, float], mode: Mode) -> tuple[WeightedReward,
     """The reward functions that `reward.functions` (name to weight) asks for, in its order.
 
     A name is one of `REGISTRY`, or `module:function` for a function of the user's on the Python path. Raises
-    ValueError for a name that is neither, a module that cannot be imported, an attribute that is not a function, a
-    weight that is not finite, and a function that does not have this mode.
+    ValueError for a name that is neither, a module that cannot be imported, an attribute that is not a function or not
+    one of (completion, question, mode), a weight that is not finite, and a function that does not have this mode.
     """
     if mode == "think_after" and "medr1_format" in functions:
         raise ValueError(_MEDR1_WITHOUT_THINK_AFTER)
@@ -166,7 +167,25 @@ def _find(name: str) -> RewardFunction:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         found = "nothing of that name" if function is None else f"a {type(function).__name__}"
         raise ValueError(f"{where}: module {module_name!r} has {found}, a function is needed{hint}")
+    _require_arguments(where, function)
     return function  # type: ignore[no-any-return]
+
+
+def _require_arguments(where: str, function: Callable[..., object]) -> None:
+    """Check that a function can be called as a reward, which would else be found at the first step."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # of some functions in C
+    try:
+        signature.bind("completion", "question", "mode")
+    except TypeError as error:
+        raise ValueError(
+            f"{where} takes {signature}, and cannot be called with (completion, question, mode): {error}; give it "
+            "these three, in this order"
+        ) from None
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(f"{where} is an async function, whose result is not a number; use a plain one (def)")
 
 
 def score(

@@ -7,7 +7,8 @@ Tags are `<think>`, `</think>`, `<answer>`, `</answer>`, literally (lower case, 
 * An answer is an `<answer>` closed by the next tag, outside the thinking. So of nested answers the innermost
   counts, and an `<answer>` that is never closed, or is cut by a thinking tag, does not count.
 * Empty answers are skipped, and so are those of marks alone, such as the `<answer>...</answer>` of the prompt's own
-  wording. All others must name the same option; otherwise, or where one names none, the completion has no letter.
+  wording; a letter or digit in a circle or square is no mark. All others must name the same option; otherwise, or where
+  one names none, the completion has no letter.
 * An answer names an option by its letter (`C`, `c`, `(C)`, `C.`, `C)`, `**C**`), by its text (case, spaces,
   quotes, emphasis and closing punctuation aside) where only one option has it, or by a letter with its own option's
   text (`C) CT`, `C: CT`, `C CT`). A letter next to anything else names none.
@@ -26,8 +27,12 @@ from medr1_ray.rewards.folding import compatible, options_of, unwrapped, with_as
 from medr1_ray.types import LETTERS, Mode, Question
 
 _TAG = re.compile(r"</?(?:think|answer)>")
-# The first lookahead refuses a letter that begins a word, as in "Cyst"; the others leave `.5` and `-5` to the text.
-_LETTER = re.compile(r"[(\[]? ?(.)(?![^\W_]) ?(?:[)\]:,;]|\.(?!\d))*(-(?!\d))?(.*)", re.DOTALL)
+# The first lookahead refuses a letter that begins a word, as in "Cyst"; the others leave `.5`, `,5` and `-5` to the
+# text.
+_LETTER = re.compile(r"[(\[]? ?(.)(?![^\W_]) ?(?:[)\]:;]|[.,](?!\d))*(-(?!\d))?(.*)", re.DOTALL)
+# What is no mark: letters and digits, and Unicode's blocks of enclosed ones (circled, squared, regional indicators) and
+# of letter-like symbols, whose category is that of marks.
+_SAYING = re.compile("[^\\W_]|[\u2100-\u214f\u2460-\u24ff\u3200-\u33ff\U0001f100-\U0001f2ff]")
 _SHAPES: dict[Mode, tuple[str, ...]] = {
     "think": ("<think>", "</think>", "<answer>", "</answer>"),
     "no_think": ("<answer>", "</answer>"),
@@ -62,7 +67,7 @@ def parse_answer(completion: str, question: Question, mode: Mode) -> ParsedAnswe
         named = _named_option(answer, question.options)
         if isinstance(named, int):
             chosen.add(named)
-        elif any(map(str.isalnum, answer)):
+        elif _SAYING.search(answer):
             return ParsedAnswer(None, well_formed, named)
     if not chosen:
         return ParsedAnswer(None, well_formed, "empty answer")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.base.process_output import last_error
+from medr1_ray.config import LARGEST_SEED
 from medr1_ray.model.family import architecture_of
 from medr1_ray.model.folder.check import stay_offline
 from medr1_ray.model.vocabulary import Vocabulary
@@ -72,7 +73,7 @@ def engine_arguments(settings: EngineSettings, model: str, index: int) -> dict[s
         "weight_transfer_config": {"backend": TRANSPORTS[settings.cluster.weight_transport].backend},
         "enable_sleep_mode": settings.cluster.colocated,
         # With the same seed, engines would draw the same random numbers.
-        "seed": settings.seed + index,
+        "seed": (settings.seed + index) % (LARGEST_SEED + 1),
         # The completions of a group share their prompt through the prefix cache.
         "enable_prefix_caching": True,
         # With videos allowed, vLLM sizes its encoder budget for the longest one.

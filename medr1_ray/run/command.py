@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.base.json_files import read_mapping
-from medr1_ray.config import Config, Objective, shown_text
+from medr1_ray.config import Config, Objective, as_path, shown_text
 from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder.check import check_model
 from medr1_ray.records.checkpoints import has_checkpoint, latest_checkpoint, read_state
@@ -58,12 +58,12 @@ def run_command(
         epilog=OFTEN_CHANGED,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; later files win")
+    parser.add_argument("--config", type=as_path, action="append", required=True, help="YAML; later files win")
     parser.add_argument("--dry-run", action="store_true", help="print settings, actors and memory, and check a start")
     parser.add_argument("--resume", action="store_true", help="continue from the run's latest checkpoint")
     if rollout_only:
         parser.add_argument("--rollout-only", action="store_true", help="generate and record groups, learn nothing")
-        parser.add_argument("--replay", type=Path, metavar="DIR", help="learn from recorded groups (run.record_groups)")
+        parser.add_argument("--replay", type=as_path, metavar="DIR", help="learn from groups of run.record_groups")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the files")
     # Intermixed, so that overrides may stand before, between and after the options.
     options = parser.parse_intermixed_args(arguments)

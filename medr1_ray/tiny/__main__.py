@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from medr1_ray.base.command_line import ArgumentParser, run_to_status
 from medr1_ray.base.writable_folder import require_writable
-from medr1_ray.config import require_lasting
+from medr1_ray.config import LARGEST_SEED, as_path, require_lasting
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the arguments and build the model; return the exit status."""
     parser = ArgumentParser(prog="python -m medr1_ray.tiny", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for model/, state.pt and build_log.txt"
+        "--out", type=as_path, required=True, help="folder for model/, state.pt and build_log.txt"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
     parser.add_argument(
@@ -32,8 +31,8 @@ def _build(arguments: argparse.Namespace) -> int:
     for name in ("steps", "threads"):
         if (given := getattr(arguments, name)) is not None and given < 1:
             raise ValueError(f"--{name} {given}: give 1 or more")
-    if arguments.seed < 0:
-        raise ValueError(f"--seed {arguments.seed}: give 0 or more")
+    if not 0 <= arguments.seed <= LARGEST_SEED:
+        raise ValueError(f"--seed {arguments.seed}: give 0 or more, at most {LARGEST_SEED}")
     require_lasting("--out", arguments.out)
     require_writable(f"--out {arguments.out}", arguments.out)
     # After what can be wrong with the arguments, because of what it imports.

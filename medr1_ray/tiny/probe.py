@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from medr1_ray.config import tiny_model_path
+from medr1_ray.config import as_path, tiny_model_path
 from medr1_ray.data.phantoms import MODALITIES, QUESTION_TYPES, PhantomQuestion
 from medr1_ray.rewards.parsing import parse_answer
 from medr1_ray.tiny.curriculum import MODES, PhantomCase, choose_turn, phantom_case, phantom_item
@@ -149,7 +149,7 @@ def table(folder: Path, phantoms: int, samples: int = 8) -> str:
 def main() -> None:
     """Read the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=tiny_model_path(), help="checkpoint folder")
+    parser.add_argument("--model", type=as_path, default=tiny_model_path(), help="checkpoint folder")
     parser.add_argument(
         "--phantoms",
         type=int,

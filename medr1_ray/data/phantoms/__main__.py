@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.base.signs_of_life import still
 from medr1_ray.base.writable_folder import require_writable
-from medr1_ray.config import require_lasting
+from medr1_ray.config import as_path, require_lasting
 from medr1_ray.data.phantoms.write import ensure_dataset
 
 
@@ -16,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the dataset unless the directory already holds it; return the exit status."""
     parser = ArgumentParser(prog="python -m medr1_ray.data.phantoms", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, required=True, help="a new or empty directory, or one that holds this dataset"
+        "--out", type=as_path, required=True, help="a new or empty directory, or one that holds this dataset"
     )
     parser.add_argument("--images", type=int, required=True, help="number of images")
     parser.add_argument(

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from medr1_ray.base.json_files import read_mapping
+from medr1_ray.config import LARGEST_SEED
 from medr1_ray.data.phantoms.drawing import draw
 from medr1_ray.data.phantoms.facts import MODALITIES, PhantomFacts, random_facts
 from medr1_ray.data.phantoms.questions import PhantomQuestion, ask
@@ -119,6 +120,8 @@ def _manifest(images: int, seed: int, size: int) -> dict[str, int]:
     for key, value, least in (("images", images, 1), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{key} is {value}; it must be at least {least}")
+    if seed > LARGEST_SEED:
+        raise ValueError(f"seed is {seed}; it must be at most {LARGEST_SEED}")
     return {"images": images, "seed": seed, "size": size, "generator_version": GENERATOR_VERSION}
 
 

@@ -21,7 +21,14 @@ from typing import Any, get_args
 from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.base.signs_of_life import still
 from medr1_ray.base.writable_folder import require_writable
-from medr1_ray.config import DataSettings, TableAnswers, TableColumns, require_lasting
+from medr1_ray.config import (
+    LARGEST_SEED,
+    DataSettings,
+    TableAnswers,
+    TableColumns,
+    as_path,
+    require_lasting,
+)
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.decoding import IMAGE_SECONDS
 from medr1_ray.data.prepare.grouping import Grouping, describe, regrouped
@@ -103,7 +110,9 @@ def prepare(source: Source, plan: Plan) -> None:
     )
     for what, title in (("left_out", "left out"), ("remarks", "used, but unusual")):
         for reason, rest in account[what].items():
-            print(f"{title}: {rest['rows']} rows: {reason} ({', '.join(rest['first'])}, ...)")
+            count, first = rest["rows"], rest["first"]
+            more = ", ..." if count > len(first) else ""
+            print(f"{title}: {count} row{'s' * (count != 1)}: {reason} ({', '.join(first)}{more})")
     if not account["questions"]:
         raise NoRow(
             "no row can be used, for the reasons above; mend the data or the arguments (--image-root: the folder that "
@@ -181,19 +190,19 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     data = parser.add_mutually_exclusive_group()
-    data.add_argument("--root", type=Path, help="OmniMedVQA's folder, which holds QA_information and Images")
-    data.add_argument("--table", type=Path, help="a table: CSV, TSV, JSON, JSON Lines, Parquet, or saved by `datasets`")
+    data.add_argument("--root", type=as_path, help="OmniMedVQA's folder, which holds QA_information and Images")
+    data.add_argument("--table", type=as_path, help="a table: CSV, TSV, JSON (Lines), Parquet, or saved by `datasets`")
     data.add_argument(
         "--config",
-        type=Path,
+        type=as_path,
         action="append",
         help="YAML with the settings of a table, such as those in configs/datasets; later files win",
     )
     parser.add_argument("settings", nargs="*", metavar="data.key=value", help="settings that win over those files")
     parser.add_argument(
-        "--out", type=Path, required=True, help="a new folder, or one that this command wrote earlier"
+        "--out", type=as_path, required=True, help="a new folder, or one that this command wrote earlier"
     )
-    parser.add_argument("--image-root", type=Path, help="folder of a table's images (default: the table's folder)")
+    parser.add_argument("--image-root", type=as_path, help="folder of a table's images (default: the table's folder)")
     parser.add_argument(
         "--columns",
         nargs="+",
@@ -220,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="what splits keep whole (default: a table's group column, else images; with --root what paths tell)",
     )
     parser.add_argument(
-        "--medr1", type=Path, help="folder of Med-R1's released annotation files, e.g. ROOT/Splits"
+        "--medr1", type=as_path, help="folder of Med-R1's released annotation files, e.g. ROOT/Splits"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default: 0)")
     parser.add_argument(
@@ -240,7 +249,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: give a number of 1 or more")
-
+    if not 0 <= options.seed <= LARGEST_SEED:
+        parser.error(f"--seed {options.seed}: give 0 or more, at most {LARGEST_SEED}")
     if not 0 < options.image_timeout < math.inf:
         parser.error(f"--image-timeout {options.image_timeout:g}: give a number of seconds above 0")
 

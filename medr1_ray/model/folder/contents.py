@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,20 @@ from medr1_ray.model.weight_files import is_tied, read_json, stored_tensors, wei
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _END = "eos_token_id"
+# Of the rotary embedding: the values by which vLLM 0.32 and transformers compute the same. vLLM scales it (YaRN) in
+# its own way, refuses a `type` that is not the `rope_type`, and alone reads the last three. transformers turns the
+# `mrope` of published models into `default`.
+_ROPE: dict[str, tuple[object, ...]] = {
+    "rope_type": ("default", "mrope"),
+    "type": ("default", "mrope"),
+    "mrope_interleaved": (False, None),
+    "partial_rotary_factor": (1,),
+    "rope_dim": (None,),
+}
+_VISION_THETA = 10000
 _READ_WHOLE, _READ_ROWS = 2**18, 4
+# What tokenizers treat in different ways: spaces, digits, marks, new lines, composed and decomposed letters, options.
+_PROBE = "  What's the size of it, 12.5 cm?\nA) a T2-weighted lung; B) 3,5 °C\r\n\n\tC) Mu\u0308ller's é... D) x-ray \n"
 # Of two lines, as every question with options: a template that writes a turn's Python value would write one.
 _QUESTION, _SYSTEM = "What does the image show?\nA. a lung", "Answer with a letter."
 
@@ -43,9 +57,26 @@ def model_config(folder: Path) -> Any:
 
 
 def _check_positions(folder: Path, config: Any) -> None:
-    """Check that the rotary embedding's three sections (time, height, width) make up half of a head."""
+    """Check that engine and learner compute the same rotary embedding.
+
+    Its three sections (time, height, width) make up half of a head.
+    """
     text = config.get_text_config()
-    sections = (text.rope_parameters or {}).get("mrope_section")
+    given = text.rope_parameters or {}
+    for key, same in _ROPE.items():
+        if key in given and given[key] not in same:
+            raise ValueError(
+                f"{folder / 'config.json'}: {key} of rope_parameters, or rope_scaling, is {given[key]!r}, which engine "
+                f"and learner compute differently for these models; allowed: {' or '.join(map(str, same))}; "
+                f"{OF_THE_SOURCE}"
+            )
+    theta = (config.vision_config.rope_parameters or {}).get("rope_theta", _VISION_THETA)
+    if theta != _VISION_THETA:
+        raise ValueError(
+            f"{folder / 'config.json'}: rope_theta of vision_config is {theta!r}, which engines do not read; allowed: "
+            f"{_VISION_THETA}; {OF_THE_SOURCE}"
+        )
+    sections = given.get("mrope_section")
     half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
     sizes = sections if isinstance(sections, list) else []
     if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes) or sum(sizes) != half:
@@ -138,6 +169,7 @@ def _check_tokenizer(folder: Path) -> Any:
 
     file = tokenizer_file(folder)
     tokenizer = read_by(AutoTokenizer.from_pretrained, folder, f"{file}, with tokenizer_config.json")
+    _check_tokens(folder, file, tokenizer)
     vocabulary = load_vocabulary(folder)
     known = tokenizer.get_vocab()
     token, last = max(known.items(), key=lambda item: item[1])
@@ -155,23 +187,62 @@ def _check_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def _check_tokens(folder: Path, file: Path, tokenizer: Any) -> None:
+    """Check that transformers cuts texts as tokenizer.json says; by a wrong or missing class it does otherwise."""
+    from tokenizers import Tokenizer
+
+    if file.name != "tokenizer.json":
+        return
+    own = read_by(Tokenizer.from_file, str(file), file)
+    # What a text is cut or filled up to may be stored there; transformers sets both anew in each call.
+    own.no_truncation()
+    own.no_padding()
+    ids, of_file = tokenizer.encode(_PROBE, add_special_tokens=False), own.encode(_PROBE, add_special_tokens=False).ids
+    if ids == of_file:
+        return
+    pairs = enumerate(zip(ids, of_file, strict=False))
+    first = next((number for number, pair in pairs if pair[0] != pair[1]), min(len(ids), len(of_file)))
+    found, wanted = (each[first : first + 3] for each in (ids, of_file))
+    settings = folder / "tokenizer_config.json"
+    why = f"by tokenizer_class in {settings.name}" if settings.exists() else f"because {settings.name} is missing"
+    raise ValueError(
+        f"{folder}: transformers reads {file.name} as a {type(tokenizer).__name__}, {why}, which makes other tokens of "
+        f"a text ({found} instead of {wanted} at its token {first}); copy {settings.name} from the model that this one "
+        "was made from"
+    )
+
+
 def _check_template(folder: Path, tokenizer: Any, system_message: bool) -> None:
-    """Check that the chat template writes the image and all texts of a prompt, the question in the user's turn."""
+    """Check that the chat template writes the image and all texts of a prompt, and opens a turn to answer in.
+
+    The latter is asked of templates with Qwen's turns alone; others may end with the question.
+    """
     template = read_by(lambda path: chat_template(path, tokenizer), folder, f"{folder}: its chat template")
     if template is None:
         raise ValueError(
             f"{folder}: has no chat template (chat_template.jinja, chat_template.json, or in tokenizer_config.json); "
             f"{OF_THE_SOURCE}"
         )
+
+    def write(chat: list[dict[str, Any]]) -> str:
+        return str(
+            tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
+        )
+
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}]
     if system_message:
         chat.insert(0, {"role": "system", "content": [{"type": "text", "text": _SYSTEM}]})
     try:
-        text = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
+        text = write(chat)
     except Exception as error:
+        what, instead = "a turn with an image", ""
+        if system_message:
+            with suppress(Exception):
+                write(chat[1:])
+                what, instead = "the system message that prompt.system gives", "set prompt.system=null, or "
         said = " ".join(str(error).split())
         raise ValueError(
-            f"{folder}: its chat template cannot write a turn with an image ({type(error).__name__}: {said}); "
+            f"{folder}: its chat template cannot write {what} ({type(error).__name__}: {said}); {instead}"
             f"{OF_THE_SOURCE} (chat_template.json or chat_template.jinja)"
         ) from None
     if (images := text.count(IMAGE_PAD)) != 1:
@@ -186,6 +257,11 @@ def _check_template(folder: Path, tokenizer: Any, system_message: bool) -> None:
         raise ValueError(
             f"{folder}: its chat template does not write the text of the {lost}, so that the model would not see it; "
             f"{OF_THE_SOURCE} (chat_template.json or chat_template.jinja)"
+        )
+    if START_OF_TURN in text and f"{START_OF_TURN}assistant" not in text.rpartition(_QUESTION)[2]:
+        raise ValueError(
+            f"{folder}: its chat template opens no turn of the assistant after the user's (where add_generation_prompt "
+            f"is true), so that the model would not answer; {OF_THE_SOURCE} (chat_template.json or chat_template.jinja)"
         )
 
 

@@ -11,6 +11,9 @@ from medr1_ray.model.folder.kinds import COUNT, FLAG, OF_THE_SOURCE, POSITIVE, K
 from medr1_ray.model.weight_files import read_json
 
 _LONGEST_SIDE = 8192
+_WHITE = 255
+_LARGEST_VALUE = 10
+_LEAST_CONTRAST = 0.1
 _COLOURS = Kind("three numbers", lambda value: _are_three(value) and all(map(is_number, value)))
 _SPREADS = Kind("three numbers above 0", lambda value: _are_three(value) and all(map(POSITIVE.fits, value)))
 # The integers of Pillow's filters, or a member of its enumeration, which is the default.
@@ -87,6 +90,7 @@ def _check_processor(file: Path, processor: Any, vision: Any) -> None:
         kinds |= {"resample": _FILTER}
     for key, kind in kinds.items():
         check_value(file, key, getattr(processor, key), kind)
+    _check_values(file, processor)
     least, most = processor.size.shortest_edge, processor.size.longest_edge
     check_value(file, "shortest_edge of size, or min_pixels,", least, COUNT)
     check_value(file, "longest_edge of size, or max_pixels,", most, COUNT)
@@ -95,6 +99,22 @@ def _check_processor(file: Path, processor: Any, vision: Any) -> None:
             f"{file}: shortest_edge of size, or min_pixels, is {least}, more than its longest_edge, or max_pixels, "
             f"{most}; {OF_THE_SOURCE}"
         )
+
+
+def _check_values(file: Path, processor: Any) -> None:
+    """Check what values pixels get: towers are trained on some from about -2 to 2."""
+    scale = processor.rescale_factor if processor.do_rescale else 1
+    means, spreads = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0,), (1,))
+    for mean, spread in zip(means, spreads, strict=True):
+        black, white = ((pixel * scale - mean) / spread for pixel in (0, _WHITE))
+        if max(-black, white) > _LARGEST_VALUE or white - black < _LEAST_CONTRAST:
+            names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+            given = ", ".join(f"{name} {getattr(processor, name)}" for name in names)
+            raise ValueError(
+                f"{file}: with {given} pixels get values from {black:.4g} to {white:.4g}; allowed: from "
+                f"-{_LARGEST_VALUE} to {_LARGEST_VALUE}, at least {_LEAST_CONTRAST} apart (most often by do_rescale "
+                f"true and rescale_factor 1/255); {OF_THE_SOURCE}"
+            )
 
 
 def _are_three(value: Any) -> bool:

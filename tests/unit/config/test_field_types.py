@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
 
-from medr1_ray.config import Config
+from medr1_ray.config import Config, as_path
 from medr1_ray.config.loading import load_config
 from tests.repository import REPOSITORY
 
@@ -71,3 +72,12 @@ def test_the_error_names_key_and_value(setting: str, says: str) -> None:
     with pytest.raises(ValueError, match="not valid") as caught:
         load_config([REPOSITORY / "configs/phantom_cpu.yaml"], [setting])
     assert says in str(caught.value)
+
+
+def test_an_argument_is_a_path_as_the_shell_would_have_left_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    given = {"~": "/home/me", "~/a/": "/home/me/a", "a/~": "a/~", "./~a": "~a", "US$ 5": "US$ 5", "/x": "/x"}
+    assert {path: str(as_path(path)) for path in given} == given
+    for path in ("$HOME/a", "a/${DATA}", "~nobody-here/a"):
+        with pytest.raises(ArgumentTypeError, match=r"has not replaced; give its|is no user's home folder here; give"):
+            as_path(path)

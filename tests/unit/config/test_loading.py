@@ -236,3 +236,31 @@ def test_an_error_names_the_file_that_gave_the_value(minimal: Path, tmp_path: Pa
     assert lines["train.seed"].endswith(f"(in {later})")
     assert lines["learner.betas.1"].endswith(f"(in {later})")
     assert "(in" not in lines["train.group_size"] + lines["rollout.actors"], "overrides are in front of the user"
+
+
+def test_a_leading_tilde_is_the_home_folder_in_every_path(
+    minimal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    yaml_file(tmp_path / "based.yaml", "base: ~/own.yaml\n")
+    (tmp_path / "home").mkdir()
+    yaml_file(tmp_path / "home/own.yaml", "train: {seed: 7}\n")
+    paths = {"run.dir": "~/a", "run.replay": "~/b", "run.storage": "file://~/s", "model.path": "~/c"}
+    paths |= {"model.shape": "~", "data.root": "~/d", "data.image_root": "~/e", "data.pass_rates": "~/f"}
+    paths |= {"data.table.file": "~/t.csv"}
+    others = ["data.format=table", "data.min_pass_rate=0.5"]
+    given = [*others, *(f'{key}="{path}"' for key, path in paths.items())]
+    config = load_config([minimal, tmp_path / "based.yaml"], given)
+    assert config.train.seed == 7
+    assert "~" not in config_yaml(config)
+    assert config.run.dir == tmp_path / "home/a"
+    assert (config.run.storage, config.model.path) == (f"file://{tmp_path}/home/s", f"{tmp_path}/home/c")
+    assert config.data.pass_rates == tmp_path / "home/f"
+    assert config.data.table is not None
+    assert config.data.table.file == f"{tmp_path}/home/t.csv"
+    several = load_config([minimal], ["data.format=table", "data.table.file=[~/a.csv,b.csv]"]).data.table
+    assert several is not None
+    assert several.file == (f"{tmp_path}/home/a.csv", "b.csv")
+    assert load_config([minimal], ["run.dir=a~b/~c"]).run.dir == Path("a~b/~c")
+    online = load_config([minimal], ["data.pass_rates=online", "data.min_pass_rate=0.1"]).data
+    assert online.pass_rates == "online"

@@ -70,10 +70,10 @@ def test_phantoms_are_written_and_split(phantoms: DataSettings) -> None:
 
 
 def test_a_folder_of_phantoms_that_holds_something_else_is_named(tmp_path: Path) -> None:
-    (tmp_path / "seed-0-images-8").mkdir()
-    (tmp_path / "seed-0-images-8" / "notes.txt").touch()
+    (tmp_path / "seed-0-images-9").mkdir()
+    (tmp_path / "seed-0-images-9" / "notes.txt").touch()
     with pytest.raises(ValueError, match=rf"data\.root={tmp_path}: out is .*not an empty directory"):
-        open_dataset(DataSettings(format="phantoms", root=tmp_path, phantom_images=8))
+        open_dataset(DataSettings(format="phantoms", root=tmp_path, phantom_images=9))
 
 
 def test_filters(phantoms: DataSettings) -> None:
@@ -110,12 +110,20 @@ def test_filters(phantoms: DataSettings) -> None:
             {"sampling_weights": {"PET": 2.0}},
             r"data\.sampling_weights.*'PET' is not .*data\.sampling_weights={} weighs all",
         ),
+        ({"phantom_images": 9, "modalities": ("MRI",)}, "no evaluation question.*; or raise data.phantom_images=9"),
         ({"phantom_images": 8}, "no evaluation question is left.*evaluation has 0 of 8 images instead of 20%"),
     ],
 )
 def test_wrong_settings(phantoms: DataSettings, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_dataset(phantoms.model_copy(update=change))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_fewest_phantoms_that_settings_allow_have_both_sides(tmp_path: Path, seed: int) -> None:
+    dataset = open_dataset(DataSettings(format="phantoms", root=tmp_path, phantom_images=9, seed=seed))
+    assert dataset.train
+    assert dataset.evaluation
 
 
 def test_missing_or_empty_root(tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ def test_a_file_without_a_column_is_refused(tmp_path: Path) -> None:
     file.write_text("image,question\n")
     with pytest.raises(ValueError, match="no column 'options'"):
         read_questions(file, tmp_path)
+    for header, found in (
+        ("image;question;options", "'image;question;options'"),
+        ("Image,question", "'Image', 'question'"),
+        ("x" * 300, f"'{'x' * 199}\\.\\.\\."),
+    ):
+        file.write_text(f"{header}\n")
+        with pytest.raises(ValueError, match=f"spelled so and divided by commas, and has {found}$"):
+            read_questions(file, tmp_path)
 
 
 def test_letters_are_weighed_after_what_was_thought(question: Question) -> None:

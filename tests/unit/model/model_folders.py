@@ -55,3 +55,12 @@ def template_in_json_only(folder: Path) -> str:
     joins_strings = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}{% endfor %}"
     change_json(folder / "tokenizer_config.json", lambda config: config.update(chat_template=joins_strings))
     return template
+
+
+def as_qwens_tokenizer(folder: Path) -> None:
+    """Let the tokenizer cut texts as those of published models do, and be of their class."""
+    from transformers import AutoTokenizer
+
+    # Without its settings transformers takes Qwen's class, by the model's type.
+    (folder / "tokenizer_config.json").unlink()
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)

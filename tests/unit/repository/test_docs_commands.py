@@ -21,11 +21,12 @@ import click
 import pytest
 from PIL import Image
 
-from medr1_ray.config import TableSettings
+from medr1_ray.config import TableSettings, tiny_model_path
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.readers.omnimedvqa import read_omnimedvqa
 from medr1_ray.data.readers.table.columns import USUAL_NAMES
 from medr1_ray.data.readers.table.reader import TableReader
+from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.run import command as run_command
 from tests.repository import REPOSITORY
 
@@ -109,7 +110,9 @@ def python_runs(words: list[str]) -> None:
 
 def trains(command: str, arguments: list[str]) -> None:
     main = importlib.import_module(command).main
-    resumed = [argument for argument in arguments if argument != "--resume"]
+    # As the shell has it after the documents' `export SHARED=/mnt/shared`.
+    given = [argument.replace("$SHARED", "/mnt/shared") for argument in arguments]
+    resumed = [argument for argument in given if argument != "--resume"]
     with pytest.MonkeyPatch.context() as patch:
         # Data, models and buckets of the documents are not here.
         patch.setattr(run_command, "problems_of_a_start", lambda config, **_: [])
@@ -263,6 +266,8 @@ def test_the_request_to_a_served_checkpoint_is_one(
 ) -> None:
     (block,) = (block for block in blocks("python") if "urllib.request" in block)
     Image.new("RGB", (40, 30)).save(tmp_path / "scan.png")
+    (tmp_path / "runs/phantom_cpu/checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/phantom_cpu/checkpoints/checkpoint-450").symlink_to(tiny_model_path())
     monkeypatch.chdir(tmp_path)
     sent: list[dict[str, Any]] = []
 
@@ -274,6 +279,8 @@ def test_the_request_to_a_served_checkpoint_is_one(
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     exec(compile(block, "the document", "exec"), {})
     assert capsys.readouterr().out == "<answer>B</answer>\n"
+    biases = load_vocabulary(tiny_model_path()).logit_bias
+    assert sent[0]["logit_bias"] == {str(token): bias for token, bias in biases.items()}
     (image, text) = sent[0]["messages"][0]["content"]
     assert image["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
     assert text["text"].startswith("How was this image acquired? A)CT, B)MRI, C)X-ray Your task:")

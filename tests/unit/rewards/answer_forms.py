@@ -7,6 +7,7 @@ Options = tuple[str, ...]
 SCANS: Options = ("MRI", "X-Ray", "CT", "Ultrasound")
 WEIGHTINGS: Options = ("T1", "T2", "T2*")
 SIZES: Options = (".5 cm", "5 cm", "50 cm")
+COMMAS: Options = ("0,5", "5", ",5")
 POWERS: Options = ("10² cells", "102 cells", "10³ cells")
 BLOOD: Options = ("A+", "A-", "O+")
 GASES: Options = ("CO", "Co", "CO₂")
@@ -108,6 +109,10 @@ COUNT: list[tuple[Options, str, str]] = [
     (SIZES, "A) .5 cm", "A"),
     (SIZES, "A).5 cm", "A"),
     (SIZES, "B. 5 cm", "B"),
+    (COMMAS, ",5", "C"),
+    (COMMAS, "C) ,5.", "C"),
+    (COMMAS, "B, 5", "B"),
+    (COMMAS, "B,", "B"),
     (POWERS, "10² cells", "A"),
     (POWERS, "102 cells", "B"),
     (POWERS, "“10² cells”", "A"),
@@ -213,6 +218,10 @@ DO_NOT: list[tuple[Options, str]] = [
     (SIZES, "0.5 cm"),
     (SIZES, "-5 cm"),
     (SIZES, "５０．cm"),
+    (COMMAS, "B ,5"),
+    (COMMAS, "B,5"),
+    (COMMAS, "B) ,5"),
+    (("5 cm", "7 cm"), ",5 cm"),
     (("5 cm", "7 cm"), ".5 cm"),
     (("5 cm", "7 cm"), "A) .5 cm"),
     (("5 cm", "7 cm"), "A -5 cm"),

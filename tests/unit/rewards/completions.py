@@ -174,6 +174,10 @@ COMPLETIONS: list[tuple[str, str | None, str, int, str]] = [
     ("<answer>…</answer> <answer>C</answer>", "C", "", 0, "N"),
     ("<answer>C</answer><answer>...</answer>", "C", "", 1, "N"),
     ("<answer>...</answer>", None, "N", 0, "N"),
+    # A letter in a circle or square is no mark, whether or not it is understood.
+    *((f"<answer>{sign}</answer><answer>C</answer>", None, "", 0, "N") for sign in "🅐🅰🆎🇦➊㋐™"),
+    ("<answer>ⒶⒷ</answer><answer>C</answer>", None, "", 0, "N"),
+    *((f"<answer>{sign}</answer><answer>C</answer>", "C", "", 0, "N") for sign in "□●→✓*_"),
     ("<answer>(A, B, C, D,...)</answer><answer>C</answer>", None, "", 0, "N"),
     # The answer, then the thinking.
     ("<answer>C</answer><think>x</think>", "C", "A", 1, ""),

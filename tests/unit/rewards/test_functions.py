@@ -110,6 +110,24 @@ def numpys_bool(completion, question, mode):
     import numpy
     return numpy.all(numpy.array([len(completion) > 3]))
 
+def asks_for_two(completion, question):
+    return 1.0
+
+def asks_for_a_name(completion, question, mode, *, scale):
+    return scale
+
+def asks_for_anything(*arguments, **settings):
+    return 1.0
+
+async def waits(completion, question, mode):
+    return 1.0
+
+class Scorer:
+    def __call__(self, completion, question, mode, weight=1.0):
+        return weight
+
+scorer = Scorer()
+in_c = max
 constant = 3
 """
 
@@ -131,6 +149,12 @@ def test_a_function_of_the_users(users_module: str) -> None:
     assert score("p1", ("abc", "abcd"), MODALITY, "no_think", functions, "r").total.tolist() == [0.0, 2.0]
 
 
+@pytest.mark.parametrize("name", ["scorer", "asks_for_anything", "in_c"])
+def test_what_can_be_called_with_three_arguments_passes(users_module: str, name: str) -> None:
+    (found,) = resolve({f"{users_module}:{name}": 1.0}, "think")
+    assert found.name == f"users_rewards:{name}"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -148,6 +172,13 @@ def test_a_function_of_the_users(users_module: str) -> None:
         ("users_rewards:shot", "has nothing of that name, a function is needed; did you mean 'short'?"),
         ("users_rewards:", "has nothing of that name, a function is needed"),
         ("users_rewards:constant", "has a int, a function is needed"),
+        (
+            "users_rewards:asks_for_two",
+            "takes (completion, question), and cannot be called with (completion, question, mode): too many pos",
+        ),
+        ("users_rewards:asks_for_a_name", "missing a required argument: 'scale'; give it these three, in this order"),
+        ("users_rewards:Scorer", "takes (), and cannot be called with (completion, question, mode): too many"),
+        ("users_rewards:waits", "is an async function, whose result is not a number; use a plain one (def)"),
     ],
 )
 def test_names_that_cannot_be_resolved(users_module: str, name: str, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from medr1_ray.config import ClusterSettings, ModelSettings, RolloutSettings, tiny_model_path
+from medr1_ray.config import LARGEST_SEED, ClusterSettings, ModelSettings, RolloutSettings, tiny_model_path
 from medr1_ray.data.encoding import continuations
 from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.rewards.parsing import parse_answer
@@ -61,6 +62,8 @@ def test_every_engine_has_room_for_a_prompt_with_its_completion_and_a_seed_of_it
     first, second = (engine_arguments(settings(), MODEL, index) for index in range(2))
     assert (first["model"], first["dtype"], first["max_model_len"]) == (MODEL, "bfloat16", 120)
     assert (first["seed"], second["seed"]) == (40, 41)
+    largest = replace(settings(), seed=LARGEST_SEED)
+    assert [engine_arguments(largest, MODEL, index)["seed"] for index in range(2)] == [LARGEST_SEED, 0]
     assert first["worker_extension_cls"] == "the extension"
 
 

@@ -196,7 +196,7 @@ def test_folders_without_a_question_are_an_error(tmp_path: Path, capsys: pytest.
     (tmp_path / "QA_information" / "q.csv").write_text("image,question\n")
     assert main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     found = capsys.readouterr()
-    assert "left out: 1 rows: file is no annotation file (.json)" in found.out
+    assert "left out: 1 row: file is no annotation file (.json)" in found.out
     assert "error: no row can be used" in found.err
     assert not (tmp_path / "out").exists()
 

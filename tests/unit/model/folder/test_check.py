@@ -16,10 +16,11 @@ from medr1_ray.base.manifest import store, write_manifest
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 from medr1_ray.model.folder.check import check_folder, check_model, stay_offline
-from medr1_ray.model.folder.contents import _check_weights, model_config
+from medr1_ray.model.folder.contents import _check_positions, _check_weights, model_config
 from medr1_ray.model.folder.files import require_checkpoint
 from tests.repository import REPOSITORY
 from tests.unit.model.model_folders import (
+    as_qwens_tokenizer,
     change_json,
     change_weights,
     in_shards,
@@ -65,6 +66,23 @@ def sections(given: object) -> Callable[[Path], None]:
     )
 
 
+def rope(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: change_json(
+        folder / "config.json", lambda config: config["text_config"]["rope_parameters"].update(changes)
+    )
+
+
+def rope_scaling(**given: object) -> Callable[[Path], None]:
+    """Write the rotary embedding as before transformers 5."""
+
+    def change(config: dict[str, Any]) -> None:
+        text = config["text_config"]
+        del text["rope_parameters"]
+        text.update(rope_theta=10000.0, rope_scaling={"mrope_section": [1, 2, 13], **given})
+
+    return lambda folder: change_json(folder / "config.json", change)
+
+
 def spoil_shard(folder: Path, name: str) -> None:
     """Make a tensor in one of several files infinite."""
     file = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
@@ -75,6 +93,16 @@ def spoil_shard(folder: Path, name: str) -> None:
 
 NORM = "model.norm.weight"
 TEXT = "{{ messages[-1].content[1].text }}"
+TURN = f"<|im_start|>user\n<|image_pad|>{TEXT}<|im_end|>\n"
+
+
+def template(old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        text = (folder / "chat_template.jinja").read_text()
+        assert old in text
+        (folder / "chat_template.jinja").write_text(text.replace(old, new))
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -126,6 +154,19 @@ TEXT = "{{ messages[-1].content[1].text }}"
         (sections(["1", 2, 13]), r"mrope_section is \['1', 2, 13\]; allowed: three whole"),
         (sections(16), "mrope_section is 16; allowed: three whole"),
         (sections(None), "mrope_section is None; allowed: three whole"),
+        (rope(rope_type="yarn", factor=4.0), "config.json: rope_type of .* is 'yarn', .*allowed: default or mrope;"),
+        (rope(rope_type="dynamic", factor=2.0), "config.json: rope_type of .* is 'dynamic', which engine and learner"),
+        (rope(type="yarn"), "config.json: type of rope_parameters, or rope_scaling, is 'yarn', which"),
+        (rope(mrope_interleaved=True), "config.json: mrope_interleaved of .* is True, .*allowed: False"),
+        (rope(partial_rotary_factor=0.5), "config.json: partial_rotary_factor of .* is 0.5, which"),
+        (rope_scaling(type="yarn", factor=4, original_max_position_embeddings=2048), "rope_type of .* is 'yarn'"),
+        (rope_scaling(rope_type="linear", factor=4), "config.json: rope_type of .* is 'linear', which"),
+        (
+            lambda folder: change_json(
+                folder / "config.json", lambda config: config["vision_config"]["rope_parameters"].update(rope_theta=5e5)
+            ),
+            "config.json: rope_theta of vision_config is 500000.0, which engines do not read; allowed: 10000;",
+        ),
         (settings(eos_token_id=909), "config.json: eos_token_id is 909; allowed: ids from 0 to 908"),
         (settings(eos_token_id="885"), "config.json: eos_token_id is '885'; allowed: ids from 0 to 908"),
         (settings(eos_token_id=[885, -1]), r"config.json: eos_token_id is \[885, -1\]; allowed: ids from 0 to 908"),
@@ -144,6 +185,17 @@ TEXT = "{{ messages[-1].content[1].text }}"
         (write("preprocessor_config.json", '[{"auto_map": 1}]'), "preprocessor_config.json: is not a mapping"),
         (unlink("tokenizer.json"), r"has no tokenizer \(tokenizer.json or vocab.json\); copy it from"),
         (write("tokenizer.json", "{}"), "tokenizer.json, with tokenizer_config.json: transformers cannot read it"),
+        (
+            unlink("tokenizer_config.json"),
+            r"a Qwen2Tokenizer, because tokenizer_config.json is missing, which makes other tokens of a text \(\[.*\] "
+            r"instead of \[.*\] at its token \d+\); copy tokenizer_config.json from the model",
+        ),
+        (
+            lambda folder: change_json(
+                folder / "tokenizer_config.json", lambda config: config.update(tokenizer_class="Qwen2Tokenizer")
+            ),
+            "as a Qwen2Tokenizer, by tokenizer_class in tokenizer_config.json, which makes other tokens of",
+        ),
         (settings(image_token_id=7), r"id of <\|image_pad\|> is 895, config.json's image_token_id 7"),
         (unlink("processor_config.json"), "has no image processor .preprocessor_config.json or processor_config.json"),
         (unlink("chat_template.jinja"), "has no chat template"),
@@ -155,6 +207,15 @@ TEXT = "{{ messages[-1].content[1].text }}"
         (
             write("chat_template.jinja", f"<|im_start|>system\n{TEXT}<|im_end|><|im_start|>user\n<|image_pad|>"),
             "not write the text of the question into the user's turn.*copy it from",
+        ),
+        (
+            template("{% if add_generation_prompt %}", "{% if False %}"),
+            "chat template opens no turn of the assistant after the user's .*copy it from",
+        ),
+        (write("chat_template.jinja", f"{TURN}<|im_start|>user\n"), "opens no turn of the assistant after the user's"),
+        (
+            write("chat_template.jinja", f"<|im_start|>assistant\nHello.<|im_end|>\n{TURN}"),
+            "opens no turn of the assistant after the user's",
         ),
     ],
 )
@@ -179,8 +240,22 @@ def test_what_is_wrong_is_one_line_with_the_folder_and_what_to_do(
         weights(lambda found: found.update({"lm_head.weight": torch.zeros(909, 128)})),
         weights(lambda found: found.update({f"model.{n}": found.pop(n) for n in list(found) if n[0] == "v"})),
         unlink("generation_config.json"),
+        # As published, and as transformers 4 saved it again.
+        rope_scaling(type="mrope"),
+        rope_scaling(type="default", rope_type="default"),
+        rope_scaling(type="mrope", rope_type="default"),
         settings(quantization_config=None),
+        as_qwens_tokenizer,
+        then(as_qwens_tokenizer, unlink("tokenizer_config.json")),
+        lambda folder: change_json(
+            folder / "tokenizer.json",
+            lambda found: found.update(
+                truncation={"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+            ),
+        ),
         write("chat_template.jinja", "USER: <|image_pad|>" + TEXT),
+        # Always open, and already with the start of an answer.
+        write("chat_template.jinja", f"{TURN}<|im_start|>assistant\n<think>\n"),
     ],
 )
 def test_a_folder_that_can_be_used_passes(tmp_path: Path, change: Callable[[Path], object]) -> None:
@@ -197,6 +272,12 @@ def test_weights_of_every_family_are_found_under_their_names(tmp_path: Path, mak
     change_weights(tmp_path, lambda found: found.pop("visual.blocks.0.norm1.weight"))
     with pytest.raises(ValueError, match=r"its weights lack the tensor 'visual.blocks.0.norm1.weight'"):
         _check_weights(tmp_path, config)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl_2b", "qwen2_5_vl_3b"])
+def test_the_rotary_embedding_of_published_models_passes(name: str) -> None:
+    folder = REPOSITORY / "configs/models" / name
+    _check_positions(folder, model_config(folder))
 
 
 def test_sliding_window_layers_are_refused(tmp_path: Path) -> None:

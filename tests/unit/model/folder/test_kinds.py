@@ -132,6 +132,11 @@ def test_the_line_has_file_key_value_and_what_is_allowed(
             {"size": {"shortest_edge": 30000, "longest_edge": 20000}},
             "shortest_edge of size, or min_pixels, is 30000, more than its longest_edge, or max_pixels, 20000; copy it",
         ),
+        ({"do_rescale": False}, r"with do_rescale False, .* values from -\S* to \d{3,4}\S*; allowed: from -10 to 10"),
+        ({"rescale_factor": 1}, "with do_rescale True, rescale_factor 1, .* pixels get values from"),
+        ({"image_std": [0.3, 0.3, 1e-3]}, "image_std .* pixels get values from .*; copy it from"),
+        ({"image_mean": [122, 116, 104], "image_std": [68, 66, 70]}, "from -1.79. to -1.7.*; .* at least 0.1 apart"),
+        ({"do_rescale": False, "do_normalize": False}, "do_normalize False, .* from 0 to 255; allowed: from -10"),
         ({"size": {"shortest_edge": 800, "longest_edge": 900}}, "tokens of such an image, not 9; no size fits; change"),
     ],
 )
@@ -147,6 +152,20 @@ def test_an_image_processor_that_cannot_cut_images_is_refused(
     said = str(refusal(of_folder(folder)))
     assert re.search(says, said)
     assert f"/{'preprocessor' if alone else 'processor'}_config.json: " in said or "no size fits" in said
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_rescale": False, "image_mean": [122.7, 116.7, 104.1], "image_std": [68.5, 66.6, 70.3]},
+        {"do_normalize": False},
+        {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
+    ],
+)
+def test_other_ways_to_small_values_pass(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = tiny_in(tmp_path / "model")
+    change_json(folder / "processor_config.json", lambda content: content["image_processor"].update(changes))
+    assert refusal(of_folder(folder)) is None
 
 
 def test_a_processor_without_what_has_a_default_passes(tmp_path: Path) -> None:
@@ -175,10 +194,16 @@ def test_an_encoding_that_transformers_does_not_read_is_said_of_its_file(
 
 def test_a_template_that_drops_the_system_message_is_refused_where_there_is_one(tmp_path: Path) -> None:
     folder = tiny_in(tmp_path / "model")
-    template = "<|im_start|>user\n<|image_pad|>{{ messages[-1].content[1].text }}<|im_end|>"
+    template = "<|im_start|>user\n<|image_pad|>{{ messages[-1].content[1].text }}<|im_end|><|im_start|>assistant\n"
     (folder / "chat_template.jinja").write_text(template)
     assert refusal(of_folder(folder)) is None
     with_system = of_folder(folder, "prompt.system=Answer briefly.")
     assert "chat template does not write the text of the system message (prompt.system)" in str(refusal(with_system))
     (folder / "chat_template.jinja").write_text("{{ messages[0].content[0].text }}" + template)
     assert refusal(with_system) is None
+    raises = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(raises + template)
+    assert refusal(of_folder(folder)) is None
+    said = str(refusal(with_system))
+    assert "cannot write the system message that prompt.system gives (TemplateError: no system role here); set" in said
+    assert "set prompt.system=null, or copy it from" in said
