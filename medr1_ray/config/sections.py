@@ -203,6 +203,11 @@ class TrainSettings(Settings):
         """Optimizer steps, and so policy versions, from one batch of rollouts to the next."""
         return self.minibatches * self.updates_per_rollout
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether engines may generate while the learner updates: what they sample then is a whole update old."""
+        return self.max_staleness >= self.steps_per_rollout
+
 
 class RolloutSettings(PoolSize):
     """Generation, and the number of rollout actors."""

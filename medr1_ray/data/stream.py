@@ -86,6 +86,7 @@ class PromptStream:
         self._position = state.position
         self._dropped = Counter(state.dropped)
         self._refused: dict[Question, Refused] = {}
+        self._largest_draw = 0
         self._order = self._shuffled(self._epoch)
 
     def state(self) -> StreamState:
@@ -131,8 +132,11 @@ class PromptStream:
                     f"none of the {len(self._questions)} training questions can become a prompt ({counts}); "
                     f"the last one: {encoded.detail}"
                 )
-        ahead = self._order[self._position : self._position + count]
-        self._encoder.begin([self._questions[index] for index in ahead])
+        # A wait for groups asks for none again and again.
+        if count:
+            ahead = self._order[self._position : self._position + max(count, self._largest_draw)]
+            self._largest_draw = max(count, self._largest_draw)
+            self._encoder.begin([self._questions[index] for index in ahead])
 
     def observe(self, prompt_id: str, pass_rate: float) -> None:
         """Record the share of correct answers to a prompt of this stream, in [0, 1]."""

@@ -42,8 +42,7 @@ class Scaling:
     def of(cls, config: Config) -> Scaling:
         """For a run with these settings."""
         rollout = config.rollout
-        overlapping = config.train.max_staleness > 0
-        return cls(rollout.actor_range, rollout.target_idle_fraction, rollout.scale_every, overlapping)
+        return cls(rollout.actor_range, rollout.target_idle_fraction, rollout.scale_every, config.train.overlaps)
 
     @property
     def idle_fraction(self) -> float | None:

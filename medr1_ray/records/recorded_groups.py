@@ -82,6 +82,11 @@ def recorded_steps(folder: Path) -> list[int]:
     return sorted(int(found[1]) for path in folder.iterdir() if (found := _NAME.fullmatch(path.name)))
 
 
+def steps_apart(steps: Sequence[int]) -> int:
+    """Return how many optimizer steps the recording run took on each batch: files are named by the last of them."""
+    return min(steps, default=1)
+
+
 def read_groups(folder: Path, step: int) -> list[Group]:
     """Return the groups of a step.
 

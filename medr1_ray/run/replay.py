@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medr1_ray.pool.group_ledger import Ledger
-from medr1_ray.records.recorded_groups import read_groups
+from medr1_ray.records.recorded_groups import read_groups, recorded_steps, steps_apart
 from medr1_ray.types import Group
 
 _ACTOR = "replay"
@@ -16,11 +16,13 @@ class Replay:
 
     def __init__(self, folder: Path, ledger: Ledger) -> None:
         self._folder = folder
+        self._steps_apart = steps_apart(recorded_steps(folder))
         self._ledger = ledger
 
-    def take(self, step: int) -> list[Group]:
-        """The groups of the step that ends with number `step`. Raises ValueError where there are none."""
-        groups = read_groups(self._folder, step)
+    def take(self, batch: int) -> list[Group]:
+        """The groups of the batch of this number, from 1 on, whatever the optimizer steps were that the recording run
+        took on it. Raises ValueError where there are none."""
+        groups = read_groups(self._folder, batch * self._steps_apart)
         for group in groups:
             prompt_id = group.prompt.id
             self._ledger.issue(prompt_id)

@@ -71,7 +71,7 @@ class Session:
         """The groups of the next step; waits for rollout actors as long as one is left or may still come."""
         with self._phase("rollout"):
             if self.replay is not None:
-                return self.replay.take(self.step + self.config.train.steps_per_rollout)
+                return self.replay.take(self.step // self.config.train.steps_per_rollout + 1)
             return self.pool.take(self.step, self._while_waiting)
 
     def update(self, groups: list[Group]) -> UpdateReport:

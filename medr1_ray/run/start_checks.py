@@ -15,7 +15,7 @@ from medr1_ray.learner.schedule import learning_rate
 from medr1_ray.model.folder.check import check_model, check_model_files
 from medr1_ray.records.checkpoints import RunState, read_state, whole_checkpoint
 from medr1_ray.records.directory import RunDirectory, check_run_directory
-from medr1_ray.records.recorded_groups import recorded_steps
+from medr1_ray.records.recorded_groups import recorded_steps, steps_apart
 from medr1_ray.records.tracker import check_files
 from medr1_ray.rewards.functions import resolve
 from medr1_ray.run.storage.fetch import check_storage
@@ -91,7 +91,7 @@ def _of_settings(config: Config, *, resume: bool, brings: bool = False) -> tuple
 
 
 def _require_recorded(config: Config) -> None:
-    folder, per_step = config.run.replay, config.train.steps_per_rollout
+    folder, per_batch = config.run.replay, config.train.steps_per_rollout
     if folder is None:
         return
     if folder.resolve().is_relative_to(config.run.dir.resolve()):
@@ -99,13 +99,14 @@ def _require_recorded(config: Config) -> None:
             f"--replay {folder} lies in run.dir={str(config.run.dir)!r}, of which a start moves such files aside; give "
             "the replay a run.dir of its own"
         )
-    needed, there = range(per_step, config.train.steps + 1, per_step), set(recorded_steps(folder))
-    missing = [step for step in needed if step not in there]
+    there, batches = recorded_steps(folder), config.train.steps // per_batch
+    apart = steps_apart(there)
+    missing = [batch for batch in range(1, batches + 1) if batch * apart not in there]
     if missing:
-        has = f"it has {len(there)}, up to {max(there)}" if there else "it has none"
+        has = f"it has those of steps {', '.join(map(str, there[-3:]))} at last" if there else "it has none"
         raise ValueError(
-            f"--replay {folder}: there are no recorded groups of step {missing[0]} ({has}; train.steps="
-            f"{config.train.steps}, {per_step} optimizer steps each); give the folder that --rollout-only or "
+            f"--replay {folder}: there are no recorded groups of batch {missing[0]} of {batches} ({has}; train.steps="
+            f"{config.train.steps}, {per_batch} optimizer steps a batch); give the folder that --rollout-only or "
             "run.record_groups wrote, or lower train.steps"
         )
 

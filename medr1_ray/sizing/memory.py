@@ -62,7 +62,7 @@ def largest_micro_batch(config: Config, visual_tokens: int) -> MicroBatchSize:
     budget = config.learner.micro_batch_tokens
     group_tokens = config.completions_per_prompt * config.rollout.max_tokens
     row = config.rollout.max_prompt_tokens + group_tokens
-    share = -(-config.train.prompts_per_step // config.learner.world_size)
+    share = -(-config.train.prompts_per_step // (config.learner.world_size * config.train.minibatches))
 
     def groups(tokens: int) -> int:
         return max(1, min(share, budget // tokens))
@@ -296,4 +296,4 @@ def checkpoints_at_once(config: Config) -> int:
     # By time, any step may be saved.
     every = 1 if config.run.save_minutes else config.run.save_every or config.train.steps
     kept = config.run.keep_checkpoints + (config.run.evaluate_every > 0)
-    return min(kept + 1, -(-config.train.steps // every))
+    return min(kept + 1, -(-config.train.steps // max(every, config.train.steps_per_rollout)))

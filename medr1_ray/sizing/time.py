@@ -97,7 +97,7 @@ def step_time(config: Config, shape: ModelShape, size: StepSize, ranks: int, act
     rollout += prompts * hardware.prompt_seconds + completions * hardware.completion_seconds
     rollout += completions * size.completion_tokens * hardware.token_seconds
     sync = sync_seconds(config, shape).get(config.cluster.weight_transport, hardware.sync_seconds)
-    return StepTime(rollout, update, sync, config.train.max_staleness > 0)
+    return StepTime(rollout, update, sync, config.train.overlaps)
 
 
 def sync_seconds(config: Config, shape: ModelShape) -> dict[str, float]:
@@ -123,8 +123,8 @@ def best_split(config: Config, shape: ModelShape) -> Split:
     devices = config.learner.world_size * per_rank + config.rollout.actors * per_actor
     splits = [
         Split(ranks, actors, step_time(config, shape, size, ranks, actors))
-        # At most one rank per prompt, because every rank needs a group.
-        for ranks in range(1, min(size.prompts, int((devices - per_actor) // per_rank)) + 1)
+        # Every rank needs a group of each mini-batch.
+        for ranks in range(1, min(size.prompts // config.train.minibatches, int((devices - per_actor) // per_rank)) + 1)
         if (actors := int((devices - ranks * per_rank) // per_actor)) >= 1
     ]
     # `min` returns the first of equals: the one with the fewest ranks.

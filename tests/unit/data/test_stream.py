@@ -296,6 +296,17 @@ def test_pass_rates_do_nothing_without_limits(questions: tuple[Question, ...]) -
     assert stream.state().resting == {}
 
 
+def test_a_wait_for_groups_lets_go_of_no_image_that_was_decoded_ahead(questions: tuple[Question, ...]) -> None:
+    stream = PromptStream(questions, encoder(), seed=3)
+    stream.take(4)
+    ahead = set(stream._encoder._images._kept)
+    assert ahead
+    assert stream.take(0) == []
+    assert set(stream._encoder._images._kept) == ahead
+    (prompt,) = stream.take(1)  # in place of a group of equal rewards
+    assert ahead - {prompt.question.image_path} <= set(stream._encoder._images._kept)
+
+
 @pytest.mark.parametrize("cache_bytes", [encoding.IMAGE_CACHE_BYTES, 1])
 def test_images_of_the_next_prompts_are_decoded_ahead_and_once_however_many_they_are(
     cache_bytes: int, questions: tuple[Question, ...], monkeypatch: pytest.MonkeyPatch

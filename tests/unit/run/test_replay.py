@@ -35,3 +35,10 @@ def test_each_step_has_its_groups_and_the_ledger_counts_them(tmp_path: Path) -> 
     assert (counts.issued, counts.used, counts.in_flight, counts.zero_variance) == (6, 6, 0, 0)
     with pytest.raises(ValueError, match="no groups of step 3 are recorded there"):
         replay.take(3)
+
+
+def test_batches_of_several_optimizer_steps_are_counted_as_batches(tmp_path: Path) -> None:
+    for step in (4, 8):
+        write_groups(tmp_path, step, [_group(f"{step}:q")])
+    replay = Replay(tmp_path, Ledger(lambda: 0.0))
+    assert [replay.take(batch)[0].prompt.id for batch in (1, 2)] == ["4:q", "8:q"]

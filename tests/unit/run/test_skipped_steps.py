@@ -23,8 +23,19 @@ def test_steps_in_a_row_count_across_updates() -> None:
     steps.require_few()
     assert steps.count(1, _steps(math.inf), print) == 1
     assert steps.total == 8
-    said = r"last 3 optimizer steps .*max_skipped_steps=3.*--resume and a smaller learner\.learning_rate \(now 0\.001\)"
+    said = r"gradients of 3 optimizer steps in a row .*max_skipped_steps=3.*learner\.learning_rate \(now 0\.001\)"
     with pytest.raises(RuntimeError, match=said):
+        steps.require_few()
+
+
+def test_steps_in_a_row_count_within_an_update_too() -> None:
+    """Of mini-batches the last one alone may go well, update after update."""
+    steps, said = SkippedSteps(LearnerSettings(max_skipped_steps=3), total=0), []
+    steps.count(4, _steps(math.nan, math.nan, math.nan, 1.0), said.append)
+    assert said == [
+        "step 4: the gradient was not finite in 3 of the last 4 optimizer steps, nothing was learned from it; 3 so far"
+    ]
+    with pytest.raises(RuntimeError, match="3 optimizer steps in a row"):
         steps.require_few()
 
 

@@ -166,7 +166,7 @@ def test_a_replay_needs_the_groups_of_every_step(tmp_path: Path) -> None:
     recorded = tmp_path / "recorded"
     given = ("train.steps=4", "train.updates_per_rollout=2", "learner.warmup_steps=0", f"run.replay={recorded}")
     replay = config(tmp_path, *given)
-    with pytest.raises(ValueError, match=r"no recorded groups of step 2 \(it has none; train\.steps=4"):
+    with pytest.raises(ValueError, match=r"no recorded groups of batch 1 of 2 \(it has none; train\.steps=4"):
         check_start(replay, resume=False)
     for step in (2, 4):
         write_groups(recorded, step, [a_group()])
@@ -174,5 +174,10 @@ def test_a_replay_needs_the_groups_of_every_step(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()  # where --rollout-only wrote them
     with pytest.raises(ValueError, match=r"lies in run\.dir=.*give the replay a run\.dir of its own"):
         check_start(config(tmp_path, *given, f"run.dir={tmp_path}"), resume=False)
-    with pytest.raises(ValueError, match=r"no recorded groups of step 6 \(it has 2, up to 4; .* lower train\.steps"):
+    with pytest.raises(ValueError, match=r"of batch 3 of 3 \(it has those of steps 2, 4 at last; .* lower train\.st"):
         check_start(config(tmp_path, *given, "train.steps=6"), resume=False)
+    # Batch by batch, whatever the optimizer steps that either run takes on one.
+    check_start(config(tmp_path, *given, "train.steps=8", "train.minibatches=2"), resume=False)
+    with pytest.raises(ValueError, match=r"of batch 3 of 3 \(it has those of steps 2, 4 at last"):
+        check_start(config(tmp_path, *given, "train.steps=12", "train.minibatches=2"), resume=False)
+    check_start(config(tmp_path, *given, "train.steps=2", "train.updates_per_rollout=1"), resume=False)

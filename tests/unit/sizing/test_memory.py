@@ -260,6 +260,8 @@ def test_a_checkpoint_has_the_weights_and_the_optimizer() -> None:
         (["run.save_every=2", "run.evaluate_every=5"], 4),
         (["run.save_every=0", "run.save_minutes=15"], 3),
         (["run.save_every=0", "run.save_minutes=15", "train.steps=1"], 1),
+        # A checkpoint is saved after all mini-batches of a batch.
+        (["run.save_every=1", "train.steps=16", "train.minibatches=8"], 2),
     ],
 )
 def test_one_more_checkpoint_than_are_kept_is_there_for_a_moment(settings: list[str], count: int) -> None:

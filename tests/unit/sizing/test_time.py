@@ -6,6 +6,8 @@ import pytest
 
 from medr1_ray.config import tiny_model_path
 from medr1_ray.model.shape import ModelShape, read_shape
+from medr1_ray.pool.group_ledger import room
+from medr1_ray.pool.scaling import Scaling
 from medr1_ray.sizing.time import best_split, epoch_cost, step_size, step_time, sync_seconds
 from medr1_ray.sizing.work import learner_work, rollout_work
 from tests.unit.sizing.tiny_step import SIZE, config, counted
@@ -85,6 +87,23 @@ def test_the_best_split_balances_what_overlaps(shape: ModelShape) -> None:
     )
     best = best_split(slow_learner, shape)
     assert (best.ranks, best.actors) == (4, 1)
+    few = {"prompts_per_step": 32, "minibatches": 16}
+    in_parts = slow_learner.model_copy(update={"train": slow_learner.train.model_copy(update=few)})
+    assert best_split(in_parts, shape).ranks == 2, "every rank needs a group of each mini-batch"
+
+
+@pytest.mark.parametrize(("staleness", "overlapped"), [(0, False), (3, False), (4, True)])
+def test_engines_generate_during_an_update_where_that_may_be_a_whole_update_old(
+    staleness: int, overlapped: bool, shape: ModelShape
+) -> None:
+    rates = (f"hardware.{side}.matmul_flops_per_second=1e15" for side in ("learner", "rollout"))
+    settings = config("train.minibatches=4", "train.steps=400", f"train.max_staleness={staleness}", *rates)
+    assert step_time(settings, shape, SIZE, ranks=1, actors=1).overlapped is overlapped
+    assert Scaling.of(settings).overlapping is overlapped
+    ahead = room(
+        0, groups_per_step=32, versions_per_step=4, max_staleness=staleness, versions_ahead=4
+    )  # what the pool may issue during an update
+    assert (ahead > 0) is overlapped
 
 
 def test_the_price_of_an_epoch() -> None:
