@@ -32,15 +32,12 @@ from medr1_ray.base.command_line import ArgumentParser, Ending, run_to_status
 from medr1_ray.base.json_files import read_mapping
 from medr1_ray.base.writable_folder import require_writable
 from medr1_ray.config import as_path, require_lasting
-from medr1_ray.config.loading import Difference, load_config
+from medr1_ray.config.loading import Difference, changeable_settings, load_config
 from medr1_ray.config.secrets import redacted
 from medr1_ray.evaluation.folder import questions_digest
 
-# Of the files that a matrix names: how and where its runs are made. `out` may go on with others.
-_NOT_OF_THE_RESULT = {
-    **dict.fromkeys(("run", "cluster", "hardware", "sizing", "parity", "alarms"), True),
-    "data": {"root", "image_root", "image_timeout_seconds"},
-}
+# What a resumed run may change says how and where runs are made, and `out` may go on with others; but for these.
+_OF_THE_RESULT = ("train.steps", "learner.learning_rate", "learner.max_grad_norm")
 
 
 def run(settings: MatrixSettings) -> None:
@@ -114,9 +111,19 @@ def _identity(settings: MatrixSettings) -> dict[str, Any]:
     runs = load_config(settings.configs)
     return {
         "matrix": settings.model_dump(mode="json", exclude={"out"}),
-        "runs": redacted(runs.model_dump(mode="json", exclude=_NOT_OF_THE_RESULT)),
+        "runs": redacted(runs.model_dump(mode="json", exclude=_not_of_the_result())),
         "questions": questions_digest((*data.train, *data.evaluation)),
     }
+
+
+def _not_of_the_result() -> dict[str, Any]:
+    """Return what pydantic is to leave out."""
+    excluded: dict[str, Any] = {}
+    for key in changeable_settings():
+        if key not in _OF_THE_RESULT:
+            section, _, name = key.partition(".")
+            excluded |= {section: {**excluded.get(section, {}), name: True} if name else True}
+    return excluded
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[Difference]:

@@ -37,6 +37,12 @@ class BoundedCache(Generic[V]):
             self._kept[key] = self._values.pop(key)
         self._evict()
 
+    def drop(self, key: str) -> None:
+        """Forget the value under `key`, if there is one: it turned out to be none."""
+        for values in (self._kept, self._values):
+            if key in values:
+                self._bytes -= values.pop(key)[1]
+
     def get(self, key: str, make: Callable[[], V], size_bytes: Callable[[V], int]) -> V:
         """Return the value under `key`; on a miss, make it and evict what was used least recently."""
         if key in self._kept:

@@ -158,6 +158,8 @@ class PromptEncoder:
         try:
             image = self._decoders.wait(self._decoded(question.image_path))
         except ValueError as error:
+            # Whoever asks again may find it readable.
+            self._images.drop(question.image_path)
             return Refused("image unreadable", f"{question.id}: {error}")
         return Prompt(prompt_id, question, token_ids, image)
 

@@ -15,12 +15,17 @@ _AHEAD = 64
 """Images that are decoded while prompts before them are asked."""
 
 
+class NoLongerReadableError(RuntimeError):
+    """An evaluation question that could be asked before cannot be asked now: over the others it would be another
+    evaluation."""
+
+
 class EvaluationPrompts:
     """The held-out questions of a run as prompts, encoded anew for each evaluation: decoded, an image of 384 pixels
     takes 442 kB, and 17,000 of them 7.5 GB.
 
-    Questions that cannot be asked are left out of all evaluations alike. `say` is told how many they are and why, at
-    the first time and whenever they are others than before.
+    Questions that cannot be asked at the first time are left out of all evaluations alike; `say` is told how many they
+    are and why.
 
     Args:
         encoder: for these alone: it keeps the images that come next (`PromptEncoder.begin`).
@@ -30,14 +35,18 @@ class EvaluationPrompts:
         self._questions = questions
         self._encoder = encoder
         self._say = say
-        self._left_out: dict[str, str] = {}
+        self._left_out: dict[str, str] | None = None
 
     def __iter__(self) -> Iterator[Prompt]:
         """Yield the prompts.
 
         Raises:
             ValueError: there is none.
+            NoLongerReadableError: one that was asked before cannot be encoded.
         """
+        if self._left_out is not None:
+            yield from self._encode_all([each for each in self._questions if each.id not in self._left_out])
+            return
         left_out: dict[str, str] = {}
         for question, encoded in self._encode(self._questions):
             if isinstance(encoded, Refused):
@@ -51,10 +60,9 @@ class EvaluationPrompts:
                 f"({', '.join(f'{reason}: {number}' for reason, number in reasons.items())}); see "
                 "rollout.max_prompt_tokens"
             )
-        if left_out != self._left_out:
-            for reason, number in reasons.items():
-                self._say(f"evaluation: {number} questions left out: {reason}")
-            self._left_out = left_out
+        for reason, number in reasons.items():
+            self._say(f"evaluation: {number} questions left out: {reason}")
+        self._left_out = left_out
 
     def with_blank_images(self) -> Iterator[Prompt]:
         """Yield the same prompts, each with a black image of the same size."""
@@ -64,19 +72,24 @@ class EvaluationPrompts:
     def with_shuffled_images(self, seed: int) -> Iterator[Prompt] | None:
         """Yield the same prompts, each with the image of another one from a different file, or return None
         (`other_images`). To be asked for after the prompts as they are, which show who can be asked."""
-        asked = [question for question in self._questions if question.id not in self._left_out]
+        asked = [question for question in self._questions if question.id not in (self._left_out or {})]
         files = [question.image_path for question in asked]
         others = other_images(files, seed)
         if others is None:
             return None
         own = {question.id: question for question in asked}
         exchanged = [replace(question, image_path=files[other]) for question, other in zip(asked, others, strict=True)]
-        return (
-            # The answer belongs to the question that was asked, not to the owner of the image.
-            replace(encoded, question=own[question.id])
-            for question, encoded in self._encode(exchanged)
-            if isinstance(encoded, Prompt)
-        )
+        # The answer belongs to the question that was asked, not to the owner of the image.
+        return (replace(prompt, question=own[prompt.question.id]) for prompt in self._encode_all(exchanged))
+
+    def _encode_all(self, questions: Sequence[Question]) -> Iterator[Prompt]:
+        for _, encoded in self._encode(questions):
+            if isinstance(encoded, Refused):
+                raise NoLongerReadableError(
+                    f"an evaluation question can no longer be asked: {encoded.reason} ({encoded.detail}); it could "
+                    "before, and over the others it would be another evaluation"
+                )
+            yield encoded
 
     def _encode(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Prompt | Refused]]:
         for number, question in enumerate(questions):

@@ -161,15 +161,16 @@ class RolloutPool:
             self._wait()
 
     def run(self, prompts: Iterable[Prompt], sampling: Sampling) -> list[Group]:
-        """Generate and score prompts outside the training's accounts (evaluation). Returns the groups in the given
-        order, without the images; no more prompts are taken at once than keep all actors busy."""
-        name = f"evaluation-{next(self._evaluations)}"
-        work = Workload(name, Ledger(time.monotonic), sampling, source=iter(prompts))
+        """The groups of an evaluation's prompts, in order, without images; draws no more than keep all actors busy."""
+        ledger = Ledger(time.monotonic)
+        work = Workload(f"evaluation-{next(self._evaluations)}", ledger, sampling, source=iter(prompts))
         self._workloads.append(work)
-        while work.draw(max(1, len(self._actors.serving)) * sequences_at_once(self._config.rollout)):
-            self._assign()
-            self._wait()
-        self._workloads.remove(work)
+        try:
+            while work.draw(max(1, len(self._actors.serving)) * sequences_at_once(self._config.rollout)):
+                self._assign()
+                self._wait()
+        finally:
+            self._workloads.remove(work)
         return [work.groups[prompt_id] for prompt_id in work.asked]
 
     def probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:

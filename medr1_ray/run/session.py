@@ -14,7 +14,7 @@ from medr1_ray.config import Config
 from medr1_ray.config.loading import config_digest
 from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.evaluation.blinding import NOT_SHUFFLED, EvaluationPrompts
+from medr1_ray.evaluation.blinding import NOT_SHUFFLED, EvaluationPrompts, NoLongerReadableError
 from medr1_ray.evaluation.in_training import BEFORE_IS_GONE, EvaluationLog, evaluate
 from medr1_ray.evaluation.settings import write_asked_with
 from medr1_ray.learner.handle import Learner
@@ -220,7 +220,11 @@ class Session:
 
     def evaluate_if_due(self) -> None:
         if self.evaluation_is_due():
-            self._evaluate(f"step-{self.step}", self.evaluation_prompts)
+            name = f"step-{self.step}"
+            try:
+                self._evaluate(name, self.evaluation_prompts)
+            except NoLongerReadableError as error:
+                self.progress.message(f"evaluation {name}: left out: {error}")
 
     def evaluate_after(self) -> None:
         """Evaluate the trained model: with the images, with blank ones, and, if possible, with other questions'."""

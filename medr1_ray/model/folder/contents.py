@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medr1_ray.model.family import FAMILIES, HEAD, checkpoint_name
-from medr1_ray.model.folder.files import AGAIN, read_by, tokenizer_file
+from medr1_ray.model.folder.files import AGAIN, read_by, tokenizer_file, without_filling
 from medr1_ray.model.folder.kinds import OF_THE_SOURCE
 from medr1_ray.model.vocabulary import IMAGE_PAD, START_OF_TURN, STOP_TOKENS, chat_template, load_vocabulary
 from medr1_ray.model.weight_files import is_tied, read_json, stored_tensors, weight_files
@@ -194,9 +194,7 @@ def _check_tokens(folder: Path, file: Path, tokenizer: Any) -> None:
     if file.name != "tokenizer.json":
         return
     own = read_by(Tokenizer.from_file, str(file), file)
-    # What a text is cut or filled up to may be stored there; transformers sets both anew in each call.
-    own.no_truncation()
-    own.no_padding()
+    without_filling(own)
     ids, of_file = tokenizer.encode(_PROBE, add_special_tokens=False), own.encode(_PROBE, add_special_tokens=False).ids
     if ids == of_file:
         return

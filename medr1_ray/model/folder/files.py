@@ -151,12 +151,21 @@ def count_tokens(folder: Path, text: str) -> int:
             # What transformers reads it with; by itself it is imported in no time.
             from tokenizers import Tokenizer
 
-            return len(Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids)
+            tokenizer = Tokenizer.from_file(str(file))
+            without_filling(tokenizer)
+            return len(tokenizer.encode(text, add_special_tokens=False).ids)
         from transformers import AutoTokenizer
 
         return len(AutoTokenizer.from_pretrained(folder).encode(text, add_special_tokens=False))
 
     return read_by(count, file := tokenizer_file(folder), file)
+
+
+def without_filling(tokenizer: Any) -> None:
+    """Let a tokenizer of `tokenizers` neither cut texts nor fill them up, as may be stored in its file after a training
+    that did; transformers sets both anew in each call."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
 
 
 def read_by(reader: Callable[[Any], T], given: Any, file: object) -> T:

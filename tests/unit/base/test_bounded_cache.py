@@ -63,6 +63,16 @@ def test_a_scan_over_more_than_fits_finds_nothing_unless_it_is_kept() -> None:
     assert len(cache) == 4
 
 
+def test_what_turned_out_to_be_none_is_forgotten() -> None:
+    cache: BoundedCache[str] = BoundedCache(limit_bytes=10)
+    cache.keep("a")
+    asked_for(cache, *"ab")
+    for key in "abc":
+        cache.drop(key)
+    assert len(cache) == 0
+    assert asked_for(cache, *"bcb") == ["b", "c"], "with its bytes: two fit again"
+
+
 def test_what_is_kept_no_longer_leaves_in_its_turn() -> None:
     cache: BoundedCache[str] = BoundedCache(limit_bytes=10)
     cache.keep("abc")

@@ -96,7 +96,8 @@ def test_a_matrix_goes_on_only_as_what_it_was(
     def claim(per_column: int = 4, seed: int = 0, minutes: int = 15) -> None:
         run.write_text(
             f"run: {{dir: r, save_minutes: {minutes}}}\ntrain: {{steps: 1, seed: {seed}}}\n"
-            "data: {format: phantoms, root: p}\nrollout: {engine: {hf_token: hunter2}}\n"
+            f"data: {{format: phantoms, root: p}}\nrollout: {{engine: {{hf_token: hunter2}}, threads: {minutes}}}\n"
+            f"reward: {{memory_gib: {minutes}}}\n"
         )
         settings = {
             "out": out,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from medr1_ray.config import tiny_model_path
-from medr1_ray.data.demonstrations import Teacher
+from medr1_ray.config import Config, tiny_model_path
+from medr1_ray.data.demonstrations import Teacher, require_room_for_an_answer
 from medr1_ray.data.prompt_templates import target_text
 from medr1_ray.types import Mode, Prompt, Question
 
@@ -31,6 +36,33 @@ def test_a_demonstration_is_the_target_and_the_end_of_the_turn(mode: Mode) -> No
     assert completions.versions.tolist() == [-1] * completions.token_ids.size
     assert completions.rollout_logprobs.size == completions.token_ids.size
     assert completions.truncated.tolist() == [False]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"padding": {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                     "pad_type_id": 0, "pad_token": "<|endoftext|>"}},
+        {"truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}},
+    ],
+)  # fmt: skip
+def test_the_room_for_an_answer_does_not_depend_on_what_a_training_filled_texts_up_to(
+    stored: dict[str, Any], tmp_path: Path
+) -> None:
+    """transformers stores both in tokenizer.json and sets them anew in each call."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_path(), folder)
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **stored}))
+
+    def config(max_tokens: int) -> Config:
+        given = {"run": {"dir": "x"}, "data": {"format": "phantoms", "root": "x"}, "train": {"steps": 1}}
+        rollout = {"max_tokens": max_tokens}
+        return Config.model_validate({**given, "mode": "no_think", "model": {"path": str(folder)}, "rollout": rollout})
+
+    require_room_for_an_answer(config(4))
+    with pytest.raises(ValueError, match=r"and the end of the turn are 4 tokens; use at least 4$"):
+        require_room_for_an_answer(config(3))
 
 
 def test_a_target_that_could_not_be_given_is_refused() -> None:

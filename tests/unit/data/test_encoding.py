@@ -197,3 +197,5 @@ def test_a_read_that_hangs_is_a_refusal_like_others_and_the_deadline_is_a_settin
     assert isinstance(ours.encode(questions[1], "p"), Prompt)
     check_image(Path(questions[1].image_path), config.data)
     back.set()
+    monkeypatch.setattr(encoding, "load_image", load)
+    assert isinstance(ours.encode(questions[0], "p"), Prompt), "the failure is not kept in the cache"

@@ -22,7 +22,7 @@ class Encoder(PromptEncoder):
 
     def encode(self, question: Question, prompt_id: str) -> Prompt | Refused:
         if question.id in self.refused:
-            return Refused(self.refused[question.id], "")
+            return Refused(self.refused[question.id], question.id)
         image = np.full((2, 2, 3), int(question.image_path), np.uint8)
         return Prompt(prompt_id, question, np.array([1, 2], np.int32), image)
 

@@ -20,7 +20,7 @@ from medr1_ray.base.stopping import heeding_signals
 from medr1_ray.config import AlarmSettings, HardwareSettings
 from medr1_ray.config.loading import config_digest
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.evaluation.blinding import EvaluationPrompts
+from medr1_ray.evaluation.blinding import EvaluationPrompts, NoLongerReadableError
 from medr1_ray.evaluation.in_training import Evaluation, EvaluationLog
 from medr1_ray.evaluation.settings import ASKED_WITH_FILE
 from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, PolicyStatistics, UpdateReport
@@ -362,6 +362,29 @@ def test_trained_weights_are_never_called_those_of_the_start(
     summary = json.loads(resumed.summarise().read_text())
     assert (summary["eval"]["before"], summary["eval"]["after"]["n"]) == (None, 5)
     assert "accuracy unknown before, 0.000 after 1 steps" in capsys.readouterr().out
+
+
+def test_an_evaluation_whose_images_cannot_be_read_any_more_is_left_out_and_the_run_goes_on(
+    world: World, tmp_path: Path
+) -> None:
+    session = a_session(world, tmp_path, {"steps": 2}, {"evaluate_every": 1}, actors=1)
+    encoder = PictureEncoder()
+    session.evaluation_prompts = EvaluationPrompts(questions([1, 2, 3]), encoder, world.said.append)
+    stream = StringIO()
+    session.progress = Progress(2, stream, every_seconds=0)
+    session.sync_weights()
+    session.evaluate_before()
+    one_step(session)
+    encoder.refused["q1"] = "image unreadable"
+    session.evaluate_if_due()
+    assert "evaluation step-1: left out: an evaluation question can no longer be asked: image unreadable (q1)" in (
+        stream.getvalue()
+    )
+    assert session.tracker.accuracies.keys() == {0}
+    assert session.pool._workloads == [session.pool._training], "nothing of it is generated any more"
+    one_step(session)
+    with pytest.raises(NoLongerReadableError):  # after the last checkpoint: a resume evaluates
+        session.evaluate_after()
 
 
 def test_one_question_is_evaluated_to_the_end(world: World, tmp_path: Path) -> None:
