@@ -393,7 +393,7 @@ def network(nodes: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline(simulate: Simulate) -> None:
-    deadline = 25
+    deadline = 14
     with network(2) as (head_name, names):
         in_head = ("ip", "netns", "exec", head_name)
         address = "10.98.7.1:6379"
@@ -427,7 +427,7 @@ def test_a_node_that_is_cut_off_in_mid_sync_is_given_up_at_the_deadline(simulate
                 cluster={**LABELS, "sync_timeout_seconds": deadline},
                 settings={"train": {"steps": 4, **STEP}, "rollout": {"actors": 2, **SLOTS}},
                 # Time enough to cut a node off while it loads, and to load before the deadline.
-                behaviour={"group_seconds": 0.1, "load_seconds": 8.0},
+                behaviour={"group_seconds": 0.1, "load_seconds": 4.0},
             )
             run.until("step", step=1)
             run.until("sync", version=2)
