@@ -60,7 +60,6 @@ TESTED_ELSEWHERE = {
     "data/phantoms/optical.py": "test_drawing.py draws all modalities",
     "data/phantoms/projection.py": "test_drawing.py draws all modalities",
     "data/phantoms/tomography.py": "test_drawing.py draws all modalities",
-    "cluster/address.py": "test_connect.py, by what joins a cluster",
     "data/prepare/__main__.py": "test_main.py",
     "learner/optimizer_state.py": "real DeepSpeed, in tests/integration/learner/test_actor.py",
     "learner/rank_calls.py": "test_handle.py, by the calls of a learner",
