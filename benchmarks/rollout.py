@@ -17,6 +17,7 @@ import ray
 
 from benchmarks.helpers import bare
 from benchmarks.helpers.common import Result, command, interleaved, median_seconds, progress
+from benchmarks.helpers.generating import generate_all
 from benchmarks.helpers.shapes import Shape, checkpoint, open_stream, run_config
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.cluster.connect import connect
@@ -61,7 +62,7 @@ def measure(shape: Shape, rounds: int) -> Result:
         def ours() -> float:
             prompts = stream.take(shape.prompts)
             start = time.perf_counter()
-            answers = ray.get([actor.generate.remote(prompt.id, prompt, sampling) for prompt in prompts])
+            answers = generate_all(actor, prompts, sampling)
             seconds = time.perf_counter() - start
             assert sum(answer.token_ids.size for answer in answers) == tokens
             return seconds

@@ -26,7 +26,7 @@ from medr1_ray.cluster.connect import connect
 from medr1_ray.config import Config
 from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.rollout.defaults import EngineSettings
-from medr1_ray.types import Sampling
+from medr1_ray.types import GroupRequest, Sampling
 from medr1_ray.weights.buckets import BUCKET_BYTES, write_buckets
 from medr1_ray.weights.messages import LoadReport
 
@@ -59,13 +59,16 @@ def measure(shape: Shape, rounds: int) -> Result:
     send(0)
 
     def ours() -> float:
-        flying = [actor.generate.remote(prompt.id, prompt, sampling) for prompt in stream.take(in_flight)]
+        requests = [GroupRequest(prompt.id, prompt, sampling) for prompt in stream.take(in_flight)]
+        flying = actor.generate.remote(requests)
         time.sleep(0.5)  # let generation start
         tensors[next(iter(tensors))].add_(0.001)  # or all updates would carry the same weights
         start = time.perf_counter()
         send(len(reports))
         seconds = time.perf_counter() - start
-        ray.get(flying)
+        done = len(ray.get(flying))
+        while done < len(requests):
+            done += len(ray.get(actor.generate.remote([])))
         return seconds
 
     seconds = interleaved({"ours": ours, "theirs": plain_copy(tensors, size)}, rounds)

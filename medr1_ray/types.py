@@ -7,7 +7,7 @@ Legend of the shapes: G completions in a group, S tokens of all completions of a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,17 +46,54 @@ class Question:
 
 
 @dataclass(frozen=True)
+class StoredImage:
+    """An image in Ray's object store, where whoever needs its pixels reads them.
+
+    `reference` is Ray's, to uint8 [H, W, 3] of this `shape`; `digest` is `pixels_digest` of them.
+    """
+
+    reference: Any
+    shape: tuple[int, int, int]
+    digest: str
+
+
+Image = NDArray[np.uint8] | StoredImage
+"""An image at hand, uint8 [H, W, 3], or in the object store."""
+
+
+def pixels_of(image: Image) -> NDArray[np.uint8]:
+    """The pixels of an image, read-only where others share them; waits for the object store."""
+    if not isinstance(image, StoredImage):
+        return image
+    import ray
+
+    found: NDArray[np.uint8] = ray.get(image.reference)
+    return found
+
+
+def pixels_digest(pixels: NDArray[np.uint8]) -> str:
+    """A digest that names an image by its pixels, uint8 [H, W, 3]; not against forgery."""
+    import xxhash
+
+    # The shape is part of it: the same bytes in another shape are another image. An image is hashed several times a
+    # step, and this takes a twentieth of blake2b's time.
+    state = xxhash.xxh3_128(repr(pixels.shape).encode())
+    state.update(np.ascontiguousarray(pixels).data)
+    return state.hexdigest()
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A question ready for the engine and the learner; its id is unique in a run and survives re-issue.
 
     `token_ids` is int32 [T] with exactly one image-pad token where the image goes (the engine and the learner
-    each expand it to the image's visual tokens); `image` is uint8 [H, W, 3].
+    each expand it to the image's visual tokens).
     """
 
     id: str
     question: Question
     token_ids: NDArray[np.int32]
-    image: NDArray[np.uint8]
+    image: Image
 
 
 @dataclass(frozen=True)
@@ -69,6 +106,15 @@ class Sampling:
     seed: int | None = None
     top_p: float = 1.0
     top_k: int = 0
+
+
+@dataclass(frozen=True)
+class GroupRequest:
+    """A group that an actor is to sample; `id` is unique among those that it has."""
+
+    id: str
+    prompt: Prompt
+    sampling: Sampling
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from medr1_ray.model.image_patches import ImagePatcher
 from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.rollout.defaults import EngineSettings
-from medr1_ray.types import Group, Prompt, Sampling
+from medr1_ray.types import Group, Prompt, Sampling, pixels_of
 
 Turn = Callable[[Any], Any]
 """Takes a request, returns its answer."""
@@ -130,7 +130,8 @@ def engine(config: Config, index: int) -> Turn:
     async def generate(prompt: Prompt, sampling: Sampling) -> int:
         request_id = f"{turns}/{prompt.id}"
         params = rollout_engine.sampling_params(sampling, vocabulary, request_id)
-        async for output in llm.generate(rollout_engine.engine_prompt(prompt), params, request_id):
+        of_engine = rollout_engine.engine_prompt(prompt, pixels_of(prompt.image))
+        async for output in llm.generate(of_engine, params, request_id):
             final = output
         return sum(len(answer.token_ids) for answer in final.outputs)
 

@@ -14,8 +14,8 @@ from benchmarks.helpers.common import progress
 from medr1_ray.cluster.pending_calls import PendingCalls
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
-from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
+from medr1_ray.encoders.handle import EncoderActors, RemoteEncoder
 from medr1_ray.evaluation.blinding import EvaluationPrompts
 from medr1_ray.evaluation.in_training import evaluate
 from medr1_ray.pool.actors import RolloutActors
@@ -45,13 +45,14 @@ def main() -> None:
     dataset = check_start(config, resume=False)
     assert dataset is not None
     lap("reading and checks")
-    encoder = PromptEncoder.of(config)
-    stream = PromptStream(dataset.train, encoder, config.train.seed)
+    encoders = EncoderActors(config)
+    stream = PromptStream(dataset.train, RemoteEncoder(encoders, config), config.train.seed)
     lap("stream")
-    evaluation = EvaluationPrompts(dataset.evaluation, PromptEncoder.of(config), progress)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    lap("Ray")
+    evaluation = EvaluationPrompts(dataset.evaluation, RemoteEncoder(encoders, config), progress)
     list(islice(evaluation, config.parity.probe_prompts))
     lap("evaluation prompts")
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     pool = _pool(config, stream)
     lap("fake actors")
     evaluate(pool, evaluation, config.rollout.max_tokens)

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGene
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.dataset import open_dataset
-from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.encoding import Encoder, PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.learner.batching import deal_out
 from medr1_ray.learner.messages import BatchSize, MicroBatch, MiniBatch, UpdateRequest
@@ -155,9 +155,9 @@ def run_config(shape: Shape, name: str, overrides: Sequence[str] = ()) -> Config
     )
 
 
-def open_stream(config: Config) -> PromptStream:
+def open_stream(config: Config, encoder: Encoder | None = None) -> PromptStream:
     """Return the stream of the run's training prompts, from its beginning."""
-    return PromptStream(open_dataset(config.data).train, PromptEncoder.of(config), config.train.seed)
+    return PromptStream(open_dataset(config.data).train, encoder or PromptEncoder.of(config), config.train.seed)
 
 
 def random_groups(config: Config, shape: Shape) -> list[Group]:

@@ -20,6 +20,7 @@ import ray
 import torch
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from benchmarks.helpers.generating import generate_all
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.data.prompt_templates import chat_messages
@@ -154,10 +155,7 @@ class Bench:
         ray.get(self._actor.load_weights.remote(self._learner.publish_weights(self._version)))
 
     def _generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Completions]:
-        answers: list[Completions] = ray.get(
-            [self._actor.generate.remote(prompt.id, prompt, sampling) for prompt in prompts]
-        )
-        return answers
+        return generate_all(self._actor, prompts, sampling)
 
     def _prompt(self, image_size: int) -> Prompt:
         self._requests += 1

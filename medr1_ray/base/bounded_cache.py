@@ -28,6 +28,9 @@ class BoundedCache(Generic[V]):
     def __len__(self) -> int:
         return len(self._values) + len(self._kept)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._values or key in self._kept
+
     def keep(self, keys: Collection[str]) -> None:
         """Evict no value under one of these keys, there now or made later, until the next call, which names others."""
         self._to_keep = frozenset(keys)

@@ -11,7 +11,7 @@ DriverFiles = tuple[SharedFile, ...]
 def driver_files(config: Config) -> DriverFiles:
     """Leave a mark in the run directory; return it and, except for the tiny model, the model's config.json.
 
-    Only the driver reads data and images. The tiny model comes with the package, wherever a node has that.
+    Data and images are read on the driver's node alone. The tiny model comes with the package.
     """
     run, model = config.run.dir, config.model.folder
     mark = SharedFile.mark("run.dir", run, run / "logs" / ".driver")

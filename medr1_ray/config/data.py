@@ -52,6 +52,8 @@ class DataSettings(Settings):
     image_fit: Literal["squash", "pad"] = "squash"
     image_timeout_seconds: Annotated[PositiveFloat, MayChange] = 60.0
     """Limit for reading one image, which a file system that hangs would hold up for ever; the question is left out."""
+    encoders: Annotated[PositiveInt, MayChange] = 1
+    """Processes that encode questions and decode images, on the driver's node, each with four threads."""
     modalities: tuple[str, ...] = ()
     """Keep only these (canonical names); empty keeps all."""
     question_types: tuple[str, ...] = ()

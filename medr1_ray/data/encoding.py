@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from medr1_ray.data.decoding import IMAGE_SECONDS, Decode, Decoders
 from medr1_ray.data.images import ImageFit, load_image
 from medr1_ray.data.prompt_templates import MEDR1_WORDING, chat_of, user_text
 from medr1_ray.model.vocabulary import IMAGE_PAD, chat_template
-from medr1_ray.types import Continuations, Mode, Prompt, Question
+from medr1_ray.types import Continuations, Image, Mode, Prompt, Question
 
 IMAGE_CACHE_BYTES = 256 * 2**20
 
@@ -27,6 +28,54 @@ class Refused:
 
     reason: str
     detail: str
+
+
+Asked = tuple[Question, str]
+"""A question that is to become a prompt, and the prompt's id."""
+
+
+class Encoder(Protocol):
+    """Makes prompts of questions: `PromptEncoder` here, or `encoders.handle.RemoteEncoder` in other processes."""
+
+    def begin(self, asked: Sequence[Asked]) -> None:
+        """Start on what will be encoded next. It is kept, however much it is, until the next call names others."""
+
+    def encode(self, question: Question, prompt_id: str) -> Prompt | Refused:
+        """Return the prompt, or why there is none: too long, a special token in its text, or an unreadable image.
+
+        Raises:
+            ValueError: the chat template does not write exactly one image token.
+            RuntimeError: reading images hangs again and again.
+        """
+
+    def keep(self, pixels: NDArray[np.uint8]) -> Image:
+        """Return an image of these pixels that many prompts can have."""
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """The settings of a run that its prompts depend on; `folder` is the model's."""
+
+    folder: str
+    mode: Mode
+    image_size: int
+    image_fit: ImageFit
+    max_prompt_tokens: int
+    prompt: PromptSettings
+    image_seconds: float
+
+    @classmethod
+    def of(cls, config: Config) -> EncoderSettings:
+        data = config.data
+        return cls(
+            str(config.model.folder.absolute()),
+            config.mode,
+            data.image_size,
+            data.image_fit,
+            config.rollout.max_prompt_tokens,
+            config.prompt,
+            data.image_timeout_seconds,
+        )
 
 
 class PromptEncoder:
@@ -61,17 +110,18 @@ class PromptEncoder:
         self._decoders = Decoders(lambda path: _read_only_image(path, image_size, image_fit), image_seconds)
 
     @classmethod
-    def of(cls, config: Config) -> PromptEncoder:
+    def of(cls, settings: Config | EncoderSettings) -> PromptEncoder:
         """Return the encoder of a run with these settings. Raises as `from_checkpoint`."""
-        data = config.data
+        if isinstance(settings, Config):
+            settings = EncoderSettings.of(settings)
         return cls.from_checkpoint(
-            str(config.model.folder),
-            config.mode,
-            data.image_size,
-            data.image_fit,
-            config.rollout.max_prompt_tokens,
-            config.prompt,
-            data.image_timeout_seconds,
+            settings.folder,
+            settings.mode,
+            settings.image_size,
+            settings.image_fit,
+            settings.max_prompt_tokens,
+            settings.prompt,
+            settings.image_seconds,
         )
 
     @classmethod
@@ -119,25 +169,48 @@ class PromptEncoder:
             image_seconds,
         )
 
-    def begin(self, questions: Sequence[Question]) -> None:
-        """Start decoding the images of questions that will be encoded next. They are kept, however many they are, until
-        the next call names others."""
-        paths = dict.fromkeys(question.image_path for question in questions)
-        self._images.keep(paths.keys())
-        for path in paths:
+    def begin(self, asked: Sequence[Asked]) -> None:
+        """Start decoding the images of what will be encoded next (`Encoder.begin`)."""
+        self.begin_images([question.image_path for question, _ in asked])
+
+    def begin_images(self, paths: Sequence[str]) -> None:
+        """Start decoding these images, and keep them until the next call."""
+        distinct = dict.fromkeys(paths)
+        self._images.keep(distinct.keys())
+        for path in distinct:
             self._decoded(path)
 
     def encode(self, question: Question, prompt_id: str) -> Prompt | Refused:
-        """Return the prompt, or why there is none: too long, a special token in its text, or an unreadable image.
-
-        Raises:
-            ValueError: if the chat template does not write exactly one image token.
-            RuntimeError: if reading images hangs again and again.
-        """
+        """Return the prompt, or why there is none (`Encoder.encode`)."""
         return self.encode_as(user_text(question, self._mode, self._prompt), question, prompt_id)
 
     def encode_as(self, text: str, question: Question, prompt_id: str) -> Prompt | Refused:
         """Encode as `encode` does, but with `text` as the user's text after the image."""
+        token_ids = self._token_ids(text, question)
+        if isinstance(token_ids, Refused):
+            return token_ids
+        try:
+            return Prompt(prompt_id, question, token_ids, self.image(question.image_path))
+        except ValueError as error:
+            return unreadable(question, str(error))
+
+    def token_ids(self, question: Question) -> NDArray[np.int32] | Refused:
+        """Return the prompt's token ids, int32 [T], or why it can have none."""
+        return self._token_ids(user_text(question, self._mode, self._prompt), question)
+
+    def image(self, path: str) -> NDArray[np.uint8]:
+        """Return the decoded image. Raises ValueError where it cannot be read, RuntimeError as `Encoder.encode`."""
+        try:
+            return self._decoders.wait(self._decoded(path))
+        except ValueError:
+            # Whoever asks again may find it readable.
+            self._images.drop(path)
+            raise
+
+    def keep(self, pixels: NDArray[np.uint8]) -> Image:
+        return pixels
+
+    def _token_ids(self, text: str, question: Question) -> NDArray[np.int32] | Refused:
         if "<|" in question.text:
             # The tokenizer would make it a special token: an image that does not exist, or the end of the turn.
             return Refused("special token in the text", f"{question.id}: {question.text!r}")
@@ -155,17 +228,16 @@ class PromptEncoder:
                 "prompt too long",
                 f"{question.id}: {length} tokens; rollout.max_prompt_tokens={self._max_prompt_tokens}",
             )
-        try:
-            image = self._decoders.wait(self._decoded(question.image_path))
-        except ValueError as error:
-            # Whoever asks again may find it readable.
-            self._images.drop(question.image_path)
-            return Refused("image unreadable", f"{question.id}: {error}")
-        return Prompt(prompt_id, question, token_ids, image)
+        return token_ids
 
     def _decoded(self, path: str) -> Decode:
         # The cache holds what is under way too: an image that is announced and then requested is decoded once.
         return self._images.get(path, lambda: self._decoders.begin(path), lambda _: self._image_bytes)
+
+
+def unreadable(question: Question, problem: str) -> Refused:
+    """Return what a question is refused with whose image cannot be read."""
+    return Refused("image unreadable", f"{question.id}: {problem}")
 
 
 def check_image(path: Path, settings: DataSettings) -> None:

@@ -9,11 +9,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count as count_from
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.data.encoding import Asked, Encoder, Refused
 from medr1_ray.data.questions import shuffle_options
 from medr1_ray.types import Prompt, Question
 
@@ -61,7 +63,7 @@ class PromptStream:
     def __init__(
         self,
         questions: tuple[Question, ...],
-        encoder: PromptEncoder,
+        encoder: Encoder,
         seed: int,
         state: StreamState | None = None,
         weights: Mapping[str, float] | None = None,
@@ -87,7 +89,9 @@ class PromptStream:
         self._dropped = Counter(state.dropped)
         self._refused: dict[Question, Refused] = {}
         self._largest_draw = 0
+        self._begun = 0  # questions from the position on that the encoder has started on
         self._order = self._shuffled(self._epoch)
+        self._orders: dict[int, list[int]] = {}  # of later epochs
 
     def state(self) -> StreamState:
         """Return the state from which a new stream yields what this one would yield next."""
@@ -95,20 +99,42 @@ class PromptStream:
             self._seed, self._digest, self._epoch, self._position, dict(self._dropped), dict(self._resting)
         )
 
+    def begin(self, count: int) -> None:
+        """Let the encoder start on the next questions, unless it has started on as many as the largest draw had."""
+        self._largest_draw = max(count, self._largest_draw)
+        # A wait for groups asks for none again and again.
+        if not count or self._begun >= self._largest_draw:
+            return
+        # Twice as many, so that small draws do not look ahead each time.
+        self._begun = 2 * self._largest_draw
+        ahead = islice(self._upcoming(), self._begun)
+        asked = [self._asked(*each) for each in ahead if self._resting.get(each[0].id) != each[1]]
+        self._encoder.begin([each for each in asked if each[0] not in self._refused])
+
+    def _upcoming(self) -> Iterator[tuple[Question, int, int]]:
+        """Yield the questions from the position on, over all epochs, with epoch and position."""
+        for epoch in count_from(self._epoch):
+            if epoch > self._epoch and epoch not in self._orders:
+                self._orders[epoch] = self._shuffled(epoch)
+            order = self._order if epoch == self._epoch else self._orders[epoch]
+            for position in range(self._position if epoch == self._epoch else 0, len(order)):
+                yield self._questions[order[position]], epoch, position
+
     def take(self, count: int) -> list[Prompt]:
         """Return the next `count` prompts, as yielded by `draw`."""
         return list(self.draw(count))
 
     def draw(self, count: int) -> Iterator[Prompt]:
-        """Yield the next `count` prompts, each encoded only when it is asked for, so engines can start on the first.
+        """Yield the next `count` prompts.
 
-        Prompt ids, `<epoch>.<position>:<question id>`, are unique in the run. After the last prompt, decoding starts
-        for the images of the next `count` questions, so that it overlaps with generation.
+        Prompt ids, `<epoch>.<position>:<question id>`, are unique in the run. Besides these, encoding starts on as many
+        that come after them, so that it overlaps with generation.
 
         Raises:
             ValueError: if N questions in a row cannot become prompts, N being the number of questions.
         """
         drawn = refused_in_a_row = 0
+        self.begin(count)
         while drawn < count:
             question = self._questions[self._order[self._position]]
             # Compared for equality: an entry for a later epoch does not count yet.
@@ -132,11 +158,7 @@ class PromptStream:
                     f"none of the {len(self._questions)} training questions can become a prompt ({counts}); "
                     f"the last one: {encoded.detail}"
                 )
-        # A wait for groups asks for none again and again.
-        if count:
-            ahead = self._order[self._position : self._position + max(count, self._largest_draw)]
-            self._largest_draw = max(count, self._largest_draw)
-            self._encoder.begin([self._questions[index] for index in ahead])
+        self.begin(count)
 
     def observe(self, prompt_id: str, pass_rate: float) -> None:
         """Record the share of correct answers to a prompt of this stream, in [0, 1]."""
@@ -158,7 +180,9 @@ class PromptStream:
         Raises:
             ValueError: if no prompt of this stream has an id.
         """
-        encoded = [self._encode(*self._issued(prompt_id)) for prompt_id in prompt_ids]
+        issued = [self._issued(prompt_id) for prompt_id in prompt_ids]
+        self._encoder.begin([self._asked(*each) for each in issued])
+        encoded = [self._encode(*each) for each in issued]
         self._dropped.update(refused.reason for refused in encoded if isinstance(refused, Refused))
         return [prompt for prompt in encoded if isinstance(prompt, Prompt)]
 
@@ -176,13 +200,17 @@ class PromptStream:
             f"prompt {prompt_id!r} does not belong to this stream; its ids are <epoch>.<position>:<question id>"
         )
 
-    def _encode(self, question: Question, epoch: int, position: int) -> Prompt | Refused:
+    def _asked(self, question: Question, epoch: int, position: int) -> Asked:
         if self._options_shuffled:
             # Four numbers, the last not 0: NumPy pads seeds with zeros, and `_shuffled` already uses [seed, epoch].
             question = shuffle_options(question, np.random.default_rng([self._seed, epoch, position, 1]))
+        return question, f"{epoch}.{position}:{question.id}"
+
+    def _encode(self, question: Question, epoch: int, position: int) -> Prompt | Refused:
+        question, prompt_id = self._asked(question, epoch, position)
         if question in self._refused:
             return self._refused[question]
-        encoded = self._encoder.encode(question, f"{epoch}.{position}:{question.id}")
+        encoded = self._encoder.encode(question, prompt_id)
         if isinstance(encoded, Refused):
             self._refused[question] = encoded
             logger.warning("dropped (%s): %s", encoded.reason, encoded.detail)
@@ -190,11 +218,13 @@ class PromptStream:
 
     def _advance(self) -> None:
         self._position += 1
+        self._begun = max(0, self._begun - 1)
         if self._position == len(self._order):
             self._epoch, self._position = self._epoch + 1, 0
             # Forget rests that are over, to keep the saved state small.
             self._resting = {id_: epoch for id_, epoch in self._resting.items() if epoch >= self._epoch}
-            self._order = self._shuffled(self._epoch)
+            known = self._orders.pop(self._epoch, None)
+            self._order = self._shuffled(self._epoch) if known is None else known
 
     def _shuffled(self, epoch: int) -> list[int]:
         generator = np.random.default_rng([self._seed, epoch])

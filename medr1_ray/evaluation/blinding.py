@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from medr1_ray.data.encoding import PromptEncoder, Refused
-from medr1_ray.types import Prompt, Question
+from medr1_ray.data.encoding import Encoder, Refused
+from medr1_ray.types import Image, Prompt, Question
 
 _AHEAD = 64
-"""Images that are decoded while prompts before them are asked."""
+"""Questions that are encoded while those before them are asked."""
 
 
 class NoLongerReadableError(RuntimeError):
@@ -28,10 +28,10 @@ class EvaluationPrompts:
     are and why.
 
     Args:
-        encoder: for these alone: it keeps the images that come next (`PromptEncoder.begin`).
+        encoder: for these alone: it keeps the images that come next (`Encoder.begin`).
     """
 
-    def __init__(self, questions: Sequence[Question], encoder: PromptEncoder, say: Callable[[str], None]) -> None:
+    def __init__(self, questions: Sequence[Question], encoder: Encoder, say: Callable[[str], None]) -> None:
         self._questions = questions
         self._encoder = encoder
         self._say = say
@@ -66,8 +66,10 @@ class EvaluationPrompts:
 
     def with_blank_images(self) -> Iterator[Prompt]:
         """Yield the same prompts, each with a black image of the same size."""
+        black: Image | None = None
         for prompt in self:
-            yield replace(prompt, image=np.zeros_like(prompt.image))
+            black = black if black is not None else self._encoder.keep(np.zeros(prompt.image.shape, np.uint8))
+            yield replace(prompt, image=black)
 
     def with_shuffled_images(self, seed: int) -> Iterator[Prompt] | None:
         """Yield the same prompts, each with the image of another one from a different file, or return None
@@ -92,10 +94,11 @@ class EvaluationPrompts:
             yield encoded
 
     def _encode(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Prompt | Refused]]:
-        for number, question in enumerate(questions):
+        asked = [(question, f"evaluation:{question.id}") for question in questions]
+        for number, (question, prompt_id) in enumerate(asked):
             if number % _AHEAD == 0:
-                self._encoder.begin(questions[number : number + 2 * _AHEAD])
-            yield question, self._encoder.encode(question, f"evaluation:{question.id}")
+                self._encoder.begin(asked[number : number + 2 * _AHEAD])
+            yield question, self._encoder.encode(question, prompt_id)
 
 
 def other_images(files: Sequence[str], seed: int) -> list[int] | None:

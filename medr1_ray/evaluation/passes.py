@@ -143,7 +143,7 @@ def letter_passes(
 
     def with_blank_image(question: Question) -> Prompt | Refused:
         prompt = as_it_is(question)
-        return prompt if isinstance(prompt, Refused) else replace(prompt, image=np.zeros_like(prompt.image))
+        return prompt if isinstance(prompt, Refused) else replace(prompt, image=np.zeros(prompt.image.shape, np.uint8))
 
     files = [question.image_path for question in questions]
     others = other_images(files, seed)

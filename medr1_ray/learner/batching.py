@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 
@@ -31,24 +32,37 @@ def nothing() -> None:
 Meanwhile = Callable[[], None]
 
 
-def plan(pairs: Sequence[CompletedPrompt], settings: LearnerSettings) -> tuple[list[Plan], int]:
-    """The ranks' micro-batches, and the number of tokens that go through the model, padding included."""
+def plan(
+    pairs: Sequence[CompletedPrompt], settings: LearnerSettings, homes: Mapping[str, int] = MappingProxyType({})
+) -> tuple[list[Plan], int]:
+    """The ranks' micro-batches, and the number of tokens that go through the model, padding included.
+
+    `homes` has the ranks that have prepared a prompt, by its id.
+    """
     lengths = [row_tokens(prompt, completions) for prompt, completions in pairs]
-    plans = deal_out(lengths, settings.world_size, settings.micro_batch_tokens)
+    homes_of_rows = [homes.get(prompt.id) for prompt, _ in pairs]
+    plans = deal_out(lengths, settings.world_size, settings.micro_batch_tokens, homes_of_rows)
     cut = [micro_batch.groups for plan in plans for micro_batch in plan]
     return plans, sum(len(rows) * max(lengths[i] for i in rows) for rows in cut)
 
 
-def deal_out(lengths: Sequence[int], world_size: int, micro_batch_tokens: int) -> list[list[MicroBatch]]:
+def deal_out(
+    lengths: Sequence[int],
+    world_size: int,
+    micro_batch_tokens: int,
+    homes: Sequence[int | None] | None = None,
+) -> list[list[MicroBatch]]:
     """Deal rows out to ranks and cut each rank's share into micro-batches.
 
     A micro-batch's padded tokens (rows times its longest) are at most `micro_batch_tokens`; a longer row goes alone,
-    because a group is never cut. Ranks get about the same number of tokens (largest first, each to the
-    least loaded) and the same number of micro-batches, since ZeRO's collectives run in lockstep: a rank that has fewer
-    repeats its smallest row (one that has none, the batch's smallest) as padding.
+    because a group is never cut. Ranks get about the same number of tokens: the largest first, each to its home where
+    that stays within the ranks' mean, or else to the least loaded. They get the same number of micro-batches, since
+    ZeRO's collectives run in lockstep: a rank that has fewer repeats its smallest row (one that has none, the batch's
+    smallest) as padding.
 
     Args:
         lengths: tokens of each row, at least one row.
+        homes: the rank that has a row's image prepared, None where none has.
 
     Returns the micro-batches of each rank, longest rows first.
     """
@@ -57,8 +71,10 @@ def deal_out(lengths: Sequence[int], world_size: int, micro_batch_tokens: int) -
     descending = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     shares: list[list[int]] = [[] for _ in range(world_size)]
     loads = [0] * world_size
+    most = sum(lengths) / world_size
     for index in descending:
-        rank = loads.index(min(loads))
+        home = homes[index] if homes is not None else None
+        rank = home if home is not None and loads[home] + lengths[index] <= most else loads.index(min(loads))
         shares[rank].append(index)
         loads[rank] += lengths[index]
     ranks = [_cut(share, lengths, micro_batch_tokens) for share in shares]
@@ -123,19 +139,24 @@ def share(plan: Plan, first: int = 0) -> tuple[list[int], tuple[MicroBatch, ...]
 
 
 def update_requests(
-    parts: Sequence[Sequence[Group]], batches: Sequence[BatchSize], settings: LearnerSettings, version: int
+    parts: Sequence[Sequence[Group]],
+    batches: Sequence[BatchSize],
+    settings: LearnerSettings,
+    version: int,
+    homes: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[list[UpdateRequest], int]:
     """The ranks' requests, and the number of tokens that go through the model in one pass, padding included.
 
     Args:
         parts: of each mini-batch the groups that go through the model.
         batches: of each its normalisers.
+        homes: the ranks that have prepared a prompt, by its id.
     """
     groups: list[list[Group]] = [[] for _ in range(settings.world_size)]
     cut: list[list[MiniBatch]] = [[] for _ in range(settings.world_size)]
     padded_tokens = 0
     for part, batch in zip(parts, batches, strict=True):
-        plans, tokens = plan([(group.prompt, group.completions) for group in part], settings)
+        plans, tokens = plan([(group.prompt, group.completions) for group in part], settings, homes)
         padded_tokens += tokens
         for own, of_rank, micro in zip(groups, cut, plans, strict=True):
             indices, micro_batches = share(micro, first=len(own))

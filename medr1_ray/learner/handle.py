@@ -93,6 +93,7 @@ class Learner:
             config.train.max_staleness,
             required=config.takes_kl,
         )
+        self._homes: dict[str, int] = {}  # the rank that prepares a group, by its prompt's id
         self._shape = read_shape(config.model.folder)
         self._peak_flops: float | None = None
 
@@ -139,7 +140,8 @@ class Learner:
         log-probabilities, while other groups are still being generated. Returns at once. Does nothing with colocated
         engines: an engine that is awake has the GPU's memory."""
         if not self._config.cluster.colocated:
-            self._prefetch.begin(groups)
+            # Without a KL those of equal rewards do not go through the model.
+            self._prefetch.begin([each for each in groups if self._config.takes_kl or not each.rewards.all_equal])
 
     def update(self, groups: Sequence[Group], version: int, meanwhile: Meanwhile = nothing) -> UpdateReport:
         """Take `train.updates_per_rollout` passes over these groups, with an optimizer step for each of the
@@ -156,7 +158,8 @@ class Learner:
         kept = self._prefetch.take([group for part in teaching for group in part], version, meanwhile)
         ready = iter(kept)
         parts = [list(islice(ready, len(part))) for part in teaching]
-        requests, padded_tokens = update_requests(parts, batches, config.learner, version)
+        requests, padded_tokens = update_requests(parts, batches, config.learner, version, self._homes)
+        self._homes = {id_: rank for id_, rank in self._homes.items() if self._prefetch.has_begun(id_)}
         call = self._start_each(
             LearnerActor.update, f"updating from policy version {version}", self._update_deadline, requests
         )
@@ -304,7 +307,9 @@ class Learner:
             indices, micro_batches = share(of_rank)
             requests.append(LogprobsRequest(tuple(pairs[i] for i in indices), micro_batches, plain=False))
         call = self._start_each(LearnerActor.prepare, "preparing groups", self._update_deadline, requests)
-        return _Preparation(call, [[groups[i].prompt.id for i in in_order(of_rank)] for of_rank in plans])
+        order = [[groups[i].prompt.id for i in in_order(of_rank)] for of_rank in plans]
+        self._homes |= {prompt_id: rank for rank, ids in enumerate(order) for prompt_id in ids}
+        return _Preparation(call, order)
 
     def _finish_preparing(self, preparation: _Preparation, meanwhile: Meanwhile) -> ReferenceLogprobs:
         answers = self._answers(preparation.call, meanwhile)

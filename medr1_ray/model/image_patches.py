@@ -6,6 +6,7 @@ for as many as a step has: they are asked for by the reference and again by the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoImageProcessor
 
 from medr1_ray.base.bounded_cache import BoundedCache
 from medr1_ray.model.packing import Images
+from medr1_ray.types import Image, StoredImage, pixels_digest, pixels_of
 
 PATCH_CACHE_BYTES = 512 * 2**20
 FEATURE_CACHE_BYTES = 512 * 2**20
@@ -43,8 +43,8 @@ class ImagePatcher:
         self._begun: set[str] = set()
         self._begun_before: set[str] = set()
 
-    def begin(self, images: Sequence[NDArray[np.uint8]]) -> tuple[str, ...]:
-        """Start patching uint8 [H, W, 3] images; return their digests."""
+    def begin(self, images: Sequence[Image]) -> tuple[str, ...]:
+        """Start patching images; return their digests."""
         digests = tuple(map(_digest, images))
         self._begun.update(digests)
         self._cache.keep(self._begun | self._begun_before)
@@ -59,8 +59,8 @@ class ImagePatcher:
         self._begun = set()
         self._cache.keep(self._begun_before)
 
-    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Images:
-        """Return the patches of uint8 [H, W, 3] images, which may differ in size."""
+    def __call__(self, images: Sequence[Image]) -> Images:
+        """Return the patches of images, which may differ in size."""
         digests = tuple(map(_digest, images))
         found = [self._find(digest, image) for digest, image in zip(digests, images, strict=True)]
         patches, grids = zip(*(future.result() for future in found), strict=True)
@@ -68,14 +68,14 @@ class ImagePatcher:
         visual = grid.prod(dim=1) // self._processor.merge_size**2
         return Images(torch.cat(patches), grid, tuple(visual.tolist()), digests)
 
-    def _find(self, digest: str, image: NDArray[np.uint8]) -> Future[tuple[Tensor, Tensor]]:
-        size = image.nbytes * PATCH_BYTES_PER_IMAGE_BYTE
+    def _find(self, digest: str, image: Image) -> Future[tuple[Tensor, Tensor]]:
+        size = math.prod(image.shape) * PATCH_BYTES_PER_IMAGE_BYTE
         return self._cache.get(digest, lambda: self._threads.submit(self._patch, image), lambda _: size)
 
-    def _patch(self, image: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    def _patch(self, image: Image) -> tuple[Tensor, Tensor]:
         # One at a time: for several images the processor concatenates all patches once more, which takes longer than
         # the patching itself (images of 392 pixels: 11 ms each in a batch of 8, 4 to 5 ms alone).
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels_of(image).transpose(2, 0, 1)))
         patches = self._processor(images=[tensor], input_data_format="channels_first", return_tensors="pt")
         return patches["pixel_values"], patches["image_grid_thw"]
 
@@ -104,9 +104,5 @@ class FrozenFeatures:
         return torch.cat(features)
 
 
-def _digest(image: NDArray[np.uint8]) -> str:
-    # The shape is part of it: the same bytes in another shape are another image. Not against forgery: an image is
-    # hashed several times a step, and this takes a twentieth of blake2b's time.
-    state = xxhash.xxh3_128(repr(image.shape).encode())
-    state.update(np.ascontiguousarray(image).data)
-    return state.hexdigest()
+def _digest(image: Image) -> str:
+    return image.digest if isinstance(image, StoredImage) else pixels_digest(image)

@@ -20,17 +20,18 @@ from medr1_ray.config import Config
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool.actor_states import ActorCounts
 from medr1_ray.pool.actors import RolloutActors
-from medr1_ray.pool.engine_calls import EngineCalls
+from medr1_ray.pool.calls.engine_calls import EngineCalls
+from medr1_ray.pool.calls.generation import Generation
+from medr1_ray.pool.calls.measurements import Measurements
 from medr1_ray.pool.group_ledger import GroupStage, Ledger, room
 from medr1_ray.pool.incidents import SET_ASIDE, Incidents
-from medr1_ray.pool.measurements import Measurements
 from medr1_ray.pool.reward_actors import RewardActors
 from medr1_ray.pool.suspects import Suspects, assignments
 from medr1_ray.pool.workload import Workload
 from medr1_ray.rewards.advantages import group_advantages
 from medr1_ray.rewards.functions import RewardError
-from medr1_ray.rollout.actor import NotServingError, RolloutActor
-from medr1_ray.rollout.defaults import sequences_at_once
+from medr1_ray.rollout.actor import GroupsEndedError, NotServingError
+from medr1_ray.rollout.defaults import GROUPS_AHEAD, sequences_at_once
 from medr1_ray.types import Completions, Continuations, Group, Likelihoods, Prompt, Rewards, Sampling, Span
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
 
@@ -73,7 +74,8 @@ class RolloutPool:
         self._stream = stream
         self.engines = EngineCalls(actors)
         self.renew_weights: Callable[[], None] | None = None
-        self._measurements = Measurements(config.rollout, actors, self._wait, self._on_lost)
+        self._generation = Generation(actors)
+        self._measurements = Measurements(config.rollout, actors, self._generation, self._wait, self._on_lost)
         self._spans: list[Span] = []
         self._evaluations = itertools.count()
         self._training = Workload(
@@ -116,12 +118,8 @@ class RolloutPool:
             versions_ahead=versions_ahead,
         )
         assert self._stream is not None
-        actors = max(1, len(self._actors.serving))
-        for number, prompt in enumerate(self._stream.draw(missing), start=1):
+        for prompt in self._stream.draw(missing):
             self._issue(prompt)
-            # Encoding a prompt takes time: as soon as there is one more for each actor, let them start on it.
-            if number % actors == 0:
-                self._assign()
         self._assign()
 
     def issue_again(self, prompts: Sequence[Prompt]) -> None:
@@ -156,7 +154,7 @@ class RolloutPool:
             # In the order of issue: the oldest first, before they become too old.
             ready = self.ledger.at(GroupStage.READY)[:wanted]
             if len(ready) == wanted:
-                return [self._use(prompt_id) for prompt_id in ready]
+                return [self._training.use(prompt_id) for prompt_id in ready]
             meanwhile([self._training.groups[prompt_id] for prompt_id in ready])
             self._wait()
 
@@ -217,6 +215,7 @@ class RolloutPool:
         """
         while self.ledger.at(GroupStage.GENERATING) or self.ledger.at(GroupStage.SCORING):
             self._look_after(_POLL_SECONDS)
+            self._generation.send()
 
     def drain_spans(self) -> list[Span]:
         """The spans of generation and scoring since the last call."""
@@ -235,6 +234,7 @@ class RolloutPool:
 
     def _look_after(self, timeout_seconds: float) -> None:
         self._actors.poll(timeout_seconds)
+        self._reward_actors.send()
         self._give_up_the_overdue()
         for name in self._actors.take_gone():
             self._issue_again_after(name)
@@ -242,12 +242,6 @@ class RolloutPool:
             # An actor may still be generating groups of an evaluation.
             if not any(work.ledger.load_of([name])[name] for work in self._workloads):
                 self._actors.has_drained(name)
-
-    def _use(self, prompt_id: str) -> Group:
-        group = self._training.groups[prompt_id]
-        self._training.discard(prompt_id)
-        self.ledger.use(prompt_id, zero_variance=group.rewards.all_equal)
-        return group
 
     def _assign(self) -> None:
         """Give waiting groups to the least loaded actors, and suspects to idle ones (`assignments`)."""
@@ -259,19 +253,19 @@ class RolloutPool:
         waiting = {id_: work for work in self._workloads for id_ in work.ledger.at(GroupStage.WAITING)}
         sizes = {prompt_id: work.sampling.group_size for prompt_id, work in waiting.items()}
         closed = {work.ledger.actor_of(suspect) for work in self._workloads for suspect in self._suspects}
-        at_once = sequences_at_once(self._config.rollout)
-        for prompt_id, name in assignments(sizes, load, at_once, self._suspects, closed).items():
+        most = sequences_at_once(self._config.rollout) + GROUPS_AHEAD * self._training.sampling.group_size
+        for prompt_id, name in assignments(sizes, load, most, self._suspects, closed).items():
             work = waiting[prompt_id]
             work.ledger.assign(prompt_id, name)
-            self._actors.ask(
+            self._generation.ask(
                 name,
-                RolloutActor.generate,
                 f"{work.name}/{prompt_id}",
                 work.prompts[prompt_id],
                 work.sampling,
                 then=partial(self._on_generated, work, name),
                 otherwise=partial(self._on_not_generated, work, prompt_id),
             )
+        self._generation.send()
 
     def _on_generated(self, work: Workload, actor: str, completions: Completions) -> None:
         # A late answer: the group has been issued again or used. Scoring it would count it twice.
@@ -302,8 +296,9 @@ class RolloutPool:
             self._stream.observe(prompt.id, float(rewards.correct.mean()))
 
     def _on_not_generated(self, work: Workload, prompt_id: str, actor: str, error: RayError) -> None:
-        # A broadcast that another member broke took its weights; the sync is repeated.
-        if isinstance(error, NotServingError) and self._actors.may_lack_weights(actor):
+        # A broadcast that another member broke took its weights; the sync is repeated, or has been.
+        lacks = isinstance(error, NotServingError) and self._actors.may_lack_weights(actor)
+        if lacks or isinstance(error, GroupsEndedError):
             work.ledger.put_back(prompt_id, actor)
         else:
             self._on_lost(actor, error)

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from medr1_ray.base.append_log import NO_ROOM, AppendLog
 from medr1_ray.base.atomic_files import write_text
 from medr1_ray.rewards.functions import RewardError
-from medr1_ray.types import Prompt
+from medr1_ray.types import Prompt, pixels_of
 
 SET_ASIDE = "set_aside"
 _LONGEST_NAME = 100
@@ -83,7 +83,7 @@ class Incidents:
         self._aside.add(prompt.question.id)
         with self._room_for(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(prompt.image).save(folder / "image.png")
+            Image.fromarray(pixels_of(prompt.image)).save(folder / "image.png")
             # Last, because it makes the question one that is set aside in a resumed run too.
             write_text(folder / "question.json", json.dumps(record, indent=1))
         return folder

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,12 +22,14 @@ from medr1_ray.cluster.pending_calls import (
 from medr1_ray.cluster.placement import describe_missing
 from medr1_ray.cluster.resources import REWARD_ACTOR_CPUS, demands
 from medr1_ray.config import Config
-from medr1_ray.rewards.actor import GRACE_SECONDS, RewardActor
+from medr1_ray.rewards.actor import GRACE_SECONDS, RewardActor, ScoreRequest
 from medr1_ray.rewards.functions import RewardError
 from medr1_ray.types import Completions, Question, Rewards
 
-# A group that this many actors died or hung with is the cause.
+# A group that this many actors died or hung with, while they had no other, is the cause.
 _MOST_DEATHS = 3
+# Few enough that one call stays below a second.
+_MOST_IN_A_CALL = 64
 # For the way to the actor and back, on a busy machine.
 _MARGIN_SECONDS = 10.0
 
@@ -59,13 +62,13 @@ def python_path(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 @dataclass(eq=False)
 class _Scoring:
-    """One group on its way; `deaths` counts the actors that ended while they were scoring it."""
+    """One group on its way. `suspected`: an actor ended that had others too, so that it is sent alone; `deaths` counts
+    the actors that ended while they had it alone."""
 
-    completions: Completions
-    question: Question
-    judge_only: bool
+    request: ScoreRequest
     then: Callable[[Rewards], None]
     otherwise: Callable[[Exception], None]
+    suspected: bool = False
     deaths: int = 0
 
 
@@ -73,13 +76,13 @@ class _Scoring:
 class _Member:
     handle: Any
     is_up: bool = False
-    scorings: list[_Scoring] = field(default_factory=list)  # in their order, in which the actor takes them
+    scorings: Sequence[_Scoring] = ()  # of the call under way
 
 
 class RewardActors:
     """Keeps `reward.actors` reward actors. One that dies, or does not answer in time, is replaced by a new one, and its
     groups are scored by the others. A group is the cause where actors that were up ended with it, not where none came
-    up.
+    up. `score` collects, `send` calls: an actor has one call at a time, with all groups that came in the meantime.
 
     Args:
         config: the settings that they are started with.
@@ -102,6 +105,7 @@ class RewardActors:
         self._started = 0
         self._failed_starts = 0  # in a row
         self._members: dict[str, _Member] = {}
+        self._waiting: deque[_Scoring] = deque()
         for _ in range(config.reward.actors):
             self._add()
 
@@ -141,12 +145,22 @@ class RewardActors:
         then: Callable[[Rewards], None],
         otherwise: Callable[[Exception], None],
     ) -> None:
-        """Have a group scored by the least busy actor.
+        """Have a group scored with the next `send`.
 
         `then` receives the rewards. `otherwise` receives a RewardError where a reward function failed on the group, or
         several actors died or hung with it; and a RuntimeError where they cannot work at all.
         """
-        self._send(_Scoring(completions, question, judge_only, then, otherwise))
+        request = ScoreRequest(
+            completions.prompt_id, completions.texts, completions.lengths, question, judge_only=judge_only
+        )
+        self._waiting.append(_Scoring(request, then, otherwise))
+
+    def send(self) -> None:
+        """Give the waiting groups to the actors that have none."""
+        idle = [name for name, member in self._members.items() if not member.scorings]
+        while idle and self._waiting:
+            share = -(-len(self._waiting) // len(idle))
+            self._call(idle.pop(0), self._next(min(share, _MOST_IN_A_CALL)))
 
     def _add(self) -> str:
         name = f"reward-{self._started}"
@@ -154,57 +168,56 @@ class RewardActors:
         self._members[name] = _Member(self._start(self._config, name))
         return name
 
-    def _send(self, scoring: _Scoring) -> None:
-        name, member = min(self._members.items(), key=lambda each: len(each[1].scorings))
-        member.scorings.append(scoring)
-        reference = remote(
-            member.handle,
-            RewardActor.score,
-            scoring.completions.prompt_id,
-            scoring.completions.texts,
-            scoring.completions.lengths,
-            scoring.question,
-            judge_only=scoring.judge_only,
-        )
+    def _next(self, most: int) -> list[_Scoring]:
+        found = [self._waiting.popleft()]
+        while len(found) < most and self._waiting and not (found[0].suspected or self._waiting[0].suspected):
+            found.append(self._waiting.popleft())
+        return found
+
+    def _call(self, name: str, scorings: Sequence[_Scoring]) -> None:
+        member = self._members[name]
+        member.scorings = scorings
         self._calls.add(
-            reference,
-            partial(self._on_scored, name, scoring),
-            partial(self._on_error, name, scoring),
+            remote(member.handle, RewardActor.score, [scoring.request for scoring in scorings]),
+            partial(self._on_scored, name),
+            partial(self._on_error, name),
             "`score()`",
             self._limit(member),
         )
 
     def _limit(self, member: _Member) -> Limit:
-        """That of the group sent last: each before it may take as long as the actor lets it."""
+        """Each group may take as long as the actor lets it."""
         seconds = len(member.scorings) * (self._config.reward.timeout_seconds + GRACE_SECONDS) + _MARGIN_SECONDS
         if not member.is_up:
             seconds += self._config.cluster.start_timeout_seconds
         return Limit(seconds, "the limit that follows from reward.timeout_seconds")
 
-    def _on_scored(self, name: str, scoring: _Scoring, rewards: Rewards) -> None:
-        # The answer of an actor that has been replaced: the group is with another one.
-        if name in self._members:
-            self._members[name].is_up = True
-            self._members[name].scorings.remove(scoring)
-            scoring.then(rewards)
+    def _on_scored(self, name: str, answers: Sequence[Rewards | RewardError]) -> None:
+        # The answer of an actor that has been replaced: its groups are with another one.
+        if name not in self._members:
+            return
+        self._members[name].is_up = True
+        scorings, self._members[name].scorings = self._members[name].scorings, ()
+        for scoring, answer in zip(scorings, answers, strict=True):
+            if isinstance(answer, RewardError):
+                scoring.otherwise(answer)
+            else:
+                scoring.then(answer)
 
     def _on_up(self, name: str, _: object) -> None:
         if name in self._members:
             self._members[name].is_up = True
             self._failed_starts = 0
 
-    def _on_error(self, name: str, scoring: _Scoring, error: RayError) -> None:
+    def _on_error(self, name: str, error: RayError) -> None:
         if name not in self._members:
             return
         if not is_own_failure(error):
             self._lose(name, describe_error(error))
             return
-        self._members[name].scorings.remove(scoring)
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, RewardError):
-            scoring.otherwise(cause)
-        else:
-            what = "did not start" if isinstance(error, RayActorError) else "failed"
+        scorings, self._members[name].scorings = self._members[name].scorings, ()
+        what = "did not start" if isinstance(error, RayActorError) else "failed"
+        for scoring in scorings:
             scoring.otherwise(RuntimeError(f"{name} {what}: {describe_error(error)}"))
 
     def _exchange(self, name: str, reason: str) -> tuple[_Member, str]:
@@ -220,9 +233,10 @@ class RewardActors:
         # Answered before anything that is sent afterwards, and not at all where the actor ends as it starts.
         ping = remote(self._members[new].handle, RewardActor.ping)
         self._calls.add(ping, partial(self._on_up, new), lambda error: None)
-        # The first was being scored, the others waited.
-        for scoring in member.scorings[:1] if member.is_up else ():
-            scoring.deaths += 1
+        if member.is_up:
+            for scoring in member.scorings:
+                scoring.suspected = True
+                scoring.deaths += len(member.scorings) == 1
         if not member.is_up:
             self._failed_starts += 1
             if self._failed_starts > len(self._members) + 2:
@@ -231,12 +245,12 @@ class RewardActors:
                     f"{name}: {reason}. Their nodes may be full or gone: {describe_missing(demands(self._config)[2])}. "
                     "Fix the cause and continue from the last checkpoint with --resume"
                 )
-        for scoring in member.scorings:
+        for scoring in reversed(member.scorings):
             if scoring.deaths == _MOST_DEATHS:
                 message = (
                     f"{_MOST_DEATHS} reward actors died or hung while they scored prompt "
-                    f"{scoring.completions.prompt_id!r}, most recently {name}: {reason}"
+                    f"{scoring.request.prompt_id!r}, most recently {name}: {reason}"
                 )
-                scoring.otherwise(RewardError(message, "unknown", "\n\n".join(scoring.completions.texts)))
+                scoring.otherwise(RewardError(message, "unknown", "\n\n".join(scoring.request.texts)))
             else:
-                self._send(scoring)
+                self._waiting.appendleft(scoring)

@@ -23,8 +23,9 @@ from medr1_ray.cluster.pending_calls import PendingCalls
 from medr1_ray.cluster.placement import Place
 from medr1_ray.config import Config
 from medr1_ray.config.loading import first_difference
+from medr1_ray.encoders.handle import EncoderActors
 from medr1_ray.pool.actors import RolloutActors
-from medr1_ray.pool.engine_calls import EngineCalls
+from medr1_ray.pool.calls.engine_calls import EngineCalls
 from medr1_ray.pool.reward_actors import RewardActors
 from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.rollout.defaults import EngineSettings
@@ -62,6 +63,7 @@ class SharedActors:
         self.calls = PendingCalls()
         self.rollout_actors = RolloutActors(config, self.calls, say, partial(launch_rollout_actor, files), ask=ask)
         self.reward_actors = RewardActors(config, self.calls, say)
+        self.encoders = EncoderActors(config)
 
     def wait_until_up(self) -> None:
         """Wait until `rollout.min_actors` rollout actors and all reward actors are up.

@@ -54,7 +54,7 @@ class Suspects:
 def assignments(
     waiting: Mapping[str, int],
     load: Mapping[str, int],
-    at_once: int,
+    most: int,
     suspects: Collection[str] = (),
     closed: Collection[str | None] = (),
 ) -> dict[str, str]:
@@ -63,8 +63,8 @@ def assignments(
     Args:
         waiting: sequences of each waiting prompt, by its id, in order.
         load: sequences that each serving actor generates.
-        at_once: sequences that an engine samples at once. More would only wait in its queue; here they can still go to
-            an actor that joins.
+        most: sequences that an actor may have. More would only wait in its queue; here they can still go to an actor
+            that joins.
         suspects: prompts that must be alone on an actor.
         closed: actors that generate a suspect.
     """
@@ -83,8 +83,8 @@ def assignments(
         if not load:
             break
         name = min(load, key=load.__getitem__)
-        # An idle actor takes any group: one larger than `at_once` would otherwise never be generated.
-        if load[name] and load[name] + waiting[prompt_id] > at_once:
+        # An idle actor takes any group: one larger than `most` would otherwise never be generated.
+        if load[name] and load[name] + waiting[prompt_id] > most:
             break
         load[name] += waiting[prompt_id]
         found[prompt_id] = name

@@ -57,6 +57,13 @@ class Workload:
         self.ledger.issue(prompt.id)
         self.prompts[prompt.id] = prompt
 
+    def use(self, prompt_id: str) -> Group:
+        """Take a group that is ready out."""
+        group = self.groups[prompt_id]
+        self.discard(prompt_id)
+        self.ledger.use(prompt_id, zero_variance=group.rewards.all_equal)
+        return group
+
     def drop(self, prompt_id: str, reason: str) -> None:
         """End a group unused, for a counted reason."""
         self.ledger.drop(prompt_id, reason)

@@ -20,7 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.base.atomic_files import publish
-from medr1_ray.types import LETTERS, CompletedPrompt, Completions, Group, Prompt, Question, Rewards, Span
+from medr1_ray.types import (
+    LETTERS,
+    CompletedPrompt,
+    Completions,
+    Group,
+    Prompt,
+    Question,
+    Rewards,
+    Span,
+    pixels_of,
+)
 
 RECORDED = "recorded"
 """The folder below a run's directory."""
@@ -63,8 +73,8 @@ def write_demonstrations(folder: Path, step: int, demonstrations: Sequence[Compl
     folder.mkdir(exist_ok=True)
     arrays: dict[str, NDArray[Any]] = {}
     for i, (prompt, target) in enumerate(demonstrations):
-        arrays[f"{i}/prompt_token_ids"], arrays[f"{i}/image"] = prompt.token_ids, np.ascontiguousarray(prompt.image)
-        arrays[f"{i}/token_ids"] = target.token_ids
+        arrays[f"{i}/prompt_token_ids"], arrays[f"{i}/token_ids"] = prompt.token_ids, target.token_ids
+        arrays[f"{i}/image"] = np.ascontiguousarray(pixels_of(prompt.image))
     told = [
         {"id": prompt.id, "question": asdict(prompt.question), "text": target.texts[0]}
         for prompt, target in demonstrations
@@ -116,7 +126,7 @@ def _arrays_of(group: Group) -> dict[str, NDArray[Any]]:
         **vars(completions),
         **vars(rewards),
         "prompt_token_ids": group.prompt.token_ids,
-        "image": group.prompt.image,
+        "image": pixels_of(group.prompt.image),
         "advantages": group.advantages,
     }
     return {name: np.ascontiguousarray(of[name]) for name in _ARRAYS}

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -28,16 +29,28 @@ from medr1_ray.types import Mode, Question, Rewards
 GRACE_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class ScoreRequest:
+    """A group to score: `texts` [G], and `lengths` int32 [G] in tokens. `judge_only` calls no reward function: an
+    evaluation asks what is correct and well-formed."""
+
+    prompt_id: str
+    texts: tuple[str, ...]
+    lengths: NDArray[np.int32]
+    question: Question
+    judge_only: bool = False
+
+
 class _TimeIsUp(BaseException):
     """Not an Exception, so that a reward function's own `except Exception` does not swallow it."""
 
 
 class RewardActor:
-    """Scores one group per call, under limits of time and memory.
+    """Scores groups one after the other, each under limits of time and memory.
 
     Consumes texts and lengths, produces `Rewards`, waits for nothing.
 
-    The time limit covers one `score` call. Ray runs an actor's methods on its process's main thread, where an alarm
+    The time limit covers one group. Ray runs an actor's methods on its process's main thread, where an alarm
     signal interrupts pure Python (regular expressions too): the call fails with a RewardError and the actor goes on.
     The alarm repeats every second, for functions that swallow every exception. Code that does not react even then (a
     call into C that ignores signals) is ended with its process `GRACE_SECONDS` after the limit: the caller gets Ray's
@@ -91,23 +104,22 @@ class RewardActor:
         """The actor's name, as a sign of life."""
         return self._name
 
-    def score(
-        self,
-        prompt_id: str,
-        texts: tuple[str, ...],
-        lengths: NDArray[np.int32],
-        question: Question,
-        *,
-        judge_only: bool = False,
-    ) -> Rewards:
-        """Rewards of one prompt's completions: `texts` [G], and `lengths` int32 [G] in tokens.
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Rewards | RewardError]:
+        """The rewards of each group; or the error, where a reward function fails, returns something other than a finite
+        number, or exceeds a limit.
 
-        `judge_only` calls no reward function: an evaluation asks what is correct and well-formed.
-
-        Raises:
-            RewardError: a reward function fails, returns something other than a finite number, or exceeds a limit.
-            ValueError: the actor was created with `max_concurrency`, which runs this outside the main thread.
+        Raises ValueError where the actor was created with `max_concurrency`, which runs this outside the main thread.
         """
+        return [self._score_or_error(request) for request in requests]
+
+    def _score_or_error(self, request: ScoreRequest) -> Rewards | RewardError:
+        try:
+            return self._score(request)
+        except RewardError as error:
+            # Without its traceback, whose frames hold what no other process needs.
+            return error.with_traceback(None)
+
+    def _score(self, request: ScoreRequest) -> Rewards:
         limit = self._timeout_seconds
         signal.signal(signal.SIGALRM, _raise_time_is_up)
         # faulthandler needs a file descriptor, which a replaced `sys.stderr` may not have.
@@ -118,9 +130,11 @@ class RewardActor:
             with self._limited_memory():
                 signal.setitimer(signal.ITIMER_REAL, limit, 1.0)
                 try:
-                    functions = () if judge_only else self._functions
-                    rewards = score(prompt_id, texts, question, self._mode, functions, self._name)
-                    return punish_overlong(rewards, lengths, self._max_tokens, self._overlong_buffer_tokens)
+                    functions = () if request.judge_only else self._functions
+                    rewards = score(
+                        request.prompt_id, request.texts, request.question, self._mode, functions, self._name
+                    )
+                    return punish_overlong(rewards, request.lengths, self._max_tokens, self._overlong_buffer_tokens)
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
         except _TimeIsUp:
@@ -128,7 +142,7 @@ class RewardActor:
             signal.setitimer(signal.ITIMER_REAL, 0)
             function, completion = self._running
             raise RewardError(
-                f"reward function {function!r} was still scoring prompt {prompt_id!r} when the group's "
+                f"reward function {function!r} was still scoring prompt {request.prompt_id!r} when the group's "
                 f"time limit, reward.timeout_seconds={limit:g}, ran out; make it faster or raise the limit",
                 function,
                 completion,

@@ -10,29 +10,52 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.base.deadline import inside
 from medr1_ray.base.process_output import last_error, write_output_to
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.rollout.engine_weights import EngineWeights
-from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span
+from medr1_ray.rollout.running_groups import RunningGroups
+from medr1_ray.types import (
+    Completions,
+    Continuations,
+    GroupRequest,
+    Image,
+    Likelihoods,
+    Prompt,
+    Span,
+    StoredImage,
+)
 from medr1_ray.weights.messages import LoadReport, WeightGroup, WeightMember, WeightUpdate
 
 T = TypeVar("T")
-REMEMBERED_REQUESTS = 1024
 _LOOK_SECONDS = 1.0
 _NO_WEIGHTS = "no weights have been loaded yet"
 
 
+async def fetched(image: Image) -> NDArray[np.uint8]:
+    """The pixels of an image, as `pixels_of`; other calls go on in the meantime."""
+    if not isinstance(image, StoredImage):
+        return image
+    found: NDArray[np.uint8] = await image.reference
+    return found
+
+
 class NotServingError(RuntimeError):
     """The engine holds no complete policy version; it generates nothing until a weight update has succeeded."""
+
+
+class GroupsEndedError(NotServingError):
+    """A weight update that failed ended what was being generated; the actor may serve again by now."""
 
 
 class WeightLoadError(RuntimeError):
@@ -99,7 +122,7 @@ class RolloutActor:
             raise rollout_engine.start_error(error, self._log, self._log_begin) from error
         self._loader = EngineWeights(self._engine, TRANSPORTS[settings.cluster.weight_transport].receiver())
         self._incarnation = uuid.uuid4().hex
-        self._requests: OrderedDict[str, asyncio.Task[Completions]] = OrderedDict()
+        self._groups = RunningGroups()
         # Held by everything that changes the engine's weights or memory: `EngineWeights` is not for concurrent use.
         self._loading = asyncio.Lock()
         self._loaded: LoadReport | None = None
@@ -108,31 +131,24 @@ class RolloutActor:
     def __repr__(self) -> str:
         return f"RolloutActor({self._name})"
 
-    async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
-        """Sample a group for one prompt; the prompt and its image enter the engine once.
+    async def generate(self, requests: Sequence[GroupRequest]) -> list[tuple[str, Completions]]:
+        """Take on these groups, and answer as soon as one of all that were taken on is done: with those that are, by
+        request id (`RunningGroups.fetch`). A prompt and its image enter the engine once.
 
-        Idempotent by `request_id` until the next weight update: a repeated call joins the running one or gets its
-        result.
+        Empty where another call comes in between, which then has the answer.
 
-        Raises:
-            NotServingError: no complete policy version is loaded, or the one being loaded at the same time failed.
+        Raises, and then all groups that were taken on have ended:
+            NotServingError: no complete policy version is loaded.
+            GroupsEndedError: the one that was being loaded at the same time failed.
             TimeoutError: not done within `cluster.rollout_timeout_seconds`, less a margin for the driver.
-            ValueError: the engine refused the prompt (too long) or the sampling (a greedy group of several).
+            ValueError: the engine refused a prompt (too long) or the sampling (a greedy group of several).
             EngineLostError: the engine process died.
         """
-        task = self._requests.get(request_id)
-        if task is None:
+        self._groups.raise_failure()
+        for request in requests:
             self._require_serving()
-            task = asyncio.create_task(self._generate(request_id, prompt, sampling))
-            self._remember(request_id, task)
-        try:
-            # Shielded, because a caller that goes away must not cancel the request for another that joined it.
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            # Cancelled by `_fail` and not by the caller: raise the reason instead.
-            if task.cancelled():
-                self._require_serving()
-            raise
+            self._groups.start(request.id, self._generate(request))
+        return await self._groups.fetch()
 
     async def likelihoods(self, request_id: str, prompt: Prompt, continuations: Continuations) -> Likelihoods:
         """The log-probability of each continuation after the prompt, under the weights being served.
@@ -143,7 +159,6 @@ class RolloutActor:
         from medr1_ray.rollout.engine import continued_prompts, likelihood_params, to_likelihoods
 
         self._require_serving()
-        # Not remembered, unlike groups: the pool repeats such a request only on another actor.
         prompts = enumerate(continued_prompts(prompt, continuations))
         outputs = await asyncio.gather(
             *(self._run(f"{request_id}/{number}", each, likelihood_params) for number, each in prompts)
@@ -192,8 +207,7 @@ class RolloutActor:
     async def status(self) -> RolloutStatus:
         """The version being served; answers at once, whatever the engine is doing."""
         version = self._loaded.version if self._loaded is not None and self._failure is None else None
-        running_requests = sum(not task.done() for task in self._requests.values())
-        return RolloutStatus(self._name, version, self._failure, running_requests)
+        return RolloutStatus(self._name, version, self._failure, len(self._groups))
 
     async def ping(self) -> str:
         """The actor's name, once the engine has started.
@@ -210,14 +224,14 @@ class RolloutActor:
         self._fail("the actor was shut down")
         self._engine.shutdown(timeout=0.0)
 
-    async def _generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
+    async def _generate(self, request: GroupRequest) -> Completions:
         from medr1_ray.rollout.engine import sampling_params, to_completions
 
         start = time.time()
-        params = partial(sampling_params, sampling, self._vocabulary, request_id)
-        final = await self._run(request_id, prompt, params)
+        params = partial(sampling_params, request.sampling, self._vocabulary, request.id)
+        final = await self._run(request.id, request.prompt, params)
         span = Span(self._name, "rollout", start, time.time())
-        return to_completions(final, prompt, self._name, self._vocabulary, self._tokenizer, span)
+        return to_completions(final, request.prompt, self._name, self._vocabulary, self._tokenizer, span)
 
     async def _run(self, request_id: str, prompt: Prompt, params: Callable[[], Any]) -> Any:
         """The engine's final output for one request."""
@@ -242,8 +256,9 @@ class RolloutActor:
     async def _final_output(self, prompt: Prompt, params: Any, request_id: str) -> Any:
         from medr1_ray.rollout.engine import engine_prompt
 
+        pixels = await fetched(prompt.image)
         # Yields once, because `output_kind` is FINAL_ONLY.
-        async for output in self._engine.generate(engine_prompt(prompt), params, request_id):
+        async for output in self._engine.generate(engine_prompt(prompt, pixels), params, request_id):
             final = output
         return final
 
@@ -276,15 +291,12 @@ class RolloutActor:
                 self._fail(self._failure or f"policy version {update.version} was not loaded to its end")
                 raise
             self._failure = None
-            # Remembered answers come from the previous version; a repeated request must be sampled again.
-            self._forget_finished()
             return self._loaded
 
     async def _forget_alone(self) -> None:
         async with self._loading:
             self._loaded = None
             self._fail(_NO_WEIGHTS)
-            self._forget_finished()
 
     async def _join_alone(self, group: WeightGroup) -> None:
         async with self._loading:
@@ -331,8 +343,7 @@ class RolloutActor:
     def _fail(self, failure: str) -> None:
         self._failure = failure
         # Requests in flight would go on with an unknown mixture of weights.
-        for task in self._requests.values():
-            task.cancel()
+        self._groups.fail(GroupsEndedError(self._not_serving()))
 
     def _death(self) -> EngineLostError:
         cause = last_error(self._log, self._log_begin) or "it left no error"
@@ -340,7 +351,10 @@ class RolloutActor:
 
     def _require_serving(self) -> None:
         if self._failure is not None:
-            raise NotServingError(f"{self._name} serves nothing: {self._failure}")
+            raise NotServingError(self._not_serving())
+
+    def _not_serving(self) -> str:
+        return f"{self._name} serves nothing: {self._failure}"
 
     def _require_same_code(self, where: str, digest: str) -> None:
         if digest != self._driver_code_digest:
@@ -349,19 +363,3 @@ class RolloutActor:
                 f"than the driver (digest {self._driver_code_digest}). Install the driver's version on every node, or "
                 "submit the code with `ray job submit --working-dir`"
             )
-
-    def _remember(self, request_id: str, task: asyncio.Task[Completions]) -> None:
-        self._requests[request_id] = task
-        # A failure is not remembered, so that a repeated request tries again.
-        task.add_done_callback(lambda done: self._forget_failed(request_id, done))
-        done = [key for key, known in self._requests.items() if known.done()]
-        for key in done[: max(0, len(done) - REMEMBERED_REQUESTS)]:
-            del self._requests[key]
-
-    def _forget_failed(self, request_id: str, task: asyncio.Task[Completions]) -> None:
-        if (task.cancelled() or task.exception() is not None) and self._requests.get(request_id) is task:
-            del self._requests[request_id]
-
-    def _forget_finished(self) -> None:
-        for request_id in [key for key, task in self._requests.items() if task.done()]:
-            del self._requests[request_id]

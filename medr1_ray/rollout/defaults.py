@@ -11,6 +11,8 @@ from medr1_ray.config import ClusterSettings, Config, ModelSettings, RolloutSett
 KV_CACHE_BYTES_ON_CPU = 2**30
 # Not left to vLLM's default, because the pool plans with it.
 MAX_NUM_SEQS = 256
+# An engine goes on with them until the driver has seen its last answer. Few, because others cannot get them any more.
+GROUPS_AHEAD = 4
 
 
 @dataclass(frozen=True)

@@ -126,13 +126,13 @@ def start_error(error: Exception, log: Path, log_begin: int) -> RuntimeError:
     return RuntimeError(f"vLLM did not start: {cause or f'{type(error).__name__}: {error}'}")
 
 
-def engine_prompt(prompt: Prompt) -> Any:
-    """The prompt in vLLM's form: ids with one image-pad token, and the image."""
+def engine_prompt(prompt: Prompt, pixels: NDArray[np.uint8]) -> Any:
+    """The prompt in vLLM's form: ids with one image-pad token, and its image's pixels."""
     from PIL import Image
 
     return {
         "prompt_token_ids": prompt.token_ids.tolist(),
-        "multi_modal_data": {"image": Image.fromarray(prompt.image)},
+        "multi_modal_data": {"image": Image.fromarray(pixels)},
     }
 
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from medr1_ray.config import Config, RolloutSettings
-from medr1_ray.rollout.actor import NotServingError, RolloutStatus
+from medr1_ray.rollout.actor import GroupsEndedError, NotServingError, RolloutStatus, fetched
 from medr1_ray.rollout.defaults import sequences_at_once
-from medr1_ray.types import LETTERS, Completions, Prompt, Sampling, Span
+from medr1_ray.rollout.running_groups import RunningGroups
+from medr1_ray.types import LETTERS, Completions, GroupRequest, Prompt, Sampling, Span
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
 
 _TOKENS_PER_COMPLETION = 4
@@ -31,14 +32,15 @@ _STATUS_AFTER_KILL = 137
 class FakeBehaviour:
     """Durations of a fake engine's calls in seconds, and its injected faults.
 
-    One that `dies_starting` ends as it begins, as if killed for its memory; one that `dies_on` a question (its id) ends
-    when it is asked. `dies_loading` and `hangs_loading` name
-    policy versions: loading such a version ends the process as kill -9 would, or never returns. `wrong_digest` is a
-    version for which it reports another digest than it was sent.
+    A group takes `group_seconds`, times 1 - `spread` to 1 + `spread` at random. One that `dies_starting` ends as it
+    begins, as if killed for its memory; one that `dies_on` a question (its id) ends when it is asked. `dies_loading`
+    and `hangs_loading` name policy versions: loading such a version ends the process as kill -9 would, or never
+    returns. `wrong_digest` is a version for which it reports another digest than it was sent.
     """
 
     start_seconds: float = 0.0
     group_seconds: float = 0.1
+    spread: float = 0.0
     load_seconds: float = 0.0
     dies_starting: bool = False
     dies_on: str | None = None
@@ -56,7 +58,7 @@ class FakeRolloutActor:
         self._random = np.random.default_rng(index)
         self._slots = asyncio.Semaphore(max(1, sequences_at_once(rollout) // group_size))
         self._version: int | None = None
-        self._running = 0
+        self._groups = RunningGroups()
         time.sleep(behaviour.start_seconds)
         if behaviour.dies_starting:
             os._exit(_STATUS_AFTER_KILL)
@@ -64,32 +66,16 @@ class FakeRolloutActor:
     def __repr__(self) -> str:
         return f"FakeRolloutActor({self._name})"
 
-    async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
-        """Random answers, `group_seconds` after a slot was free; each token is of the version held at the end."""
-        if self._version is None:
-            raise NotServingError(f"{self._name} serves nothing: no weights have been loaded yet")
-        if prompt.question.id == self._behaviour.dies_on:
-            os._exit(_STATUS_AFTER_KILL)
-        self._running += 1
-        async with self._slots:
-            start = time.time()
-            await asyncio.sleep(self._behaviour.group_seconds)
-        self._running -= 1
-        size = sampling.group_size
-        tokens = size * _TOKENS_PER_COMPLETION
-        letters = self._random.integers(0, len(prompt.question.options), size)
-        return Completions(
-            prompt_id=prompt.id,
-            actor=self._name,
-            token_ids=np.zeros(tokens, np.int32),
-            rollout_logprobs=np.full(tokens, -1.0, np.float32),
-            versions=np.full(tokens, self._version, np.int32),
-            lengths=np.full(size, _TOKENS_PER_COMPLETION, np.int32),
-            truncated=np.zeros(size, np.bool_),
-            texts=tuple(f"<answer>{LETTERS[letter]}</answer>" for letter in letters),
-            visual_tokens=1,
-            span=Span(self._name, "rollout", start, time.time()),
-        )
+    async def generate(self, requests: Sequence[GroupRequest]) -> list[tuple[str, Completions]]:
+        """As `RolloutActor.generate`: random answers, each `group_seconds` after a slot was free."""
+        self._groups.raise_failure()
+        for request in requests:
+            if self._version is None:
+                raise NotServingError(f"{self._name} serves nothing: no weights have been loaded yet")
+            if request.prompt.question.id == self._behaviour.dies_on:
+                os._exit(_STATUS_AFTER_KILL)
+            self._groups.start(request.id, self._generate(request.prompt, request.sampling))
+        return await self._groups.fetch()
 
     async def load_weights(self, update: WeightUpdate) -> LoadReport:
         """Report the version as loaded after `load_seconds`, without fetching the bytes."""
@@ -104,13 +90,14 @@ class FakeRolloutActor:
         return LoadReport(update.version, digest, seconds=seconds, paused_seconds=seconds)
 
     async def forget_run(self) -> None:
-        """As `RolloutActor.forget_run`, but running requests continue."""
+        """As `RolloutActor.forget_run`."""
         self._version = None
+        self._groups.fail(GroupsEndedError(f"{self._name} serves nothing: no weights have been loaded yet"))
 
     async def status(self) -> RolloutStatus:
         """As `RolloutActor.status`."""
         failure = None if self._version is not None else "no weights have been loaded yet"
-        return RolloutStatus(self._name, self._version, failure, self._running)
+        return RolloutStatus(self._name, self._version, failure, len(self._groups))
 
     async def ping(self) -> str:
         """The actor's name."""
@@ -118,6 +105,30 @@ class FakeRolloutActor:
 
     async def shutdown(self) -> None:
         """There is no engine process to stop."""
+
+    async def _generate(self, prompt: Prompt, sampling: Sampling) -> Completions:
+        # As an engine needs them.
+        await fetched(prompt.image)
+        async with self._slots:
+            start = time.time()
+            spread = self._behaviour.spread
+            await asyncio.sleep(self._behaviour.group_seconds * self._random.uniform(1 - spread, 1 + spread))
+        size = sampling.group_size
+        tokens = size * _TOKENS_PER_COMPLETION
+        letters = self._random.integers(0, len(prompt.question.options), size)
+        return Completions(
+            prompt_id=prompt.id,
+            actor=self._name,
+            token_ids=np.zeros(tokens, np.int32),
+            rollout_logprobs=np.full(tokens, -1.0, np.float32),
+            # Of the version held at the end.
+            versions=np.full(tokens, self._version, np.int32),
+            lengths=np.full(size, _TOKENS_PER_COMPLETION, np.int32),
+            truncated=np.zeros(size, np.bool_),
+            texts=tuple(f"<answer>{LETTERS[letter]}</answer>" for letter in letters),
+            visual_tokens=1,
+            span=Span(self._name, "rollout", start, time.time()),
+        )
 
 
 def fake_launcher(

@@ -12,8 +12,8 @@ from medr1_ray.base.manifest import StoredFile, store
 from medr1_ray.base.stopping import StopAskedError, break_off_if_asked, finishing
 from medr1_ray.config import Config
 from medr1_ray.config.loading import config_digest
-from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
+from medr1_ray.encoders.handle import RemoteEncoder
 from medr1_ray.evaluation.blinding import NOT_SHUFFLED, EvaluationPrompts, NoLongerReadableError
 from medr1_ray.evaluation.in_training import BEFORE_IS_GONE, EvaluationLog, evaluate
 from medr1_ray.evaluation.settings import write_asked_with
@@ -49,7 +49,7 @@ class Session:
     learner: Learner
     pool: RolloutPool
     weights: WeightSync
-    encoder: PromptEncoder
+    encoder: RemoteEncoder
     stream: PromptStream
     gate: ParityGate
     evaluation_prompts: EvaluationPrompts

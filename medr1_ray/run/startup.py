@@ -18,8 +18,8 @@ from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.dataset import Dataset, open_dataset
-from medr1_ray.data.encoding import PromptEncoder
 from medr1_ray.data.stream import PromptStream
+from medr1_ray.encoders.handle import EncoderActors, RemoteEncoder
 from medr1_ray.evaluation.blinding import EvaluationPrompts
 from medr1_ray.evaluation.in_training import EvaluationLog
 from medr1_ray.learner.handle import Learner
@@ -73,7 +73,8 @@ def started_session(
     if dataset is None:
         progress.message(f"drawing {config.data.phantom_images} phantoms below {config.data.root}")
         dataset = open_dataset(config.data)
-    encoder = PromptEncoder.of(config)
+    encoders = EncoderActors(config) if engines is None else engines.encoders
+    encoder = RemoteEncoder(encoders, config)
     before = load_config([config.run.dir / "config.yaml"], as_recorded=True) if resume else config
     directory = open_run_directory(config, resume=resume)
     if directory.set_aside:
@@ -100,9 +101,8 @@ def started_session(
     progress.message(dataset.description)
     for line in about_resuming(before, config, state) if state else ():
         progress.message(line)
-    # With an encoder of its own: both keep the images that come next.
-    evaluation_prompts = EvaluationPrompts(dataset.evaluation, PromptEncoder.of(config), progress.message)
-    probe = list(islice(evaluation_prompts, config.parity.probe_prompts))
+    # With an encoder of its own: both keep what comes next.
+    evaluation_prompts = EvaluationPrompts(dataset.evaluation, RemoteEncoder(encoders, config), progress.message)
     live_metrics = LiveMetrics(directory.path.name)
     done = (state.step, state.metric_lines) if state else (0, 0)
     tracker = Tracker(config, directory.path, *done, live_metrics.set, progress.message)
@@ -123,6 +123,8 @@ def started_session(
         # Callbacks run in reverse order, so the files are closed before the cluster is left.
         at_end.callback(tracker.close)
         at_end.callback(progress.close)
+        # While everything else starts.
+        stream.begin(config.train.prompts_per_step)
         # First, so that its ranks ask for their place before rollout actors can take the room.
         files = driver_files(config)
         learner = Learner(config, files)
@@ -142,6 +144,7 @@ def started_session(
             learner.load(checkpoint)
         progress.message(f"the learner is up after {since_start():.0f} s; waiting for the engines")
         engines.wait_until_up()
+        probe = list(islice(evaluation_prompts, config.parity.probe_prompts))
         pool = RolloutPool(config, engines.rollout_actors, engines.reward_actors, stream, _ledger(state))
         if state:
             # Before the stream is drawn from, so that older prompts are used first.
@@ -178,7 +181,7 @@ def started_session(
             ),
             totals=totals,
             scaling=Scaling.of(config),
-            replay=Replay(config.run.replay, pool.ledger) if config.run.replay else None,
+            replay=Replay(config.run.replay, pool.ledger, encoder.keep) if config.run.replay else None,
             alarms=Alarms(config.alarms, config.gap_mean_limit),
             skipped_steps=SkippedSteps(config.learner, state.steps_skipped if state else 0),
             _spans=[Span("driver", "startup", started, started + startup_seconds)],

@@ -16,6 +16,7 @@ import torch
 
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.weights.digests import digest_of
+from tests.generating import begin, the_one
 
 # One end of a broadcast over vLLM's NCCL communicator: rank, world size, port; rank 2 stops before it takes part.
 MEMBER = """
@@ -147,7 +148,7 @@ def test_sleep_frees_the_gpu_and_waking_computes_as_before(colocated_actor: Any)
     sampling = Sampling(group_size=4, max_tokens=8, temperature=1.0, seed=1)
 
     def generate(version: int) -> Any:
-        return ray.get(actor.generate.remote("same", prompt, sampling), timeout=120)
+        return the_one(begin(actor, "same", prompt, sampling), timeout=120)
 
     def used() -> int:
         free, total = torch.cuda.mem_get_info()
@@ -157,7 +158,7 @@ def test_sleep_frees_the_gpu_and_waking_computes_as_before(colocated_actor: Any)
     ray.get(actor.sleep.remote())
     asleep = used()
     assert asleep < awake / 4
-    waiting = actor.generate.remote("while asleep", prompt, sampling)
+    waiting = begin(actor, "while asleep", prompt, sampling)
     assert not ray.wait([waiting], timeout=3)[0]
     load(1)
     assert used() < awake / 2  # its weights alone
@@ -166,4 +167,4 @@ def test_sleep_frees_the_gpu_and_waking_computes_as_before(colocated_actor: Any)
     assert set(after.versions) == {1}
     assert after.token_ids.tolist() == before.token_ids.tolist()
     np.testing.assert_allclose(after.rollout_logprobs, before.rollout_logprobs, atol=1e-3)
-    assert set(ray.get(waiting, timeout=120).versions) == {1}
+    assert set(the_one(waiting, timeout=120).versions) == {1}

@@ -10,7 +10,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +23,7 @@ from medr1_ray.cluster.connect import connect
 from medr1_ray.cluster.pending_calls import PendingCalls
 from medr1_ray.cluster.placement import release_nodes
 from medr1_ray.config import Config
-from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.encoding import Asked, PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
@@ -44,7 +44,7 @@ class Encoder(PromptEncoder):
     def __init__(self) -> None:
         pass
 
-    def begin(self, question: Question) -> None:
+    def begin(self, asked: Sequence[Asked]) -> None:
         pass
 
     def encode(self, question: Question, prompt_id: str) -> Prompt:

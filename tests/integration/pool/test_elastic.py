@@ -167,10 +167,10 @@ def test_what_a_killed_node_had_is_issued_again(cluster: Cluster, nodes: Any, si
         special={"1": {"group_seconds": 100_000}},  # not finished before the node is killed, however long that takes
     )
     begun = run.until("generating")
-    assert begun["load"] == {"rollout-0": 4, "rollout-1": 4}
+    assert begun["load"] == {"rollout-0": 8, "rollout-1": 8}, "4 at once, and 4 ahead"
     kill_node(cluster, by_id[begun["nodes"]["rollout-1"]])
     step = run.until("step", step=0)
-    assert (step["ledger"]["used"], step["ledger"]["reissued"]) == (16, 4)
+    assert (step["ledger"]["used"], step["ledger"]["reissued"]) == (16, 8)
     run.tell("stop")
     assert run.finish()["gone"]["lost"] == 1
     assert run.books_add_up()

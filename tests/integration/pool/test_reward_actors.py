@@ -70,6 +70,7 @@ def test_one_that_stands_still_is_replaced_and_its_groups_are_scored(
         end = time.monotonic() + PATIENCE
         while len(scored) < count:
             assert time.monotonic() < end, said
+            actors.send()
             calls.poll(0.2)
 
     score("a")

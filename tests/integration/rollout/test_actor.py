@@ -33,9 +33,10 @@ from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.rollout.actor import EngineLostError, NotServingError, RolloutActor
 from medr1_ray.rollout.defaults import EngineSettings
-from medr1_ray.types import Completions, Prompt, Sampling
+from medr1_ray.types import Prompt, Sampling
 from medr1_ray.weights.buckets import write_buckets
 from tests.faults.processes import PATIENCE, engine_process, frozen
+from tests.generating import begin, generate, generate_all
 
 Weights = dict[str, torch.Tensor]
 
@@ -108,11 +109,6 @@ def load(actor: Any, weights: Weights, version: int) -> None:
     assert report.version == version
 
 
-def generate(actor: Any, request_id: str, prompt: Prompt, sampling: Sampling) -> Completions:
-    completions: Completions = ray.get(actor.generate.remote(request_id, prompt, sampling))
-    return completions
-
-
 def test_nothing_is_served_before_the_first_weights(
     doomed_actor: Any, rollout_actor: Any, make_prompt: Callable[[str], Prompt]
 ) -> None:
@@ -183,19 +179,11 @@ def test_a_seed_repeats_a_request_but_not_its_neighbour(
     assert len(set(first.texts)) > 1
 
 
-def test_a_request_that_comes_twice_is_done_once(actor: Any, make_prompt: Callable[[str], Prompt]) -> None:
-    request = ("twice", make_prompt("a"), Sampling(4, 100, temperature=1.0))
-    first, joined = ray.get([actor.generate.remote(*request) for _ in range(2)])
-    later = ray.get(actor.generate.remote(*request))
-    assert first.token_ids.tolist() == joined.token_ids.tolist() == later.token_ids.tolist()
-    assert first.span == joined.span == later.span
-
-
 def test_many_prompts_at_once_keep_their_images_apart(
     actor: Any, make_prompt: Callable[[str], Prompt], transformers_logprobs: Any, weights: Weights
 ) -> None:
     prompts = [make_prompt(name) for name in "abcdefgh"]
-    found = ray.get([actor.generate.remote(f"many {p.id}", p, Sampling(2, 8, 1.0)) for p in prompts])
+    found = generate_all(actor, prompts, Sampling(2, 8, 1.0))
     for prompt, completions in zip(prompts, found, strict=True):
         assert completions.prompt_id == prompt.id
         length = completions.lengths[0]
@@ -234,7 +222,7 @@ def test_engine_and_learner_agree_for_qwen2_5_vl_with_the_real_number_of_words(
     square = make_prompt("square")
     prompts = [square, replace(make_prompt("wide"), image=np.tile(square.image, (1, 2, 1))[:, :140])]
     sampling = Sampling(4, 10, temperature=0.7)
-    found = ray.get([doomed_actor.generate.remote(p.id, p, sampling) for p in prompts], timeout=PATIENCE)
+    found = generate_all(doomed_actor, prompts, sampling, timeout=PATIENCE)
 
     vocabulary = load_vocabulary(other_model.name_or_path)
     policy = Policy(other_model, vocabulary, sampling.temperature)
@@ -255,13 +243,13 @@ def test_a_dead_engine_is_a_clear_error_and_no_hang(
     load(doomed_actor, weights, 2)
     engine = engine_process(engine_config.run.dir / "logs", "rollout-1")
     with frozen(engine):  # it has not finished before it dies
-        running = doomed_actor.generate.remote("running", make_prompt("a"), Sampling(32, 300, temperature=1.0))
+        running = begin(doomed_actor, "running", make_prompt("a"), Sampling(32, 300, temperature=1.0))
         while ray.get(doomed_actor.status.remote()).running_requests != 1:
             assert not ray.wait([running], timeout=0.1)[0]
         os.kill(engine, signal.SIGKILL)
     calls = (
         lambda: running,
-        lambda: doomed_actor.generate.remote("after", make_prompt("a"), Sampling(2, 4, 1.0)),
+        lambda: begin(doomed_actor, "after", make_prompt("a"), Sampling(2, 4, 1.0)),
         lambda: doomed_actor.ping.remote(),
     )
     for call in calls:

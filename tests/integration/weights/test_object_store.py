@@ -17,11 +17,12 @@ from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.rollout import engine as rollout_engine
 from medr1_ray.rollout.actor import NotServingError, WeightLoadError
 from medr1_ray.rollout.defaults import EngineSettings
-from medr1_ray.types import Completions, Prompt, Sampling
+from medr1_ray.types import Completions, GroupRequest, Prompt, Sampling, pixels_of
 from medr1_ray.weights.buckets import write_buckets
 from medr1_ray.weights.digests import update_digest
 from medr1_ray.weights.messages import WeightBucket, WeightUpdate
 from tests.faults.processes import PATIENCE, engine_process, frozen
+from tests.generating import begin, generate
 
 Weights = dict[str, torch.Tensor]
 SEEDED = Sampling(group_size=4, max_tokens=12, temperature=1.0, seed=5)
@@ -45,11 +46,6 @@ def load_update(actor: Any, update: WeightUpdate) -> WeightUpdate:
     assert (report.version, report.digest) == (update.version, update.digest)
     assert 0 < report.paused_seconds <= report.seconds
     return update
-
-
-def generate(actor: Any, request_id: str, prompt: Prompt, sampling: Sampling = SEEDED) -> Completions:
-    completions: Completions = ray.get(actor.generate.remote(request_id, prompt, sampling))
-    return completions
 
 
 def each(completions: Completions) -> list[slice]:
@@ -77,9 +73,9 @@ def test_after_a_sync_the_engine_computes_as_a_fresh_one_on_the_saved_checkpoint
     old, new = scrambled(1), scrambled(2)
     fresh = generated_by_a_fresh_engine(engine_config, saved(new, tmp_path), "after", prompt)
     load(rollout_actor, old)
-    before = generate(rollout_actor, "before", prompt)  # fills the prefix cache and the vision encoder's
+    before = generate(rollout_actor, "before", prompt, SEEDED)  # fills the prefix cache and the vision encoder's
     update = load(rollout_actor, new)
-    after = generate(rollout_actor, "after", prompt)
+    after = generate(rollout_actor, "after", prompt, SEEDED)
 
     assert set(after.versions) == {update.version}
     assert largest_gap(transformers_logprobs, old, prompt, before) <= EQUAL
@@ -103,9 +99,9 @@ def test_a_change_of_one_part_arrives(
     old = scrambled(3)
     new = scrambled(4, start=old, only=part)
     load(rollout_actor, old)
-    generate(rollout_actor, f"before {part}", prompt)
+    generate(rollout_actor, f"before {part}", prompt, SEEDED)
     load(rollout_actor, new)
-    after = generate(rollout_actor, f"after {part}", prompt)
+    after = generate(rollout_actor, f"after {part}", prompt, SEEDED)
     assert largest_gap(transformers_logprobs, new, prompt, after) <= EQUAL
     assert largest_gap(transformers_logprobs, old, prompt, after) >= DIFFERENT
 
@@ -122,11 +118,13 @@ def test_requests_in_flight_go_on_with_the_new_weights(
     for attempt in range(5):
         old_version, update = load(rollout_actor, old).version, sent(new)
         # What runs below finds its image in the prefix cache, which the sync then clears under it.
-        ray.get(rollout_actor.generate.remote(f"before {attempt}", prompt, Sampling(2, 1, 1.0)))
-        running = rollout_actor.generate.remote(f"long {attempt}", prompt, Sampling(32, 300, 1.0))
-        ray.get(rollout_actor.generate.remote(f"short {attempt}", prompt, Sampling(1, 20, 1.0)))
+        generate(rollout_actor, f"before {attempt}", prompt, Sampling(2, 1, 1.0))
+        sizes = {f"long {attempt}": (32, 300), f"short {attempt}": (1, 20)}
+        requests = [GroupRequest(id_, prompt, Sampling(*size, 1.0)) for id_, size in sizes.items()]
+        groups = dict(ray.get(rollout_actor.generate.remote(requests)))
         new_version = load_update(rollout_actor, update).version
-        found: Completions = ray.get(running)
+        groups |= dict(ray.get(rollout_actor.generate.remote([])))
+        found = groups[f"long {attempt}"]
         if len(set(found.versions)) > 1:
             break
 
@@ -147,7 +145,7 @@ def test_control_calls_do_not_wait_for_generation(
 ) -> None:
     load(rollout_actor, scrambled(7))
     with frozen(engine_process(engine_config.run.dir / "logs", "rollout-0")):
-        running = rollout_actor.generate.remote("behind", make_prompt("behind"), Sampling(8, 300, 1.0))
+        running = begin(rollout_actor, "behind", make_prompt("behind"), Sampling(8, 300, 1.0))
         for _ in range(20):
             status = ray.get(rollout_actor.status.remote(), timeout=PATIENCE)
         assert not ray.wait([running], timeout=0)[0]
@@ -228,18 +226,19 @@ def test_a_wrong_update_is_never_served_and_a_good_one_heals(
     load(rollout_actor, scrambled(8))
     wrong = spoil(scrambled(0))
     # So much that it is not done before the load fails; then it ends.
-    running = rollout_actor.generate.remote(f"running {says}", prompt, Sampling(200, 300, 1.0))
+    running = begin(rollout_actor, f"running {says}", prompt, Sampling(200, 300, 1.0))
     with pytest.raises(WeightLoadError, match=says):
         ray.get(rollout_actor.load_weights.remote(wrong))
     with pytest.raises(NotServingError, match="could not be loaded"):
         ray.get(running)
     with pytest.raises(NotServingError, match="could not be loaded"):
-        generate(rollout_actor, f"refused {says}", prompt)
+        generate(rollout_actor, f"refused {says}", prompt, SEEDED)
     assert ray.get(rollout_actor.status.remote()).version is None
 
     good = scrambled(9)
     load(rollout_actor, good)
-    assert largest_gap(transformers_logprobs, good, prompt, generate(rollout_actor, f"healed {says}", prompt)) <= EQUAL
+    healed = generate(rollout_actor, f"healed {says}", prompt, SEEDED)
+    assert largest_gap(transformers_logprobs, good, prompt, healed) <= EQUAL
 
 
 def saved(weights: Weights, folder: Path) -> Path:
@@ -266,7 +265,8 @@ def generated_by_a_fresh_engine(config: Config, checkpoint: Path, request_id: st
         params = rollout_engine.sampling_params(sampling, load_vocabulary(checkpoint), request_id)
 
         async def final() -> Any:
-            async for output in engine.generate(rollout_engine.engine_prompt(prompt), params, request_id):
+            of_engine = rollout_engine.engine_prompt(prompt, pixels_of(prompt.image))
+            async for output in engine.generate(of_engine, params, request_id):
                 last = output
             return last
 

@@ -16,6 +16,7 @@ from medr1_ray.rollout.actor import WeightLoadError
 from medr1_ray.types import Prompt, Sampling
 from medr1_ray.weights.messages import WeightUpdate
 from medr1_ray.weights.transports.object_store import ObjectStoreSender
+from tests.generating import generate
 from tests.integration.weights import small_engine as small
 
 Weights = dict[str, torch.Tensor]
@@ -52,7 +53,7 @@ def test_frozen_parameters_are_fetched_once_and_again_after_a_failure(
     update = published(sender, second, "visual")  # whose frozen parameters are still the first's
     load(rollout_actor, without_frozen_bytes(update))
     prompt = make_prompt("frozen")
-    found = ray.get(rollout_actor.generate.remote("frozen", prompt, Sampling(1, 12, 1.0, seed=1)))
+    found = generate(rollout_actor, "frozen", prompt, Sampling(1, 12, 1.0, seed=1))
     expected = {name: (first if "visual" in name else second)[name] for name in first}
     gap = np.abs(found.rollout_logprobs - transformers_logprobs(expected, prompt, found.token_ids)).max()
     assert gap <= 1e-4

@@ -123,6 +123,7 @@ def test_the_changeable_settings_are_whole_sections_and_single_keys() -> None:
         "data.root",
         "data.image_root",
         "data.image_timeout_seconds",
+        "data.encoders",
     ], "its questions are known by digest"
     never = {"train", "rollout", "learner", "reward", "train.seed", "learner.betas", "mode", "objective"}
     assert not never & set(found)

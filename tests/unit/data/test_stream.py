@@ -321,8 +321,23 @@ def test_images_of_the_next_prompts_are_decoded_ahead_and_once_however_many_they
     monkeypatch.setattr(encoding, "load_image", load)
     stream = PromptStream(questions, encoder(), seed=3)
     stream.take(2)
-    assert len(stream._encoder._images._kept) == 2
+    assert len(stream._encoder._images._kept) == 4, "the two that come next besides"
     monkeypatch.setattr(stream._encoder._decoders, "begin", lambda _: pytest.fail("decoded again"))
     stream._encoder.begin = lambda questions: None  # type: ignore[method-assign]
     assert len(stream.take(2)) == 2
-    assert len(loaded) == len(set(loaded)) <= 4
+    found = list(loaded)  # the threads may still be at the others
+    assert len(found) == len(set(found)) <= 4
+
+
+def test_questions_are_begun_beyond_the_end_of_an_epoch(questions: tuple[Question, ...]) -> None:
+    """Or whoever trains on few questions would wait for each epoch's first."""
+    begun: list[list[str]] = []
+    stream = PromptStream(questions, encoder(), seed=3)
+    stream._encoder.begin = lambda asked: begun.append([prompt_id for _, prompt_id in asked])  # type: ignore[method-assign]
+    drawn = [prompt.id for prompt in stream.take(len(questions) - 1)]
+    (first,) = begun
+    assert first[: len(drawn)] == drawn
+    assert {prompt_id.split(".")[0] for prompt_id in first} == {"0", "1"}
+    drawn = [prompt.id for prompt in stream.take(len(questions))]
+    assert begun[1][: len(drawn)] == drawn
+    assert stream.state().epoch == 1

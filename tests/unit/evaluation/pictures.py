@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medr1_ray.data.encoding import PromptEncoder, Refused
+from medr1_ray.data.encoding import Asked, PromptEncoder, Refused
 from medr1_ray.types import Prompt, Question
 
 
@@ -17,8 +17,8 @@ class Encoder(PromptEncoder):
         self.refused = dict(refused or {})
         self.begun: list[list[str]] = []
 
-    def begin(self, questions: Sequence[Question]) -> None:
-        self.begun.append([question.id for question in questions])
+    def begin(self, asked: Sequence[Asked]) -> None:
+        self.begun.append([question.id for question, _ in asked])
 
     def encode(self, question: Question, prompt_id: str) -> Prompt | Refused:
         if question.id in self.refused:

@@ -42,6 +42,13 @@ def test_the_longest_row_goes_to_the_rank_that_has_least() -> None:
     assert rows(deal_out([5, 9, 3, 7], world_size=2, micro_batch_tokens=18)) == [[(1, 2)], [(3, 0)]]
 
 
+def test_a_row_goes_where_it_is_prepared_unless_that_rank_has_its_share() -> None:
+    # All 24 tokens are 12 for each rank: 9 and 3 stay at home, 7 goes to the other, 5 would exceed 12 at its home.
+    plans = deal_out([5, 9, 3, 7], world_size=2, micro_batch_tokens=18, homes=[1, 1, 1, None])
+    assert rows(plans) == [[(3, 0)], [(1, 2)]]
+    assert rows(deal_out([4, 4, 4, 4], world_size=2, micro_batch_tokens=8, homes=[0] * 4)) == [[(0, 1)], [(2, 3)]]
+
+
 def test_rows_of_one_length_keep_their_order() -> None:
     assert rows(deal_out([4, 4, 4, 4], world_size=1, micro_batch_tokens=8)) == [[(0, 1), (2, 3)]]
 
@@ -66,7 +73,8 @@ def test_every_row_has_its_place_once_and_ranks_keep_in_step(seed: int) -> None:
     rng = random.Random(seed)
     lengths = [rng.randint(1, 60) for _ in range(rng.randint(1, 40))]
     world_size, limit = rng.randint(1, 5), rng.randint(1, 150)
-    plans = deal_out(lengths, world_size, limit)
+    homes = [rng.choice([None, *range(world_size)]) for _ in lengths] if seed % 2 else None
+    plans = deal_out(lengths, world_size, limit, homes)
     assert len(plans) == world_size
     assert len({len(of_rank) for of_rank in plans}) == 1
     assert sorted(i for of_rank in plans for i in in_order(of_rank)) == list(range(len(lengths)))

@@ -270,6 +270,29 @@ def test_work_before_an_update_is_begun_early_and_not_twice(ranks: Ranks) -> Non
     assert len(ranks.arguments_of("prepare")) == 2
 
 
+def test_an_update_asks_the_ranks_that_have_prepared_a_group(ranks: Ranks) -> None:
+    learner = a_learner(ranks, kl_beta=0.1)
+    learner.prefetch(GROUPS)
+    homes = {
+        prompt.id: rank
+        for rank, (request,) in enumerate(ranks.arguments_of("prepare"))
+        for prompt, _ in request.groups
+    }
+    # Dealt out anew, the groups that come besides would send some of them to the other rank.
+    learner.update([*EQUAL, *GROUPS], 0)
+    of_update = [
+        {each.prompt.id for each in request.groups} for (request,) in ranks.arguments_of("update")
+    ]
+    assert all(prompt_id in of_update[rank] for prompt_id, rank in homes.items())
+    assert learner._homes == {}
+
+
+def test_groups_from_which_nothing_is_learned_are_not_prepared(ranks: Ranks) -> None:
+    a_learner(ranks).prefetch([*EQUAL, *GROUPS])
+    prepared = {prompt.id for (request,) in ranks.arguments_of("prepare") for prompt, _ in request.groups}
+    assert prepared == {each.prompt.id for each in GROUPS}
+
+
 def test_with_an_engine_awake_on_its_gpu_the_learner_begins_nothing_early(ranks: Ranks) -> None:
     learner = a_learner(ranks, kl_beta=0.1)
     learner._config = learner._config.model_copy(

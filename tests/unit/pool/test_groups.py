@@ -15,9 +15,10 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from medr1_ray.config import LossSettings
 from medr1_ray.data.stream import PromptStream
+from medr1_ray.pool import groups as module
 from medr1_ray.pool.actor_states import Leave
 from medr1_ray.pool.actors import RolloutActors
-from medr1_ray.pool.group_ledger import Ledger
+from medr1_ray.pool.group_ledger import GroupStage, Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.incidents import Incidents
 from medr1_ray.rewards.functions import RewardError
@@ -77,9 +78,25 @@ def actors_of(groups: Any) -> Counter[str]:
 def test_an_actor_gets_no_more_than_its_engine_samples_at_once(world: World) -> None:
     _, pool = a_pool(world, actors=2)
     pool.fill(versions_ahead=0)
-    generating = [reference.name for reference in world.pending]
-    assert Counter(generating) == {"rollout-0": 2, "rollout-1": 2}, "8 sequences are 2 groups of 4; 2 groups wait"
+    assert pool.ledger.load_of(pool.rollout_names) == {"rollout-0": 2, "rollout-1": 2}, "8 sequences; 2 groups wait"
     assert len(pool.take(0)) == 6
+
+
+def test_an_actor_gets_a_few_groups_ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GROUPS_AHEAD", 1)
+    _, pool = a_pool(world, max_staleness=1, actors=2)
+    pool.fill(versions_ahead=0)
+    assert pool.ledger.load_of(pool.rollout_names) == {"rollout-0": 3, "rollout-1": 3}, "and 6 of 12 wait"
+
+
+def test_a_call_takes_all_groups_and_there_is_one_for_each_actor(world: World) -> None:
+    _, pool = a_pool(world, actors=2)
+    calls = len(world.pending)
+    pool.fill(versions_ahead=0)
+    assert [reference.name for reference in world.pending[calls:]] == ["rollout-0", "rollout-1"]
+    while pool.ledger.counts().in_flight - len(pool.ledger.at(GroupStage.READY)):
+        pool.poll(1.0)
+        assert sum(reference.generates for reference in world.pending) <= 2
 
 
 def test_prompts_of_an_interrupted_run_come_before_new_ones(world: World) -> None:
@@ -100,27 +117,14 @@ def test_the_parts_of_a_pool_share_its_actors_and_limits(world: World) -> None:
     assert pool.actor_counts().target == actors.counts().target == 1
 
 
-def test_engines_begin_while_prompts_are_made(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, pool = a_pool(world, actors=2)
-    generating: list[int] = []
-    encode = Encoder.encode
-
-    def watched(encoder: Encoder, question: Any, prompt_id: str) -> Any:
-        generating.append(len(world.pending))
-        return encode(encoder, question, prompt_id)
-
-    monkeypatch.setattr(Encoder, "encode", watched)
-    pool.fill(versions_ahead=0)
-    assert generating == [0, 0, 2, 2, 4, 4], "every actor has a group before another two are made"
-
-
 def test_what_an_engine_samples_at_once_counts_in_sequences(world: World) -> None:
-    _, pool = a_pool(world, actors=2)
+    actors, pool = a_pool(world, actors=2)
     pool.fill(versions_ahead=0)
     assert len(pool.take(0)) == 6
     prompts = [Encoder().encode(QUESTION, f"evaluation:{i}") for i in range(20)]
     at_once: list[int] = []
-    world.happens = lambda: at_once.append(sum(each.name == "rollout-0" for each in world.pending))
+    of_first = actors._actors["rollout-0"].handle
+    world.happens = lambda: at_once.append(len(of_first.running))
     pool.run(prompts, Sampling(1, 4, 0.0))
     assert max(at_once) == 8, "as many answers as the engine samples, not as many as groups of the training"
     pool.run(prompts[:1], Sampling(20, 4, 1.0))  # more than an engine samples at once is given to it all the same
@@ -197,7 +201,7 @@ def test_an_answer_of_an_actor_that_was_given_up_is_dropped_and_counted(world: W
     world.silent.add("rollout-0")
     groups = pool.take(0)
     assert "rollout-0" not in actors_of(groups), "15 seconds are over: somebody else did it"
-    assert any("rollout-0 is gone (lost)" in text and "unfinished after" in text for text in world.said)
+    assert any("rollout-0 is gone (lost)" in text and "was not answered within" in text for text in world.said)
     world.silent.clear()
     pool.poll(1.0)
     assert pool.ledger.counts().late == 2
@@ -375,10 +379,10 @@ def fails_on(prompt_ids: set[str]) -> type[RewardActor]:
     """A reward actor whose function raises on these prompts, or on all if there are none."""
 
     class Failing(RewardActor):
-        def _score(self, prompt_id: str, *arguments: Any, **named: Any) -> Any:
-            name, seconds, answer = super()._score(prompt_id, *arguments, **named)
-            fails = prompt_id in prompt_ids or not prompt_ids
-            return name, seconds, RewardError(f"'mine' raised on {prompt_id}", "mine", "<answer>") if fails else answer
+        def _rewards(self, prompt_id: str, size: int) -> Any:
+            if prompt_id in prompt_ids or not prompt_ids:
+                return RewardError(f"'mine' raised on {prompt_id}", "mine", "<answer>")
+            return super()._rewards(prompt_id, size)
 
     return Failing
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 from medr1_ray.config import RewardSettings
 from medr1_ray.pool import reward_actors as module
 from medr1_ray.pool.reward_actors import RewardActors, python_path
+from medr1_ray.rewards.actor import ScoreRequest
 from medr1_ray.rewards.functions import RewardError
 from medr1_ray.types import Completions, Rewards, Span
 from tests.unit.pool.world import QUESTION, Method, RewardActor, World, a_config, install, reward_actors
@@ -47,6 +48,7 @@ class Scores:
             self._actors.score(
                 completions(prompt_id), QUESTION, judge_only=False, then=self._then, otherwise=self.wrong.append
             )
+        self._actors.send()
 
     def _then(self, rewards: Rewards) -> None:
         self.right.append(rewards.prompt_id)
@@ -56,6 +58,7 @@ class Scores:
         while not done():
             assert self._world.now < end
             self._world.poll(1.0)
+            self._actors.send()
 
 
 def test_actors_take_turns(world: World) -> None:
@@ -87,9 +90,9 @@ def test_a_group_that_three_actors_died_with_is_the_cause_and_those_behind_it_ar
     dies_at: dict[str, float] = {}
 
     class Dying(RewardActor):
-        def _score(self, prompt_id: str, *arguments: Any, **named: Any) -> Any:
-            name, seconds, answer = super()._score(prompt_id, *arguments, **named)
-            if prompt_id == "deadly":
+        def _score(self, requests: Sequence[ScoreRequest]) -> Any:
+            name, seconds, answer = super()._score(requests)
+            if "deadly" in [request.prompt_id for request in requests]:
                 dies_at[self.name], seconds = world.now + 2.0, 4.0  # once it has started
             return name, seconds, answer
 
@@ -107,7 +110,8 @@ def test_a_group_that_three_actors_died_with_is_the_cause_and_those_behind_it_ar
     assert sorted(scores.right) == ["also", "innocent"]
     (error,) = scores.wrong
     assert isinstance(error, RewardError)
-    assert "3 reward actors died or hung while they scored prompt 'deadly', most recently reward-2: " in str(error)
+    # The first had all three.
+    assert "3 reward actors died or hung while they scored prompt 'deadly', most recently reward-3: " in str(error)
     assert error.completion == "a\n\nb"
 
 
@@ -139,8 +143,9 @@ def test_a_start_that_succeeds_ends_the_row(world: World) -> None:
 
 def test_an_error_of_a_reward_function_is_no_fault_of_the_actor(world: World) -> None:
     class Failing(RewardActor):
-        def _score(self, prompt_id: str, *arguments: Any, **named: Any) -> Any:
-            return self.name, 0.0, RewardError(f"'mine' raised on {prompt_id}", "mine", "text")
+        def _score(self, requests: Sequence[ScoreRequest]) -> Any:
+            errors = [RewardError(f"'mine' raised on {each.prompt_id}", "mine", "text") for each in requests]
+            return self.name, 0.0, errors
 
     scores = Scores(world, reward_actors(world, a_config(), Failing(world)))
     scores.ask("a", "b")
@@ -154,8 +159,8 @@ def test_one_that_cannot_start_again_is_an_error_at_once(world: World) -> None:
     scores, found = Scores(world, actors), list[Exception]()
     failed = RayActorError("reward-0", "ValueError: cannot import module 'mine'", actor_init_failed=True)
     actors.score(completions("a"), QUESTION, judge_only=False, then=scores._then, otherwise=found.append)
-    (scoring,) = actors._members["reward-0"].scorings
-    actors._on_error("reward-0", scoring, failed)
+    actors.send()
+    actors._on_error("reward-0", failed)
     assert str(found[0]) == "reward-0 did not start: ValueError: cannot import module 'mine'"
 
 
@@ -221,8 +226,7 @@ def test_one_that_ray_ends_for_want_of_memory_is_replaced(world: World) -> None:
     actors = reward_actors(world, a_config(), *two)
     scores = Scores(world, actors)
     scores.ask("a")
-    (scoring,) = actors._members["reward-0"].scorings
-    actors._on_error("reward-0", scoring, OutOfMemoryError("OOM kill reason: 95 % of the memory is used"))
+    actors._on_error("reward-0", OutOfMemoryError("OOM kill reason: 95 % of the memory is used"))
     scores.until(lambda: scores.right == ["a"])
     assert world.killed == ["reward-0"]
 

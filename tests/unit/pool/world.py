@@ -17,15 +17,16 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from medr1_ray.cluster import pending_calls
 from medr1_ray.cluster.pending_calls import PendingCalls
 from medr1_ray.config import Config
-from medr1_ray.data.encoding import PromptEncoder
+from medr1_ray.data.encoding import Asked, PromptEncoder
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool import actors as actors_module
+from medr1_ray.pool import groups as groups_module
 from medr1_ray.pool import places as places_module
 from medr1_ray.pool import reward_actors as reward_actors_module
 from medr1_ray.pool.reward_actors import RewardActors
-from medr1_ray.rewards.functions import RewardError
+from medr1_ray.rewards.actor import ScoreRequest
 from medr1_ray.rollout.actor import EngineLostError, NotServingError, RolloutActor, WeightLoadError
-from medr1_ray.types import Completions, Likelihoods, Prompt, Question, Rewards, Sampling, Span
+from medr1_ray.types import Completions, GroupRequest, Likelihoods, Prompt, Question, Rewards, Span
 from medr1_ray.weights.messages import LoadReport, WeightMember, WeightUpdate
 
 
@@ -37,6 +38,40 @@ class Reference:
     seconds: float
     answer: Any
     at: float = 0.0
+    generates: bool = False
+
+    def is_there(self, now: float) -> bool:
+        return self.at <= now
+
+    def take(self, now: float) -> Any:
+        return self.answer
+
+    def fail(self) -> None:
+        pass
+
+
+class Generating(Reference):
+    """Of a call of `generate`: answered with the groups of its actor that are done, or by none where another call has
+    come (`RunningGroups.fetch`)."""
+
+    def __init__(self, actor: Actor) -> None:
+        super().__init__(actor.name, 0.0, None, generates=True)
+        self._actor = actor
+        actor.calls += 1
+        self._number = actor.calls
+
+    def is_there(self, now: float) -> bool:
+        return self._number < self._actor.calls or any(at <= now for at, *_ in self._actor.running)
+
+    def take(self, now: float) -> list[tuple[str, Completions]]:
+        if self._number < self._actor.calls:
+            return []
+        done = [each for each in self._actor.running if each[0] <= now]
+        self._actor.running = [each for each in self._actor.running if each not in done]
+        return [(request_id, completions) for _, request_id, completions in done]
+
+    def fail(self) -> None:
+        self._actor.running.clear()
 
 
 class World(PendingCalls):
@@ -86,8 +121,9 @@ class World(PendingCalls):
 
     def get(self, reference: Reference) -> Any:
         if error := self._error(reference):
+            reference.fail()
             raise error
-        return reference.answer
+        return reference.take(self.now)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -97,18 +133,16 @@ class World(PendingCalls):
         return Actor(self, options["name"])
 
     def _has_answered(self, reference: Reference) -> bool:
-        return reference.name not in self.silent and reference.at <= self.now
+        return reference.name not in self.silent and reference.is_there(self.now)
 
     def _error(self, reference: Reference) -> RayError | None:
         name, answer = reference.name, reference.answer
-        if name in self.dead and (self.dead_from == "start" or isinstance(answer, Completions | Likelihoods)):
+        generating = reference.generates or isinstance(answer, Likelihoods)
+        if name in self.dead and (self.dead_from == "start" or generating):
             return ActorDiedError()
-        if isinstance(answer, RewardError):
-            return _of_the_actor(answer)
         if name in self.engine_dead:
             return _of_the_actor(EngineLostError(f"{name}: the engine process died"))
         if name in self.failing and not isinstance(answer, WeightMember):
-            generating = isinstance(answer, Completions)
             return _of_the_actor((NotServingError if generating else WeightLoadError)("the broadcast broke"))
         return None
 
@@ -134,6 +168,8 @@ class Actor:
     def __init__(self, world: World, name: str) -> None:
         self.name = name
         self.version = -1
+        self.calls = 0
+        self.running: list[tuple[float, str, Completions]] = []  # each with the time at which it is done
         self._world = world
         self.ping = Method(lambda: (name, 2.0, name))
         self.load_weights = Method(self._load_weights)
@@ -153,14 +189,19 @@ class Actor:
         seconds = self._world.load_seconds_of.get(self.name, self._world.load_seconds)
         return self.name, seconds, LoadReport(update.version, update.digest, 1.0, 1.0)
 
-    def _generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> Any:
-        assert self.version >= 0, f"{self.name} has no weights and was given {request_id}"
-        if prompt.question.id in self._world.deadly:
-            self._world.engine_dead.add(self.name)
-        size = sampling.group_size
-        seconds = self._world.group_seconds_of.get(self.name, self._world.group_seconds)
+    def _generate(self, requests: Sequence[GroupRequest]) -> Any:
+        for request in requests:
+            assert self.version >= 0, f"{self.name} has no weights and was given {request.id}"
+            if request.prompt.question.id in self._world.deadly:
+                self._world.engine_dead.add(self.name)
+            seconds = self._world.group_seconds_of.get(self.name, self._world.group_seconds)
+            completions = self._completions(request.prompt, request.sampling.group_size, seconds)
+            self.running.append((self._world.now + seconds, request.id, completions))
+        return Generating(self)
+
+    def _completions(self, prompt: Prompt, size: int, seconds: float) -> Completions:
         tokens = np.zeros(size, np.int32)
-        completions = Completions(
+        return Completions(
             prompt_id=prompt.id,
             actor=self.name,
             token_ids=tokens,
@@ -172,7 +213,6 @@ class Actor:
             visual_tokens=1,
             span=Span(self.name, "rollout", self._world.now, self._world.now + seconds),
         )
-        return self.name, seconds, completions
 
 
 class Place:
@@ -208,10 +248,9 @@ class RewardActor:
         self.ping = Method(lambda: (name, 1.0, name))
         self.score = Method(self._score)
 
-    def _score(self, prompt_id: str, texts: Sequence[str], lengths: Any, question: Question, judge_only: bool) -> Any:
-        if judge_only:
-            self.judged_only.append(prompt_id)
-        return self.name, 0.0, self._rewards(prompt_id, len(texts))
+    def _score(self, requests: Sequence[ScoreRequest]) -> Any:
+        self.judged_only += [request.prompt_id for request in requests if request.judge_only]
+        return self.name, 0.0, [self._rewards(request.prompt_id, len(request.texts)) for request in requests]
 
     def _rewards(self, prompt_id: str, size: int) -> Rewards:
         self.scored.append(prompt_id)
@@ -248,6 +287,8 @@ def install(world: World, patch: pytest.MonkeyPatch) -> None:
     """Let actors deal with this world in the place of Ray."""
     patch.setattr(places_module, "ask_for_place", lambda name, demand, strategy: Place(world, name))
     patch.setattr(actors_module, "draining_nodes", lambda: world.draining)
+    # So that what an engine samples at once is what an actor gets; test_groups.py has those that come ahead.
+    patch.setattr(groups_module, "GROUPS_AHEAD", 0)
     for module in (places_module, reward_actors_module):
         patch.setattr(module, "describe_missing", lambda demand: f"{demand.count} missing")
     patch.setattr(places_module, "request_nodes", lambda config, actors: world.said.append(f"request {actors}"))
@@ -264,7 +305,7 @@ class Encoder(PromptEncoder):
     def __init__(self) -> None:
         pass
 
-    def begin(self, questions: Sequence[Question]) -> None:
+    def begin(self, asked: Sequence[Asked]) -> None:
         pass
 
     def encode(self, question: Question, prompt_id: str) -> Prompt:

@@ -27,15 +27,16 @@ MAY_IMPORT = {
     "weights": {"base", "config"},
     "cluster": {"base", "config"},
     "data": {"types", "base", "config", "model"},
+    "encoders": {"types", "base", "config", "model", "cluster", "data"},
     "rollout": {"types", "base", "config", "model", "weights"},
     "learner": {"types", "base", "config", "model", "weights", "cluster"},
-    "pool": {"types", "base", "config", "cluster", "data", "rewards", "rollout", "weights"},
+    "pool": {"types", "base", "config", "cluster", "data", "encoders", "rewards", "rollout", "weights"},
     "sizing": {"config", "cluster", "model", "rollout"},
     "tiny": {"types", "base", "config", "data", "rewards"},
     "evaluation": {"types", "base", "config", "data", "model", "rewards", "weights", "pool"},
     "records": {"types", "base", "config", "data", "learner", "pool", "evaluation"},
     "run": {"types", "base", "config", "rewards", "model", "weights", "cluster", "data", "learner", "pool"}
-    | {"sizing", "evaluation", "records"},
+    | {"encoders", "sizing", "evaluation", "records"},
     "commands": {"types", "base", "config", "data", "model", "pool", "evaluation", "records", "run"},
 }
 # What may be imported from outside a room; a room that is not listed has no inner modules.
@@ -44,6 +45,7 @@ DOORS = {
     "weights": {"messages", "protocol", "buckets", "digests", "transports", "engine.extension"},
     "data": {"dataset", "stream", "encoding", "demonstrations", "questions", "blind_prior", "prompt_templates"}
     | {"image_digest", "phantoms", "readers.rows", "readers.manifest"},
+    "encoders": {"handle"},
     "rollout": {"actor", "defaults", "fake_actor"},
     "learner": {"handle", "messages", "schedule"},
     "pool": {"groups", "group_ledger", "actor_states", "scaling", "shared_actors"},

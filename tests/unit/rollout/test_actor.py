@@ -18,9 +18,15 @@ import pytest
 from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.config import ClusterSettings, ModelSettings, RolloutSettings
 from medr1_ray.rollout import actor as module
-from medr1_ray.rollout.actor import EngineLostError, NotServingError, RolloutActor, WeightLoadError
+from medr1_ray.rollout.actor import (
+    EngineLostError,
+    GroupsEndedError,
+    NotServingError,
+    RolloutActor,
+    WeightLoadError,
+)
 from medr1_ray.rollout.defaults import EngineSettings
-from medr1_ray.types import Continuations, Prompt, Question, Sampling
+from medr1_ray.types import Completions, Continuations, GroupRequest, Prompt, Question, Sampling
 from medr1_ray.weights.messages import WeightGroup, WeightMember, WeightUpdate
 from tests.unit.rollout import fake_vllm
 from tests.unit.rollout.fake_vllm import answer
@@ -113,8 +119,13 @@ class Case:
         update = WeightUpdate(version, (), digest or f"digest {version}", lasting)
         return await self.actor.load_weights(update)
 
+    async def generate(self, request_id: str) -> Completions:
+        ((found, completions),) = await self.actor.generate([GroupRequest(request_id, PROMPT, SAMPLING)])
+        assert found == request_id
+        return completions
+
     def start(self, request_id: str) -> asyncio.Task[Any]:
-        return asyncio.create_task(self.actor.generate(request_id, PROMPT, SAMPLING))
+        return asyncio.create_task(self.generate(request_id))
 
     async def serving(self) -> None:
         await self.load(4)
@@ -146,48 +157,33 @@ def test_it_serves_nothing_before_its_first_weights(run: Callable[..., None]) ->
         status = await case.actor.status()
         assert (status.actor, status.version, status.failure) == ("rollout-3", None, "no weights have been loaded yet")
         with pytest.raises(NotServingError, match="rollout-3 serves nothing: no weights"):
-            await case.actor.generate("a", PROMPT, SAMPLING)
+            await case.generate("a")
         with pytest.raises(NotServingError):
             await case.actor.likelihoods("a", PROMPT, Continuations(np.int32([7]), np.int32([1])))
         assert case.engine.asked == []
         report = await case.load(4)
         assert (report.version, report.digest, report.paused_seconds) == (4, "digest 4", 0.25)
         case.engine.go.set()
-        found = await case.actor.generate("a", PROMPT, SAMPLING)
+        found = await case.generate("a")
         assert (found.prompt_id, found.actor, found.token_ids.tolist()) == ("p", "rollout-3", [11, 12])
         assert (await case.actor.status()).version == 4
 
     run(test)
 
 
-def test_a_request_that_comes_twice_is_done_once_until_there_are_other_weights(run: Callable[..., None]) -> None:
+def test_a_call_is_answered_with_what_is_done_of_all_that_were_taken_on(run: Callable[..., None]) -> None:
     async def test(case: Case) -> None:
         await case.serving()
-        first, second = case.start("a"), case.start("a")
-        await asyncio.sleep(0)
-        assert (await case.actor.status()).running_requests == 1
-        case.engine.go.set()
-        assert await first is await second
-        assert await case.actor.generate("a", PROMPT, SAMPLING) is await first
-        assert case.engine.asked == ["a"]
-        await case.load(5)
-        assert await case.actor.generate("a", PROMPT, SAMPLING) is not await first
-        assert case.engine.asked == ["a", "a"]
-
-    run(test)
-
-
-def test_a_caller_that_goes_away_does_not_end_the_request_for_the_other(run: Callable[..., None]) -> None:
-    async def test(case: Case) -> None:
-        await case.serving()
-        first, second = case.start("a"), case.start("a")
+        first = asyncio.create_task(case.actor.generate([GroupRequest("a", PROMPT, SAMPLING)]))
         await asyncio.sleep(0.01)
-        first.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await first
+        others = [GroupRequest(name, PROMPT, SAMPLING) for name in "bc"]
+        second = asyncio.create_task(case.actor.generate(others))
+        assert await first == [], "the second call has the answer"
+        assert (await case.actor.status()).running_requests == 3
         case.engine.go.set()
-        assert (await second).prompt_id == "p"
-        assert case.engine.asked == ["a"]
+        assert sorted(name for name, _ in await second) == ["a", "b", "c"]
+        assert case.engine.asked == ["a", "b", "c"]
+        assert await case.actor.generate([]) == []
 
     run(test)
 
@@ -205,34 +201,18 @@ def test_requests_in_flight_go_on_over_a_weight_update(run: Callable[..., None])
     run(test)
 
 
-def test_only_the_newest_answers_are_remembered(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REMEMBERED_REQUESTS", 2)
-
-    async def test(case: Case) -> None:
-        await case.serving()
-        case.engine.go.set()
-        for name in "abcdabcd":
-            await case.actor.generate(name, PROMPT, SAMPLING)
-        # Two that are done besides the one that comes: `a` has been forgotten when it comes again, and so on.
-        assert case.engine.asked == [*"abcdabcd"]
-        await case.actor.generate("c", PROMPT, SAMPLING)
-        assert len(case.engine.asked) == 8
-
-    run(test)
-
-
 def test_a_request_that_failed_can_be_repeated(run: Callable[..., None]) -> None:
     async def test(case: Case) -> None:
         await case.serving()
         case.engine.go.set()
         case.engine.error = fake_vllm.VLLMClientError("the prompt is too long")
         with pytest.raises(ValueError, match="rollout-3: the engine refused prompt 'p': the prompt is too long"):
-            await case.actor.generate("a", PROMPT, SAMPLING)
+            await case.generate("a")
         case.engine.error = fake_vllm.EngineDeadError()
         with pytest.raises(EngineLostError, match=r"rollout-3: the engine process died: .*rollout-3\.log"):
-            await case.actor.generate("a", PROMPT, SAMPLING)
+            await case.generate("a")
         case.engine.error = None
-        assert (await case.actor.generate("a", PROMPT, SAMPLING)).prompt_id == "p"
+        assert (await case.generate("a")).prompt_id == "p"
         assert case.engine.asked == ["a"] * 3
 
     run(test)
@@ -242,7 +222,7 @@ def test_a_request_ends_at_its_deadline(run: Callable[..., None]) -> None:
     async def test(case: Case) -> None:
         await case.serving()
         with pytest.raises(TimeoutError, match=r"rollout-3: 'p' was unfinished after 0\.045 s .*seconds=0\.05"):
-            await case.actor.generate("a", PROMPT, SAMPLING)
+            await case.generate("a")
         assert (await case.actor.status()).running_requests == 0
 
     run(test, rollout_timeout_seconds=0.05)
@@ -255,7 +235,7 @@ def test_a_request_that_a_dead_engine_never_answers_is_ended_at_once(run: Callab
         await case.serving()
         case.engine.errored = True
         with pytest.raises(EngineLostError, match="the engine process died"):
-            await case.actor.generate("a", PROMPT, SAMPLING)
+            await case.generate("a")
 
     run(test)
 
@@ -306,17 +286,17 @@ def test_after_a_load_that_failed_nothing_is_served_until_one_succeeds(run: Call
         case.loader.error = RuntimeError("wrong bytes")
         with pytest.raises(WeightLoadError, match="rollout-3: policy version 5 could not be loaded: RuntimeError"):
             await case.load(5)
-        with pytest.raises(NotServingError, match="policy version 5 could not be loaded"):
+        with pytest.raises(GroupsEndedError, match="policy version 5 could not be loaded"):
             await running
         with pytest.raises(NotServingError, match="policy version 5 could not be loaded"):
-            await case.actor.generate("b", PROMPT, SAMPLING)
+            await case.generate("b")
         status = await case.actor.status()
         assert (status.version, status.running_requests) == (None, 0)
         case.loader.error = None
         await case.load(4)  # the same as was held before: its weights may be half overwritten
         assert case.loader.loaded == [4, 4]
         case.engine.go.set()
-        assert (await case.actor.generate("b", PROMPT, SAMPLING)).prompt_id == "p"
+        assert (await case.generate("b")).prompt_id == "p"
 
     run(test)
 

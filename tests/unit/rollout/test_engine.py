@@ -30,7 +30,7 @@ from medr1_ray.rollout.engine import (
     to_completions,
     to_likelihoods,
 )
-from medr1_ray.types import Continuations, Prompt, Question, Sampling, Span
+from medr1_ray.types import Continuations, Prompt, Question, Sampling, Span, pixels_of
 from tests.unit.rollout import fake_vllm
 from tests.unit.rollout.fake_vllm import answer
 
@@ -151,7 +151,7 @@ def test_likelihoods_are_of_the_plain_distribution() -> None:
 
 
 def test_a_prompt_goes_with_its_image() -> None:
-    made = engine_prompt(PROMPT)
+    made = engine_prompt(PROMPT, pixels_of(PROMPT.image))
     assert made["prompt_token_ids"] == [1, 2, 3]
     image = made["multi_modal_data"]["image"]
     assert (image.size, np.asarray(image).tolist()) == ((4, 2), PROMPT.image.tolist())

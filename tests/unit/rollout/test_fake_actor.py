@@ -14,7 +14,7 @@ from medr1_ray.config import RolloutSettings
 from medr1_ray.rewards.parsing import parse_answer
 from medr1_ray.rollout.actor import NotServingError
 from medr1_ray.rollout.fake_actor import FakeBehaviour, FakeRolloutActor
-from medr1_ray.types import Prompt, Question, Sampling
+from medr1_ray.types import Completions, GroupRequest, Prompt, Question, Sampling
 from medr1_ray.weights.messages import WeightUpdate
 
 QUESTION = Question("q", "", "Which?", ("CT", "MRI"), 0, "CT", "Modality", "d")
@@ -23,6 +23,14 @@ PROMPT = Prompt("p", QUESTION, np.zeros(4, np.int32), np.zeros((28, 28, 3), np.u
 
 def update(version: int) -> WeightUpdate:
     return WeightUpdate(version, (), f"digest {version}")
+
+
+async def generate(made: FakeRolloutActor, *names: str) -> list[Completions]:
+    """All of these groups, in a call that takes them there and as many as it takes to have them."""
+    found = await made.generate([GroupRequest(name, PROMPT, Sampling(4, 8, 1.0)) for name in names])
+    while len(found) < len(names):
+        found += await made.generate([])
+    return [completions for _, completions in found]
 
 
 def actor(sequences: int = 8, index: int = 0, **behaviour: Any) -> FakeRolloutActor:
@@ -35,7 +43,8 @@ def test_it_answers_with_options_in_the_right_form_and_with_its_version() -> Non
         made = actor(index=3)
         report = await made.load_weights(update(7))
         assert (report.version, report.digest) == (7, "digest 7")
-        return await made.generate("r", PROMPT, Sampling(4, 8, 1.0))
+        (found,) = await generate(made, "r")
+        return found
 
     found = asyncio.run(ask())
     assert (found.prompt_id, found.actor, set(found.versions)) == ("p", "rollout-3", {7})
@@ -49,7 +58,7 @@ def test_it_serves_nothing_before_weights_and_after_a_run() -> None:
         made = actor()
         for _ in range(2):
             with pytest.raises(NotServingError, match="rollout-0 serves nothing"):
-                await made.generate("r", PROMPT, Sampling(4, 8, 1.0))
+                await generate(made, "r")
             assert (await made.status()).version is None
             assert (await made.status()).failure is not None
             await made.load_weights(update(1))
@@ -68,10 +77,10 @@ def test_it_generates_as_many_groups_at_once_as_an_engine(sequences: int, rounds
         made = actor(sequences)
         await made.load_weights(update(0))
         start = time.monotonic()
-        calls = [asyncio.create_task(made.generate(f"r{i}", PROMPT, Sampling(4, 8, 1.0))) for i in range(4)]
+        call = asyncio.create_task(generate(made, *"abcd"))
         await asyncio.sleep(0)  # each has begun, and none has ended, however long that took
         assert (await made.status()).running_requests == 4
-        await asyncio.gather(*calls)
+        assert len(await call) == 4
         assert (await made.status()).running_requests == 0
         return time.monotonic() - start
 

@@ -28,7 +28,7 @@ def test_each_step_has_its_groups_and_the_ledger_counts_them(tmp_path: Path) -> 
     for step in (1, 2):
         write_groups(tmp_path, step, [_group(f"{step}.{i}:q") for i in range(3)])
     ledger = Ledger(lambda: 0.0)
-    replay = Replay(tmp_path, ledger)
+    replay = Replay(tmp_path, ledger, lambda pixels: pixels)
     assert [group.prompt.id for group in replay.take(2)] == ["2.0:q", "2.1:q", "2.2:q"]
     assert [group.prompt.id for group in replay.take(1)] == ["1.0:q", "1.1:q", "1.2:q"]
     counts = ledger.counts()
@@ -40,5 +40,5 @@ def test_each_step_has_its_groups_and_the_ledger_counts_them(tmp_path: Path) -> 
 def test_batches_of_several_optimizer_steps_are_counted_as_batches(tmp_path: Path) -> None:
     for step in (4, 8):
         write_groups(tmp_path, step, [_group(f"{step}:q")])
-    replay = Replay(tmp_path, Ledger(lambda: 0.0))
+    replay = Replay(tmp_path, Ledger(lambda: 0.0), lambda pixels: pixels)
     assert [replay.take(batch)[0].prompt.id for batch in (1, 2)] == ["4:q", "8:q"]

@@ -748,7 +748,7 @@ def test_a_run_that_records_its_groups_can_be_replayed(world: World, tmp_path: P
     assert sorted(path.name for path in recorded.iterdir()) == [f"step-{step:06}.safetensors" for step in (1, 2)]
 
     again = a_session(world, tmp_path / "second", {"steps": 9}, actors=1)
-    again.replay = Replay(recorded, again.pool.ledger)
+    again.replay = Replay(recorded, again.pool.ledger, lambda pixels: pixels)
     again.sync_weights()
     for expected in taken:
         groups = again.take_groups()

@@ -11,7 +11,8 @@ from ray.exceptions import RayError
 
 from medr1_ray.base.stopping import StopAskedError, break_off_if_asked, finishing, heeding_signals
 from medr1_ray.pool.actors import RolloutActors
-from medr1_ray.pool.measurements import Measurements
+from medr1_ray.pool.calls.generation import Generation
+from medr1_ray.pool.calls.measurements import Measurements
 from medr1_ray.types import Continuations, Likelihoods, Prompt, Sampling
 from tests.unit.pool.world import (
     QUESTION,
@@ -49,15 +50,17 @@ def measured(world: World, actors: int) -> tuple[RolloutActors, Measurements]:
     made = RolloutActors(config, world, world.said.append, world.launch, lambda: world.now)
     made.wait_until_up()
     made.load_weights(update(0))
-    return made, Measurements(config.rollout, made, waiting(made), made.on_error)
+    generation = Generation(made)
+    return made, Measurements(config.rollout, made, generation, waiting(made, generation), made.on_error)
 
 
-def waiting(actors: RolloutActors) -> Callable[[], None]:
+def waiting(actors: RolloutActors, generation: Generation) -> Callable[[], None]:
     """As the pool waits."""
 
     def wait() -> None:
         break_off_if_asked()
         actors.poll(1.0)
+        generation.send()
         if actors.up and not actors.serving:
             actors.load_weights(update(0))
 
@@ -152,7 +155,8 @@ def test_a_refused_prompt_is_no_fault_of_the_actor(world: World) -> None:
     def refused(name: str, error: RayError) -> None:
         raise ValueError(f"refused by {name}")
 
-    measurements = Measurements(a_config().rollout, actors, waiting(actors), refused)
+    generation = Generation(actors)
+    measurements = Measurements(a_config().rollout, actors, generation, waiting(actors, generation), refused)
     with pytest.raises(ValueError, match="refused by rollout-0"):
         measurements.probe(prompts(1), Sampling(2, 4, 1.0), version=0)
     assert actors.serving

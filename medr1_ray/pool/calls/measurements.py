@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 
 from medr1_ray.config import RolloutSettings
 from medr1_ray.pool.actors import RolloutActors
+from medr1_ray.pool.calls.generation import Generation
 from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.rollout.defaults import sequences_at_once
 from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling
@@ -25,6 +26,7 @@ class Measurements:
     Args:
         settings: says how many sequences an engine computes at once.
         actors: the rollout actors.
+        generation: what they are asked to generate.
         wait: the pool's, which looks after everything else for a moment.
         on_error: what follows the failure of an actor's call, by its name.
     """
@@ -33,11 +35,13 @@ class Measurements:
         self,
         settings: RolloutSettings,
         actors: RolloutActors,
+        generation: Generation,
         wait: Callable[[], None],
         on_error: Callable[[str, RayError], None],
     ) -> None:
         self._at_once = sequences_at_once(settings)
         self._actors = actors
+        self._generation = generation
         self._wait = wait
         self._on_error = on_error
         self._calls = itertools.count()
@@ -62,16 +66,15 @@ class Measurements:
         found: dict[str, dict[int, Completions]] = {name: {} for name in self._actors.serving}
         for name, of_actor in found.items():
             for i, prompt in enumerate(prompts):
-                self._actors.ask(
+                self._generation.ask(
                     name,
-                    RolloutActor.generate,
                     f"probe-{version}/{prompt.id}",
                     prompt,
                     sampling,
                     then=partial(of_actor.__setitem__, i),
-                    limit=self._actors.rollout_limit,
                     otherwise=self._on_error,
                 )
+        self._generation.send()
         while any(self._actors.has(name) and len(of_actor) < len(prompts) for name, of_actor in found.items()):
             self._wait()
         return {

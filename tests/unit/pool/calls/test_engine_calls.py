@@ -9,7 +9,7 @@ import pytest
 
 from medr1_ray.pool.actor_states import Leave
 from medr1_ray.pool.actors import RolloutActors
-from medr1_ray.pool.engine_calls import EngineCalls
+from medr1_ray.pool.calls.engine_calls import EngineCalls
 from medr1_ray.weights.messages import WeightGroup, WeightMember
 from tests.unit.pool.world import Method, World, a_config, install, update
 
