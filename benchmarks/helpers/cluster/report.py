@@ -76,9 +76,8 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _as_json(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     mode, expected, get = row.mode, row.estimate, row.metrics.get
-    ranks, engines = mode.ranks, mode.engines
-    if expected:
-        ranks, engines = ranks * expected.per_rank, engines * expected.per_engine
+    ranks = mode.ranks * (expected.per_rank if expected else 1.0)
+    engines = mode.engines * (expected.per_engine if expected else 1.0)
     generation, update = get("perf/generation_tokens_per_second"), get("perf/learner_tokens_per_second")
     step = get("perf/rollout_tokens_per_second")
     return {
