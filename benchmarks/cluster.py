@@ -6,24 +6,27 @@
                                                                     measure on a cluster, from its head
 
 Run it before anything else. It needs no model and no data: it makes Qwen2-VL-2B's shape with random weights (4.4 GB)
-and questions with images of 384 x 384 pixels, both below `run.dir`, which all nodes must see at the same path. Then it
-runs the training loop of `medr1_ray.train` for a few steps in each mode:
+and questions with images of 384 x 384 pixels. Both are written below `run.dir`, a folder that all nodes must see at
+the same path; in a Ray job it may not lie in the submitted copy of the code. Then it trains for a few steps in each
+mode. In all of them engines (vLLM) generate completions, ranks (DeepSpeed) learn from them, and the new weights go
+back to the engines; modes differ in:
 
-  sync, async       engines wait during the update, or generate during it
-  nccl              weights by broadcast between GPUs, learner and engines on GPUs of their own
-  object_store      weights through Ray's object store
-  ipc               weights inside a GPU that a learner rank and an engine share
-  ranks, engines    how many GPUs learn and how many generate: the even split in every way above, others by nccl
+  ranks, engines    how many GPUs learn and how many generate: the even split in every way below, others by nccl
+  sync, async       engines wait while ranks learn, or generate meanwhile
+  nccl              weights by broadcast from GPU to GPU
+  object_store      weights through Ray's object store, in main memory
+  ipc               a rank and an engine on each GPU, in turns; weights stay on it
 
-Your own settings count: --config as of `medr1_ray.train`, and key=value settings, which all modes then have in common:
-`rollout.actors=2` measures splits with 2 engines alone. Of a --config, run.dir, reward.functions (a coin instead), data
-and model.path do not count: model.shape says which model is made. `model.path=FOLDER` or `data.root=FOLDER`, given as
-key=value, are used as they are. Without GPUs, --config configs/phantom_cpu.yaml measures the tiny shape.
+It prints the modes first, and at the end two tables, and one sentence: the fastest mode, what its bottleneck is, and
+which setting to change. A mode that fails is a line that says why; the others go on. `run.dir`/cluster.json has all of
+it and is written after every mode; docs/performance.md explains each figure. An engine takes minutes to start on a GPU,
+so modes that need the same engines share them.
 
-It prints the modes first, and at the end a table, and one sentence: what the bottleneck is and which setting to change.
-A mode that fails is a line that says why; the others go on. `run.dir`/cluster.json has all of it and is written after
-every mode; docs/performance.md explains each figure. An engine takes minutes to start on a GPU; modes that can share
-engines do.
+Your own settings count: those of --config, as for `medr1_ray.train`, and those given as key=value, which no mode
+varies: with `rollout.actors=2` every mode has 2 engines. Of --config files, model.path, data, run.dir and
+reward.functions do not count: the model is made by model.shape, and rewards are a coin's. Given as key=value,
+`model.path=FOLDER` and `data.root=FOLDER` are used as they are. Without GPUs, --config configs/phantom_cpu.yaml
+measures the tiny shape.
 """
 
 from __future__ import annotations
@@ -135,12 +138,13 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--config", type=as_path, action="append", default=[], help="YAML; later files win")
-    made.add_argument("--gpus", type=int, help="plan for so many GPUs (default: those that the cluster has now)")
-    made.add_argument("--steps", type=int, default=3, help="timed steps of each mode, after two or more that are not")
-    made.add_argument("--only", default="", help="only modes whose name contains this, e.g. 'nccl, sync'")
-    made.add_argument("--dry-run", action="store_true", help="print the modes and the dry run's estimates alone")
-    made.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that all modes have in common")
+    add = made.add_argument
+    add("--config", type=as_path, action="append", default=[], metavar="FILE", help="YAML; later files win")
+    add("--gpus", type=int, metavar="N", help="plan for so many GPUs (default: those that the cluster has now)")
+    add("--steps", type=int, default=3, metavar="N", help="timed steps of each mode (default: 3), after a warm-up")
+    add("--only", default="", metavar="TEXT", help="only modes whose name contains this, e.g. 'nccl, sync'")
+    add("--dry-run", action="store_true", help="print the modes and the dry run's estimates alone")
+    add("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the files")
     return made
 
 
