@@ -12,59 +12,17 @@ import os
 import sys
 import threading
 import time
-from contextlib import ExitStack
 from multiprocessing.connection import wait
-from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from benchmarks.helpers.kept_engines import KeptEngines
 from benchmarks.helpers.matrix_settings import MatrixSettings, Trained, overrides, run_directory
-from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
-
-if TYPE_CHECKING:
-    from medr1_ray.pool.shared_actors import SharedActors
 
 LOG_LINES = 15
 
 
-class _Kept:
-    """The engines and reward actors of this process."""
-
-    def __init__(self) -> None:
-        self._open = ExitStack()
-        self._engines: SharedActors | None = None
-        self._number = 0
-        # Ray ends its cluster in an `atexit` handler, which child processes of multiprocessing do not run.
-        Finalize(None, self.end, exitpriority=1)
-
-    def engines(self, config: Config, folder: Path) -> SharedActors | None:
-        """Return the running engines if they fit `config`, else new ones, which log to a new folder in `folder`.
-
-        None where engines share the learner's GPUs (`cluster.colocated`): each training then starts its own.
-        """
-        from medr1_ray.pool.shared_actors import open_engines
-
-        if config.cluster.colocated:
-            self.end()
-            return None
-        if self._engines is not None:
-            try:
-                self._engines.require_fit(config)
-            except ValueError:
-                self.end()
-        if self._engines is None:
-            self._number += 1
-            run = config.run.model_copy(update={"dir": folder / f"{os.getpid()}-{self._number}"})
-            self._engines = self._open.enter_context(open_engines(config.model_copy(update={"run": run})))
-        return self._engines
-
-    def end(self) -> None:
-        self._engines = None
-        self._open.close()
-
-
-_kept: _Kept | None = None
+_kept: KeptEngines | None = None
 
 
 def end_with_parent() -> None:
@@ -89,7 +47,7 @@ def train_row(settings: MatrixSettings, row: Trained) -> float:
         RuntimeError: the training failed; the message includes the end of its log.
     """
     global _kept
-    _kept = _kept or _Kept()
+    _kept = _kept or KeptEngines()
     start = time.monotonic()
     log = settings.out / "logs" / f"{row.slug}.log"
     log.parent.mkdir(exist_ok=True)
@@ -106,7 +64,7 @@ def train_row(settings: MatrixSettings, row: Trained) -> float:
     return round(time.monotonic() - start, 1)
 
 
-def _train(settings: MatrixSettings, row: Trained, kept: _Kept) -> None:
+def _train(settings: MatrixSettings, row: Trained, kept: KeptEngines) -> None:
     from medr1_ray.sft import sft
     from medr1_ray.train import train
 

@@ -18,7 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.config.loading import load_config
@@ -28,7 +33,7 @@ from medr1_ray.data.stream import PromptStream
 from medr1_ray.learner.batching import deal_out
 from medr1_ray.learner.messages import BatchSize, MicroBatch, MiniBatch, UpdateRequest
 from medr1_ray.model import packing
-from medr1_ray.model.family import checkpoint_name
+from medr1_ray.model.family import checkpoint_name, family_of
 from medr1_ray.rewards.advantages import group_advantages
 from medr1_ray.types import Completions, Group, Prompt, Rewards, Span
 
@@ -60,21 +65,12 @@ def checkpoint(model: str) -> Path:
     folder = WORK / "models" / model
     if (folder / "model.safetensors").exists():
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in tiny_model_path().iterdir():
-        if file.suffix in (".json", ".jinja"):
-            shutil.copyfile(file, folder / file.name)
     if model == "bench30m":
         config = bench30m_config()
     else:
         source = tiny_model_path() if model == "tiny" else ROOT / "configs" / "models" / "qwen2_vl_2b"
         config = Qwen2VLConfig.from_pretrained(source)
-    known = AutoTokenizer.from_pretrained(folder).get_vocab()
-    # The image and video tokens are banned in any case; the other two ids are the ones that end a completion.
-    config.image_token_id, config.video_token_id = known["<|image_pad|>"], known["<|video_pad|>"]
-    config.vision_start_token_id, config.vision_end_token_id = known["<|endoftext|>"], known["<|im_end|>"]
-    config.architectures = ["Qwen2VLForConditionalGeneration"]
-    config.save_pretrained(folder)
+    write_all_but_weights(folder, config)
     if model == "tiny":
         shutil.copyfile(tiny_model_path() / "model.safetensors", folder / "model.safetensors")
     elif model == "bench30m":
@@ -86,10 +82,28 @@ def checkpoint(model: str) -> Path:
     return folder
 
 
-def parameter_shapes(config: Qwen2VLConfig) -> Iterator[tuple[str, torch.Size]]:
+def write_all_but_weights(folder: Path, config: Any) -> None:
+    """Write a model's folder without its weights: the tiny model's tokenizer and processor, and a configuration by
+    which no completion ends early."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in tiny_model_path().iterdir():
+        if file.suffix in (".json", ".jinja"):
+            shutil.copyfile(file, folder / file.name)
+    known = AutoTokenizer.from_pretrained(folder).get_vocab()
+    # The image and video tokens are banned in any case; the other two ids are the ones that end a completion.
+    config.image_token_id, config.video_token_id = known["<|image_pad|>"], known["<|video_pad|>"]
+    config.vision_start_token_id, config.vision_end_token_id = known["<|endoftext|>"], known["<|im_end|>"]
+    # Ids of other tokenizers would end some completions by chance.
+    text = config.get_text_config()
+    text.bos_token_id, text.eos_token_id, text.pad_token_id = None, known["<|im_end|>"], known["<|endoftext|>"]
+    config.architectures = [family_of(config, folder).architecture]
+    config.save_pretrained(folder)
+
+
+def parameter_shapes(config: Any) -> Iterator[tuple[str, torch.Size]]:
     """Yield the checkpoint name and the shape of every parameter, without allocating any."""
     with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
     model.tie_weights()
     for name, parameter in model.named_parameters():
         yield checkpoint_name(name), parameter.shape
@@ -97,14 +111,19 @@ def parameter_shapes(config: Qwen2VLConfig) -> Iterator[tuple[str, torch.Size]]:
 
 def _write_hole(path: Path, shapes: Mapping[str, torch.Size]) -> None:
     """Write a sparse safetensors file of bfloat16 zeros, which takes no disk space."""
+    with path.open("wb") as file:
+        file.write(header_of(shapes))
+        file.truncate(file.tell() + 2 * sum(shape.numel() for shape in shapes.values()))
+
+
+def header_of(shapes: Mapping[str, torch.Size]) -> bytes:
+    """Return what begins a safetensors file of bfloat16 tensors, which follow in this order."""
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 2 * shape.numel()
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
+    return struct.pack("<Q", len(text)) + text
 
 
 def bench30m_config() -> Qwen2VLConfig:
