@@ -64,8 +64,9 @@ class Learner:
     """The DeepSpeed ranks as one object. The constructor asks for the actors, `start` waits for them.
 
     Consumes scored groups, produces reports and weight updates; waits for all ranks in every call, each with a
-    deadline. Methods raise LearnerLostError when a rank dies or is late, naming it and what it was doing, RuntimeError
-    when it failed otherwise, and re-raise a rank's own ValueError.
+    deadline. `meanwhile` is called repeatedly during the wait: the pool goes on with what its actors answer. Methods
+    raise LearnerLostError when a rank dies or is late, naming it and what it was doing, RuntimeError when it failed
+    otherwise, and re-raise a rank's own ValueError.
 
     Args:
         files: of the driver's, which the nodes of the ranks must see; none where all run on the driver's own.
@@ -145,7 +146,6 @@ class Learner:
         """Take `train.updates_per_rollout` passes over these groups, with an optimizer step for each of the
         `train.minibatches` that they are cut into, from policy version `version`.
 
-        `meanwhile` is called repeatedly until the ranks are done.
         Groups whose rewards are all equal skip the model where that changes nothing (no KL), but still count in the
         loss's normalisers, so that the gradient is that of the whole mini-batch.
         """
@@ -180,7 +180,7 @@ class Learner:
         self, demonstrations: Sequence[CompletedPrompt], version: int, meanwhile: Meanwhile = nothing
     ) -> ImitationReport:
         """Take one optimizer step, from policy version `version`, on the mean negative log-likelihood of the
-        demonstrations' tokens: prompts with one given completion each. `meanwhile` as in `update`."""
+        demonstrations' tokens: prompts with one given completion each."""
         config = self._config
         batch = batch_size(demonstrations, config.rollout.max_tokens)
         plans, padded_tokens = plan(demonstrations, config.learner)
@@ -222,23 +222,24 @@ class Learner:
             found.update(zip(in_order(of_rank), answer, strict=True))
         return [found[i] for i in range(len(groups))]
 
-    def publish_weights(self, version: int, *, to_newcomers: bool = True) -> WeightUpdate:
+    def publish_weights(
+        self, version: int, *, to_newcomers: bool = True, meanwhile: Meanwhile = nothing
+    ) -> WeightUpdate:
         """Publish all parameters as policy version `version` through `cluster.weight_transport`.
 
         `to_newcomers`: an engine may lack the frozen parameters. Raises ValueError where the ranks' parameters differ.
         """
-        what = f"publishing policy version {version}"
-        return merge_updates(
-            self._call_all(LearnerActor.publish_weights, what, self._sync_deadline, version, to_newcomers)
-        )
+        publishing = LearnerActor.publish_weights, f"publishing policy version {version}", self._sync_deadline
+        return merge_updates(self._call_all(*publishing, version, to_newcomers, meanwhile=meanwhile))
 
     def send_weights(self) -> Call:
         """Let all ranks move what they published, while the engines receive; `finish` waits for it."""
         return self._start_all(LearnerActor.send_weights, "sending weights", self._sync_deadline)
 
-    def release_weights(self) -> None:
+    def release_weights(self, meanwhile: Meanwhile = nothing) -> None:
         """Free what was published, once the engines have loaded it."""
-        self._call_all(LearnerActor.release_weights, "releasing published weights", self._sync_deadline)
+        releasing = LearnerActor.release_weights, "releasing published weights", self._sync_deadline
+        self._call_all(*releasing, meanwhile=meanwhile)
 
     def weight_group_address(self) -> str:
         """host:port at which a weight group connects."""
@@ -259,9 +260,10 @@ class Learner:
         written = self._call_all(LearnerActor.save, f"saving to {folder}", self._update_deadline, folder.resolve())
         return [file for files in written for file in files]
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, meanwhile: Meanwhile = nothing) -> None:
         """Continue from a checkpoint that `save` wrote."""
-        self._call_all(LearnerActor.load, f"loading {folder}", self._start_deadline, folder.resolve())
+        loading = LearnerActor.load, f"loading {folder}", self._start_deadline
+        self._call_all(*loading, folder.resolve(), meanwhile=meanwhile)
 
     def close(self) -> None:
         """End the actors and give back their place; safe to call twice. Their names can be used again afterwards."""

@@ -139,7 +139,7 @@ def started_session(
         nodes = LeavingNodes(this_node(), learner.nodes())
         at_end.enter_context(nodes.watched())
         if checkpoint:
-            learner.load(checkpoint)
+            learner.load(checkpoint, meanwhile=engines.rollout_actors.poll)
         progress.message(f"the learner is up after {since_start():.0f} s; waiting for the engines")
         engines.wait_until_up()
         pool = RolloutPool(config, engines.rollout_actors, engines.reward_actors, stream, _ledger(state))

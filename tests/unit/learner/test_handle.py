@@ -357,6 +357,23 @@ def test_what_the_ranks_publish_is_one_update(ranks: Ranks) -> None:
     assert a_learner(ranks).publish_weights(4).lasting, "unless told otherwise an engine may lack everything"
 
 
+def test_the_caller_goes_on_with_other_work_in_every_wait(ranks: Ranks) -> None:
+    learner = a_learner(ranks)
+    pairs = [(each.prompt, each.completions) for each in GROUPS]
+    ranks.answers["publish_weights"] = lambda rank, version, to_newcomers: WeightUpdate(version, (), "digest")
+    ranks.answers["release_weights"] = ranks.answers["load"] = lambda rank, *_: None
+    ranks.answers["logprobs"] = lambda rank, request: [GroupLogprobs(each, 1) for each in prepared(rank, request)]
+    called: list[str] = []
+    for name, call in {
+        "publish_weights": lambda **named: learner.publish_weights(1, **named),
+        "release_weights": learner.release_weights,
+        "load": lambda **named: learner.load(Path("checkpoint-1"), **named),
+        "logprobs": lambda **named: learner.logprobs(pairs, **named),
+    }.items():
+        call(meanwhile=lambda name=name: called.append(name))
+    assert called == [name for name in ("publish_weights", "release_weights", "load", "logprobs") for _ in range(2)]
+
+
 def test_calls_of_a_broadcast_are_started_and_finished_apart(ranks: Ranks) -> None:
     learner = a_learner(ranks)
     ranks.answers["join_weight_group"] = lambda rank, group: None

@@ -56,6 +56,7 @@ class Learner:
     def __init__(self, world: World) -> None:
         self._world = world
         self.seconds = 1.0
+        self.publish_seconds = 0.0
         self.steps = 1
         self.statistics = STATISTICS
         self.norm = 1.0
@@ -66,23 +67,24 @@ class Learner:
         """Nothing is begun early."""
 
     def update(self, groups: Sequence[Group], version: int, meanwhile: Callable[[], None]) -> UpdateReport:
-        self._work(meanwhile)
+        self._work(meanwhile, self.seconds)
         steps = (OptimizerStep(0.0, self.norm, 1e-4),) * self.steps
         return UpdateReport(version + self.steps, steps, self.statistics, len(groups), 0, 0, 4, 20, 1, 1e9, None, ())
 
     def imitate(
         self, demonstrations: Sequence[CompletedPrompt], version: int, meanwhile: Callable[[], None]
     ) -> ImitationReport:
-        self._work(meanwhile)
+        self._work(meanwhile, self.seconds)
         return ImitationReport(version + 1, OptimizerStep(0.5, self.norm, 1e-4), 4, 20, 1e9, None, ())
 
-    def _work(self, meanwhile: Callable[[], None]) -> None:
-        end = self._world.now + self.seconds
+    def _work(self, meanwhile: Callable[[], None], seconds: float) -> None:
+        end = self._world.now + seconds
         while self._world.now < end:
             self._world.now += 0.2
             meanwhile()
 
-    def publish_weights(self, version: int) -> WeightUpdate:
+    def publish_weights(self, version: int, meanwhile: Callable[[], None]) -> WeightUpdate:
+        self._work(meanwhile, self.publish_seconds)
         self.published.append(version)
         return update(version)
 
@@ -284,6 +286,20 @@ def test_engines_have_work_during_an_update_only_where_rollouts_may_be_older(
     session.learner.update = watched  # type: ignore[method-assign]
     session.update(session.take_groups())
     assert seen == [in_flight]
+
+
+def test_rewards_are_given_and_groups_assigned_while_the_learner_publishes(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"max_staleness": 2}, actors=1)
+    session.sync_weights()
+    session.take_groups()
+    ledger = session.pool.ledger
+    waiting, ready = ledger.at(GroupStage.WAITING), len(ledger.at(GroupStage.READY))
+    assert len(waiting) > 4
+    session.learner.publish_seconds = 6.0  # type: ignore[attr-defined]
+    session.weights.sync(0)
+    # Two groups at once, each in 2 seconds.
+    assert len(ledger.at(GroupStage.READY)) >= ready + 4
+    assert len(ledger.at(GroupStage.WAITING)) <= len(waiting) - 4
 
 
 def test_room_is_made_before_the_learner_works(world: World, tmp_path: Path) -> None:
