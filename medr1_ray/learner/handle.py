@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from medr1_ray.base.manifest import StoredFile
+from medr1_ray.base.manifest import NotSavedError, StoredFile
 from medr1_ray.cluster.driver_files import DriverFiles
 from medr1_ray.cluster.pending_calls import remote
 from medr1_ray.cluster.placement import Place, SharedPlace, ask_for_place, wait_for_place
@@ -42,7 +42,7 @@ from medr1_ray.learner.messages import (
 )
 from medr1_ray.learner.prefetch import Prefetch, ReferenceLogprobs
 from medr1_ray.learner.rank_calls import Call as Call
-from medr1_ray.learner.rank_calls import Deadline, wait_for
+from medr1_ray.learner.rank_calls import Deadline, has_ended, wait_for
 from medr1_ray.model.operations import forward_flops, peak_flops
 from medr1_ray.model.shape import read_shape
 from medr1_ray.types import CompletedPrompt, Group
@@ -96,6 +96,7 @@ class Learner:
         )
         self._shape = read_shape(config.model.folder)
         self._peak_flops: float | None = None
+        self._asked_saving: Call | None = None
 
     def start(self, say: Callable[[str], None] = print, meanwhile: Meanwhile = nothing) -> None:
         """Wait until every rank is placed and has loaded the model.
@@ -254,14 +255,37 @@ class Learner:
         """Wait for a call that was started."""
         self._answers(call)
 
-    def save(self, folder: Path) -> list[StoredFile]:
-        """Write a checkpoint into `folder` (on a file system that all ranks share): Hugging Face files on top,
-        `learner_state/` for `load`. Returns what the ranks wrote. Raises NotSavedError where one cannot write."""
-        written = self._call_all(LearnerActor.save, f"saving to {folder}", self._update_deadline, folder.resolve())
+    def begin_save(self, folder: Path, meanwhile: Meanwhile = nothing) -> None:
+        """Let the ranks copy a checkpoint, and write it into `folder` (on a file system that all share) while they go
+        on with other calls; without `run.write_behind` this waits until it is written. `finish_save` must follow."""
+        self._asked_saving = None  # the answer would be about the save before
+        saving = LearnerActor.begin_save, f"saving to {folder}", self._update_deadline
+        self._call_all(*saving, folder.resolve(), self._config.run.write_behind, meanwhile=meanwhile)
+
+    def is_saving(self) -> bool:
+        """Whether a rank is still writing. Ranks that are busy otherwise are not waited for, and count as writing."""
+        if self._asked_saving is None:
+            self._asked_saving = self._start_all(LearnerActor.is_saving, "writing", self._update_deadline)
+        if not has_ended(self._asked_saving):
+            return True
+        call, self._asked_saving = self._asked_saving, None
+        return any(self._answers(call))
+
+    def finish_save(self, meanwhile: Meanwhile = nothing, *, briefly: bool = False) -> list[StoredFile]:
+        """Wait until all ranks have written; returns their files: Hugging Face files on top, `learner_state/` for
+        `load`. Raises NotSavedError where one could not write; none is writing any more.
+
+        `briefly`: no longer than `cluster.sync_timeout_seconds`, as after an error of a rank others may not answer.
+        """
+        deadline = self._sync_deadline if briefly else self._update_deadline
+        written = self._call_all(LearnerActor.finish_save, "writing a checkpoint", deadline, meanwhile=meanwhile)
+        for of_rank in written:
+            if isinstance(of_rank, NotSavedError):
+                raise of_rank
         return [file for files in written for file in files]
 
     def load(self, folder: Path, meanwhile: Meanwhile = nothing) -> None:
-        """Continue from a checkpoint that `save` wrote."""
+        """Continue from a checkpoint."""
         loading = LearnerActor.load, f"loading {folder}", self._start_deadline
         self._call_all(*loading, folder.resolve(), meanwhile=meanwhile)
 

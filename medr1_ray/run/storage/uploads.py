@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 from medr1_ray.base.manifest import StoredFile
 from medr1_ray.config import Config
-from medr1_ray.records.checkpoints import Checkpoints, Retention, RunState, latest_checkpoint
+from medr1_ray.records.checkpoints import Checkpoints, Retention, Unpublished, latest_checkpoint
 from medr1_ray.records.tracker import read_accuracies
 from medr1_ray.run.storage.objects import Storage, StorageError
 from medr1_ray.run.storage.owner import Owner, require_unowned
@@ -65,10 +65,10 @@ class UploadedCheckpoints(Checkpoints):
         super().__init__(folder, keep, resumed_from, accuracies)
         self._uploads = uploads
 
-    def publish(self, state: RunState, write: Callable[[Path], Iterable[StoredFile]]) -> Path:
+    def publish(self, checkpoint: Unpublished, files: Iterable[StoredFile]) -> Path:
         # The one before first: publishing may delete what is being uploaded.
         self._uploads.wait()
-        path = super().publish(state, write)
+        path = super().publish(checkpoint, files)
         self._uploads.begin(path)
         return path
 
