@@ -126,6 +126,10 @@ class Checkpoints:
         self._forget_old(checkpoint.step)
         return self._folder / name
 
+    def may_publish(self, wait_seconds: float = 0.0) -> bool:
+        """Whether `publish` would wait for nothing; may itself wait so long for that."""
+        return True
+
     @staticmethod
     def give_up(checkpoint: Unpublished) -> None:
         """Delete what was written of a checkpoint that is not to be published: it may have what room was left."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from medr1_ray.learner.handle import Learner
 
 _MINUTE_SECONDS = 60.0
+# How often `meanwhile` is called in a wait for an upload.
+_MEANWHILE_SECONDS = 0.2
 
 Meanwhile = Callable[[], None]
 
@@ -57,8 +59,8 @@ class CheckpointWriter:
                 self._learner.begin_save(self._unpublished.folder, meanwhile)
 
     def is_writing(self) -> bool:
-        """Whether a rank still is; does not wait."""
-        return self._learner.is_saving()
+        """Whether `publish` would wait: for a rank, or for the upload of the checkpoint before. Does not wait."""
+        return self._learner.is_saving() or not self._checkpoints.may_publish()
 
     def publish(self, meanwhile: Meanwhile, *, briefly: bool = False) -> Path:
         """Wait until the ranks have written; returns the checkpoint. `briefly` as in `Learner.finish_save`.
@@ -69,6 +71,8 @@ class CheckpointWriter:
         with self._phases.timed("checkpoint"), self._given_up_after_an_error():
             folder = self._unpublished.folder
             files = self._learner.finish_save(meanwhile, briefly=briefly)
+            while not self._checkpoints.may_publish(_MEANWHILE_SECONDS):
+                meanwhile()
             asked_with = store(folder, write_asked_with(self._config, folder))
             path = self._checkpoints.publish(self._unpublished, [*files, asked_with])
         self._unpublished = None

@@ -65,8 +65,11 @@ class UploadedCheckpoints(Checkpoints):
         super().__init__(folder, keep, resumed_from, accuracies)
         self._uploads = uploads
 
-    def publish(self, checkpoint: Unpublished, files: Iterable[StoredFile]) -> Path:
+    def may_publish(self, wait_seconds: float = 0.0) -> bool:
         # The one before first: publishing may delete what is being uploaded.
+        return self._uploads.wait(wait_seconds)
+
+    def publish(self, checkpoint: Unpublished, files: Iterable[StoredFile]) -> Path:
         self._uploads.wait()
         path = super().publish(checkpoint, files)
         self._uploads.begin(path)
@@ -101,9 +104,9 @@ class Uploads(AbstractContextManager["Uploads"]):
         # A daemon, so that Ctrl-C ends a process that waits for it.
         Thread(target=self._run, args=(checkpoint,), daemon=True).start()
 
-    def wait(self) -> None:
-        """Wait until nothing is being uploaded."""
-        self._done.wait()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until nothing is being uploaded, at most so long; returns whether nothing is."""
+        return self._done.wait(seconds)
 
     def __exit__(self, kind: object, *_: object) -> None:
         if not self._done.is_set():

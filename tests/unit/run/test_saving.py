@@ -285,6 +285,25 @@ def a_writer(config: Config) -> tuple[CheckpointWriter, Ranks, Path]:
     return CheckpointWriter(config, ranks, Checkpoints(folder, 2), Phases({})), ranks, folder
 
 
+def test_it_waits_for_the_upload_before_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, _, folder = a_writer(a_config(tmp_path))
+    uploading = [True] * 3
+    monkeypatch.setattr(Checkpoints, "may_publish", lambda self, wait_seconds=0.0: not uploading)
+    writer.begin(a_state(1), lambda: None)
+    assert writer.is_writing()
+    polls: list[int] = []
+
+    def poll() -> None:
+        polls.append(len(uploading))
+        assert names(folder) == [".checkpoint-1.partial"]
+        if len(polls) > 1:  # the first is of the wait for the ranks
+            uploading.pop()
+
+    writer.publish(poll)
+    assert polls == [3, 3, 2, 1]
+    assert names(folder) == ["checkpoint-1", "latest"]
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
