@@ -136,6 +136,9 @@ class RunSettings(Settings):
     """Steps between checkpoints; 0: by time alone."""
     save_minutes: NonNegativeFloat = 15.0
     """A checkpoint after the first step that ends this long after the last one, besides those by steps; 0: none."""
+    write_behind: bool = True
+    """Copy a checkpoint to main memory and write it while the training goes on (`--dry-run` says what memory that
+    takes); false: the training waits until it is written."""
     keep_checkpoints: PositiveInt = 2
     """The newest ones; the one of the best evaluation is kept besides."""
     resume: Literal["never", "auto"] = "never"

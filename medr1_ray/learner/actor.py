@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 
-from medr1_ray.base.manifest import NotSavedError, StoredFile, store
+from medr1_ray.base.manifest import NotSavedError, StoredFile
 from medr1_ray.base.process_output import write_output_to
 from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.cluster.ports import free_port
 from medr1_ray.learner import grpo
-from medr1_ray.learner.finite import require_finite
 from medr1_ray.learner.messages import (
     BatchSize,
     GroupLogprobs,
@@ -39,9 +37,9 @@ from medr1_ray.learner.messages import (
     TokenSums,
     UpdateRequest,
 )
+from medr1_ray.learner.saving import CheckpointPart, require_finite
 from medr1_ray.learner.schedule import learning_rate
 from medr1_ray.model.checkpoint_files import is_frozen, load_model
-from medr1_ray.model.checkpoint_saving import save_model
 from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.folder.check import stay_offline
 from medr1_ray.model.lora import Adapters
@@ -135,6 +133,7 @@ class LearnerActor:
         self._source = deepspeed_engine.ShardedWeights(
             model, partial(is_frozen, settings.model), checkpoint_name, adapters
         )
+        self._checkpoint = CheckpointPart(self._name, self._rank, self._path, self._source, self._optimizer)
         self._reference: AdapterFreeReference | Reference | None = None
         if settings.takes_kl and adapters is not None:
             self._reference = AdapterFreeReference(self._engine, adapters, self._device)
@@ -257,35 +256,22 @@ class LearnerActor:
         """Meet the engines of a broadcast (`cluster.weight_transport: nccl`)."""
         self._weights.join(group)
 
-    def save(self, folder: Path) -> list[StoredFile]:
-        """Write Hugging Face files (rank 0) and this rank's part of the optimizer's state; returns what it wrote.
-
-        Raises:
-            FloatingPointError: a weight is not finite.
-            NotSavedError: the folder cannot be written.
-        """
+    def begin_save(self, folder: Path, behind: bool) -> None:
+        """Copy this rank's part of a checkpoint, and write it into `folder` while the training goes on; not `behind`,
+        return when it is written. Raises FloatingPointError where a weight is not finite."""
         require_finite(self._engine.module)
-        # Whole before anything is written: a rank that cannot write must not leave the others in a collective.
-        # copy=True matters where the model is on the CPU: a gathered tensor is valid only until the next is requested.
-        parts = (
-            (name, tensor.to("cpu", copy=True) if self._rank == 0 else None)
-            for frozen in (True, False)
-            for name, tensor in self._source.tensors(frozen=frozen)
-        )
-        whole = {name: tensor for name, tensor in parts if tensor is not None}
-        try:
-            names: list[str] = []
-            if self._rank == 0:
-                save_model(whole, self._path, folder)
-                written = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-                names += [path.as_posix() for path in written if path.parts[0] != LEARNER_STATE]
-            names += [f"{LEARNER_STATE}/{name}" for name in self._optimizer.save(folder / LEARNER_STATE)]
-            return [store(folder, name) for name in names]
-        except (OSError, SafetensorError) as error:
-            raise NotSavedError(f"{self._name} cannot write {folder}: {error}") from None
+        self._checkpoint.begin(folder, behind=behind)
+
+    def is_saving(self) -> bool:
+        """Whether the last save is still being written."""
+        return self._checkpoint.is_writing()
+
+    def finish_save(self) -> list[StoredFile] | NotSavedError:
+        """Wait until the last save is written; returns the files, or why there are none (`CheckpointPart.finish`)."""
+        return self._checkpoint.finish()
 
     def load(self, folder: Path) -> None:
-        """Continue from a folder that any number of ranks wrote with `save`, at whatever ZeRO stage.
+        """Continue from a folder that any number of ranks saved, at whatever ZeRO stage.
 
         Raises ValueError where it is not complete or of another model.
         """

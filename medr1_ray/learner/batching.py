@@ -98,6 +98,10 @@ def _cut(share: list[int], lengths: Sequence[int], micro_batch_tokens: int) -> l
     return [*micro_batches, MicroBatch(tuple(rows))] if rows else micro_batches
 
 
+def pairs_of(groups: Sequence[Group]) -> list[CompletedPrompt]:
+    return [(group.prompt, group.completions) for group in groups]
+
+
 def batch_size(pairs: Sequence[CompletedPrompt], max_tokens: int) -> BatchSize:
     """The normalisers of a batch that is one optimizer step."""
     return BatchSize(
@@ -156,7 +160,7 @@ def update_requests(
     cut: list[list[MiniBatch]] = [[] for _ in range(settings.world_size)]
     padded_tokens = 0
     for part, batch in zip(parts, batches, strict=True):
-        plans, tokens = plan([(group.prompt, group.completions) for group in part], settings, homes)
+        plans, tokens = plan(pairs_of(part), settings, homes)
         padded_tokens += tokens
         for own, of_rank, micro in zip(groups, cut, plans, strict=True):
             indices, micro_batches = share(micro, first=len(own))

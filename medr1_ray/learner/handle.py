@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from medr1_ray.base.manifest import StoredFile
+from medr1_ray.base.manifest import NotSavedError, StoredFile
 from medr1_ray.cluster.driver_files import DriverFiles
 from medr1_ray.cluster.pending_calls import remote
 from medr1_ray.cluster.placement import Place, SharedPlace, ask_for_place, wait_for_place
@@ -28,6 +28,7 @@ from medr1_ray.learner.batching import (
     merged_steps,
     mini_batches,
     nothing,
+    pairs_of,
     plan,
     share,
     update_requests,
@@ -42,7 +43,7 @@ from medr1_ray.learner.messages import (
 )
 from medr1_ray.learner.prefetch import Prefetch, ReferenceLogprobs
 from medr1_ray.learner.rank_calls import Call as Call
-from medr1_ray.learner.rank_calls import Deadline, wait_for
+from medr1_ray.learner.rank_calls import Deadline, has_ended, wait_for
 from medr1_ray.model.operations import forward_flops, peak_flops
 from medr1_ray.model.shape import read_shape
 from medr1_ray.types import CompletedPrompt, Group
@@ -64,8 +65,9 @@ class Learner:
     """The DeepSpeed ranks as one object. The constructor asks for the actors, `start` waits for them.
 
     Consumes scored groups, produces reports and weight updates; waits for all ranks in every call, each with a
-    deadline. Methods raise LearnerLostError when a rank dies or is late, naming it and what it was doing, RuntimeError
-    when it failed otherwise, and re-raise a rank's own ValueError.
+    deadline. `meanwhile` is called repeatedly during the wait: the pool goes on with what its actors answer. Methods
+    raise LearnerLostError when a rank dies or is late, naming it and what it was doing, RuntimeError when it failed
+    otherwise, and re-raise a rank's own ValueError.
 
     Args:
         files: of the driver's, which the nodes of the ranks must see; none where all run on the driver's own.
@@ -96,6 +98,7 @@ class Learner:
         self._homes: dict[str, int] = {}  # the rank that prepares a group, by its prompt's id
         self._shape = read_shape(config.model.folder)
         self._peak_flops: float | None = None
+        self._asked_saving: Call | None = None
 
     def start(self, say: Callable[[str], None] = print, meanwhile: Meanwhile = nothing) -> None:
         """Wait until every rank is placed and has loaded the model.
@@ -147,13 +150,12 @@ class Learner:
         """Take `train.updates_per_rollout` passes over these groups, with an optimizer step for each of the
         `train.minibatches` that they are cut into, from policy version `version`.
 
-        `meanwhile` is called repeatedly until the ranks are done.
         Groups whose rewards are all equal skip the model where that changes nothing (no KL), but still count in the
         loss's normalisers, so that the gradient is that of the whole mini-batch.
         """
         config = self._config
         whole = mini_batches(groups, config.train.minibatches)
-        batches = [batch_size(_pairs(part), config.rollout.max_tokens) for part in whole]
+        batches = [batch_size(pairs_of(part), config.rollout.max_tokens) for part in whole]
         teaching = whole if config.takes_kl else [groups_that_teach(part, config.learner.world_size) for part in whole]
         kept = self._prefetch.take([group for part in teaching for group in part], version, meanwhile)
         ready = iter(kept)
@@ -174,7 +176,7 @@ class Learner:
             tokens=sum(batch.tokens for batch in batches),
             padded_tokens=padded_tokens,
             passes=config.train.updates_per_rollout,
-            model_flops=forward_flops(self._shape, _pairs(kept)).update(config),
+            model_flops=forward_flops(self._shape, pairs_of(kept)).update(config),
             peak_flops=self._peak_flops,
             spans=all_spans(reports),
         )
@@ -183,7 +185,7 @@ class Learner:
         self, demonstrations: Sequence[CompletedPrompt], version: int, meanwhile: Meanwhile = nothing
     ) -> ImitationReport:
         """Take one optimizer step, from policy version `version`, on the mean negative log-likelihood of the
-        demonstrations' tokens: prompts with one given completion each. `meanwhile` as in `update`."""
+        demonstrations' tokens: prompts with one given completion each."""
         config = self._config
         batch = batch_size(demonstrations, config.rollout.max_tokens)
         plans, padded_tokens = plan(demonstrations, config.learner)
@@ -225,23 +227,24 @@ class Learner:
             found.update(zip(in_order(of_rank), answer, strict=True))
         return [found[i] for i in range(len(groups))]
 
-    def publish_weights(self, version: int, *, to_newcomers: bool = True) -> WeightUpdate:
+    def publish_weights(
+        self, version: int, *, to_newcomers: bool = True, meanwhile: Meanwhile = nothing
+    ) -> WeightUpdate:
         """Publish all parameters as policy version `version` through `cluster.weight_transport`.
 
         `to_newcomers`: an engine may lack the frozen parameters. Raises ValueError where the ranks' parameters differ.
         """
-        what = f"publishing policy version {version}"
-        return merge_updates(
-            self._call_all(LearnerActor.publish_weights, what, self._sync_deadline, version, to_newcomers)
-        )
+        publishing = LearnerActor.publish_weights, f"publishing policy version {version}", self._sync_deadline
+        return merge_updates(self._call_all(*publishing, version, to_newcomers, meanwhile=meanwhile))
 
     def send_weights(self) -> Call:
         """Let all ranks move what they published, while the engines receive; `finish` waits for it."""
         return self._start_all(LearnerActor.send_weights, "sending weights", self._sync_deadline)
 
-    def release_weights(self) -> None:
+    def release_weights(self, meanwhile: Meanwhile = nothing) -> None:
         """Free what was published, once the engines have loaded it."""
-        self._call_all(LearnerActor.release_weights, "releasing published weights", self._sync_deadline)
+        releasing = LearnerActor.release_weights, "releasing published weights", self._sync_deadline
+        self._call_all(*releasing, meanwhile=meanwhile)
 
     def weight_group_address(self) -> str:
         """host:port at which a weight group connects."""
@@ -256,15 +259,39 @@ class Learner:
         """Wait for a call that was started."""
         self._answers(call)
 
-    def save(self, folder: Path) -> list[StoredFile]:
-        """Write a checkpoint into `folder` (on a file system that all ranks share): Hugging Face files on top,
-        `learner_state/` for `load`. Returns what the ranks wrote. Raises NotSavedError where one cannot write."""
-        written = self._call_all(LearnerActor.save, f"saving to {folder}", self._update_deadline, folder.resolve())
+    def begin_save(self, folder: Path, meanwhile: Meanwhile = nothing) -> None:
+        """Let the ranks copy a checkpoint, and write it into `folder` (on a file system that all share) while they go
+        on with other calls; without `run.write_behind` this waits until it is written. `finish_save` must follow."""
+        self._asked_saving = None  # the answer would be about the save before
+        saving = LearnerActor.begin_save, f"saving to {folder}", self._update_deadline
+        self._call_all(*saving, folder.resolve(), self._config.run.write_behind, meanwhile=meanwhile)
+
+    def is_saving(self) -> bool:
+        """Whether a rank is still writing. Ranks that are busy otherwise are not waited for, and count as writing."""
+        if self._asked_saving is None:
+            self._asked_saving = self._start_all(LearnerActor.is_saving, "writing", self._update_deadline)
+        if not has_ended(self._asked_saving):
+            return True
+        call, self._asked_saving = self._asked_saving, None
+        return any(self._answers(call))
+
+    def finish_save(self, meanwhile: Meanwhile = nothing, *, briefly: bool = False) -> list[StoredFile]:
+        """Wait until all ranks have written; returns their files: Hugging Face files on top, `learner_state/` for
+        `load`. Raises NotSavedError where one could not write; none is writing any more.
+
+        `briefly`: no longer than `cluster.sync_timeout_seconds`, as after an error of a rank others may not answer.
+        """
+        deadline = self._sync_deadline if briefly else self._update_deadline
+        written = self._call_all(LearnerActor.finish_save, "writing a checkpoint", deadline, meanwhile=meanwhile)
+        for of_rank in written:
+            if isinstance(of_rank, NotSavedError):
+                raise of_rank
         return [file for files in written for file in files]
 
-    def load(self, folder: Path) -> None:
-        """Continue from a checkpoint that `save` wrote."""
-        self._call_all(LearnerActor.load, f"loading {folder}", self._start_deadline, folder.resolve())
+    def load(self, folder: Path, meanwhile: Meanwhile = nothing) -> None:
+        """Continue from a checkpoint."""
+        loading = LearnerActor.load, f"loading {folder}", self._start_deadline
+        self._call_all(*loading, folder.resolve(), meanwhile=meanwhile)
 
     def close(self) -> None:
         """End the actors and give back their place; safe to call twice. Their names can be used again afterwards."""
@@ -300,7 +327,7 @@ class Learner:
         return str(place)
 
     def _start_preparing(self, groups: Sequence[Group]) -> _Preparation:
-        pairs = _pairs(groups)
+        pairs = pairs_of(groups)
         plans, _ = plan(pairs, self._config.learner)
         requests = []
         for of_rank in plans:
@@ -341,7 +368,3 @@ class Learner:
             remote(actor, method, request) for actor, request in zip(self._ranks, requests, strict=True)
         ]
         return Call(references, what, deadline)
-
-
-def _pairs(groups: Sequence[Group]) -> list[CompletedPrompt]:
-    return [(group.prompt, group.completions) for group in groups]

@@ -16,16 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medr1_ray.model.weight_files import STATE_FILE_BYTES
+
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 """The float32 copy that the optimizer changes, and Adam's two moments."""
 
+Fragment = tuple[str, int, dict[str, Tensor]]
+"""Of a parameter, by its name: from which element on, and the elements by kind, float32 [length]."""
+
 _SUMMARY_FILE = "optimizer.json"
-# A file is made ready in memory; GPUs may hold far more than their node's memory has left.
-_FILE_BYTES = 2**30
 
 
-def write_shard(folder: Path, rank: int, fragments: Iterable[tuple[str, int, Mapping[str, Tensor]]]) -> list[str]:
-    """Write a rank's fragments (parameter, start, tensors by kind); return the names of the files."""
+def write_shard(folder: Path, rank: int, fragments: Iterable[Fragment]) -> list[str]:
+    """Write a rank's fragments, on the CPU and each in memory of its own; return the names of the files."""
     from safetensors.torch import save_file
 
     names: list[str] = []
@@ -39,9 +42,8 @@ def write_shard(folder: Path, rank: int, fragments: Iterable[tuple[str, int, Map
 
     for parameter, start, tensors in fragments:
         for kind, tensor in tensors.items():
-            # A copy: fragments are views of one flat tensor, which safetensors would refuse.
-            batch[f"{kind}/{start}/{parameter}"] = tensor.detach().to("cpu", torch.float32, copy=True)
-        if sum(tensor.nbytes for tensor in batch.values()) >= _FILE_BYTES:
+            batch[f"{kind}/{start}/{parameter}"] = tensor
+        if sum(tensor.nbytes for tensor in batch.values()) >= STATE_FILE_BYTES:
             flush()
     flush()
     return names

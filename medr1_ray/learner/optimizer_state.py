@@ -15,7 +15,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from medr1_ray.learner.optimizer_files import KINDS, OptimizerFiles, write_shard, write_summary
+from medr1_ray.learner.optimizer_files import KINDS, Fragment, OptimizerFiles
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,21 @@ class OptimizerState:
         self._engine = engine
         self._rank = rank
 
-    def save(self, folder: Path) -> list[str]:
-        """Write this rank's part; returns the names of the files. Takes part in no collective."""
-        folder.mkdir(parents=True, exist_ok=True)
-        names = write_shard(folder, self._rank, self._tensors())
-        if self._rank == 0:
-            sizes = {name: _size(parameter) for name, parameter in self._trainable()}
-            names.append(write_summary(folder, self._steps(), sizes))
-        return names
+    def copied(self) -> Iterator[Fragment]:
+        """This rank's part, copied to main memory one fragment after the other. Takes part in no collective."""
+        for name, parameter in self._trainable():
+            fragment = self._fragment(parameter)
+            if fragment is not None:
+                tensors = {kind: self._tensor(fragment, kind) for kind in KINDS}
+                copies = {kind: tensor.to("cpu", torch.float32, copy=True) for kind, tensor in tensors.items()}
+                yield name, fragment.start, copies
+
+    def summary(self) -> tuple[int, dict[str, int]]:
+        """The optimizer steps done, and the elements of every parameter."""
+        return self._steps(), {name: _size(parameter) for name, parameter in self._trainable()}
 
     def load(self, folder: Path) -> None:
-        """Take the state, and the trainable weights, from what `save` of any number of ranks wrote into a folder.
+        """Take the state, and the trainable weights, from what any number of ranks saved into a folder.
 
         All ranks must call it. Raises ValueError where the folder is not complete or of another model.
         """
@@ -70,12 +74,6 @@ class OptimizerState:
         for flat in self._flats():
             step = self._of(flat)["step"]
             self._of(flat)["step"] = torch.full_like(step, files.steps) if isinstance(step, Tensor) else files.steps
-
-    def _tensors(self) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
-        for name, parameter in self._trainable():
-            fragment = self._fragment(parameter)
-            if fragment is not None:
-                yield name, fragment.start, {kind: self._tensor(fragment, kind) for kind in KINDS}
 
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self._engine.module.named_parameters():

@@ -17,6 +17,8 @@ from medr1_ray.learner.messages import LearnerLateError, LearnerLostError
 # How often the driver runs `meanwhile` (it looks after the rollout pool) while it waits for the ranks. An engine on a
 # GPU answers a group every 20 ms, and has a few ahead.
 _MEANWHILE_SECONDS = 0.05
+# A rank that is idle answers within this time.
+_IDLE_SECONDS = 0.1
 # Ray tells of a dead process within this time, on a busy machine too; the ranks that it left in a collective may notice
 # it earlier.
 _NOTICE_SECONDS = 30.0
@@ -37,6 +39,11 @@ class Call:
     references: list[Any]
     what: str
     deadline: Deadline
+
+
+def has_ended(call: Call) -> bool:
+    """Whether all ranks have answered, or failed; ranks that are idle have the time to."""
+    return not ray.wait(call.references, num_returns=len(call.references), timeout=_IDLE_SECONDS)[1]
 
 
 def wait_for(call: Call, learner: str, meanwhile: Meanwhile = nothing) -> list[Any]:

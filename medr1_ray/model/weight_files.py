@@ -12,6 +12,8 @@ from medr1_ray.base.json_files import read_mapping
 SINGLE_FILE = "model.safetensors"
 LEARNER_STATE = "learner_state"
 """The subfolder of a checkpoint of ours that only the learner reads."""
+STATE_FILE_BYTES = 2**30
+"""Of a file in it: once so much is ready, it is written."""
 
 INDEX_FILE = "model.safetensors.index.json"
 

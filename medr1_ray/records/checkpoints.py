@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -59,6 +60,15 @@ class RunState:
 _STATE = TypeAdapter(RunState)
 
 
+@dataclass(frozen=True)
+class Unpublished:
+    """A checkpoint that is being written: the folder to fill, and `state.json` as it was when that began."""
+
+    step: int
+    folder: Path
+    state: str
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -80,31 +90,50 @@ class Checkpoints:
         self._folder = folder
         self._retention = Retention(keep, saved_steps(folder), resumed_from, accuracies)
 
-    def publish(self, state: RunState, write: Callable[[Path], Iterable[StoredFile]]) -> Path:
-        """Let `write` fill a folder, add state and manifest, and rename the folder into place; returns its path.
+    def begin(self, state: RunState) -> Unpublished:
+        """Make the folder that a checkpoint of this state is to be written into. `state` may change afterwards.
+
+        Raises:
+            NotSavedError: there is no room or no permission to write.
+        """
+        partial = self._folder / f".checkpoint-{state.step}.partial"
+        with _not_saved(state.step):
+            # Left by a save that was interrupted.
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        return Unpublished(state.step, partial, json.dumps(asdict(state), indent=1))
+
+    def publish(self, checkpoint: Unpublished, files: Iterable[StoredFile]) -> Path:
+        """Add state and manifest to what was written, and rename the folder into place; returns its path.
 
         There is no moment without a whole checkpoint: what has the name already is set aside until the new one is in
         place, and `recover` undoes what an interruption left.
 
         Args:
-            write: returns the files that it wrote below the folder, on whatever node.
+            files: what was written below the folder, on whatever node.
 
         Raises:
             NotSavedError: there is no room or no permission to write; nothing has been published or deleted.
             RuntimeError: a file is not there, or not whole; as above.
         """
-        name = f"checkpoint-{state.step}"
-        partial = self._folder / f".{name}.partial"
-        try:
-            self._fill(partial, state, write)
-            self.adopt(partial, name)
-        except OSError as error:
-            raise NotSavedError(f"the checkpoint of step {state.step} cannot be written: {error}") from None
-        finally:
-            # There only after an error; it may have what room was left.
-            shutil.rmtree(partial, ignore_errors=True)
-        self._forget_old(state.step)
+        name = f"checkpoint-{checkpoint.step}"
+        with _not_saved(checkpoint.step):
+            files = list(files)
+            _require_whole(checkpoint.folder, files, checkpoint.step)
+            (checkpoint.folder / STATE_FILE).write_text(checkpoint.state)
+            write_manifest(checkpoint.folder, [*files, store(checkpoint.folder, STATE_FILE)])
+            self.adopt(checkpoint.folder, name)
+        self._forget_old(checkpoint.step)
         return self._folder / name
+
+    def may_publish(self, wait_seconds: float = 0.0) -> bool:
+        """Whether `publish` would wait for nothing; may itself wait so long for that."""
+        return True
+
+    @staticmethod
+    def give_up(checkpoint: Unpublished) -> None:
+        """Delete what was written of a checkpoint that is not to be published: it may have what room was left."""
+        shutil.rmtree(checkpoint.folder, ignore_errors=True)
 
     def adopt(self, partial: Path, name: str) -> None:
         """Rename a folder that is whole into place, as the checkpoint to go on from."""
@@ -122,16 +151,6 @@ class Checkpoints:
                 aside.rename(target)
         for partial in self._folder.glob(".checkpoint-*.partial"):
             shutil.rmtree(partial)
-
-    @staticmethod
-    def _fill(folder: Path, state: RunState, write: Callable[[Path], Iterable[StoredFile]]) -> None:
-        # Left by a save that was interrupted.
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        files = list(write(folder))
-        _require_whole(folder, files, state.step)
-        (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=1))
-        write_manifest(folder, [*files, store(folder, STATE_FILE)])
 
     @staticmethod
     def _put_in_place(partial: Path, target: Path) -> None:
@@ -218,6 +237,14 @@ def latest_checkpoint(folder: Path) -> Path:
             "saved one (run.save_every)"
         )
     return folder / f"checkpoint-{steps[-1]}"
+
+
+@contextmanager
+def _not_saved(step: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NotSavedError(f"the checkpoint of step {step} cannot be written: {error}") from None
 
 
 def _require_whole(folder: Path, files: Iterable[StoredFile], step: int) -> None:

@@ -55,7 +55,7 @@ class ParityGate:
         probes = self._pool.probe(self._prompts, self._sampling, version)
         sampled = [pair for completions in probes.values() for pair in zip(self._prompts, completions, strict=True)]
         # One call for all actors; the answers come in the order of `probes`, which `islice` relies on below.
-        learned = iter(self._learner.logprobs(sampled) if sampled else [])
+        learned = iter(self._learner.logprobs(sampled, meanwhile=self._pool.poll) if sampled else [])
         total = Gap()
         for actor, completions in probes.items():
             total += self._compare(actor, completions, list(islice(learned, len(completions))), version)
@@ -83,7 +83,8 @@ class ParityGate:
         if gap.mean <= self._limit:
             return gap
         # Only on failure: plain rows repeat the prompt for every completion, which is much slower.
-        rows = self._learner.logprobs(list(zip(self._prompts, completions, strict=True)), plain=True)
+        pairs = list(zip(self._prompts, completions, strict=True))
+        rows = self._learner.logprobs(pairs, plain=True, meanwhile=self._pool.poll)
         plain = [each.policy_logprobs for each in rows]
         engine_gap, packing_gap = _gap(engine, plain), _gap(packed, plain)
         side = "the engine" if engine_gap.mean > packing_gap.mean else "the learner's shared-prompt packing"

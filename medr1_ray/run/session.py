@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medr1_ray.base.manifest import StoredFile, store
 from medr1_ray.base.stopping import StopAskedError, break_off_if_asked, finishing
 from medr1_ray.config import Config
 from medr1_ray.config.loading import config_digest
@@ -16,7 +14,6 @@ from medr1_ray.data.stream import PromptStream
 from medr1_ray.encoders.handle import RemoteEncoder
 from medr1_ray.evaluation.blinding import NOT_SHUFFLED, EvaluationPrompts, NoLongerReadableError
 from medr1_ray.evaluation.in_training import BEFORE_IS_GONE, EvaluationLog, evaluate
-from medr1_ray.evaluation.settings import write_asked_with
 from medr1_ray.learner.handle import Learner
 from medr1_ray.learner.messages import Gap, ImitationReport, UpdateReport
 from medr1_ray.pool.actor_states import ActorCounts
@@ -24,12 +21,13 @@ from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.scaling import Scaling
 from medr1_ray.records.alarms import Alarms
 from medr1_ray.records.busy_time import BusyTime, seconds_of
-from medr1_ray.records.checkpoints import Checkpoints, RunState
+from medr1_ray.records.checkpoints import RunState
 from medr1_ray.records.metrics import PhaseSeconds, Resources, imitation_metrics, reward_metrics, step_metrics
 from medr1_ray.records.summary import Totals, summarise
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityError, ParityGate
+from medr1_ray.run.phases import Phases
 from medr1_ray.run.replay import Replay
 from medr1_ray.run.saving import Saving
 from medr1_ray.run.skipped_steps import SkippedSteps
@@ -56,20 +54,19 @@ class Session:
     evaluations: EvaluationLog
     tracker: Tracker
     progress: Progress
-    checkpoints: Checkpoints
     saving: Saving
     totals: Totals
+    phases: Phases
     scaling: Scaling
     skipped_steps: SkippedSteps
     alarms: Alarms
     replay: Replay | None
     _busy: BusyTime = field(default_factory=BusyTime)
     _syncs: int = 0
-    _spans: list[Span] = field(default_factory=list)
 
     def take_groups(self) -> list[Group]:
         """The groups of the next step; waits for rollout actors as long as one is left or may still come."""
-        with self._phase("rollout"):
+        with self.phases.timed("rollout"):
             if self.replay is not None:
                 return self.replay.take(self.step // self.config.train.steps_per_rollout + 1)
             return self.pool.take(self.step, self._while_waiting)
@@ -79,7 +76,8 @@ class Session:
         versions = self.config.train.steps_per_rollout
         # Before the update, so that engines have work during it. With max_staleness 0 this issues nothing.
         self._issue_groups(versions_ahead=versions)
-        with self._phase("update"):
+        self.saving.publish_if_written()
+        with self.phases.timed("update"):
             self.weights.make_room()
             report = self.learner.update(groups, self.step, meanwhile=self.pool.poll)
         self.step += versions
@@ -87,7 +85,7 @@ class Session:
 
     def record_rollouts(self) -> None:
         """Generate and record the groups of a step without learning from them: the policy stays that of the start."""
-        with self._phase("rollout"):
+        with self.phases.timed("rollout"):
             groups = self.pool.take(version=0)
         # As a replay counts them.
         self.step += self.config.train.steps_per_rollout
@@ -115,12 +113,12 @@ class Session:
 
     def take_prompts(self) -> list[Prompt]:
         """The prompts of the next supervised step."""
-        with self._phase("data"):
+        with self.phases.timed("data"):
             return self.stream.take(self.config.train.prompts_per_step)
 
     def imitate(self, demonstrations: Sequence[CompletedPrompt]) -> ImitationReport:
         """The learner's supervised step on these completions."""
-        with self._phase("update"):
+        with self.phases.timed("update"):
             self.weights.make_room()
             report = self.learner.imitate(demonstrations, self.step, meanwhile=self.pool.poll)
         self.step = report.version
@@ -238,20 +236,21 @@ class Session:
             self._evaluate("shuffled_image", shuffled)
 
     def save_if_due(self) -> None:
-        """Publish a checkpoint where one is due (`run/saving.py`)."""
-        self.saving.if_due(self.step, self.step - self.config.train.steps_per_rollout, self._publish)
+        """Begin a checkpoint where one is due, and publish one that has been written (`run/saving.py`)."""
+        self.saving.if_due(self.step, self.step - self.config.train.steps_per_rollout, self._state)
 
     def save(self) -> Path:
         """Publish a checkpoint of this step, unless there is one; returns its path.
 
         Raises NotSavedError where it cannot be written; earlier ones are as they were.
         """
-        return self.saving.save(self.step, self._publish)
+        return self.saving.save(self.step, self._state)
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
         """Around the loop: Ctrl-C and SIGTERM end it after an update under way, with a checkpoint of the last step that
-        is done. What else it waits for (groups, engines, an evaluation) is broken off.
+        is done. What else it waits for (groups, engines, an evaluation) is broken off. After an error the checkpoint
+        that is being written is finished.
 
         Raises StopAskedError, a KeyboardInterrupt, once the checkpoint is there.
         """
@@ -260,8 +259,11 @@ class Session:
                 yield
             except StopAskedError:
                 self.progress.message(f"stopping after step {self.step}")
-                self.saving.at_a_stop(self.step, self._publish)
+                self.saving.at_a_stop(self.step, self._state)
                 self.tracker.log_spans(self.step, self._take_spans(()))
+                raise
+            except BaseException as error:
+                self.saving.after_an_error(error)
                 raise
 
     def stop_if_asked(self) -> None:
@@ -286,38 +288,33 @@ class Session:
         self.progress.message(f"metrics, evaluations and checkpoints are in {path.parent}")
         return path
 
-    def _publish(self) -> Path:
-        with self._phase("checkpoint"):
-            # Counts, stream position and unused prompts must be of the same moment (no poll in between); otherwise a
-            # resumed run would skip or repeat questions.
-            counts = self.pool.ledger.counts()
-            state = RunState(
-                step=self.step,
-                stream=self.stream.state(),
-                unused_prompts=tuple(self.pool.unused_prompt_ids()),
-                groups_used=counts.used,
-                groups_zero_variance=counts.zero_variance,
-                groups_dropped=counts.dropped,
-                groups_reissued=counts.reissued,
-                answers_late=counts.late,
-                totals=replace(self.totals, actors=self._actor_counts().tally()),
-                config_digest=config_digest(self.config),
-                steps_skipped=self.skipped_steps.total,
-                metric_lines=self.tracker.lines,
-            )
-            return self.checkpoints.publish(state, self._write)
+    def _state(self) -> RunState:
+        # Counts, stream position and unused prompts must be of the same moment (no poll in between); otherwise a
+        # resumed run would skip or repeat questions.
+        counts = self.pool.ledger.counts()
+        return RunState(
+            step=self.step,
+            stream=self.stream.state(),
+            unused_prompts=tuple(self.pool.unused_prompt_ids()),
+            groups_used=counts.used,
+            groups_zero_variance=counts.zero_variance,
+            groups_dropped=counts.dropped,
+            groups_reissued=counts.reissued,
+            answers_late=counts.late,
+            totals=replace(self.totals, actors=self._actor_counts().tally()),
+            config_digest=config_digest(self.config),
+            steps_skipped=self.skipped_steps.total,
+            metric_lines=self.tracker.lines,
+        )
 
     def _actor_counts(self) -> ActorCounts:
         # Of the whole run; the pool's own are those of this start.
         return self.pool.actor_counts().after(self.totals.actors)
 
-    def _write(self, folder: Path) -> list[StoredFile]:
-        written = self.learner.save(folder)
-        return [*written, store(folder, write_asked_with(self.config, folder))]
-
     def _while_waiting(self, ready: Sequence[Group]) -> None:
         # A wait may take longer than the node has left, and what was used so far is of steps that are done.
-        self.saving.before_a_node_leaves(self.step, self._publish)
+        self.saving.before_a_node_leaves(self.step, self._state)
+        self.saving.publish_if_written()
         self.learner.prefetch(ready)
 
     def _issue_groups(self, versions_ahead: int) -> None:
@@ -327,10 +324,10 @@ class Session:
     def _sync(self, *, check: bool) -> None:
         if not self._syncs:
             self.progress.message("first weight sync, then the parity gate: do engines and learner compute the same?")
-        with self._phase("weight_sync"):
+        with self.phases.timed("weight_sync"):
             self.weights.sync(self.step)
         if check:
-            with self._phase("parity"):
+            with self.phases.timed("parity"):
                 gap = self.gate.check(self.step)
             self.totals.gap += gap
             if not self._syncs:
@@ -341,12 +338,10 @@ class Session:
 
     def _take_spans(self, of_learner: Sequence[Span]) -> list[Span]:
         """All spans since the last call, the learner's included."""
-        spans = [*self._spans, *self.pool.drain_spans(), *of_learner]
-        self._spans.clear()
-        return spans
+        return [*self.phases.drain(), *self.pool.drain_spans(), *of_learner]
 
     def _evaluate(self, name: str, prompts: Iterable[Prompt]) -> None:
-        with self._phase("evaluation"):
+        with self.phases.timed("evaluation"):
             evaluation, groups = evaluate(self.pool, prompts, self.config.rollout.max_tokens)
         self.evaluations.add(name, self.step, evaluation, groups)
         # The ablations are not points of the accuracy curve.
@@ -360,11 +355,3 @@ class Session:
         """Whether the last update reached or passed a multiple of `every`."""
         done_before = self.step - self.config.train.steps_per_rollout
         return every > 0 and self.step // every > done_before // every
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        start = time.time()
-        yield
-        span = Span("driver", name, start, time.time())
-        self._spans.append(span)
-        self.totals.seconds[name] = self.totals.seconds.get(name, 0.0) + span.seconds

@@ -35,9 +35,10 @@ from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityGate
+from medr1_ray.run.phases import Phases
 from medr1_ray.run.rehearsal import rehearse_checkpoint
 from medr1_ray.run.replay import Replay
-from medr1_ray.run.saving import Saving
+from medr1_ray.run.saving import CheckpointWriter, Saving
 from medr1_ray.run.session import Session
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.start_checks import about_resuming
@@ -141,7 +142,7 @@ def started_session(
         nodes = LeavingNodes(this_node(), learner.nodes())
         at_end.enter_context(nodes.watched())
         if checkpoint:
-            learner.load(checkpoint)
+            learner.load(checkpoint, meanwhile=engines.rollout_actors.poll)
         progress.message(f"the learner is up after {since_start():.0f} s; waiting for the engines")
         engines.wait_until_up()
         probe = list(islice(evaluation_prompts, config.parity.probe_prompts))
@@ -152,6 +153,7 @@ def started_session(
         totals = state.totals if state else Totals()
         startup_seconds = since_start()
         progress.message(f"up after {startup_seconds:.0f} s")
+        phases = Phases(totals.seconds, [Span("driver", "startup", started, started + startup_seconds)])
         totals.seconds["startup"] = totals.seconds.get("startup", 0.0) + startup_seconds
         yield Session(
             config=config,
@@ -172,19 +174,20 @@ def started_session(
             evaluations=EvaluationLog(directory.evaluations, progress.message, done[0]),
             tracker=tracker,
             progress=progress,
-            checkpoints=checkpoints,
             saving=Saving(
                 config.run,
+                CheckpointWriter(config, learner, checkpoints, phases),
+                pool.poll,
                 progress.message,
                 nodes.of_learner,
                 (state.step, checkpoint) if state and checkpoint else None,
             ),
             totals=totals,
+            phases=phases,
             scaling=Scaling.of(config),
             replay=Replay(config.run.replay, pool.ledger, encoder.keep) if config.run.replay else None,
             alarms=Alarms(config.alarms, config.gap_mean_limit),
             skipped_steps=SkippedSteps(config.learner, state.steps_skipped if state else 0),
-            _spans=[Span("driver", "startup", started, started + startup_seconds)],
         )
         # Not after an exception: the engines may still be busy, and their owner ends them.
         if lent:

@@ -1,8 +1,9 @@
 """The driver's part of a weight sync: the learner publishes a policy version, the engines load it.
 
 One class per way of sharing GPUs and moving weights; each leads both ends of a transport, which do not know each other.
-Consumes: the learner's weights. Waits for: learner ranks and rollout actors, every call with a deadline. A training
-uses all of them in the same way: `make_room` before an update, `sync` before the engines need its result.
+Consumes: the learner's weights. Waits for: learner ranks, while the pool goes on with its groups, and rollout actors;
+every call has a deadline. A training uses all of them in the same way: `make_room` before an update, `sync` before the
+engines need its result.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class WeightSync:
 
         Raises RuntimeError when an actor or a rank fails or exceeds `cluster.sync_timeout_seconds`.
         """
-        self._pool.load_weights(self._learner.publish_weights(version))
+        self._pool.load_weights(self._learner.publish_weights(version, meanwhile=self._pool.poll))
 
 
 class PassingSync(WeightSync):
@@ -76,9 +77,9 @@ class ColocatedSync(PassingSync):
         self._pool.engines.sleep()
 
     def _move(self, version: int) -> None:
-        self._pool.load_weights(self._learner.publish_weights(version))
+        self._pool.load_weights(self._learner.publish_weights(version, meanwhile=self._pool.poll))
         # Before the engines wake: the published copy and the KV cache need not fit on the GPU together.
-        self._learner.release_weights()
+        self._learner.release_weights(meanwhile=self._pool.poll)
         self._pool.engines.wake()
 
 
@@ -119,7 +120,7 @@ class BroadcastSync(PassingSync):
                     {member.actor: place for member, place in zip(members, places, strict=True)}
                 )
             self._members, self._address = members, address
-        update = self._learner.publish_weights(version, to_newcomers=new)
+        update = self._learner.publish_weights(version, to_newcomers=new, meanwhile=self._pool.poll)
         # Started before the engines are told to receive; both block until the other side is there.
         sending = self._learner.send_weights()
         with self._ended(sending):

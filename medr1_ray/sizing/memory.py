@@ -15,6 +15,7 @@ from typing import Literal
 
 from medr1_ray.config import Config
 from medr1_ray.model.shape import ModelShape, TowerShape
+from medr1_ray.model.weight_files import STATE_FILE_BYTES
 
 FLOAT32_BYTES = 4
 ADAM_BYTES = 12  # a float32 master weight and its two moments
@@ -143,6 +144,7 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
         loading = shape.parameters * value_bytes
         parts.append(Part("loading", loading, "main", "the checkpoint is read into main memory first"))
     parts.append(_patches_part(config))
+    parts.append(_checkpoint_part(config, shape, optimizer))
     parts.append(Part("process", LEARNER_PROCESS_BYTES, "main", "Python, torch, transformers, DeepSpeed"))
     return tuple(parts)
 
@@ -153,6 +155,15 @@ def _patches_part(config: Config) -> Part:
     images = -(-config.train.prompts_per_step // config.learner.world_size)
     size = images * 3 * config.data.image_size**2 * PATCH_BYTES_PER_IMAGE_BYTE
     return Part("image patches", 2 * size, "main", f"of a step's {images:,} images, as prepared and as packed")
+
+
+def _checkpoint_part(config: Config, shape: ModelShape, optimizer_bytes: int) -> Part:
+    weights = shape.parameters * DTYPE_BYTES[config.model.dtype]
+    if config.run.write_behind:
+        how = "weights (rank 0) and optimizer (run.write_behind)"
+        return Part("checkpoint copy", weights + optimizer_bytes, "main", how)
+    size = weights + min(optimizer_bytes, STATE_FILE_BYTES)
+    return Part("checkpoint copy", size, "main", "weights (rank 0) and one file of the optimizer")
 
 
 def trained_parameters(config: Config, shape: ModelShape) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from medr1_ray.base.manifest import store
+from medr1_ray.base.manifest import NotSavedError, StoredFile, store
 from medr1_ray.config import Config
 from medr1_ray.config.loading import write_config
 from medr1_ray.data.stream import StreamState
@@ -125,7 +125,7 @@ def save(config: Config, step: int, checkpoints: Checkpoints | None = None, skip
     lines = [json.dumps({"step": each}) + "\n" for each in range(1, step + 1)]
     (folder / "metrics.jsonl").write_text("".join(lines))
 
-    def write(partial: Path) -> list[Any]:
+    def write(partial: Path) -> list[StoredFile]:
         (partial / "learner_state").mkdir()
         names = ("model.safetensors", "learner_state/0.safetensors")
         for name in names:
@@ -133,7 +133,18 @@ def save(config: Config, step: int, checkpoints: Checkpoints | None = None, skip
         return [store(partial, name) for name in names]
 
     checkpoints = checkpoints or Checkpoints(folder / "checkpoints", config.run.keep_checkpoints)
-    return checkpoints.publish(a_state(step, skipped), write)
+    return publish(checkpoints, a_state(step, skipped), write)
+
+
+def publish(checkpoints: Checkpoints, state: RunState, write: Callable[[Path], Iterable[StoredFile]]) -> Path:
+    """As a run and its ranks do it; `write` fills a folder, and returns what it wrote."""
+    checkpoint = checkpoints.begin(state)
+    try:
+        return checkpoints.publish(checkpoint, write(checkpoint.folder))
+    except OSError as error:
+        raise NotSavedError(f"a rank cannot write {checkpoint.folder}: {error}") from None
+    finally:
+        checkpoints.give_up(checkpoint)
 
 
 @pytest.fixture

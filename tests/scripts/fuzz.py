@@ -31,6 +31,7 @@ from medr1_ray.records.checkpoints import Checkpoints, RunState, read_state
 from medr1_ray.records.recorded_groups import read_groups, write_groups
 from medr1_ray.records.summary import Totals
 from tests.faults.files import changed
+from tests.faults.storage import publish
 from tests.repository import REPOSITORY
 from tests.unit.records.recorded import a_group
 
@@ -42,7 +43,7 @@ LIBRARIES = (sys.prefix, sys.base_prefix, str(REPOSITORY), "/proc", "/sys", "/de
 def a_checkpoint(folder: Path) -> None:
     totals = Totals(32, {"rollout": 1.5}, Gap(1e-6, 1e-4, 99), {"asked": 2, "lost": 1})
     state = RunState(3, StreamState(0, "d"), ("0.1:q",), 4, 1, {"stale": 2}, 0, 0, totals, "c", 0, 7)
-    Checkpoints(folder, keep=1).publish(state, lambda partial: [])
+    publish(Checkpoints(folder, keep=1), state, lambda partial: [])
 
 
 def a_manifest(folder: Path) -> None:

@@ -30,7 +30,8 @@ from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.rewards.functions import resolve, score
-from medr1_ray.run.saving import Saving
+from medr1_ray.run.phases import Phases
+from medr1_ray.run.saving import CheckpointWriter, Saving
 from medr1_ray.run.session import Session
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.types import CompletedPrompt, Group, Prompt, Sampling, Span
@@ -88,9 +89,15 @@ class Actors:
     def unused_prompt_ids(self) -> list[str]:
         return []
 
-    def save(self, folder: Path) -> list[StoredFile]:
+    def begin_save(self, folder: Path, meanwhile: Callable[[], None]) -> None:
+        self.saving = folder
         (folder / "version").write_text(str(len(self.imitated)))
-        return [store(folder, "version")]
+
+    def is_saving(self) -> bool:
+        return False
+
+    def finish_save(self, meanwhile: Callable[[], None], *, briefly: bool) -> list[StoredFile]:
+        return [store(self.saving, "version")]
 
 
 def config_of(run: Path, **train: Any) -> Config:
@@ -116,6 +123,9 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
     encoder = PromptEncoder.from_checkpoint(str(tiny_model_path()), config.mode, 84, "squash", 512)
     stream = PromptStream(dataset.train, encoder, config.train.seed, state.stream if state else None)
     stand_in: Any = actors
+    totals = state.totals if state else Totals()
+    phases = Phases(totals.seconds)
+    checkpoints = Checkpoints(run / "checkpoints", keep=5)
 
     @contextmanager
     def open_session(config: Config, *, resume: bool, engines: None) -> Iterator[Session]:
@@ -133,9 +143,9 @@ def run_sft(config: Config, monkeypatch: pytest.MonkeyPatch, state: RunState | N
             evaluations=EvaluationLog(run / "evaluations", print, state.step if state else 0),
             tracker=Tracker(config, run, *((state.step, state.metric_lines) if state else (0, 0))),
             progress=Progress(config.train.steps),
-            checkpoints=Checkpoints(run / "checkpoints", keep=5),
-            saving=Saving(config.run, print),
-            totals=state.totals if state else Totals(),
+            saving=Saving(config.run, CheckpointWriter(config, stand_in, checkpoints, phases), actors.poll, print),
+            totals=totals,
+            phases=phases,
             scaling=Scaling.of(config),
             skipped_steps=SkippedSteps(config.learner, state.steps_skipped if state else 0),
             alarms=Alarms(config.alarms, config.gap_mean_limit),

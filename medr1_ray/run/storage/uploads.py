@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 from medr1_ray.base.manifest import StoredFile
 from medr1_ray.config import Config
-from medr1_ray.records.checkpoints import Checkpoints, Retention, RunState, latest_checkpoint
+from medr1_ray.records.checkpoints import Checkpoints, Retention, Unpublished, latest_checkpoint
 from medr1_ray.records.tracker import read_accuracies
 from medr1_ray.run.storage.objects import Storage, StorageError
 from medr1_ray.run.storage.owner import Owner, require_unowned
@@ -65,10 +65,13 @@ class UploadedCheckpoints(Checkpoints):
         super().__init__(folder, keep, resumed_from, accuracies)
         self._uploads = uploads
 
-    def publish(self, state: RunState, write: Callable[[Path], Iterable[StoredFile]]) -> Path:
+    def may_publish(self, wait_seconds: float = 0.0) -> bool:
         # The one before first: publishing may delete what is being uploaded.
+        return self._uploads.wait(wait_seconds)
+
+    def publish(self, checkpoint: Unpublished, files: Iterable[StoredFile]) -> Path:
         self._uploads.wait()
-        path = super().publish(state, write)
+        path = super().publish(checkpoint, files)
         self._uploads.begin(path)
         return path
 
@@ -101,9 +104,9 @@ class Uploads(AbstractContextManager["Uploads"]):
         # A daemon, so that Ctrl-C ends a process that waits for it.
         Thread(target=self._run, args=(checkpoint,), daemon=True).start()
 
-    def wait(self) -> None:
-        """Wait until nothing is being uploaded."""
-        self._done.wait()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until nothing is being uploaded, at most so long; returns whether nothing is."""
+        return self._done.wait(seconds)
 
     def __exit__(self, kind: object, *_: object) -> None:
         if not self._done.is_set():

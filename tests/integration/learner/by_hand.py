@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from medr1_ray.base.manifest import StoredFile
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.learner import grpo
 from medr1_ray.learner.handle import Learner
@@ -20,6 +21,12 @@ from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.types import Group
 
 
+def save(learner: Learner, folder: Path) -> list[StoredFile]:
+    """Save into a folder, and wait until that is written."""
+    learner.begin_save(folder)
+    return learner.finish_save()
+
+
 def train_twice(
     learners: tuple[Learner, ...], groups: list[Group], tmp_path_factory: pytest.TempPathFactory
 ) -> list[tuple[list[UpdateReport], Path]]:
@@ -28,7 +35,7 @@ def train_twice(
     for learner in learners:
         folder = tmp_path_factory.mktemp("checkpoint")
         reports = [learner.update(groups, version) for version in range(2)]
-        learner.save(folder)
+        save(learner, folder)
         found.append((reports, folder))
     return found
 

@@ -30,7 +30,7 @@ from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.policy import Policy
 from medr1_ray.model.vocabulary import load_vocabulary
 from tests.faults.processes import frozen
-from tests.integration.learner.by_hand import plain_batch, train_twice
+from tests.integration.learner.by_hand import plain_batch, save, train_twice
 
 RATE, STEPS, BETA = 1e-4, 4, 0.5
 # Adam makes a step of about the rate out of a gradient of any size, rounding noise included. Kernels of other
@@ -264,6 +264,22 @@ def test_a_loaded_checkpoint_goes_on_as_if_nothing_had_happened(learners, traine
         assert resumed.steps == went_on.steps
 
 
+def test_a_checkpoint_is_of_the_moment_when_its_save_began(learners, trained, groups, tmp_path):
+    """An update while the ranks write changes none of it."""
+    for learner, (_, folder) in zip(learners, trained, strict=True):
+        learner.load(folder)
+        behind = tmp_path / learner._name
+        behind.mkdir()
+        learner.begin_save(behind)
+        learner.update(groups, 2)
+        while learner.is_saving():
+            pass
+        learner.finish_save()
+        (steps, before), (steps_after, after) = everything_in(folder), everything_in(behind)
+        assert steps == steps_after
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def everything_in(folder):
     """Weights and optimizer state of a checkpoint, by name."""
     files = OptimizerFiles(folder / "learner_state")
@@ -290,7 +306,7 @@ def test_a_checkpoint_has_the_same_state_at_any_number_of_ranks_and_stage(learne
         steps, before = everything_in(folder)
         saved = tmp_path / learner._name
         saved.mkdir()
-        files = learner.save(saved)
+        files = save(learner, saved)
         again, after = everything_in(saved)
         assert steps == again == 2
         assert before.keys() == after.keys()
@@ -323,9 +339,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(learners, half, groups, t
         folders = [tmp_path / f"{learner._name}-{when}" for when in ("before", "after")]
         for folder in folders:
             folder.mkdir()
-        learner.save(folders[0])
+        save(learner, folders[0])
         report = learner.update([wrong, *groups[1:]], 2)
-        learner.save(folders[1])
+        save(learner, folders[1])
         (steps, before), (steps_after, after) = (everything_in(folder) for folder in folders)
         assert report.steps[0].skipped
         assert steps == steps_after
@@ -358,7 +374,7 @@ def test_weights_that_are_not_finite_are_neither_published_nor_saved(learners, t
 
     one, _ = learners
     ray.get(one._ranks[0].__ray_call__.remote(spoil))
-    for attempt in (lambda: one.publish_weights(4), lambda: one.save(tmp_path)):
+    for attempt in (lambda: one.publish_weights(4), lambda: save(one, tmp_path)):
         with pytest.raises(RuntimeError, match=r"one-0 failed while .*the weights are no longer finite \(model\."):
             attempt()
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,6 @@ The same with DeepSpeed, against plain torch, is in tests/integration/learner/te
 
 from __future__ import annotations
 
-import errno
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from medr1_ray.base.manifest import NotSavedError
 from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.config import Config
 from medr1_ray.learner.actor import LearnerActor
@@ -286,78 +284,20 @@ def test_another_number_of_visual_tokens_than_the_engines_is_refused() -> None:
     assert actor._patched([pair]).visual_tokens == (2,)
 
 
-@pytest.fixture
-def saving(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`saving(rank)`: a rank with weights and a part of the optimizer's state, and what it gathers and writes."""
-
-    def of(rank: int) -> Any:
-        actor, engine = a_rank(rank)
-        engine.module = torch.nn.Linear(1, 1)
-        seen = SimpleNamespace(gathered=[], written=[])
-
-        def tensors(*, frozen: bool) -> Any:
-            shared = torch.empty(2)
-            for name in ("frozen",) if frozen else ("a", "b"):
-                seen.gathered.append(name)
-                yield name, shared.fill_(len(seen.gathered))
-
-        def save_model(whole: dict[str, torch.Tensor], source: Path, folder: Path) -> None:
-            seen.written.append({name: tensor.tolist() for name, tensor in whole.items()})
-            (folder / "chat_templates").mkdir()
-            for name in ("model.safetensors", "chat_templates/one"):
-                (folder / name).write_text(name)
-
-        def save_state(folder: Path) -> list[str]:
-            folder.mkdir(exist_ok=True)
-            (folder / f"optimizer-{rank}").write_text("state")
-            return [f"optimizer-{rank}"]
-
-        actor._source = SimpleNamespace(tensors=tensors)
-        actor._optimizer = SimpleNamespace(save=save_state)
-        monkeypatch.setattr("medr1_ray.learner.actor.save_model", save_model)
-        return actor, engine, seen
-
-    return of
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_one_rank_writes_the_weights_and_all_gather_them(rank: int, tmp_path: Path, saving: Any) -> None:
-    actor, _, seen = saving(rank)
-    # Of another rank, which may be writing at the same time.
-    (tmp_path / "learner_state").mkdir()
-    (tmp_path / "learner_state" / "optimizer-7").touch()
-    files = actor.save(tmp_path)
-    own = [f"learner_state/optimizer-{rank}"]
-    of_rank = {0: ["chat_templates/one", *own, "model.safetensors"], 1: own}
-    assert sorted(file.name for file in files) == of_rank[rank]
-    assert all(file.bytes == (tmp_path / file.name).stat().st_size for file in files)
-    assert seen.gathered == ["frozen", "a", "b"]
-    whole = {"frozen": [1.0, 1.0], "a": [2.0, 2.0], "b": [3.0, 3.0]}  # although each came in one memory
-    assert seen.written == ([whole] if rank == 0 else [])
-
-
-def test_a_rank_that_cannot_write_has_gathered_before(tmp_path: Path, saving: Any) -> None:
-    """Or the others would wait for it until their deadline."""
-    actor, _, seen = saving(0)
-
-    def no_room(folder: Path) -> list[str]:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    actor._optimizer.save = no_room
-    with pytest.raises(NotSavedError, match=r"learner-0 cannot write .*No space left on device"):
-        actor.save(tmp_path)
-    assert seen.gathered == ["frozen", "a", "b"]
-
-
-def test_weights_that_are_not_finite_are_not_written(tmp_path: Path, saving: Any) -> None:
-    actor, engine, _ = saving(0)
+def test_weights_that_are_not_finite_are_neither_saved_nor_published(tmp_path: Path) -> None:
+    actor, engine = a_rank()
+    begun: list[tuple[Path, bool]] = []
+    actor._checkpoint = SimpleNamespace(begin=lambda folder, behind: begun.append((folder, behind)))
+    engine.module = torch.nn.Linear(1, 1)
+    actor.begin_save(tmp_path, True)
+    assert begun == [(tmp_path, True)]
     with torch.no_grad():
         engine.module.bias.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="bias"):
-        actor.save(tmp_path)
+        actor.begin_save(tmp_path, True)
     with pytest.raises(FloatingPointError, match="bias"):
         actor.publish_weights(3, to_newcomers=False)
-    assert list(tmp_path.iterdir()) == []
+    assert len(begun) == 1
 
 
 def test_a_rank_looks_for_the_drivers_files_and_leaves_one_for_the_driver(

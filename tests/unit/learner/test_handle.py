@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
+from medr1_ray.base.manifest import NotSavedError, StoredFile
 from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.config import Config
@@ -136,11 +137,12 @@ def a_learner(
     kl_beta: float = 0.0,
     updates: int = 1,
     parts: int = 1,
+    write_behind: bool = True,
     **settings: Any,
 ) -> Learner:
     config = Config.model_validate(
         {
-            "run": {"dir": Path("run")},
+            "run": {"dir": Path("run"), "write_behind": write_behind},
             "data": {"format": "phantoms", "root": Path("data")},
             "train": {"steps": 12, "updates_per_rollout": updates, "minibatches": parts},
             "rollout": {"max_tokens": 64},
@@ -378,6 +380,88 @@ def test_what_the_ranks_publish_is_one_update(ranks: Ranks) -> None:
     assert update.buckets[0].data == {"GPU-0": 0, "GPU-1": 1}
     assert (update.version, update.lasting) == (4, False)
     assert a_learner(ranks).publish_weights(4).lasting, "unless told otherwise an engine may lack everything"
+
+
+def test_the_caller_goes_on_with_other_work_in_every_wait(ranks: Ranks) -> None:
+    learner = a_learner(ranks)
+    pairs = [(each.prompt, each.completions) for each in GROUPS]
+    ranks.answers["publish_weights"] = lambda rank, version, to_newcomers: WeightUpdate(version, (), "digest")
+    ranks.answers["release_weights"] = ranks.answers["load"] = lambda rank, *_: None
+    ranks.answers["logprobs"] = lambda rank, request: [GroupLogprobs(each, 1) for each in prepared(rank, request)]
+    called: list[str] = []
+    for name, call in {
+        "publish_weights": lambda **named: learner.publish_weights(1, **named),
+        "release_weights": learner.release_weights,
+        "load": lambda **named: learner.load(Path("checkpoint-1"), **named),
+        "logprobs": lambda **named: learner.logprobs(pairs, **named),
+    }.items():
+        call(meanwhile=lambda name=name: called.append(name))
+    assert called == [name for name in ("publish_weights", "release_weights", "load", "logprobs") for _ in range(2)]
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_save_is_begun_by_all_ranks(ranks: Ranks, behind: bool) -> None:
+    ranks.answers["begin_save"] = lambda rank, folder, behind: None
+    polls: list[int] = []
+    learner = a_learner(ranks, write_behind=behind)
+    learner.begin_save(Path("runs/a"), lambda: polls.append(0))
+    assert ranks.arguments_of("begin_save") == [(Path("runs/a").absolute(), behind)] * 2
+    assert len(polls) == 2
+
+
+def test_a_save_is_under_way_until_no_rank_writes(ranks: Ranks) -> None:
+    writing = {0: True, 1: True}
+    ranks.answers["is_saving"] = lambda rank: writing[rank]
+    ranks.answers["begin_save"] = lambda rank, folder, behind: None
+    learner = a_learner(ranks)
+    assert learner.is_saving()
+    writing[0] = False
+    assert learner.is_saving()
+    # Busy with something else: not waited for, and not asked once more.
+    writing[1] = False
+    ranks.silent = {1}
+    asked = len(ranks.arguments_of("is_saving"))
+    before = ranks.now
+    for _ in range(3):
+        assert learner.is_saving()
+    assert len(ranks.arguments_of("is_saving")) == asked + 2
+    assert ranks.now - before <= 0.5
+    ranks.silent = set()
+    assert not learner.is_saving()
+    ranks.silent = {1}
+    assert learner.is_saving()
+    # What was asked about the save before is no answer about this one.
+    ranks.silent = set()
+    asked = len(ranks.arguments_of("is_saving"))
+    learner.begin_save(Path("runs/a"))
+    assert not learner.is_saving()
+    assert len(ranks.arguments_of("is_saving")) == asked + 2
+
+
+def test_a_rank_that_dies_while_it_writes_is_named(ranks: Ranks) -> None:
+    ranks.raises[1] = ActorDiedError()
+    ranks.answers["is_saving"] = ranks.answers["finish_save"] = lambda rank: []
+    with pytest.raises(LearnerLostError, match=r"^learner-1 died while writing"):
+        a_learner(ranks).is_saving()
+    with pytest.raises(LearnerLostError, match=r"^learner-1 died while writing a checkpoint"):
+        a_learner(ranks).finish_save()
+
+
+def test_a_save_has_the_files_of_all_ranks(ranks: Ranks) -> None:
+    ranks.answers["finish_save"] = lambda rank: [StoredFile(f"{rank}", 1, "d")]
+    assert [file.name for file in a_learner(ranks).finish_save()] == ["0", "1"]
+
+
+def test_a_rank_without_room_is_told_of_once_no_other_writes(ranks: Ranks) -> None:
+    no_room = NotSavedError("learner-0 cannot write")
+    ranks.answers["finish_save"] = lambda rank: [] if rank else no_room
+    with pytest.raises(NotSavedError, match="learner-0 cannot write"):
+        a_learner(ranks).finish_save()
+    ranks.silent = {1}
+    with pytest.raises(LearnerLostError, match=r"^learner-1: still writing a checkpoint after .*update_timeout"):
+        a_learner(ranks).finish_save()
+    with pytest.raises(LearnerLostError, match=r"^learner-1: still writing a checkpoint after .*sync_timeout"):
+        a_learner(ranks).finish_save(briefly=True)
 
 
 def test_calls_of_a_broadcast_are_started_and_finished_apart(ranks: Ranks) -> None:

@@ -49,7 +49,7 @@ def test_any_range_can_be_read(tmp_path: Path) -> None:
 def test_a_rank_writes_several_files_rather_than_one_that_needs_much_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimizer_files, "_FILE_BYTES", 100)
+    monkeypatch.setattr(optimizer_files, "STATE_FILE_BYTES", 100)
     parts = [_part("model.weight", 0, 10), _part("model.bias", 0, 3)]
     assert write_shard(tmp_path, 3, parts) == [f"optimizer-00003-0000{i}.safetensors" for i in (0, 1)]
     write_summary(tmp_path, 1, SIZES)

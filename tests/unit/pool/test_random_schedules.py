@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from medr1_ray.learner.batching import nothing
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.pool.groups import RolloutPool
@@ -80,7 +82,10 @@ class Publishing(Both):
         super().__init__()
         self._lasting = lasting
 
-    def publish_weights(self, version: int, *, to_newcomers: bool = True) -> WeightUpdate:  # type: ignore[override]
+    def publish_weights(  # type: ignore[override]
+        self, version: int, *, to_newcomers: bool = True, meanwhile: Callable[[], None] = nothing
+    ) -> WeightUpdate:
+        meanwhile()
         return WeightUpdate(version, (), f"digest {version}", lasting=self._lasting)
 
 

@@ -16,6 +16,7 @@ from medr1_ray.records.summary import Totals
 from medr1_ray.run import command as module
 from medr1_ray.run.command import run_command
 from medr1_ray.run.start_checks import check_start
+from tests.faults.storage import publish
 
 
 class Runs:
@@ -86,7 +87,7 @@ def saved(directory: Path, step: int, given: list[str]) -> None:
     files = [Path(word) for word in given if word.endswith(".yaml")]
     write_config(load_config(files, overrides), directory / "config.yaml")
     state = RunState(step, StreamState(0, "d"), (), 0, 0, {}, 0, 0, Totals(), "c", 0, 0)
-    Checkpoints(directory / "checkpoints", keep=2).publish(state, lambda folder: [])
+    publish(Checkpoints(directory / "checkpoints", keep=2), state, lambda folder: [])
 
 
 def test_a_dry_run_prints_and_starts_nothing(

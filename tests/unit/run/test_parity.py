@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -22,6 +22,10 @@ class _Pool:
     def __init__(self, actors: Sequence[str], version: int, first: int | None = None) -> None:
         self._actors = actors
         self._versions = np.array([version if first is None else first, version], np.int32)
+        self.polls = 0
+
+    def poll(self) -> None:
+        self.polls += 1
 
     def probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
         return {
@@ -54,8 +58,11 @@ class _Learner:
         self._visual_tokens = visual_tokens
         self.calls = 0
 
-    def logprobs(self, groups: Sequence[CompletedPrompt], *, plain: bool = False) -> list[GroupLogprobs]:
+    def logprobs(
+        self, groups: Sequence[CompletedPrompt], *, plain: bool = False, meanwhile: Callable[[], None]
+    ) -> list[GroupLogprobs]:
         self.calls += 1
+        meanwhile()
         wrong = self._plainly or not plain
         return [
             GroupLogprobs(
@@ -70,10 +77,11 @@ def _gate(pool: _Pool, learner: _Learner) -> ParityGate:
 
 
 def test_all_actors_are_scored_at_once() -> None:
-    learner = _Learner()
-    gap = _gate(_Pool(["rollout-0", "rollout-1", "rollout-2"], 3), learner).check(3)
+    learner, pool = _Learner(), _Pool(["rollout-0", "rollout-1", "rollout-2"], 3)
+    gap = _gate(pool, learner).check(3)
     assert (gap.mean, gap.max, gap.tokens) == (0, 0, 3 * 2 * 2)
     assert learner.calls == 1
+    assert pool.polls == 1, "training's groups go on while the learner scores"
 
 
 @pytest.mark.parametrize("off", ["rollout-0", "rollout-1", "rollout-2"])

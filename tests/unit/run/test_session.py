@@ -36,8 +36,9 @@ from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
 from medr1_ray.run.parity import ParityError
+from medr1_ray.run.phases import Phases
 from medr1_ray.run.replay import Replay
-from medr1_ray.run.saving import Saving
+from medr1_ray.run.saving import CheckpointWriter, Saving
 from medr1_ray.run.session import Session
 from medr1_ray.run.skipped_steps import SkippedSteps
 from medr1_ray.run.weight_sync import WeightSync
@@ -56,41 +57,56 @@ class Learner:
     def __init__(self, world: World) -> None:
         self._world = world
         self.seconds = 1.0
+        self.publish_seconds = 0.0
         self.steps = 1
         self.statistics = STATISTICS
         self.norm = 1.0
         self.no_room = False
+        self.copy_seconds = self.write_seconds = self.written_at = 0.0
+        self.saving = Path()
+        self.saves: list[str] = []
         self.published: list[int] = []
 
     def prefetch(self, groups: Sequence[Group]) -> None:
         """Nothing is begun early."""
 
     def update(self, groups: Sequence[Group], version: int, meanwhile: Callable[[], None]) -> UpdateReport:
-        self._work(meanwhile)
+        self._work(meanwhile, self.seconds)
         steps = (OptimizerStep(0.0, self.norm, 1e-4),) * self.steps
         return UpdateReport(version + self.steps, steps, self.statistics, len(groups), 0, 0, 4, 20, 1, 1e9, None, ())
 
     def imitate(
         self, demonstrations: Sequence[CompletedPrompt], version: int, meanwhile: Callable[[], None]
     ) -> ImitationReport:
-        self._work(meanwhile)
+        self._work(meanwhile, self.seconds)
         return ImitationReport(version + 1, OptimizerStep(0.5, self.norm, 1e-4), 4, 20, 1e9, None, ())
 
-    def _work(self, meanwhile: Callable[[], None]) -> None:
-        end = self._world.now + self.seconds
+    def _work(self, meanwhile: Callable[[], None], seconds: float) -> None:
+        end = self._world.now + seconds
         while self._world.now < end:
             self._world.now += 0.2
             meanwhile()
 
-    def publish_weights(self, version: int) -> WeightUpdate:
+    def publish_weights(self, version: int, meanwhile: Callable[[], None]) -> WeightUpdate:
+        self._work(meanwhile, self.publish_seconds)
         self.published.append(version)
         return update(version)
 
-    def save(self, folder: Path) -> list[StoredFile]:
+    def begin_save(self, folder: Path, meanwhile: Callable[[], None]) -> None:
+        self._work(meanwhile, self.copy_seconds)
+        self.saving = folder
+        self.saves.append(folder.name)
+        self.written_at = self._world.now + self.write_seconds
+
+    def is_saving(self) -> bool:
+        return self._world.now < self.written_at
+
+    def finish_save(self, meanwhile: Callable[[], None], *, briefly: bool) -> list[StoredFile]:
+        self._work(meanwhile, max(0.0, self.written_at - self._world.now))
         if self.no_room:
             raise NotSavedError("learner-0 cannot write: no space left")
-        (folder / "weights").write_text("")
-        return [store(folder, "weights")]
+        (self.saving / "weights").write_text("")
+        return [store(self.saving, "weights")]
 
 
 class Gate:
@@ -108,7 +124,7 @@ class Gate:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     install(world, monkeypatch)
-    for module in ("run.session", "pool.groups"):
+    for module in ("run.phases", "pool.groups"):
         monkeypatch.setattr(f"medr1_ray.{module}.time.monotonic", lambda: world.now)
         monkeypatch.setattr(f"medr1_ray.{module}.time.time", lambda: world.now)
     return world
@@ -134,6 +150,9 @@ def a_session(
     step, lines = (resumed.step, resumed.metric_lines) if resumed else (0, 0)
     tracker = Tracker(config, folder, step, lines)
     learner: Any = Learner(world)
+    totals = resumed.totals if resumed else Totals()
+    phases = Phases(totals.seconds)
+    checkpoints = Checkpoints(folder / "checkpoints", 2, None, tracker.accuracies)
     return Session(
         config=config,
         step=step,
@@ -148,9 +167,16 @@ def a_session(
         evaluations=EvaluationLog(folder, print, step),
         tracker=tracker,
         progress=Progress(config.train.steps, every_seconds=1e9),
-        checkpoints=Checkpoints(folder / "checkpoints", 2, None, tracker.accuracies),
-        saving=Saving(config.run, world.said.append, lambda: world.leaving, clock=lambda: world.now),
-        totals=resumed.totals if resumed else Totals(),
+        saving=Saving(
+            config.run,
+            CheckpointWriter(config, learner, checkpoints, phases),
+            pool.poll,
+            world.said.append,
+            lambda: world.leaving,
+            clock=lambda: world.now,
+        ),
+        totals=totals,
+        phases=phases,
         scaling=Scaling.of(config),
         skipped_steps=SkippedSteps(config.learner, 0),
         alarms=Alarms(config.alarms, config.gap_mean_limit),
@@ -286,6 +312,20 @@ def test_engines_have_work_during_an_update_only_where_rollouts_may_be_older(
     assert seen == [in_flight]
 
 
+def test_rewards_are_given_and_groups_assigned_while_the_learner_publishes(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"max_staleness": 2}, actors=1)
+    session.sync_weights()
+    session.take_groups()
+    ledger = session.pool.ledger
+    waiting, ready = ledger.at(GroupStage.WAITING), len(ledger.at(GroupStage.READY))
+    assert len(waiting) > 4
+    session.learner.publish_seconds = 6.0  # type: ignore[attr-defined]
+    session.weights.sync(0)
+    # Two groups at once, each in 2 seconds.
+    assert len(ledger.at(GroupStage.READY)) >= ready + 4
+    assert len(ledger.at(GroupStage.WAITING)) <= len(waiting) - 4
+
+
 def test_room_is_made_before_the_learner_works(world: World, tmp_path: Path) -> None:
     session = a_session(world, tmp_path, {}, actors=1)
     session.sync_weights()
@@ -309,6 +349,7 @@ def test_several_optimizer_steps_a_rollout_are_several_steps_of_the_run(world: W
         one_step(session)
         session.evaluate_if_due()
         session.save_if_due()
+    session.save()
     # After steps 2, 4, 6, 8, 10: saved where a multiple of 3 was passed, the newest two kept; rollouts at multiples of
     # 4; evaluated past 5, and not at the end.
     checkpoints = sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*"))
@@ -481,7 +522,7 @@ def test_a_person_is_told_of_steps_and_evaluations_and_of_the_results(world: Wor
     summary = json.loads(path.read_text())
     spans = [json.loads(each) for each in (tmp_path / "spans.jsonl").read_text().splitlines()]
     phases = [each["phase"] for each in spans if each["actor"] == "driver"]
-    assert phases[-4:] == ["evaluation", "evaluation", "evaluation", "checkpoint"], "also what came after the last step"
+    assert phases[-5:] == [*["evaluation"] * 3, "checkpoint", "checkpoint"], "and what came after the last step"
     assert (path, summary["steps"], summary["completions"]) == (tmp_path / "summary.json", 1, 32)
     said = stream.getvalue()
     # One answer to each of five questions: the first of a group, which is wrong.
@@ -615,17 +656,10 @@ def test_an_evaluation_is_broken_off_and_made_by_the_resumed_run(world: World, t
 
 def test_nothing_is_written_again_where_the_last_step_is_saved(world: World, tmp_path: Path) -> None:
     session = a_session(world, tmp_path, {"steps": 4}, {"save_every": 1}, actors=1)
-    written: list[Path] = []
-    save = session.learner.save
-
-    def watched(folder: Path) -> list[StoredFile]:
-        written.append(folder)
-        return save(folder)
-
-    session.learner.save = watched  # type: ignore[method-assign]
     StopsInMidst(world, lambda: session.step == 2 and bool(session.pool.ledger.at(GroupStage.READY)))
     stopped(session)
-    assert len(written) == 2, "one for each step"
+    saves = session.learner.saves  # type: ignore[attr-defined]
+    assert saves == [".checkpoint-1.partial", ".checkpoint-2.partial"], "one for each step"
 
 
 def test_a_run_that_has_learned_nothing_saves_nothing(world: World, tmp_path: Path) -> None:
@@ -675,7 +709,8 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again_after_the_next_step(
         one_step(session)
         session.save_if_due()
         saved.append(sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")))
-    assert saved == [[], [], [], ["checkpoint-4"], ["checkpoint-4"], ["checkpoint-4", "checkpoint-6"]]
+    # That of step 2 has failed by step 3, whose own is whole by step 4.
+    assert saved == [[], [], [], ["checkpoint-3"], *[["checkpoint-3", "checkpoint-4"]] * 2]
     said = "\n".join(world.said)
     assert said.count("NOT SAVED: learner-0 cannot write: no space left. Earlier checkpoints are as they were") == 1
     assert said.count("saved at last: ") == 1
@@ -683,6 +718,85 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again_after_the_next_step(
     one_step(session)
     with pytest.raises(NotSavedError):  # the last one of a run must be there
         session.save()
+
+
+def test_a_run_goes_on_while_its_checkpoint_is_written(world: World, tmp_path: Path) -> None:
+    train = {"steps": 9, "max_staleness": 2}
+    session = a_session(world, tmp_path, train, {"save_every": 2}, actors=1)
+    learner: Any = session.learner
+    learner.write_seconds = 25.0  # each step takes 8
+    session.sync_weights()
+    folder = tmp_path / "checkpoints"
+    for _ in range(2):
+        one_step(session)
+    session.save_if_due()
+    begun, unused = world.now, session.pool.unused_prompt_ids()
+    one_step(session)
+    session.save_if_due()
+    assert [path.name for path in folder.iterdir()] == [".checkpoint-2.partial"]
+    assert world.now - begun < 25
+    one_step(session)
+    session.save_if_due()
+    assert world.now - begun > 25, "the next one waits"
+    state = read_state(latest_checkpoint(folder))
+    assert (state.step, state.groups_used, state.metric_lines) == (2, 16, 2)
+    assert state.unused_prompts == tuple(unused), "as it was when the write began"
+
+
+def test_a_checkpoint_is_published_in_a_wait_for_groups(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 9}, {"save_every": 1}, actors=1)
+    learner: Any = session.learner
+    learner.write_seconds = 3.0
+    session.sync_weights()
+    one_step(session)
+    session.save_if_due()
+    assert not (tmp_path / "checkpoints" / "checkpoint-1").exists()
+    begun = world.now
+    session.take_groups()
+    assert world.now - begun > 3
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-1"
+
+
+def test_rewards_are_given_while_the_ranks_copy_and_are_not_in_that_state(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"max_staleness": 2}, {"save_every": 1}, actors=1)
+    session.sync_weights()
+    one_step(session)
+    session.learner.copy_seconds = 9.0  # type: ignore[attr-defined]
+    ready = len(session.pool.ledger.at(GroupStage.READY))
+    unused, stream = session.pool.unused_prompt_ids(), session.stream.state()
+    session.save_if_due()
+    assert len(session.pool.ledger.at(GroupStage.READY)) >= ready + 4
+    state = read_state(session.save())
+    assert (state.unused_prompts, state.stream) == (tuple(unused), stream)
+
+
+def test_an_error_of_the_run_costs_no_checkpoint_that_is_being_written(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 9}, {"save_every": 1}, actors=1)
+    learner: Any = session.learner
+    learner.write_seconds = 60.0
+    session.sync_weights()
+
+    def two_steps() -> None:
+        with session.saved_when_stopped():
+            one_step(session)
+            session.save_if_due()
+            learner.statistics = replace(STATISTICS, logprob_gap_mean=1.0)
+            one_step(session)
+
+    with pytest.raises(ParityError):
+        two_steps()
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-1"
+
+
+def test_a_stop_waits_for_the_write_under_way(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"steps": 9}, {"save_every": 2}, actors=1)
+    learner: Any = session.learner
+    learner.write_seconds = 60.0
+    StopsInMidst(world, lambda: session.step == 2 and learner.written_at > world.now)
+    stopped(session)
+    assert world.now >= learner.written_at
+    assert learner.saves == [".checkpoint-2.partial"]
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-2"
 
 
 def test_a_skipped_step_is_counted_and_its_rollouts_are_kept(

@@ -15,6 +15,7 @@ from medr1_ray.records.checkpoints import Checkpoints, RunState
 from medr1_ray.records.recorded_groups import write_groups
 from medr1_ray.records.summary import Totals
 from medr1_ray.run.start_checks import about_resuming, check_start, problems_of_a_start
+from tests.faults.storage import publish
 from tests.repository import REPOSITORY
 from tests.unit.records.recorded import a_group
 
@@ -151,7 +152,7 @@ def test_a_dry_run_of_a_resume_compares_the_questions(tmp_path: Path) -> None:
 
     def said(digest: str) -> str:
         left = replace(state(2), stream=replace(stream, digest=digest))
-        Checkpoints(checkpoints, keep=1).publish(left, lambda folder: [])
+        publish(Checkpoints(checkpoints, keep=1), left, lambda folder: [])
         return " ".join(problems_of_a_start(few, resume=True))
 
     assert "other training questions" not in said(stream.digest)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from medr1_ray.cluster.resources import NotStartedError
+from medr1_ray.learner.batching import nothing
 from medr1_ray.learner.messages import LearnerLateError
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import Ledger
@@ -26,14 +28,21 @@ class Both:
 
     def __init__(self, *ranks: int, broken: int = 0) -> None:
         self.calls: list[str] = []
+        self.polled: list[str] = []
         self.engines = self
         self.members = {f"rollout-{i}": WeightMember(f"rollout-{i}", "first", n) for i, n in enumerate(ranks)}
         self.places: dict[str, WeightGroup] = {}
         self.broken = broken
         self.renew_weights: Any = None
 
-    def publish_weights(self, version: int, *, to_newcomers: bool = True) -> str:
+    def poll(self) -> None:
+        self.polled.append(self.calls[-1])
+
+    def publish_weights(
+        self, version: int, *, to_newcomers: bool = True, meanwhile: Callable[[], None] = nothing
+    ) -> str:
         self.calls.append(f"publish {version}{' to newcomers' if to_newcomers else ''}")
+        meanwhile()
         return f"update {version}"
 
     def load_weights(self, update: str, break_off: Any = None) -> list[str]:
@@ -48,8 +57,9 @@ class Both:
         self.calls.append("wait")
         self.members["rollout-9"] = WeightMember("rollout-9", "first", 1)
 
-    def release_weights(self) -> None:
+    def release_weights(self, meanwhile: Callable[[], None] = nothing) -> None:
         self.calls.append("release")
+        meanwhile()
 
     def send_weights(self) -> str:
         self.calls.append("send")
@@ -105,6 +115,14 @@ def test_colocated_the_engines_sleep_before_the_update_and_wake_when_the_learner
     colocated.make_room()
     colocated.sync(3)
     assert both.calls == ["sleep", "publish 3 to newcomers", "load update 3", "release", "wake"]
+
+
+@pytest.mark.parametrize("kind", [WeightSync, ColocatedSync, BroadcastSync])
+def test_the_pool_goes_on_while_the_learner_publishes(kind: type[WeightSync]) -> None:
+    both = Both(1, 1)
+    sync_of(kind, both).sync(3)
+    released = ["release"] if kind is ColocatedSync else []
+    assert both.polled == ["publish 3 to newcomers", *released]
 
 
 def test_a_group_is_built_once_and_every_engine_gets_its_own_offset() -> None:
@@ -173,7 +191,7 @@ def test_a_broadcast_outlives_an_engine_process_that_dies_in_it(world: World) ->
     """With the real pool: the actor of the dead engine stays alive, and each of its calls fails."""
     actors, pool = a_pool(world, actors=3)
     learner = Both()
-    learner.publish_weights = lambda version, to_newcomers=True: passing(version)  # type: ignore[assignment]
+    learner.publish_weights = lambda version, **_: passing(version)  # type: ignore[assignment]
     broadcasting = BroadcastSync(learner, pool)  # type: ignore[arg-type]
     broadcasting.sync(1)
     assert len(actors.serving) == 3
@@ -229,7 +247,7 @@ def test_an_actor_that_cannot_start_ends_the_run_though_a_broadcast_goes_on(worl
     actors, pool = a_pool(world, actors=2, min_actors=1)
     world.load_seconds = 4.0
     learner = Both()
-    learner.publish_weights = lambda version, to_newcomers=True: passing(version)  # type: ignore[assignment]
+    learner.publish_weights = lambda version, **_: passing(version)  # type: ignore[assignment]
 
     def send_weights() -> str:
         learner.calls.append("send")

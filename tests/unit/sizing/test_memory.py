@@ -243,6 +243,18 @@ def test_weights_that_stay_on_gpus_take_no_main_memory_but_through_ipc_the_gpus(
     assert weight_sync_bytes(recipe("cluster.weight_transport=nccl"), shape) == 0
 
 
+def test_a_checkpoint_that_is_written_behind_the_training_is_copied_first(shape: ModelShape) -> None:
+    for ranks in (1, 4):
+        settings = f"learner.world_size={ranks}", "cluster.weight_transport=object_store"
+        behind, waiting = (
+            by_name(learner_parts(recipe(*settings, f"run.write_behind={value}"), shape))["checkpoint copy"]
+            for value in ("true", "false")
+        )
+        # Weights in bfloat16, and this rank's share of masters and moments in float32; or one file of those.
+        assert (behind.bytes, behind.place) == ((2 + 12 // ranks) * PARAMETERS_2B, "main")
+        assert (waiting.bytes, waiting.place) == (2 * PARAMETERS_2B + 2**30, "main")
+
+
 def test_a_checkpoint_has_the_weights_and_the_optimizer() -> None:
     # Files of a checkpoint of the tiny model in float32: weights, optimizer.
     measured = 6_212_088 + 18_643_888

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Timer
 
@@ -77,15 +78,18 @@ def test_a_save_deletes_nothing_that_is_being_uploaded(tmp_path: Path, files: ty
     config = a_config(tmp_path / "run", run={"keep_checkpoints": 1})
     stored: list[list[str]] = []
 
-    def write(partial: Path) -> list[StoredFile]:
+    def nothing_written() -> Iterator[StoredFile]:
         stored.append(names(config))
-        return []
+        yield from ()
 
     with stored_checkpoints_of(config, None, {}, unexpected_but_waiting) as checkpoints:
         files.set("hang", at=0)
         save(config, 2, checkpoints)
+        assert not checkpoints.may_publish()
+        assert not checkpoints.may_publish(0.01)
         Timer(0.3, files.go_on.set).start()
-        checkpoints.publish(a_state(4), write)
+        checkpoints.publish(checkpoints.begin(a_state(4)), nothing_written())
+        assert checkpoints.may_publish(60)
     assert stored == [["checkpoint-2"]]
     assert names(config) == ["checkpoint-4"]
 
