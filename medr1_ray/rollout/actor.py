@@ -214,7 +214,7 @@ class RolloutActor:
         from medr1_ray.rollout.engine import sampling_params, to_completions
 
         start = time.time()
-        params = partial(sampling_params, sampling, self._vocabulary, request_id)
+        params = partial(sampling_params, sampling, self._vocabulary, prompt.id)
         final = await self._run(request_id, prompt, params)
         span = Span(self._name, "rollout", start, time.time())
         return to_completions(final, prompt, self._name, self._vocabulary, self._tokenizer, span)

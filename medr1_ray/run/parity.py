@@ -1,67 +1,147 @@
 """The parity gate: engine and learner must give the same log-probabilities to the same tokens and image.
 
-Runs at the start and after the first update, on every rollout actor, with completions sampled for the purpose; in
-asynchronous runs after each sync, because training rollouts then mix versions. Only equal policy versions are compared.
+At the start and after the first update it waits: every rollout actor samples completions for the purpose, which the
+learner then scores. After each later sync some of the actors are asked to sample beside their other work; nobody waits
+for them, since the learner knows most of their tokens beforehand (`known_tokens.py`). What looks wrong there is checked
+again in the first way, which decides. Only equal policy versions are compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medr1_ray.learner.messages import Gap, GroupLogprobs
+from medr1_ray.run.known_tokens import KnownTokens
 from medr1_ray.types import Completions, Prompt, Sampling
 
 if TYPE_CHECKING:
     from medr1_ray.learner.handle import Learner
     from medr1_ray.pool.groups import RolloutPool
 
+# An actor is compared again after this many syncs at the latest: an eighth of the actors at each.
+_SYNCS_BETWEEN = 8
+
 
 class ParityError(RuntimeError):
     """Engine and learner disagree: their ratios, and so the gradients, would be wrong."""
+
+
+def require_small_gap(gap: Gap, limit: float, step: int) -> None:
+    """Raises ParityError where the gap of a step's tokens has a mean above the limit, in nats."""
+    # Not `>`, which a NaN of the engine's would pass.
+    if not gap.mean <= limit:
+        raise ParityError(
+            f"step {step}: the rollout log-probabilities differ from the learner's by {gap.mean:.2e} nats in the mean, "
+            f"over {gap.tokens} tokens of the same policy version; the limit is {limit:g} (parity.gap_mean_limit)"
+        )
 
 
 class ParityGate:
     """Compares every rollout actor with the learner on fixed prompts.
 
     Args:
-        pool, learner: both at the same policy version whenever `check` is called.
+        pool, learner: both at the same policy version whenever `check` or `follow` is called.
         prompts: the probe, a few of the evaluation prompts.
-        sampling: of the probe's completions, as in training.
+        sampling: of the probe's completions, as in training, with a seed.
         limit: largest mean gap of one actor, in nats.
+        say: takes a line for the operator.
     """
 
     def __init__(
-        self, pool: RolloutPool, learner: Learner, prompts: Sequence[Prompt], sampling: Sampling, limit: float
+        self,
+        pool: RolloutPool,
+        learner: Learner,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        limit: float,
+        say: Callable[[str], None],
     ) -> None:
         self._pool = pool
         self._learner = learner
         self._prompts = list(prompts)
         self._sampling = sampling
         self._limit = limit
+        self._say = say
+        self._known: KnownTokens | None = None
+        self._syncs = 0
+        self._compared: dict[str, int] = {}  # by actor, the sync at which it was compared last
 
     def check(self, version: int) -> Gap:
-        """Probe all rollout actors that serve at `version`, side by side; one that is lost during the probe is left
-        out.
+        """Probe all rollout actors that serve at `version`, side by side, and wait; one that is lost during the probe
+        is left out.
 
         Raises:
             ParityError: an actor made another number of visual tokens of an image than the learner, sampled with the
                 weights of another version, or has a mean gap above the limit. The message says which differs.
         """
-        probes = self._pool.probe(self._prompts, self._sampling, version)
-        sampled = [pair for completions in probes.values() for pair in zip(self._prompts, completions, strict=True)]
+        self._syncs += 1
+        probes = self._pool.measurements.probe(self._prompts, self._sampling, version)
         # One call for all actors; the answers come in the order of `probes`, which `islice` relies on below.
-        learned = iter(self._learner.logprobs(sampled) if sampled else [])
+        learned = iter(self._score([each for completions in probes.values() for each in completions]))
         total = Gap()
+        known: KnownTokens | None = None
         for actor, completions in probes.items():
-            total += self._compare(actor, completions, list(islice(learned, len(completions))), version)
+            of_actor = list(islice(learned, len(completions)))
+            total += self._require_equal(actor, completions, of_actor, version)
+            self._compared[actor] = self._syncs
+            if known is None:
+                known = KnownTokens(completions)
+                known.add(version, of_actor)
+        self._known = known
         return total
 
-    def _compare(
+    def follow(self, version: int) -> Gap:
+        """Compare what actors have answered since the sync before, and ask the next of them, without waiting for it.
+
+        Each actor is asked at every eighth sync at least, one that has joined at the next. Returns the gap over the
+        tokens that were compared. Where an actor seems to differ, or samples too little of what is known, `check`
+        follows at once: raises as that does.
+        """
+        self._syncs += 1
+        assert self._known is not None, "check comes first"
+        self._known.add(version, self._score(self._known.completions))
+        total = Gap()
+        in_doubt = False
+        for actor, completions in self._pool.measurements.take_probes().items():
+            found = self._known.compare(completions)
+            # As after many updates, or with wrong weights.
+            if not found.shared:
+                in_doubt = True
+            elif not found.gap.mean <= self._limit:
+                in_doubt = True
+                self._say(
+                    f"parity gate: {actor} seems to differ from the learner by {found.gap.mean:.1e} nats in the mean "
+                    f"over {found.gap.tokens} tokens (limit {self._limit:g}); all actors are compared once more"
+                )
+            else:
+                total += found.gap
+                if found.measured:
+                    self._compared[actor] = self._syncs
+        if in_doubt:
+            return total + self.check(version)
+        self._pool.measurements.begin_probe(self._next(), self._prompts, self._sampling, version)
+        return total
+
+    def _next(self) -> list[str]:
+        """The actors that were never compared, and of the others those for which it is longest ago."""
+        serving, begun = self._pool.rollout_names, set(self._pool.measurements.begun)
+        free = sorted((name for name in serving if name not in begun), key=lambda name: self._compared.get(name, 0))
+        new = sum(name not in self._compared for name in free)
+        return free[: max(new, ceil(len(serving) / _SYNCS_BETWEEN))]
+
+    def _score(self, completions: Sequence[Completions], *, plain: bool = False) -> list[GroupLogprobs]:
+        """The learner's log-probabilities of groups for the probe's prompts, in turn."""
+        rounds = len(completions) // len(self._prompts)
+        pairs = list(zip(self._prompts * rounds, completions, strict=True))
+        return self._learner.logprobs(pairs, plain=plain, meanwhile=self._pool.poll) if pairs else []
+
+    def _require_equal(
         self, actor: str, completions: Sequence[Completions], learned: Sequence[GroupLogprobs], version: int
     ) -> Gap:
         for prompt, sampled, ours in zip(self._prompts, completions, learned, strict=True):
@@ -77,15 +157,14 @@ class ParityGate:
                     f"{actor} sampled with policy version {sorted(set(sampled.versions.tolist()))} where only "
                     f"{version} was to be served: its last weight sync did not take effect"
                 )
-        engine = [sampled.rollout_logprobs for sampled in completions]
-        packed = [each.policy_logprobs for each in learned]
-        gap = _gap(engine, packed)
+        engine = np.concatenate([sampled.rollout_logprobs for sampled in completions])
+        packed = _logprobs(learned)
+        gap = Gap.between(engine, packed)
         if gap.mean <= self._limit:
             return gap
         # Only on failure: plain rows repeat the prompt for every completion, which is much slower.
-        rows = self._learner.logprobs(list(zip(self._prompts, completions, strict=True)), plain=True)
-        plain = [each.policy_logprobs for each in rows]
-        engine_gap, packing_gap = _gap(engine, plain), _gap(packed, plain)
+        plain = _logprobs(self._score(completions, plain=True))
+        engine_gap, packing_gap = Gap.between(engine, plain), Gap.between(packed, plain)
         side = "the engine" if engine_gap.mean > packing_gap.mean else "the learner's shared-prompt packing"
         raise ParityError(
             f"{actor} and the learner disagree at policy version {version}: the log-probabilities of the same tokens "
@@ -95,6 +174,5 @@ class ParityGate:
         )
 
 
-def _gap(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> Gap:
-    differences = np.abs(np.concatenate(left) - np.concatenate(right))
-    return Gap(float(differences.mean()), float(differences.max()), differences.size)
+def _logprobs(learned: Sequence[GroupLogprobs]) -> NDArray[np.float32]:
+    return np.concatenate([each.policy_logprobs for each in learned])

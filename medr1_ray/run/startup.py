@@ -162,8 +162,11 @@ def started_session(
                 pool,
                 learner,
                 probe,
-                Sampling(_PROBE_GROUP_SIZE, config.rollout.max_tokens, config.rollout.temperature),
+                Sampling(
+                    _PROBE_GROUP_SIZE, config.rollout.max_tokens, config.rollout.temperature, config.train.seed
+                ),
                 config.gap_mean_limit,
+                progress.message,
             ),
             evaluation_prompts=evaluation_prompts,
             evaluations=EvaluationLog(directory.evaluations, progress.message, done[0]),

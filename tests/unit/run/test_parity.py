@@ -1,124 +1,195 @@
-"""The parity gate with stand-ins for pool and learner: each actor is held against its own completions' scores."""
+"""The parity gate with plain numbers for engines and learner: each actor is held against its own tokens' scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
-import numpy as np
 import pytest
 
-from medr1_ray.learner.messages import GroupLogprobs
-from medr1_ray.run.parity import ParityError, ParityGate
-from medr1_ray.types import CompletedPrompt, Completions, Prompt, Question, Sampling, Span
+from medr1_ray.learner.messages import Gap
+from medr1_ray.run.parity import ParityError, ParityGate, require_small_gap
+from medr1_ray.types import Sampling
+from tests.unit.run.probed_policy import PROMPTS, Engine, Policy
 
-QUESTION = Question("q", "/i.png", "What?", ("x", "y"), 0, "CT", "Disease Diagnosis", "d")
-PROMPTS = [Prompt(f"p{i}", QUESTION, np.zeros(3, np.int32), np.zeros((2, 2, 3), np.uint8)) for i in range(2)]
 LIMIT = 0.01
 
 
-class _Pool:
-    """Its actors sample two tokens with log-probability -1; `versions` are what they say they sampled them with."""
-
-    def __init__(self, actors: Sequence[str], version: int, first: int | None = None) -> None:
-        self._actors = actors
-        self._versions = np.array([version if first is None else first, version], np.int32)
-
-    def probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
-        return {
-            actor: [
-                Completions(
-                    prompt.id,
-                    actor,
-                    np.zeros(2, np.int32),
-                    np.full(2, -1, np.float32),
-                    self._versions,
-                    np.full(1, 2, np.int32),
-                    np.zeros(1, np.bool_),
-                    ("x",),
-                    9,
-                    Span(actor, "rollout", 0.0, 1.0),
-                )
-                for prompt in prompts
-            ]
-            for actor in self._actors
-        }
+def a_gate(policy: Policy, say: Callable[[str], None] = print) -> ParityGate:
+    both: Any = policy
+    return ParityGate(both, both, PROMPTS, Sampling(1, 8, 1.0, seed=0), LIMIT, say)
 
 
-class _Learner:
-    """Its scores are -1 and, where `off` names an actor, those of the second token of its completions 1 less; in packed
-    rows, and where `plainly` is set also in plain ones."""
-
-    def __init__(self, off: str | None = None, *, plainly: bool = True, visual_tokens: int = 9) -> None:
-        self._off = off
-        self._plainly = plainly
-        self._visual_tokens = visual_tokens
-        self.calls = 0
-
-    def logprobs(self, groups: Sequence[CompletedPrompt], *, plain: bool = False) -> list[GroupLogprobs]:
-        self.calls += 1
-        wrong = self._plainly or not plain
-        return [
-            GroupLogprobs(
-                np.array([-1, -2 if wrong and completions.actor == self._off else -1], np.float32), self._visual_tokens
-            )
-            for _, completions in groups
-        ]
+def actors(count: int, **wrong: Engine) -> dict[str, Engine]:
+    return {f"rollout-{i}": Engine() for i in range(count)} | {name.replace("_", "-"): it for name, it in wrong.items()}
 
 
-def _gate(pool: _Pool, learner: _Learner) -> ParityGate:
-    return ParityGate(pool, learner, PROMPTS, Sampling(2, 8, 1.0), LIMIT)  # type: ignore[arg-type]
+def after_the_first_update(policy: Policy, say: Callable[[str], None] = print) -> ParityGate:
+    """A gate that has waited for all actors at versions 0 and 1."""
+    gate = a_gate(policy, say)
+    for policy.version in (0, 1):
+        gate.check(policy.version)
+    return gate
+
+
+def follow(gate: ParityGate, policy: Policy) -> Gap:
+    """At the sync after the learner's next update."""
+    policy.version += 1
+    return gate.follow(policy.version)
 
 
 def test_all_actors_are_scored_at_once() -> None:
-    learner = _Learner()
-    gap = _gate(_Pool(["rollout-0", "rollout-1", "rollout-2"], 3), learner).check(3)
-    assert (gap.mean, gap.max, gap.tokens) == (0, 0, 3 * 2 * 2)
-    assert learner.calls == 1
+    policy = Policy(engines=actors(3))
+    gap = a_gate(policy).check(0)
+    assert (gap.mean, gap.max, gap.tokens) == (0, 0, 3 * 2 * 10)
+    assert policy.scored == [3 * 2]
+    assert policy.polls == 1, "training's groups go on while the learner scores"
 
 
-@pytest.mark.parametrize("off", ["rollout-0", "rollout-1", "rollout-2"])
+@pytest.mark.parametrize("off", ["rollout_0", "rollout_1", "rollout_2"])
 def test_the_actor_that_differs_is_named(off: str) -> None:
-    gate = _gate(_Pool(["rollout-0", "rollout-1", "rollout-2"], 3), _Learner(off))
-    with pytest.raises(ParityError, match=rf"^{off} and the learner disagree .* 5\.00e-01 nats"):
-        gate.check(3)
+    gate = a_gate(Policy(engines=actors(3, **{off: Engine(off=0.5)})))
+    with pytest.raises(ParityError, match=rf"^{off.replace('_', '-')} and the learner disagree .* 5\.00e-01 nats"):
+        gate.check(0)
 
 
 @pytest.mark.parametrize(
-    ("plainly", "distances", "side"),
+    ("engine", "packing", "distances", "side"),
     [
-        # The learner's plain rows are off as the packed ones are, by 1 for every other token: so the engine differs.
-        (True, r"engine differs by 5\.00e-01, the packed learner by 0\.00e\+00", r"the engine"),
-        (False, r"engine differs by 0\.00e\+00, the packed learner by 5\.00e-01", r"the learner's .* packing"),
+        (0.5, 0.0, r"engine differs by 5\.00e-01, the packed learner by 0\.00e\+00", r"the engine"),
+        (0.0, 0.5, r"engine differs by 0\.00e\+00, the packed learner by 5\.00e-01", r"the learner's .* packing"),
     ],
 )
-def test_plain_rows_of_the_learner_tell_which_side_differs(plainly: bool, distances: str, side: str) -> None:
-    gate = _gate(_Pool(["rollout-0"], 3), _Learner("rollout-0", plainly=plainly))
-    said = rf"by 5\.00e-01 nats in the mean and 1\.00e\+00 at most .*{distances}: it is {side} that differs"
+def test_plain_rows_of_the_learner_tell_which_side_differs(
+    engine: float, packing: float, distances: str, side: str
+) -> None:
+    gate = a_gate(Policy(engines=actors(1, rollout_0=Engine(off=engine)), packing_off=packing))
+    said = rf"by 5\.00e-01 nats in the mean and 5\.00e-01 at most .*{distances}: it is {side} that differs"
     with pytest.raises(ParityError, match=said):
-        gate.check(3)
+        gate.check(0)
 
 
-def test_a_gap_of_exactly_the_limit_passes_and_is_reported() -> None:
-    learner = _Learner("rollout-1")
-    gate = ParityGate(_Pool(["rollout-0", "rollout-1"], 3), learner, PROMPTS, Sampling(2, 8, 1.0), 0.5)  # type: ignore[arg-type]
-    gap = gate.check(3)
-    # Of eight tokens two are off by 1.
-    assert (gap.mean, gap.max, gap.tokens) == (0.25, 1.0, 8)
-    assert learner.calls == 1
+def test_a_gap_of_up_to_the_limit_passes_and_is_reported() -> None:
+    policy = Policy(engines=actors(2, rollout_1=Engine(off=LIMIT * 0.999)))
+    gap = a_gate(policy).check(0)
+    assert (gap.mean, gap.max, gap.tokens) == (pytest.approx(LIMIT / 2, rel=0.01), pytest.approx(LIMIT, rel=0.01), 40)
+    assert policy.scored == [2 * 2], "no plain rows"
 
 
 def test_another_number_of_visual_tokens_is_refused() -> None:
     with pytest.raises(ParityError, match=r"^rollout-0 made 9 visual tokens of the image of 'p0', the learner 4"):
-        _gate(_Pool(["rollout-0"], 3), _Learner(visual_tokens=4)).check(3)
+        a_gate(Policy(engines=actors(1), visual_tokens=4)).check(0)
 
 
-@pytest.mark.parametrize(("first", "said"), [(2, r"\[2\]"), (3, r"\[2, 3\]")])
-def test_another_version_than_the_one_to_be_served_is_refused(first: int, said: str) -> None:
-    with pytest.raises(ParityError, match=rf"^rollout-0 sampled with policy version {said} where only 3"):
-        _gate(_Pool(["rollout-0"], 2, first), _Learner()).check(3)
+def test_another_version_than_the_one_to_be_served_is_refused() -> None:
+    policy = Policy(engines=actors(1))
+    policy.probe = lambda prompts, sampling, version: {  # type: ignore[method-assign]
+        "rollout-0": policy._sample("rollout-0", prompts, version - 1, version)
+    }
+    policy.engines["rollout-0"].late_from = 7
+    with pytest.raises(ParityError, match=r"^rollout-0 sampled with policy version \[2, 3\] where only 3"):
+        a_gate(policy).check(3)
 
 
-def test_without_actors_nothing_is_compared() -> None:
-    learner = _Learner()
-    assert _gate(_Pool([], 3), learner).check(3).tokens == 0
-    assert learner.calls == 0
+def test_nobody_waits_for_actors_that_are_followed() -> None:
+    policy = Policy(step=0.05, engines=actors(2))
+    gate = after_the_first_update(policy)
+    policy.scored.clear()
+    gaps = [follow(gate, policy) for _ in range(4)]
+    assert policy.probes == [0, 1], "those of the two checks"
+    assert policy.scored == [2] * 4, "one group for each prompt, however many actors"
+    # At the first nothing was asked yet; then the two prompts of one actor, over which the learner has moved on: what
+    # it scored at the answer's version counts.
+    assert [gap.tokens for gap in gaps] == [0, 20, 20, 20]
+    assert max(gap.max for gap in gaps) < 1e-6
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 20])
+def test_every_actor_is_compared_within_eight_syncs(count: int) -> None:
+    policy = Policy(engines=actors(count))
+    gate = after_the_first_update(policy)
+    for _ in range(24):
+        follow(gate, policy)
+    at_once = -(-count // 8)
+    assert {len(names) for names in policy.asked} == {at_once}
+    for name in policy.engines:
+        at = [sync for sync, names in enumerate(policy.asked) if name in names]
+        assert at[0] < 8
+        assert max(later - earlier for earlier, later in pairwise(at)) <= 8
+
+
+def test_an_actor_that_joins_is_asked_at_the_next_sync() -> None:
+    policy = Policy(engines=actors(9))
+    gate = after_the_first_update(policy)
+    policy.engines |= {"rollout-9": Engine(), "rollout-10": Engine(), "rollout-11": Engine()}
+    follow(gate, policy)
+    assert policy.asked == [["rollout-10", "rollout-11", "rollout-9"]]
+    follow(gate, policy)
+    assert not {"rollout-9", "rollout-10", "rollout-11"} & set(policy.asked[-1]), "they have been compared"
+
+
+def test_who_has_not_answered_yet_is_not_asked_again_and_holds_up_nobody() -> None:
+    policy = Policy(step=0.05, engines=actors(2))
+    gate = after_the_first_update(policy)
+    policy.answering = {"rollout-1"}
+    for _ in range(5):
+        follow(gate, policy)
+    assert policy.asked == [["rollout-0"], ["rollout-1"], ["rollout-1"], ["rollout-1"], ["rollout-1"]]
+    policy.answering = None
+    # Its version has been passed five times by now, and is known.
+    assert follow(gate, policy).tokens == 40
+    assert follow(gate, policy).max < 1e-6
+
+
+def test_each_token_is_compared_under_its_own_version() -> None:
+    """Where weights were loaded in the middle of the answer."""
+    policy = Policy(step=0.05, engines=actors(1, rollout_0=Engine(late_from=4)))
+    gate = a_gate(policy)
+    gate.check(0)
+    gaps = [follow(gate, policy) for _ in range(3)]
+    assert [gap.tokens for gap in gaps] == [0, 20, 20]
+    assert max(gap.max for gap in gaps) < 1e-6
+
+
+@pytest.mark.parametrize("wrong", [Engine(off=0.5), Engine(off=float("nan"))])
+def test_an_actor_that_goes_wrong_on_the_way_is_found_and_named(wrong: Engine) -> None:
+    said: list[str] = []
+    policy = Policy(engines=actors(2))
+    gate = after_the_first_update(policy, said.append)
+    policy.engines["rollout-1"] = wrong
+    for _ in range(2):
+        follow(gate, policy)
+    with pytest.raises(ParityError, match=r"^rollout-1 and the learner disagree at policy version 4"):
+        follow(gate, policy)
+    assert len(said) == 1
+    assert "rollout-1 seems to differ from the learner by" in said[0]
+
+
+def test_an_actor_that_samples_other_tokens_is_checked_by_its_own() -> None:
+    """As every actor does once the policy has moved far from the probe, or one whose weights are wrong."""
+    said: list[str] = []
+    policy = Policy(engines=actors(2))
+    gate = after_the_first_update(policy, said.append)
+    policy.engines = actors(2, rollout_0=Engine(differs_from=4), rollout_1=Engine(differs_from=4))
+    follow(gate, policy)
+    assert policy.probes == [0, 1]
+    follow(gate, policy)
+    assert policy.probes == [0, 1, 3], "less than half of the tokens are known"
+    for _ in range(8):
+        follow(gate, policy)
+    assert policy.probes == [0, 1, 3], "they share the new ones"
+    policy.engines["rollout-0"] = Engine(differs_from=1, off=0.5)
+    follow(gate, policy)
+    with pytest.raises(ParityError, match=r"^rollout-0 and the learner disagree at policy version 13"):
+        follow(gate, policy)
+    assert said == []
+
+
+def test_a_steps_gap_above_the_limit_is_refused() -> None:
+    require_small_gap(Gap(0.01, 1.0, 5), 0.01, 3)
+    said = r"^step 3: .* differ from the learner's by 1\.10e-02 nats in the mean, over 5 tokens"
+    with pytest.raises(ParityError, match=said):
+        require_small_gap(Gap(0.011, 1.0, 5), 0.01, 3)
+    with pytest.raises(ParityError, match="by nan nats"):
+        require_small_gap(Gap(float("nan"), 1.0, 5), 0.01, 3)
