@@ -3,7 +3,8 @@
 An engine that samples with a seed repeats, token by token, what another one sampled with it, until the difference
 between the two makes it choose another token. So completions of the parity gate's probe, once sampled and then scored
 by the learner at each version it passes, stand in for what an engine samples later: over the tokens that both share,
-an answer can be compared whenever it comes, also when the learner is at another version by then.
+an answer can be compared whenever it comes, also when the learner is at another version by then: with the version that
+the engine claims, and with those before, which it may be serving instead.
 
 Legend: S tokens of all completions of a probe laid end to end.
 """
@@ -19,11 +20,34 @@ from numpy.typing import NDArray
 from medr1_ray.learner.messages import Gap, GroupLogprobs
 from medr1_ray.types import Completions
 
-# So far back: an answer that was asked for longer ago says nothing.
-_VERSIONS_KEPT = 8
+# So far back an engine may have stopped loading. At small learning rates its version can be told from later ones only
+# after several updates.
+_VERSIONS_KEPT = 32
 # Of eight completions, eight tokens each. With fewer, what is shared may be no more than the opening that every
 # completion has; where completions are short it is half of their tokens.
 _FEWEST_TOKENS = 64
+# Versions whose scores differ by more than this many times what engine and learner differ by at equal weights.
+_TOLD_APART = 3
+
+
+@dataclass(frozen=True)
+class Stale:
+    """An engine serves an older policy version than it claims: how far it is from the learner at either, and how far
+    those are from each other (`step`), in nats, in the mean over `tokens`."""
+
+    claimed: int
+    served: int
+    tokens: int
+    from_claimed: float
+    from_served: float
+    step: float
+
+    def __str__(self) -> str:
+        return (
+            f"claims to serve policy version {self.claimed} and is nearer to version {self.served}: over {self.tokens} "
+            f"tokens it differs from the learner by {self.from_served:.2e} nats in the mean at version {self.served}, "
+            f"by {self.from_claimed:.2e} at version {self.claimed}, and these two by {self.step:.2e} from each other"
+        )
 
 
 @dataclass(frozen=True)
@@ -37,6 +61,7 @@ class Comparison:
     gap: Gap
     shared: bool
     measured: bool
+    stale: Stale | None
 
 
 class KnownTokens:
@@ -51,22 +76,58 @@ class KnownTokens:
         self._fewest = min(_FEWEST_TOKENS, sum(each.token_ids.size for each in completions) / 2)
         self._scores: dict[int, NDArray[np.float32]] = {}
 
+    def has(self, version: int) -> bool:
+        """Whether the learner has scored them at this version."""
+        return version in self._scores
+
     def add(self, version: int, learned: Sequence[GroupLogprobs]) -> None:
         """Note the learner's log-probabilities of the completions at this version; the oldest are forgotten."""
         self._scores[version] = np.concatenate([each.policy_logprobs for each in learned])
         for old in sorted(self._scores)[:-_VERSIONS_KEPT]:
             del self._scores[old]
 
-    def compare(self, sampled: Sequence[Completions]) -> Comparison:
-        """Compare what an engine sampled, each token under the version that the engine claims for it."""
+    def compare(self, sampled: Sequence[Completions], rounding: float) -> Comparison:
+        """Compare what an engine sampled, each token under the version that the engine claims for it.
+
+        `rounding` is the mean gap of engines that are right, in nats.
+        """
         ours, theirs = _shared(self.completions, sampled)
         engine = np.concatenate([each.rollout_logprobs for each in sampled])[theirs]
         claimed = np.concatenate([each.versions for each in sampled])[theirs]
         gap = Gap()
+        stale: list[Stale] = []
         for version, scores in self._scores.items():
             of_version = claimed == version
-            gap += Gap.between(engine[of_version], scores[ours][of_version])
-        return Comparison(gap, shared=ours.size >= self._fewest, measured=gap.tokens >= self._fewest)
+            sampled_then, now = engine[of_version], scores[ours][of_version]
+            gap += Gap.between(sampled_then, now)
+            for older in [each for each in self._scores if each < version and now.size >= self._fewest]:
+                before = self._scores[older][ours][of_version]
+                if distances := _if_nearer(sampled_then, now, before, rounding):
+                    stale.append(Stale(version, older, now.size, *distances))
+        return Comparison(
+            gap,
+            shared=ours.size >= self._fewest,
+            measured=gap.tokens >= self._fewest,
+            stale=min(stale, key=lambda each: each.from_served, default=None),
+        )
+
+
+def _if_nearer(
+    engine: NDArray[np.float32], now: NDArray[np.float32], before: NDArray[np.float32], rounding: float
+) -> tuple[float, float, float] | None:
+    """The mean distances of engine and `now`, engine and `before`, and of these two, where the engine is at `before`.
+
+    It is where these two differ by more than `_TOLD_APART` times the rounding, the engine is away from `before` by less
+    than half of that, and is nearer to it at two tokens for every one that is nearer to `now` (a few tokens may make a
+    mean). An engine at `now` is away from `before` by their difference less its own rounding, so that it is safe until
+    it rounds by 1.5 times as much.
+    """
+    from_now, from_before, step = np.abs(engine - now), np.abs(engine - before), np.abs(now - before)
+    nearer, farther = (from_before < from_now).sum(), (from_now < from_before).sum()
+    told_apart = step.mean() > _TOLD_APART * rounding
+    if not (told_apart and 2 * from_before.mean() < step.mean() and nearer >= 2 * farther):
+        return None
+    return float(from_now.mean()), float(from_before.mean()), float(step.mean())
 
 
 def _shared(left: Sequence[Completions], right: Sequence[Completions]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -3,12 +3,14 @@
 At the start and after the first update it waits: every rollout actor samples completions for the purpose, which the
 learner then scores. After each later sync some of the actors are asked to sample beside their other work; nobody waits
 for them, since the learner knows most of their tokens beforehand (`known_tokens.py`). What looks wrong there is checked
-again in the first way, which decides. Only equal policy versions are compared.
+again in the first way, which decides. Only equal policy versions are compared, and no engine may be nearer to an older
+version than to the one that it claims, wherever the two can be told apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING
@@ -48,7 +50,7 @@ class ParityGate:
     Args:
         pool, learner: both at the same policy version whenever `check` or `follow` is called.
         prompts: the probe, a few of the evaluation prompts.
-        sampling: of the probe's completions, as in training, with a seed.
+        sampling: of the probe's completions, as in training.
         limit: largest mean gap of one actor, in nats.
         say: takes a line for the operator.
     """
@@ -65,10 +67,12 @@ class ParityGate:
         self._pool = pool
         self._learner = learner
         self._prompts = list(prompts)
-        self._sampling = sampling
+        # Any seed will do: with one, engines of equal weights sample equal tokens.
+        self._sampling = replace(sampling, seed=0)
         self._limit = limit
         self._say = say
         self._known: KnownTokens | None = None
+        self._rounding = 0.0
         self._syncs = 0
         self._compared: dict[str, int] = {}  # by actor, the sync at which it was compared last
 
@@ -78,21 +82,28 @@ class ParityGate:
 
         Raises:
             ParityError: an actor made another number of visual tokens of an image than the learner, sampled with the
-                weights of another version, or has a mean gap above the limit. The message says which differs.
+                weights of another version, by its own account or because it is nearer to an older one, or has a mean
+                gap above the limit. The message says which differs.
         """
         self._syncs += 1
         probes = self._pool.measurements.probe(self._prompts, self._sampling, version)
         # One call for all actors; the answers come in the order of `probes`, which `islice` relies on below.
         learned = iter(self._score([each for completions in probes.values() for each in completions]))
+        self._score_known(version)
         total = Gap()
         known: KnownTokens | None = None
         for actor, completions in probes.items():
             of_actor = list(islice(learned, len(completions)))
             total += self._require_equal(actor, completions, of_actor, version)
+            if self._known is not None and (stale := self._known.compare(completions, self._rounding).stale):
+                raise ParityError(f"{actor} {stale}. Its last weight sync did not take effect")
             self._compared[actor] = self._syncs
             if known is None:
                 known = KnownTokens(completions)
                 known.add(version, of_actor)
+        if self._known is None:
+            # At the start there is nothing older to serve; in a resumed run the start model, which is far away.
+            self._rounding = total.mean
         self._known = known
         return total
 
@@ -100,25 +111,26 @@ class ParityGate:
         """Compare what actors have answered since the sync before, and ask the next of them, without waiting for it.
 
         Each actor is asked at every eighth sync at least, one that has joined at the next. Returns the gap over the
-        tokens that were compared. Where an actor seems to differ, or samples too little of what is known, `check`
-        follows at once: raises as that does.
+        tokens that were compared. Where an actor seems to differ or to be stale, or samples too little of what is
+        known, `check` follows at once: raises as that does.
         """
         self._syncs += 1
+        self._score_known(version)
         assert self._known is not None, "check comes first"
-        self._known.add(version, self._score(self._known.completions))
         total = Gap()
         in_doubt = False
         for actor, completions in self._pool.measurements.take_probes().items():
-            found = self._known.compare(completions)
+            found = self._known.compare(completions, self._rounding)
             # As after many updates, or with wrong weights.
             if not found.shared:
                 in_doubt = True
-            elif not found.gap.mean <= self._limit:
+            elif found.stale or not found.gap.mean <= self._limit:
                 in_doubt = True
-                self._say(
-                    f"parity gate: {actor} seems to differ from the learner by {found.gap.mean:.1e} nats in the mean "
-                    f"over {found.gap.tokens} tokens (limit {self._limit:g}); all actors are compared once more"
+                differs = (
+                    f"differs from the learner by {found.gap.mean:.2e} nats in the mean over {found.gap.tokens} tokens "
+                    f"(limit {self._limit:g})"
                 )
+                self._say(f"parity gate: {actor} {found.stale or differs}; all actors are compared once more")
             else:
                 total += found.gap
                 if found.measured:
@@ -134,6 +146,10 @@ class ParityGate:
         free = sorted((name for name in serving if name not in begun), key=lambda name: self._compared.get(name, 0))
         new = sum(name not in self._compared for name in free)
         return free[: max(new, ceil(len(serving) / _SYNCS_BETWEEN))]
+
+    def _score_known(self, version: int) -> None:
+        if self._known is not None and not self._known.has(version):
+            self._known.add(version, self._score(self._known.completions))
 
     def _score(self, completions: Sequence[Completions], *, plain: bool = False) -> list[GroupLogprobs]:
         """The learner's log-probabilities of groups for the probe's prompts, in turn."""

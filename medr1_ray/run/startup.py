@@ -162,9 +162,7 @@ def started_session(
                 pool,
                 learner,
                 probe,
-                Sampling(
-                    _PROBE_GROUP_SIZE, config.rollout.max_tokens, config.rollout.temperature, config.train.seed
-                ),
+                Sampling(_PROBE_GROUP_SIZE, config.rollout.max_tokens, config.rollout.temperature),
                 config.gap_mean_limit,
                 progress.message,
             ),

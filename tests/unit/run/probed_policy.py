@@ -65,12 +65,14 @@ class Policy:
         self.polls += 1
 
     def probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
+        assert sampling.seed is not None, "or else nothing is shared"
         self.probes.append(version)
         return {name: self._sample(name, prompts, version, version) for name in self.engines}
 
     def begin_probe(
         self, actors: Sequence[str], prompts: Sequence[Prompt], sampling: Sampling, version: int
     ) -> None:
+        assert sampling.seed is not None, "or else nothing is shared"
         assert not set(actors) & set(self._begun), "one at a time"
         self.asked.append(sorted(actors))
         self._begun |= {name: self._sample(name, prompts, version, version + 1) for name in actors}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -18,7 +19,7 @@ LIMIT = 0.01
 
 def a_gate(policy: Policy, say: Callable[[str], None] = print) -> ParityGate:
     both: Any = policy
-    return ParityGate(both, both, PROMPTS, Sampling(1, 8, 1.0, seed=0), LIMIT, say)
+    return ParityGate(both, both, PROMPTS, Sampling(1, 8, 1.0), LIMIT, say)
 
 
 def actors(count: int, **wrong: Engine) -> dict[str, Engine]:
@@ -142,6 +143,20 @@ def test_who_has_not_answered_yet_is_not_asked_again_and_holds_up_nobody() -> No
     assert follow(gate, policy).max < 1e-6
 
 
+def test_an_answer_of_a_version_that_is_no_longer_known_does_not_count() -> None:
+    policy = Policy(engines=actors(2))
+    gate = after_the_first_update(policy)
+    policy.answering = {"rollout-1"}
+    follow(gate, policy)
+    policy.engines["rollout-1"] = Engine(differs_from=4)
+    for _ in range(2):
+        follow(gate, policy)
+    assert policy.probes == [0, 1, 4], "new tokens, scored at version 4 for the first time"
+    policy.answering = None
+    assert follow(gate, policy).tokens == 0
+    assert policy.asked == [["rollout-0"], ["rollout-1"], ["rollout-0"]], "once more"
+
+
 def test_each_token_is_compared_under_its_own_version() -> None:
     """Where weights were loaded in the middle of the answer."""
     policy = Policy(step=0.05, engines=actors(1, rollout_0=Engine(late_from=4)))
@@ -163,7 +178,7 @@ def test_an_actor_that_goes_wrong_on_the_way_is_found_and_named(wrong: Engine) -
     with pytest.raises(ParityError, match=r"^rollout-1 and the learner disagree at policy version 4"):
         follow(gate, policy)
     assert len(said) == 1
-    assert "rollout-1 seems to differ from the learner by" in said[0]
+    assert "rollout-1 differs from the learner by" in said[0]
 
 
 def test_an_actor_that_samples_other_tokens_is_checked_by_its_own() -> None:
@@ -184,6 +199,63 @@ def test_an_actor_that_samples_other_tokens_is_checked_by_its_own() -> None:
     with pytest.raises(ParityError, match=r"^rollout-0 and the learner disagree at policy version 13"):
         follow(gate, policy)
     assert said == []
+
+
+def test_a_stale_engine_is_refused_after_the_first_update_though_its_gap_is_under_the_limit() -> None:
+    policy = Policy(step=LIMIT / 5, engines=actors(2))
+    gate = a_gate(policy)
+    gap = gate.check(0)
+    policy.engines["rollout-1"] = Engine(behind=1)
+    assert gap.mean == 0, "at the start what it serves is right"
+    policy.version = 1
+    said = (
+        r"^rollout-1 claims to serve policy version 1 and is nearer to version 0: over 20 tokens it differs from the "
+        r"learner by 0\.00e\+00 nats in the mean at version 0, by 2\.00e-03 at version 1, and these two by 2\.00e-03 "
+        r"from each other\. Its last weight sync did not take effect$"
+    )
+    with pytest.raises(ParityError, match=said):
+        gate.check(1)
+
+
+@pytest.mark.parametrize("behind", [1, 3])
+def test_an_engine_that_becomes_stale_is_refused_though_its_gap_is_under_the_limit(behind: int) -> None:
+    said: list[str] = []
+    policy = Policy(step=LIMIT / 5, engines=actors(2))
+    gate = after_the_first_update(policy, said.append)
+    for _ in range(3):
+        follow(gate, policy)
+    assert policy.version == 4
+    policy.engines["rollout-0"] = Engine(behind=behind)
+    # It was asked at version 4, is asked again at 6 (the other at 5), and its answer is looked at at 7.
+    for _ in range(2):
+        follow(gate, policy)
+    with pytest.raises(ParityError, match=r"^rollout-0 claims .* version \d and is nearer to version \d: "):
+        follow(gate, policy)
+    (line,) = said
+    assert re.match(r"parity gate: rollout-0 claims .* all actors are compared once more$", line)
+
+
+def test_an_engine_that_was_stale_once_is_told_of_and_ends_no_run() -> None:
+    said: list[str] = []
+    policy = Policy(step=LIMIT / 5, engines=actors(1))
+    gate = after_the_first_update(policy, said.append)
+    policy.engines["rollout-0"].behind = 1
+    follow(gate, policy)
+    policy.engines["rollout-0"].behind = 0
+    for _ in range(4):
+        follow(gate, policy)
+    (line,) = said
+    assert "rollout-0 claims to serve policy version 2 and is nearer to version 1" in line
+    assert policy.probes == [0, 1, 3]
+
+
+@pytest.mark.parametrize("off", [0.0, LIMIT / 20, LIMIT / 2])
+def test_rounding_of_less_or_more_than_a_step_is_not_staleness(off: float) -> None:
+    policy = Policy(step=LIMIT / 5, engines=actors(2, rollout_0=Engine(off=off), rollout_1=Engine(off=-off)))
+    gate = after_the_first_update(policy)
+    for _ in range(20):
+        follow(gate, policy)
+    assert policy.probes == [0, 1]
 
 
 def test_a_steps_gap_above_the_limit_is_refused() -> None:
