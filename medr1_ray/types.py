@@ -98,7 +98,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the engine samples one group. `temperature` 0 is greedy; `seed` makes a single actor repeatable."""
+    """How the engine samples one group. `temperature` 0 is greedy; with a `seed` the completions of a prompt depend on
+    nothing but the weights, up to rounding."""
 
     group_size: int
     max_tokens: int

@@ -129,7 +129,7 @@ def engine(config: Config, index: int) -> Turn:
 
     async def generate(prompt: Prompt, sampling: Sampling) -> int:
         request_id = f"{turns}/{prompt.id}"
-        params = rollout_engine.sampling_params(sampling, vocabulary, request_id)
+        params = rollout_engine.sampling_params(sampling, vocabulary, prompt.id)
         of_engine = rollout_engine.engine_prompt(prompt, pixels_of(prompt.image))
         async for output in llm.generate(of_engine, params, request_id):
             final = output

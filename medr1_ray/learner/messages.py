@@ -252,6 +252,12 @@ class Gap:
             statistics.logprob_gap_mean or 0.0, statistics.logprob_gap_max or 0.0, statistics.logprob_gap_tokens
         )
 
+    @classmethod
+    def between(cls, rollout: NDArray[np.float32], policy: NDArray[np.float32]) -> Gap:
+        """The gap of float32 [S] log-probabilities of the same tokens."""
+        differences = np.abs(rollout - policy)
+        return cls(float(differences.mean()), float(differences.max()), differences.size) if differences.size else cls()
+
     def __add__(self, other: Gap) -> Gap:
         """Over the tokens of both."""
         tokens = self.tokens + other.tokens

@@ -75,7 +75,7 @@ class RolloutPool:
         self.engines = EngineCalls(actors)
         self.renew_weights: Callable[[], None] | None = None
         self._generation = Generation(actors)
-        self._measurements = Measurements(config.rollout, actors, self._generation, self._wait, self._on_lost)
+        self.measurements = Measurements(config.rollout, actors, self._generation, self._wait, self._on_lost)
         self._spans: list[Span] = []
         self._evaluations = itertools.count()
         self._training = Workload(
@@ -171,20 +171,13 @@ class RolloutPool:
             self._workloads.remove(work)
         return [work.groups[prompt_id] for prompt_id in work.asked]
 
-    def probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
-        """Unscored completions of every serving actor, by its name: the parity gate's input at `version`.
-
-        An actor that is lost during the probe is left out; where all are, those that replace them are asked.
-        """
-        return self._measurements.probe(prompts, sampling, version)
-
     def likelihoods(self, prompts: Sequence[Prompt], continuations: Sequence[Continuations]) -> list[Likelihoods]:
         """Likelihoods of each prompt's continuations, in the given order; those of a lost actor are asked of others.
 
         Raises:
             RuntimeError: actors were lost repeatedly, or none is left and none comes in time.
         """
-        return self._measurements.likelihoods(prompts, continuations)
+        return self.measurements.likelihoods(prompts, continuations)
 
     def load_weights(self, update: WeightUpdate, break_off: Callable[[], None] | None = None) -> list[LoadReport]:
         """Bring every rollout actor to `update.version`; requests in flight go on with the new weights.
@@ -213,7 +206,8 @@ class RolloutPool:
         Raises:
             RuntimeError: as `poll`.
         """
-        while self.ledger.at(GroupStage.GENERATING) or self.ledger.at(GroupStage.SCORING):
+        at = self.ledger.at
+        while at(GroupStage.GENERATING) or at(GroupStage.SCORING) or self.measurements.begun:
             self._look_after(_POLL_SECONDS)
             self._generation.send()
 

@@ -20,7 +20,8 @@ METRICS: dict[str, str] = {
     "policy/importance_mean": "truncated importance weight (old policy over rollout) of a token, mean",
     "policy/importance_capped_fraction": "tokens whose importance weight was capped, as a fraction",
     "policy/kl": "KL to the reference by the chosen estimator, nats a token, mean",
-    "policy/logprob_gap_mean": "|policy before an update - rollout| log-probability, same version, nats a token, mean",
+    "policy/logprob_gap_mean": "|policy before an update - rollout| log-probability, same version (and of the parity "
+    "gate's probes), nats a token, mean",
     "policy/logprob_gap_max": "the same, largest",
     "policy/version_drift": "|policy - rollout| log-probability of tokens of older versions, nats a token, mean",
     "loss/total": "the objective, mean over this update's optimizer steps; SFT: -log-likelihood of a token, nats, mean",
@@ -45,7 +46,7 @@ METRICS: dict[str, str] = {
     "time/reward_seconds": "reward actors at work, concurrently with generation",
     "time/update_seconds": "the learner's update",
     "time/weight_sync_seconds": "weights from the learner to all rollout actors",
-    "time/parity_seconds": "probes of the parity gate",
+    "time/parity_seconds": "the parity gate: the learner scoring probes; waiting for them where it must",
     "time/evaluation_seconds": "evaluations since the step before",
     "time/checkpoint_seconds": "checkpoints since the step before",
     "perf/learner_idle_fraction": "share of time/step_seconds that a learner rank is idle, mean over ranks",

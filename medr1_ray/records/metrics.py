@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from medr1_ray.config import Config
-from medr1_ray.learner.messages import ImitationReport, UpdateReport
+from medr1_ray.learner.messages import Gap, ImitationReport, UpdateReport
 from medr1_ray.pool.actor_states import ActorCounts
 from medr1_ray.pool.group_ledger import LedgerCounts
 from medr1_ray.records.busy_time import seconds_of
@@ -75,6 +75,7 @@ class Resources:
 def step_metrics(
     groups: Sequence[Group],
     report: UpdateReport,
+    gap: Gap,
     counts: LedgerCounts,
     members: ActorCounts,
     refused: Mapping[str, int],
@@ -85,8 +86,8 @@ def step_metrics(
 ) -> dict[str, float | None]:
     """Metrics of the step of `report`; None where there was nothing to measure.
 
-    `refused` counts questions that could not become prompts, by reason; `seconds` are those since the step before, and
-    `busy` each actor's busy seconds among them.
+    `gap` is that of the step, the parity gate's tokens included; `refused` counts questions that could not become
+    prompts, by reason; `seconds` are those since the step before, and `busy` each actor's busy seconds among them.
     """
     lengths = np.concatenate([group.completions.lengths for group in groups])
     # At the time of use: `report.version` is already the version after the update.
@@ -111,8 +112,8 @@ def step_metrics(
         "policy/importance_mean": statistics.importance_mean,
         "policy/importance_capped_fraction": statistics.importance_capped_fraction,
         "policy/kl": statistics.kl,
-        "policy/logprob_gap_mean": statistics.logprob_gap_mean,
-        "policy/logprob_gap_max": statistics.logprob_gap_max,
+        "policy/logprob_gap_mean": gap.mean if gap.tokens else None,
+        "policy/logprob_gap_max": gap.max if gap.tokens else None,
         "policy/version_drift": statistics.version_drift,
         "loss/total": float(np.mean([step.loss for step in report.steps])),
         "optim/grad_norm": float(np.mean([step.grad_norm for step in report.steps])),

@@ -228,7 +228,7 @@ class RolloutActor:
         from medr1_ray.rollout.engine import sampling_params, to_completions
 
         start = time.time()
-        params = partial(sampling_params, request.sampling, self._vocabulary, request.id)
+        params = partial(sampling_params, request.sampling, self._vocabulary, request.prompt.id)
         final = await self._run(request.id, request.prompt, params)
         span = Span(self._name, "rollout", start, time.time())
         return to_completions(final, request.prompt, self._name, self._vocabulary, self._tokenizer, span)

@@ -136,14 +136,14 @@ def engine_prompt(prompt: Prompt, pixels: NDArray[np.uint8]) -> Any:
     }
 
 
-def sampling_params(sampling: Sampling, vocabulary: Vocabulary, request_id: str) -> SamplingParams:
-    """Sampling parameters of one group; with a seed, requests with different ids still draw different numbers."""
+def sampling_params(sampling: Sampling, vocabulary: Vocabulary, prompt_id: str) -> SamplingParams:
+    """Sampling parameters of one group; with a seed, different prompts still draw different numbers."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     seed = sampling.seed
     if seed is not None:
-        seed = int.from_bytes(hashlib.blake2b(f"{seed} {request_id}".encode(), digest_size=6).digest(), "big")
+        seed = int.from_bytes(hashlib.blake2b(f"{seed} {prompt_id}".encode(), digest_size=6).digest(), "big")
     return SamplingParams(
         n=sampling.group_size,
         max_tokens=sampling.max_tokens,

@@ -26,7 +26,7 @@ from medr1_ray.records.metrics import PhaseSeconds, Resources, imitation_metrics
 from medr1_ray.records.summary import Totals, summarise
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
-from medr1_ray.run.parity import ParityError, ParityGate
+from medr1_ray.run.parity.gate import ParityGate, require_small_gap
 from medr1_ray.run.phases import Phases
 from medr1_ray.run.replay import Replay
 from medr1_ray.run.saving import Saving
@@ -63,6 +63,7 @@ class Session:
     replay: Replay | None
     _busy: BusyTime = field(default_factory=BusyTime)
     _syncs: int = 0
+    _followed: Gap = field(default_factory=Gap)
 
     def take_groups(self) -> list[Group]:
         """The groups of the next step; waits for rollout actors as long as one is left or may still come."""
@@ -95,21 +96,23 @@ class Session:
         self.progress.update(self.step, reward_metrics(groups))
 
     def sync_weights(self) -> None:
-        """Bring the learner's weights to every rollout actor that is up, and check parity where rollouts do not show
-        it.
+        """Bring the learner's weights to every rollout actor that is up.
 
-        Synchronous rollouts are sampled by the learner's own version, so every update measures the gap, and the gate
-        runs only at the start and after the first update. Asynchronous rollouts mix versions, so the gate runs after
-        every sync.
+        At the start and after the first update the parity gate waits for all of them: the cheapest moments to find that
+        something is wrong. Later it only follows, beside the generation of the next groups.
         """
-        updates_show_the_gap = self.config.train.max_staleness == 0
         # In a run that was asked to stop, the step just taken is logged and saved, and nothing more is generated.
         with suppress(StopAskedError):
             break_off_if_asked()
             # The number of syncs says where the run is: 0 at the start, 1 after the first update.
-            self._sync(check=self._syncs < 2 or not updates_show_the_gap)
+            check = self._syncs < 2
+            self._sync(check=check)
             # Before logging and saving, so that engines already generate the next groups while those run.
             self._issue_groups(versions_ahead=0)
+            # A replay generates nothing, and is to be the same every time.
+            if not check and self.replay is None:
+                with self.phases.timed("parity"):
+                    self._followed += self.gate.follow(self.step)
 
     def take_prompts(self) -> list[Prompt]:
         """The prompts of the next supervised step."""
@@ -150,7 +153,8 @@ class Session:
             ParityError: the engines' log-probabilities of this step are further from the learner's than the limit.
             RuntimeError: too many steps in a row had a gradient that is not finite.
         """
-        gap = Gap.of(report.statistics)
+        gap = Gap.of(report.statistics) + self._followed
+        self._followed = Gap()
         self.totals.gap += gap
         self.totals.completions += sum(len(group.rewards.total) for group in groups)
         spans = self._take_spans(report.spans)
@@ -159,6 +163,7 @@ class Session:
         metrics = step_metrics(
             groups,
             report,
+            gap,
             self.pool.ledger.counts(),
             self._actor_counts(),
             self.stream.state().dropped,
@@ -181,13 +186,7 @@ class Session:
         self.scaling.measure(seconds.rollout, seconds.step - seconds.rollout, seconds_of(busy, "rollout-"), lost)
         # After logging, so that metrics and rollouts of the failed step are in the files.
         self.skipped_steps.require_few()
-        # Not `>`, which a NaN of the engine's would pass.
-        if not gap.mean <= self.config.gap_mean_limit:
-            raise ParityError(
-                f"step {self.step}: the rollout log-probabilities differ from the learner's by {gap.mean:.2e} nats in "
-                f"the mean, over {gap.tokens} tokens of the same policy version; the limit is "
-                f"{self.config.gap_mean_limit:g} (parity.gap_mean_limit)"
-            )
+        require_small_gap(gap, self.config.gap_mean_limit, self.step)
 
     def scale_rollouts(self) -> None:
         """Adjust the number of rollout actors so that the learner stays busy, from the measured steps; does not

@@ -34,7 +34,7 @@ from medr1_ray.records.prometheus import LiveMetrics
 from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
-from medr1_ray.run.parity import ParityGate
+from medr1_ray.run.parity.gate import ParityGate
 from medr1_ray.run.phases import Phases
 from medr1_ray.run.rehearsal import rehearse_checkpoint
 from medr1_ray.run.replay import Replay
@@ -169,6 +169,7 @@ def started_session(
                 probe,
                 Sampling(_PROBE_GROUP_SIZE, config.rollout.max_tokens, config.rollout.temperature),
                 config.gap_mean_limit,
+                progress.message,
             ),
             evaluation_prompts=evaluation_prompts,
             evaluations=EvaluationLog(directory.evaluations, progress.message, done[0]),

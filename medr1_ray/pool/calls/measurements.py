@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from medr1_ray.config import RolloutSettings
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.calls.generation import Generation
-from medr1_ray.rollout.actor import RolloutActor
+from medr1_ray.rollout.actor import GroupsEndedError, NotServingError, RolloutActor
 from medr1_ray.rollout.defaults import sequences_at_once
 from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling
 
@@ -45,6 +45,7 @@ class Measurements:
         self._wait = wait
         self._on_error = on_error
         self._calls = itertools.count()
+        self._begun: dict[str, list[Completions | None]] = {}  # by actor, one entry for each prompt
 
     def probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
         """Unscored completions of every serving actor, by its name; of one at least, as lost ones are left out.
@@ -62,26 +63,69 @@ class Measurements:
             "see their files under logs/, and raise cluster.rollout_timeout_seconds if they were slow"
         )
 
-    def _probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
-        found: dict[str, dict[int, Completions]] = {name: {} for name in self._actors.serving}
-        for name, of_actor in found.items():
-            for i, prompt in enumerate(prompts):
-                self._generation.ask(
-                    name,
-                    f"probe-{version}/{prompt.id}",
-                    prompt,
-                    sampling,
-                    then=partial(of_actor.__setitem__, i),
-                    otherwise=self._on_error,
-                )
+    @property
+    def begun(self) -> list[str]:
+        """Names of the actors whose `begin_probe` is not answered yet."""
+        return [name for name, found in self._begun.items() if self._actors.has(name) and None in found]
+
+    def begin_probe(
+        self, actors: Sequence[str], prompts: Sequence[Prompt], sampling: Sampling, version: int
+    ) -> None:
+        """Ask these serving actors for the same, without waiting: `take_probes` has what they answer. An engine goes on
+        with it while it loads later weights, so tokens may be of later versions."""
+        for name in actors:
+            self._begun[name] = self._ask(name, f"probe-beside-{version}", prompts, sampling, self._on_unanswered)
         self._generation.send()
-        while any(self._actors.has(name) and len(of_actor) < len(prompts) for name, of_actor in found.items()):
-            self._wait()
-        return {
-            name: [of_actor[i] for i in range(len(prompts))]
-            for name, of_actor in found.items()
-            if len(of_actor) == len(prompts)
+
+    def take_probes(self) -> dict[str, list[Completions]]:
+        """What actors have answered of `begin_probe` since the last call, by their names; never waits."""
+        complete = {
+            name: [each for each in found if each is not None]
+            for name, found in self._begun.items()
+            if None not in found
         }
+        self._begun = {name: self._begun[name] for name in self.begun}
+        return complete
+
+    def _probe(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> dict[str, list[Completions]]:
+        asked = {
+            name: self._ask(name, f"probe-{version}", prompts, sampling, self._on_error)
+            for name in self._actors.serving
+        }
+        self._generation.send()
+        while any(self._actors.has(name) and None in found for name, found in asked.items()):
+            self._wait()
+        answers = {name: [each for each in found if each is not None] for name, found in asked.items()}
+        return {name: found for name, found in answers.items() if len(found) == len(prompts)}
+
+    def _ask(
+        self,
+        name: str,
+        request: str,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        otherwise: Callable[[str, RayError], None],
+    ) -> list[Completions | None]:
+        """Ask an actor for completions of these prompts; returns a list that fills as they come."""
+        found: list[Completions | None] = [None] * len(prompts)
+        for i, prompt in enumerate(prompts):
+            self._generation.ask(
+                name,
+                f"{request}/{prompt.id}",
+                prompt,
+                sampling,
+                then=partial(found.__setitem__, i),
+                otherwise=otherwise,
+            )
+        return found
+
+    def _on_unanswered(self, name: str, error: RayError) -> None:
+        # A broadcast that another member broke took its weights, and with them what it generated.
+        lacks = isinstance(error, NotServingError) and self._actors.may_lack_weights(name)
+        if lacks or isinstance(error, GroupsEndedError):
+            self._begun.pop(name, None)
+        else:
+            self._on_error(name, error)
 
     def likelihoods(
         self, prompts: Sequence[Prompt], continuations: Sequence[Continuations]

@@ -164,15 +164,15 @@ def test_greedy_is_repeatable_and_one_at_a_time(
         generate(actor, "greedy group", make_prompt("a"), Sampling(3, 30, temperature=0.0))
 
 
-def test_a_seed_repeats_a_request_but_not_its_neighbour(
+def test_a_seed_repeats_a_prompt_but_not_its_neighbour(
     actor: Any, make_prompt: Callable[[str], Prompt], weights: Weights
 ) -> None:
     sampling = Sampling(4, 20, temperature=1.0, seed=11)
     first = generate(actor, "seeded", make_prompt("a"), sampling)
-    neighbour = generate(actor, "seeded too", make_prompt("a"), sampling)
-    # A new version forgets finished requests, so that the same one is sampled anew.
+    same_prompt = make_prompt("a")
+    neighbour = generate(actor, "neighbour", replace(same_prompt, id="b"), sampling)
     load(actor, weights, 2)
-    again = generate(actor, "seeded", make_prompt("a"), sampling)
+    again = generate(actor, "seeded again", same_prompt, sampling)
     assert set(again.versions) == {2}
     assert again.token_ids.tolist() == first.token_ids.tolist()
     assert neighbour.token_ids.tolist() != first.token_ids.tolist()

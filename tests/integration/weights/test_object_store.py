@@ -262,7 +262,7 @@ def generated_by_a_fresh_engine(config: Config, checkpoint: Path, request_id: st
     def generated(sampling: Sampling) -> tuple[list[int], list[float]]:
         rollout_engine.set_environment(config.rollout.threads)
         engine = rollout_engine.start_engine(EngineSettings.of(config), str(checkpoint), 7)
-        params = rollout_engine.sampling_params(sampling, load_vocabulary(checkpoint), request_id)
+        params = rollout_engine.sampling_params(sampling, load_vocabulary(checkpoint), prompt.id)
 
         async def final() -> Any:
             of_engine = rollout_engine.engine_prompt(prompt, pixels_of(prompt.image))

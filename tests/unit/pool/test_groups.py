@@ -112,7 +112,7 @@ def test_prompts_of_an_interrupted_run_come_before_new_ones(world: World) -> Non
 
 def test_the_parts_of_a_pool_share_its_actors_and_limits(world: World) -> None:
     actors, pool = a_pool(world, actors=2)
-    assert pool.engines._actors is pool._measurements._actors is actors
+    assert pool.engines._actors is pool.measurements._actors is actors
     pool.scale(1, "of the test")
     assert pool.actor_counts().target == actors.counts().target == 1
 
@@ -164,6 +164,9 @@ def test_another_run_begins_at_version_0_on_actors_that_nobody_uses(world: World
         assert len(pool.take(version)) == 6
         pool.load_weights(update(version + 1))
     pool.fill(versions_ahead=0)
+    pool.finish()
+    # The next run's engines forget what this one asked, which would look like a failure.
+    pool.measurements.begin_probe(["rollout-0"], [Encoder().encode(QUESTION, "probe")], Sampling(2, 4, 1.0), version=3)
     pool.finish()
     assert not world.pending
     pool.engines.forget_run()

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from medr1_ray.learner.messages import ImitationReport, OptimizerStep, PolicyStatistics, UpdateReport
+from medr1_ray.learner.messages import Gap, ImitationReport, OptimizerStep, PolicyStatistics, UpdateReport
 from medr1_ray.pool.actor_states import ActorCounts, ActorStage, ActorStates, Leave
 from medr1_ray.pool.group_ledger import LedgerCounts
 from medr1_ray.records.busy_time import BusyTime
@@ -70,7 +70,8 @@ def test_what_is_emitted_is_what_is_documented() -> None:
     resources = Resources(learner_ranks=2, rollout_actors=2, reward_actors=1, price_per_hour=9.0)
     busy = BusyTime().add([*spans, *phases])
     seconds = PhaseSeconds.of(spans)
-    metrics = step_metrics([a_group()], report, counts, members, {"too long": 2}, 3, seconds, busy, resources)
+    gap = Gap(0.05, 0.06, 9)
+    metrics = step_metrics([a_group()], report, gap, counts, members, {"too long": 2}, 3, seconds, busy, resources)
     # Of 2 x 4 s the ranks work 0.7 and 0.4, and the rollout actors 3; of 4 s the reward actor 0.5. 4 s at 9 an hour
     # for one group is 0.01.
     assert metrics["perf/learner_idle_fraction"] == pytest.approx(1 - 1.1 / 8)
@@ -86,15 +87,16 @@ def test_what_is_emitted_is_what_is_documented() -> None:
     assert metrics["perf/model_flops_utilisation"] == pytest.approx(0.3)  # 3e12 in one second, of 1e13
     unknown = replace(report, peak_flops=None, spans=())
     nobody = Resources(learner_ranks=2, rollout_actors=0, reward_actors=1, price_per_hour=9.0)
-    metrics = step_metrics([a_group()], report, counts, members, {}, 3, seconds, busy, nobody)
+    metrics = step_metrics([a_group()], report, gap, counts, members, {}, 3, seconds, busy, nobody)
     assert metrics["perf/rollout_idle_fraction"] is None, "all actors were lost in this step"
     group = a_group()
     back = replace(group.completions.span, end_seconds=group.completions.span.start_seconds - 5)
     back_in_time = replace(group, completions=replace(group.completions, span=back))
-    metrics = step_metrics([back_in_time], report, counts, members, {}, 3, seconds, busy, resources)
+    metrics = step_metrics([back_in_time], report, gap, counts, members, {}, 3, seconds, busy, resources)
     assert metrics["perf/generation_tokens_per_second"] is None, "the clock was set back"
-    metrics = step_metrics([a_group()], unknown, counts, members, {}, 3, seconds, busy, resources)
+    metrics = step_metrics([a_group()], unknown, Gap(), counts, members, {}, 3, seconds, busy, resources)
     assert metrics["perf/model_flops_utilisation"] is None
+    assert metrics["policy/logprob_gap_mean"] is metrics["policy/logprob_gap_max"] is None, "of no token"
     assert metrics["perf/reference_tokens_per_second"] is None
 
 
@@ -118,7 +120,7 @@ def test_every_metric_of_a_step_has_its_own_value() -> None:
             answers=("B", "B"),
         ),
     )
-    statistics = PolicyStatistics(1.5, 0.01, 0.02, 0.9, 0.03, 0.04, 9, 0.05, 0.06, 0.07)
+    statistics = PolicyStatistics(1.5, 0.01, 0.02, 0.9, 0.03, 0.04, 8, 0.5, 0.6, 0.07)
     steps = (OptimizerStep(0.1, 1.0, 1e-4), OptimizerStep(0.3, 3.0, 2e-4))
     report = UpdateReport(8, steps, statistics, 4, 1, 0, 9, 60, 2, 3e12, 1e13, ())
     counts = LedgerCounts(
@@ -132,7 +134,16 @@ def test_every_metric_of_a_step_has_its_own_value() -> None:
     )
     busy = {"learner-0": 2.6, "rollout-0": 5.2, "rollout-1": 1.3, "reward-0": 0.65}
     metrics = step_metrics(
-        [one, other], report, counts, members, {"a": 2, "b": 1}, 3, seconds, busy, Resources(1, 2, 1, 7.2)
+        [one, other],
+        report,
+        Gap(0.05, 0.06, 9),
+        counts,
+        members,
+        {"a": 2, "b": 1},
+        3,
+        seconds,
+        busy,
+        Resources(1, 2, 1, 7.2),
     )
     expected = {
         # Totals 2, 0, 1, 5 of two groups of two.
@@ -199,9 +210,8 @@ def test_every_metric_of_a_step_has_its_own_value() -> None:
     for name, value in expected.items():
         assert metrics[name] == (None if value is None else pytest.approx(value)), name
     passes = (Span("learner-0", "forward_backward", 0.0, 0.5),)
-    metrics = step_metrics(
-        [one, other], replace(report, spans=passes), counts, members, {}, 3, seconds, busy, Resources(1, 2, 1, None)
-    )
+    report, free = replace(report, spans=passes), Resources(1, 2, 1, None)
+    metrics = step_metrics([one, other], report, Gap(), counts, members, {}, 3, seconds, busy, free)
     assert metrics["perf/gradient_tokens_per_second"] == 240.0  # 60 in each of two steps, in 0.5 s
     assert metrics["perf/cost_per_1000_groups"] is None
 

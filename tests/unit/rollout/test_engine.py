@@ -133,9 +133,9 @@ def test_a_group_is_sampled_as_the_settings_say_and_in_no_other_way() -> None:
     assert set(params.logit_bias) == set(VOCABULARY.banned)
 
 
-def test_a_seed_repeats_a_request_and_gives_every_other_one_its_own() -> None:
-    def seed(of: int, request_id: str) -> int:
-        found = sampling_params(Sampling(1, 20, 1.0, seed=of), VOCABULARY, request_id).seed
+def test_a_seed_repeats_a_prompt_and_gives_every_other_one_its_own() -> None:
+    def seed(of: int, prompt_id: str) -> int:
+        found = sampling_params(Sampling(1, 20, 1.0, seed=of), VOCABULARY, prompt_id).seed
         assert isinstance(found, int)
         assert 0 <= found < 2**63, "what vLLM takes"
         return found

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from medr1_ray.run.parity.gate import ParityError
 
 from medr1_ray.base.manifest import NotSavedError, StoredFile, store
 from medr1_ray.base.stopping import heeding_signals
@@ -35,7 +36,6 @@ from medr1_ray.records.recorded_groups import read_groups
 from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
-from medr1_ray.run.parity import ParityError
 from medr1_ray.run.phases import Phases
 from medr1_ray.run.replay import Replay
 from medr1_ray.run.saving import CheckpointWriter, Saving
@@ -110,14 +110,20 @@ class Learner:
 
 
 class Gate:
-    """Notes the versions that it was asked to check."""
+    """Notes the versions that it was asked to check and to follow."""
 
     def __init__(self) -> None:
         self.checked: list[int] = []
+        self.followed: list[int] = []
+        self.seen_beside = Gap()
 
     def check(self, version: int) -> Gap:
         self.checked.append(version)
         return Gap(1e-6, 2e-6, 10)
+
+    def follow(self, version: int) -> Gap:
+        self.followed.append(version)
+        return self.seen_beside
 
 
 @pytest.fixture
@@ -265,17 +271,34 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("max_staleness", "checked"), [(0, [0, 1]), (1, [0, 1, 2, 3])])
-def test_parity_is_checked_at_the_start_and_wherever_no_update_shows_the_gap(
-    world: World, tmp_path: Path, max_staleness: int, checked: list[int]
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_parity_is_waited_for_at_the_start_and_after_the_first_update_alone(
+    world: World, tmp_path: Path, max_staleness: int
 ) -> None:
     session = a_session(world, tmp_path, {"max_staleness": max_staleness}, actors=1)
     session.sync_weights()
     for _ in range(3):
         one_step(session)
-    assert gate_of(session).checked == checked
+    gate = gate_of(session)
+    assert (gate.checked, gate.followed) == ([0, 1], [2, 3])
     session.sync_for_evaluation()
-    assert gate_of(session).checked == [*checked, 3], "before an evaluation of a supervised model always"
+    assert (gate.checked, gate.followed) == ([0, 1, 3], [2, 3]), "before an evaluation of a supervised model always"
+
+
+def test_what_the_gate_measures_beside_the_training_is_part_of_the_steps_gap(world: World, tmp_path: Path) -> None:
+    session = a_session(world, tmp_path, {"max_staleness": 1}, actors=1)
+    gate_of(session).seen_beside = Gap(3e-6, 4e-6, 4)
+    session.sync_weights()
+    for _ in range(2):
+        one_step(session)
+    # 4 tokens of each update at 1e-6, and 4 of the gate's at 3e-6, at most 4e-6, with the second.
+    assert [line["policy/logprob_gap_mean"] for line in lines_of(tmp_path)] == [1e-6, pytest.approx(2e-6)]
+    assert [line["policy/logprob_gap_max"] for line in lines_of(tmp_path)] == [1e-5, 1e-5]
+    learner: Any = session.learner
+    learner.statistics = replace(STATISTICS, logprob_gap_tokens=0, logprob_gap_mean=None, logprob_gap_max=None)
+    one_step(session)
+    last = lines_of(tmp_path)[-1]
+    assert (last["policy/logprob_gap_mean"], last["policy/logprob_gap_max"]) == (3e-6, 4e-6), "the gate's alone"
 
 
 def test_a_gap_beyond_the_limit_ends_the_run_after_it_was_recorded(world: World, tmp_path: Path) -> None:
@@ -541,7 +564,7 @@ def test_every_phase_of_a_step_is_a_span_of_it(world: World, tmp_path: Path) -> 
     of_driver = [(span["step"], span["phase"]) for span in spans if span["actor"] == "driver"]
     assert of_driver == [
         *((1, phase) for phase in ("weight_sync", "parity", "rollout", "update", "weight_sync", "parity")),
-        *((2, phase) for phase in ("rollout", "update", "weight_sync")),
+        *((2, phase) for phase in ("rollout", "update", "weight_sync", "parity")),
     ]
     assert {span["actor"] for span in spans} == {"driver", "rollout-0", "reward-0"}
 
@@ -869,6 +892,7 @@ def test_a_run_that_records_its_groups_can_be_replayed(world: World, tmp_path: P
         assert [group.prompt.id for group in groups] == [group.prompt.id for group in expected]
         again.log_step(groups, again.update(groups))
         again.sync_weights()
+    assert gate_of(again).followed == [], "nothing is generated beside it, so that it is the same every time"
     first, second = lines_of(tmp_path / "first"), lines_of(tmp_path / "second")
     assert [line["reward/total_mean"] for line in first] == [line["reward/total_mean"] for line in second]
     assert second[-1]["ledger/groups_issued"] == second[-1]["ledger/groups_used"] == 16, "the pool issues nothing"

@@ -14,6 +14,7 @@ from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.calls.generation import Generation
 from medr1_ray.pool.calls.measurements import Measurements
 from medr1_ray.types import Continuations, Likelihoods, Prompt, Sampling
+from medr1_ray.weights.messages import WeightUpdate
 from tests.unit.pool.world import (
     QUESTION,
     Actor,
@@ -160,3 +161,41 @@ def test_a_refused_prompt_is_no_fault_of_the_actor(world: World) -> None:
     with pytest.raises(ValueError, match="refused by rollout-0"):
         measurements.probe(prompts(1), Sampling(2, 4, 1.0), version=0)
     assert actors.serving
+
+
+def test_a_probe_that_was_begun_is_not_waited_for(world: World) -> None:
+    actors, measurements = measured(world, 3)
+    begun = world.now
+    measurements.begin_probe(["rollout-0", "rollout-2"], prompts(2), Sampling(2, 4, 1.0), version=0)
+    assert (world.now, measurements.begun, measurements.take_probes()) == (begun, ["rollout-0", "rollout-2"], {})
+    world.silent.add("rollout-2")
+    actors.poll(3.0)
+    assert measurements.begun == ["rollout-2"]
+    (name, completions), *others = measurements.take_probes().items()
+    assert (name, others) == ("rollout-0", [])
+    assert [each.prompt_id for each in completions] == ["p0", "p1"]
+    assert measurements.take_probes() == {}, "given out once"
+
+
+@pytest.mark.parametrize("fault", ["silent", "dead", "engine_dead"])
+def test_who_is_lost_with_a_probe_that_was_begun_is_forgotten(world: World, fault: str) -> None:
+    actors, measurements = measured(world, 2)
+    measurements.begin_probe(["rollout-0", "rollout-1"], prompts(2), Sampling(2, 4, 1.0), version=0)
+    getattr(world, fault).add("rollout-1")
+    start = world.now
+    while measurements.begun:
+        actors.poll(1.0)
+    assert world.now - start <= 15 + 2
+    assert actors.take_gone() == ["rollout-1"]
+    assert measurements.take_probes().keys() == {"rollout-0"}
+
+
+def test_a_broken_broadcast_costs_a_probe_that_was_begun_and_not_its_actor(world: World) -> None:
+    """What an engine generated went with its weights."""
+    actors, measurements = measured(world, 2)
+    measurements.begin_probe(["rollout-0", "rollout-1"], prompts(2), Sampling(2, 4, 1.0), version=0)
+    world.engine_dead.add("rollout-0")
+    world.failing.add("rollout-1")
+    actors.load_weights(WeightUpdate(1, (), "digest 1", lasting=False), world.failing.clear)
+    assert actors.up.keys() == {"rollout-1"}
+    assert (measurements.begun, measurements.take_probes()) == ([], {})
