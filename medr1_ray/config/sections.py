@@ -245,7 +245,7 @@ class LearnerSettings(Settings):
     cpus_per_rank: Annotated[PositiveFloat, MayChange] = 1.0
     gpus_per_rank: Annotated[NonNegativeFloat, MayChange] = 0.0
     threads: Annotated[PositiveInt, MayChange] = 1
-    """OpenMP threads of a rank on a CPU."""
+    """Threads of a rank: those that cut images into patches, and OpenMP's on a CPU."""
     peak_flops: PositiveFloat | None = None
     """Peak floating-point operations per second of a rank's device, for `perf/model_flops_utilisation`; default: that
     of the GPU, if `model/operations.py` lists it."""

@@ -46,7 +46,7 @@ from medr1_ray.model.lora import Adapters
 from medr1_ray.model.packing import Images, PackedBatch, pack_groups, pack_plain
 from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.model.weight_files import LEARNER_STATE
-from medr1_ray.types import CompletedPrompt, Group, Span
+from medr1_ray.types import CompletedPrompt, Group, Image, Span
 from medr1_ray.weights.messages import WeightGroup, WeightUpdate
 from medr1_ray.weights.transports import TRANSPORTS
 
@@ -140,6 +140,11 @@ class LearnerActor:
         elif settings.takes_kl:
             self._reference = Reference(self._path, vocabulary, settings, self._device, features)
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+
+    def begin_patches(self, images: Sequence[Image]) -> list[NDArray[np.float32]]:
+        """Start to cut the images of groups into patches: the part of `prepare` that needs no GPU. Returns nothing."""
+        self._patch.begin(images)
+        return []
 
     def prepare(self, request: LogprobsRequest) -> list[NDArray[np.float32]]:
         """Do the part of an update that does not depend on the policy: cut images into patches, and compute the

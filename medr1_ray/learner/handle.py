@@ -20,6 +20,7 @@ from medr1_ray.learner import grpo
 from medr1_ray.learner.actor import LearnerActor
 from medr1_ray.learner.batching import (
     Meanwhile,
+    Plan,
     all_spans,
     batch_size,
     groups_that_teach,
@@ -38,12 +39,11 @@ from medr1_ray.learner.messages import (
     ImitationReport,
     LearnerLateError,
     LogprobsRequest,
-    RankSettings,
     UpdateReport,
 )
 from medr1_ray.learner.prefetch import Prefetch, ReferenceLogprobs
 from medr1_ray.learner.rank_calls import Call as Call
-from medr1_ray.learner.rank_calls import Deadline, has_ended, wait_for
+from medr1_ray.learner.rank_calls import Deadline, has_ended, start_rank, wait_for
 from medr1_ray.model.operations import forward_flops, peak_flops
 from medr1_ray.model.shape import read_shape
 from medr1_ray.types import CompletedPrompt, Group
@@ -87,15 +87,13 @@ class Learner:
             # Each bundle must hold a rank and its engine, because a placement group cannot grow later.
             own = replace(own, cpus=own.cpus + config.rollout.cpus_per_actor, gpus=1.0)
         self._place = ask_for_place(name, own, "PACK")
-        self._ranks: list[Any] = [self._create(rank) for rank in range(settings.world_size)]
-        self._prefetch = Prefetch(
-            self._start_preparing,
-            self._finish_preparing,
-            settings.world_size * settings.micro_batch_tokens,
-            config.train.max_staleness,
-            required=config.takes_kl,
-        )
+        self._ranks: list[Any] = [
+            start_rank(config, self._place, rank, f"{name}-{rank}") for rank in range(settings.world_size)
+        ]
         self._homes: dict[str, int] = {}  # the rank that prepares a group, by its prompt's id
+        portion = settings.world_size * settings.micro_batch_tokens, config.train.max_staleness
+        self._prefetch = Prefetch(self._start_preparing, self._finish_preparing, *portion, required=config.takes_kl)
+        self._patching = Prefetch(self._start_patching, self._finish_preparing, *portion, required=False)
         self._shape = read_shape(config.model.folder)
         self._peak_flops: float | None = None
         self._asked_saving: Call | None = None
@@ -140,11 +138,11 @@ class Learner:
 
     def prefetch(self, groups: Sequence[Group]) -> None:
         """Let the ranks begin on groups that the next update will probably take: patches and the reference's
-        log-probabilities, while other groups are still being generated. Returns at once. Does nothing with colocated
+        log-probabilities, while other groups are still being generated. Returns at once. Patches alone with colocated
         engines: an engine that is awake has the GPU's memory."""
-        if not self._config.cluster.colocated:
-            # Without a KL those of equal rewards do not go through the model.
-            self._prefetch.begin([each for each in groups if self._config.takes_kl or not each.rewards.all_equal])
+        # Without a KL those of equal rewards do not go through the model.
+        teaching = [each for each in groups if self._config.takes_kl or not each.rewards.all_equal]
+        (self._patching if self._config.cluster.colocated else self._prefetch).begin(teaching)
 
     def update(self, groups: Sequence[Group], version: int, meanwhile: Meanwhile = nothing) -> UpdateReport:
         """Take `train.updates_per_rollout` passes over these groups, with an optimizer step for each of the
@@ -157,11 +155,14 @@ class Learner:
         whole = mini_batches(groups, config.train.minibatches)
         batches = [batch_size(pairs_of(part), config.rollout.max_tokens) for part in whole]
         teaching = whole if config.takes_kl else [groups_that_teach(part, config.learner.world_size) for part in whole]
-        kept = self._prefetch.take([group for part in teaching for group in part], version, meanwhile)
+        taken = [group for part in teaching for group in part]
+        self._patching.take(taken, version, meanwhile)
+        kept = self._prefetch.take(taken, version, meanwhile)
         ready = iter(kept)
         parts = [list(islice(ready, len(part))) for part in teaching]
         requests, padded_tokens = update_requests(parts, batches, config.learner, version, self._homes)
-        self._homes = {id_: rank for id_, rank in self._homes.items() if self._prefetch.has_begun(id_)}
+        begun = self._prefetch.begun | self._patching.begun
+        self._homes = {id_: rank for id_, rank in self._homes.items() if id_ in begun}
         call = self._start_each(
             LearnerActor.update, f"updating from policy version {version}", self._update_deadline, requests
         )
@@ -304,23 +305,6 @@ class Learner:
         self._ranks = []
         self._place.give_back()
 
-    def _create(self, rank: int) -> Any:
-        settings = self._config.learner
-        # Waiting threads must sleep: if they spin on cores that engines keep busy, they delay the threads they wait
-        # for.
-        environment = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "passive"}
-        if settings.gpus_per_rank == 0:
-            environment["DS_ACCELERATOR"] = "cpu"
-        options = {
-            **self._place.options(bundle=rank),
-            "name": f"{self._name}-{rank}",
-            "num_cpus": settings.cpus_per_rank,
-            "num_gpus": settings.gpus_per_rank,
-            "runtime_env": {"env_vars": environment},
-        }
-        actor = ray.remote(LearnerActor).options(**options)
-        return actor.remote(RankSettings.of(self._config), rank, f"{self._name}-{rank}")
-
     def _ask_first(self, method: Callable[..., str], deadline: Deadline, meanwhile: Meanwhile = nothing) -> str:
         """Rank 0's answer: a place on its node where others can join it."""
         (place,) = self._answers(Call([remote(self._ranks[0], method)], "finding an address", deadline), meanwhile)
@@ -328,12 +312,21 @@ class Learner:
 
     def _start_preparing(self, groups: Sequence[Group]) -> _Preparation:
         pairs = pairs_of(groups)
-        plans, _ = plan(pairs, self._config.learner)
+        plans, _ = plan(pairs, self._config.learner, self._homes)
         requests = []
         for of_rank in plans:
             indices, micro_batches = share(of_rank)
             requests.append(LogprobsRequest(tuple(pairs[i] for i in indices), micro_batches, plain=False))
         call = self._start_each(LearnerActor.prepare, "preparing groups", self._update_deadline, requests)
+        return self._preparation(call, groups, plans)
+
+    def _start_patching(self, groups: Sequence[Group]) -> _Preparation:
+        plans, _ = plan(pairs_of(groups), self._config.learner)
+        requests = [tuple(groups[i].prompt.image for i in in_order(of_rank)) for of_rank in plans]
+        call = self._start_each(LearnerActor.begin_patches, "preparing images", self._update_deadline, requests)
+        return self._preparation(call, groups, plans)
+
+    def _preparation(self, call: Call, groups: Sequence[Group], plans: Sequence[Plan]) -> _Preparation:
         order = [[groups[i].prompt.id for i in in_order(of_rank)] for of_rank in plans]
         self._homes |= {prompt_id: rank for rank, ids in enumerate(order) for prompt_id in ids}
         return _Preparation(call, order)

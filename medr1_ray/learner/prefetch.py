@@ -49,9 +49,10 @@ class Prefetch(Generic[C]):
         self._calls: list[C] = []
         self._found: ReferenceLogprobs = {}
 
-    def has_begun(self, prompt_id: str) -> bool:
-        """Whether a group was started that no update has taken."""
-        return prompt_id in self._begun
+    @property
+    def begun(self) -> set[str]:
+        """Ids of the groups that were started and that no update has taken."""
+        return set(self._begun)
 
     def begin(self, groups: Sequence[Group]) -> None:
         """Start those of the waiting groups that are new, if they fill a micro-batch on every rank. Never waits."""

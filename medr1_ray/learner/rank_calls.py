@@ -1,4 +1,5 @@
-"""Waiting for a call that all learner ranks got at the same time: whose failure it is when one does not answer."""
+"""The actors of the learner ranks: starting one, and waiting for a call that all got at the same time: whose failure it
+is when one does not answer."""
 
 from __future__ import annotations
 
@@ -10,9 +11,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from medr1_ray.cluster.pending_calls import describe_error, is_own_failure
+from medr1_ray.cluster.placement import Place
 from medr1_ray.cluster.resources import NotStartedError
+from medr1_ray.config import Config
+from medr1_ray.learner.actor import LearnerActor
 from medr1_ray.learner.batching import Meanwhile, nothing
-from medr1_ray.learner.messages import LearnerLateError, LearnerLostError
+from medr1_ray.learner.messages import LearnerLateError, LearnerLostError, RankSettings
 
 # How often the driver runs `meanwhile` (it looks after the rollout pool) while it waits for the ranks. An engine on a
 # GPU answers a group every 20 ms, and has a few ahead.
@@ -44,6 +48,23 @@ class Call:
 def has_ended(call: Call) -> bool:
     """Whether all ranks have answered, or failed; ranks that are idle have the time to."""
     return not ray.wait(call.references, num_returns=len(call.references), timeout=_IDLE_SECONDS)[1]
+
+
+def start_rank(config: Config, place: Place, rank: int, name: str) -> Any:
+    """Start the actor of a rank in its bundle; returns Ray's handle."""
+    settings = config.learner
+    # Waiting threads must sleep: if they spin on cores that engines keep busy, they delay the threads they wait for.
+    environment = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "passive"}
+    if settings.gpus_per_rank == 0:
+        environment["DS_ACCELERATOR"] = "cpu"
+    options = {
+        **place.options(bundle=rank),
+        "name": name,
+        "num_cpus": settings.cpus_per_rank,
+        "num_gpus": settings.gpus_per_rank,
+        "runtime_env": {"env_vars": environment},
+    }
+    return ray.remote(LearnerActor).options(**options).remote(RankSettings.of(config), rank, name)
 
 
 def wait_for(call: Call, learner: str, meanwhile: Meanwhile = nothing) -> list[Any]:

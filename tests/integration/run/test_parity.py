@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import ray
 import torch
-from medr1_ray.pool.measurements import Measurements
-from medr1_ray.run.parity.gate import ParityError, ParityGate
 
 from medr1_ray.cluster.pending_calls import PendingCalls
 from medr1_ray.config import Config
 from medr1_ray.learner.messages import Gap, GroupLogprobs
 from medr1_ray.pool.actors import RolloutActors
+from medr1_ray.pool.calls.generation import Generation
+from medr1_ray.pool.calls.measurements import Measurements
+from medr1_ray.run.parity.gate import ParityError, ParityGate
 from medr1_ray.types import CompletedPrompt, Prompt, Sampling
 from medr1_ray.weights.buckets import write_buckets
 
@@ -56,7 +57,10 @@ class Training:
         self._random = torch.Generator().manual_seed(0)
         self._versions = [start]
         self._prompts = prompts
-        self.measurements = Measurements(config.rollout, self._actors, lambda: self.poll(1.0), self._actors.on_error)
+        self._generation = Generation(self._actors)
+        self.measurements = Measurements(
+            config.rollout, self._actors, self._generation, lambda: self.poll(1.0), self._actors.on_error
+        )
         self.said: list[str] = []
         itself: Any = self
         sampling = Sampling(group_size=2, max_tokens=24, temperature=1.0)
@@ -72,6 +76,7 @@ class Training:
 
     def poll(self, timeout_seconds: float = 0.0) -> None:
         self._actors.poll(timeout_seconds)
+        self._generation.send()
 
     def update(self) -> None:
         """The next policy version: every weight by some 2e-4 of itself."""

@@ -102,7 +102,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     ranks = Ranks()
     monkeypatch.setattr(module, "ask_for_place", lambda name, demand, strategy: Place(ranks))
     monkeypatch.setattr(module, "wait_for_place", lambda place, limit, say, meanwhile: None)
-    monkeypatch.setattr(Learner, "_create", lambda self, rank: Rank(ranks, rank))
+    monkeypatch.setattr(module, "start_rank", lambda config, place, rank, name: Rank(ranks, rank))
     monkeypatch.setattr(module.ray, "wait", ranks.wait)
     monkeypatch.setattr(module.ray, "get", ranks.get)
     monkeypatch.setattr(module.ray, "kill", lambda rank: ranks.killed.append(rank.number))
@@ -295,13 +295,21 @@ def test_groups_from_which_nothing_is_learned_are_not_prepared(ranks: Ranks) -> 
     assert prepared == {each.prompt.id for each in GROUPS}
 
 
-def test_with_an_engine_awake_on_its_gpu_the_learner_begins_nothing_early(ranks: Ranks) -> None:
+def test_with_an_engine_awake_on_its_gpu_only_images_are_prepared_early(ranks: Ranks) -> None:
     learner = a_learner(ranks, kl_beta=0.1)
     learner._config = learner._config.model_copy(
         update={"cluster": learner._config.cluster.model_copy(update={"colocated": True})}
     )
+    ranks.answers["begin_patches"] = lambda rank, images: []
     learner.prefetch(GROUPS)
-    assert ranks.asked == []
+    assert ranks.arguments_of("prepare") == []
+    images = [len(images) for (images,) in ranks.arguments_of("begin_patches")]
+    assert (len(images), sum(images)) == (2, len(GROUPS))
+    learner.prefetch(GROUPS)
+    learner.update(GROUPS, 0)
+    assert len(ranks.arguments_of("begin_patches")) == 2, "once"
+    assert len(ranks.arguments_of("prepare")) == 2, "the reference takes its turn in the update"
+    assert learner._homes == {}
 
 
 def test_the_caller_goes_on_with_its_work_while_the_ranks_do_theirs(ranks: Ranks) -> None:
