@@ -49,12 +49,14 @@ class PoolSize(Settings):
 class PlacementLabels(Settings):
     """Ray node labels that an actor's node must have, by role, e.g. `{market-type: on-demand}`.
 
-    A value may use Ray's operators: `!spot`, `in(a,b)`, `!in(a,b)`. The driver runs on the head node.
+    A value may use Ray's operators: `!spot`, `in(a,b)`, `!in(a,b)`. The driver runs on the head node, and so do
+    encoders without labels; nodes with theirs must see `data.root`.
     """
 
     learner: dict[str, str] = Field(default_factory=dict)
     rollout: dict[str, str] = Field(default_factory=dict)
     reward: dict[str, str] = Field(default_factory=dict)
+    encoder: dict[str, str] = Field(default_factory=dict)
 
 
 class ClusterSettings(Settings):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.data.encoding import EncoderSettings, PromptEncoder, Refused
 from medr1_ray.model.folder.check import stay_offline
 from medr1_ray.types import Question, pixels_digest
@@ -47,10 +49,15 @@ class EncoderActor:
     """Encodes batches one after the other, and decodes the images of one in threads.
 
     Consumes questions and paths, produces token ids and pixels, waits for the file system.
+
+    Raises ValueError where this node does not see one of `files` as the driver's does.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, files: Sequence[SharedFile] = ()) -> None:
+        # First, because Ray asks for the name of an actor whose start failed.
         self._name = name
+        for file in files:
+            file.require()
         self._encoders: dict[EncoderSettings, PromptEncoder] = {}
         stay_offline()
 

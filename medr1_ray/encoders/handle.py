@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,13 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medr1_ray.base.bounded_cache import BoundedCache
+from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.base.stopping import break_off_if_asked
+from medr1_ray.cluster.driver_files import DriverFiles
 from medr1_ray.cluster.leaving_nodes import this_node
 from medr1_ray.cluster.pending_calls import describe_error
 from medr1_ray.config import Config
+from medr1_ray.data.dataset import Dataset
 from medr1_ray.data.encoding import IMAGE_CACHE_BYTES, Asked, EncoderSettings, Refused, unreadable
 from medr1_ray.encoders.actor import EncodedBatch, EncoderActor, EncodingBatch
 from medr1_ray.types import Image, Prompt, Question, StoredImage, pixels_digest
@@ -56,7 +60,8 @@ class _Batch:
             if time.monotonic() > end:
                 raise RuntimeError(
                     f"prompts were not encoded within {self.deadline_seconds:g} s, which follows from "
-                    "cluster.start_timeout_seconds and data.image_timeout_seconds; look for encoder-* in Ray's logs"
+                    "cluster.start_timeout_seconds and data.image_timeout_seconds; look into Ray's logs, and for a "
+                    "node with the labels of cluster.labels.encoder, if there are any"
                 )
         try:
             found: EncodedBatch = ray.get(self.result)
@@ -77,14 +82,18 @@ class _StoredFile:
 
 
 class EncoderActors:
-    """`data.encoders` actors on the driver's node, which sees the data; they start with the first batch.
+    """`data.encoders` actors on the driver's node, which sees the data, or where `cluster.labels.encoder` says. They
+    start with the first batch.
 
     Args:
         config: the settings of the run that they serve first; runs that follow bring their own with their batches.
+        files: of the driver's, which the nodes of the actors must see.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, files: DriverFiles = ()) -> None:
         self._count = config.data.encoders
+        self._labels = dict(config.cluster.labels.encoder)
+        self._files = files
         self._actors: list[Any] = []
         self._next = itertools.count()
         self._deadline_seconds = (
@@ -102,13 +111,13 @@ class EncoderActors:
         return begun, [_StoredFile(begun, place, reference) for place, reference in enumerate(images)]
 
     def _start(self, name: str) -> Any:
-        options = {
-            "num_cpus": 0,
-            "max_restarts": _MOST_RESTARTS,
-            "max_task_retries": _MOST_RESTARTS,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(this_node(), soft=False),
-        }
-        return ray.remote(EncoderActor).options(**options).remote(name)
+        # They claim no CPU, which a head node may not offer; on labelled nodes they are spread.
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": _MOST_RESTARTS, "max_task_retries": _MOST_RESTARTS}
+        if self._labels:
+            options |= {"label_selector": self._labels, "scheduling_strategy": "SPREAD"}
+        else:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(this_node(), soft=False)
+        return ray.remote(EncoderActor).options(**options).remote(name, self._files)
 
 
 class RemoteEncoder:
@@ -190,3 +199,13 @@ class RemoteEncoder:
 
 def _same(image: _StoredFile) -> _StoredFile:
     return image
+
+
+def data_files(config: Config, dataset: Dataset) -> DriverFiles:
+    """Return a file of the data, for encoders on other nodes than the driver's; none where all are there."""
+    if not config.cluster.labels.encoder:
+        return ()
+    # Without what follows `#` in a path, where it is a picture of a file of several.
+    paths = (Path(path) for each in dataset.train for path in (each.image_path, each.image_path.rpartition("#")[0]))
+    path = next((path for path in paths if path.is_file()), None)
+    return (SharedFile.of("data.root", config.data.root, path),) if path else ()

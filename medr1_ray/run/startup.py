@@ -19,7 +19,7 @@ from medr1_ray.config import Config
 from medr1_ray.config.loading import load_config
 from medr1_ray.data.dataset import Dataset, open_dataset
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.encoders.handle import EncoderActors, RemoteEncoder
+from medr1_ray.encoders.handle import EncoderActors, RemoteEncoder, data_files
 from medr1_ray.evaluation.blinding import EvaluationPrompts
 from medr1_ray.evaluation.in_training import EvaluationLog
 from medr1_ray.learner.handle import Learner
@@ -74,7 +74,7 @@ def started_session(
     if dataset is None:
         progress.message(f"drawing {config.data.phantom_images} phantoms below {config.data.root}")
         dataset = open_dataset(config.data)
-    encoders = EncoderActors(config) if engines is None else engines.encoders
+    encoders = EncoderActors(config, data_files(config, dataset)) if engines is None else engines.encoders
     encoder = RemoteEncoder(encoders, config)
     before = load_config([config.run.dir / "config.yaml"], as_recorded=True) if resume else config
     directory = open_run_directory(config, resume=resume)

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import ray
 from PIL import Image
 
 from medr1_ray.config import Config
+from medr1_ray.data.dataset import Dataset
 from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.encoders import handle as module
-from medr1_ray.encoders.handle import EncoderActors, RemoteEncoder
+from medr1_ray.encoders.handle import EncoderActors, RemoteEncoder, data_files
 from medr1_ray.types import Prompt, Question, StoredImage, pixels_of
 
 
@@ -151,3 +153,19 @@ def test_an_image_that_many_prompts_have_is_stored_once(actors: EncoderActors, c
     black = RemoteEncoder(actors, config).keep(np.zeros((2, 3, 3), np.uint8))
     assert isinstance(black, StoredImage)
     assert (black.shape, pixels_of(black).tolist()) == ((2, 3, 3), np.zeros((2, 3, 3)).tolist())
+
+
+def test_encoders_on_other_nodes_must_see_the_data(
+    ray_cluster: None, config: Config, questions: list[Question], tmp_path: Path
+) -> None:
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    labels = config.cluster.labels.model_copy(update={"encoder": here})
+    elsewhere = config.model_copy(update={"cluster": config.cluster.model_copy(update={"labels": labels})})
+    read = Dataset(tuple(questions), (), ())
+    files = data_files(elsewhere, read)
+    assert (data_files(config, read), [file.path for file in files]) == ((), [Path(questions[0].image_path)])
+    found = RemoteEncoder(EncoderActors(elsewhere, files), elsewhere).encode(questions[0], "a")
+    assert isinstance(found, Prompt)
+    other = replace(files[0], path=tmp_path / "not_there.png")
+    with pytest.raises(RuntimeError, match=r"ValueError: data\.root=.* is not the same folder on all nodes"):
+        RemoteEncoder(EncoderActors(elsewhere, (other,)), elsewhere).encode(questions[0], "a")
