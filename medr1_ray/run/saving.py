@@ -168,6 +168,8 @@ class Saving:
             self._finish(self._meanwhile)
             with self._told_if_not_saved():
                 self._begin(state, self._meanwhile)
+            # It is, where the ranks do not write behind the training.
+            self.publish_if_written()
         self.before_a_node_leaves(step, state)
 
     def publish_if_written(self) -> None:

@@ -116,10 +116,15 @@ def test_a_checkpoint_is_published_when_the_ranks_have_written_and_the_run_goes_
     run.writing = False
     run.saving.publish_if_written()
     assert run.saved == [3]
+    run.writing = True
     run.take_step()
     assert (run.begun, run.saved) == ([3, 6], [3])
+    run.writing = False
     run.take_step()
     assert run.saved == [3, 6], "at the next step at the latest"
+    for _ in range(2):
+        run.take_step()
+    assert run.saved == [3, 6, 9], "at once, where nothing is written behind"
 
 
 def test_one_that_is_due_waits_for_the_one_before_while_the_pool_goes_on() -> None:
@@ -184,6 +189,7 @@ def test_while_a_node_leaves_every_step_is_there_before_the_run_goes_on_and_it_i
 def test_what_has_no_room_is_tried_again_after_the_next_step_and_not_in_a_wait() -> None:
     run = Run(save_every=2, save_minutes=0)
     run.no_room = True
+    run.writing = True
     run.leaving = "a node leaves"
     run.take_step(steps=2)
     for _ in range(5):
@@ -207,8 +213,10 @@ def test_what_has_no_room_is_tried_again_after_the_next_step_and_not_in_a_wait()
 def test_a_write_that_failed_behind_is_told_and_tried_again_at_once() -> None:
     run = Run(save_every=4, save_minutes=0)
     run.no_room = True
+    run.writing = True
     run.take_step(steps=4)
     assert run.said == [], "not known yet"
+    run.writing = False
     run.saving.publish_if_written()
     assert len(run.said) == 1
     run.no_room = False
@@ -242,6 +250,7 @@ def test_after_an_error_what_is_being_written_is_published(error: Exception) -> 
 @pytest.mark.parametrize("error", [LearnerLostError("learner-1 died"), KeyboardInterrupt()])
 def test_it_is_given_up_where_a_rank_is_lost_or_the_run_is_to_end_at_once(error: BaseException) -> None:
     run = Run(save_every=1, save_minutes=0)
+    run.writing = True
     run.take_step()
     run.saving.after_an_error(error)
     assert (run.saved, run.given_up, run.said) == ([], [1], [])
@@ -249,6 +258,7 @@ def test_it_is_given_up_where_a_rank_is_lost_or_the_run_is_to_end_at_once(error:
 
 def test_a_failure_after_an_error_hides_it_not() -> None:
     run = Run(save_every=1, save_minutes=0)
+    run.writing = True
     run.take_step()
     run.error = LearnerLostError("learner-0 is late")
     run.saving.after_an_error(RuntimeError("the error to tell"))

@@ -732,8 +732,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again_after_the_next_step(
         one_step(session)
         session.save_if_due()
         saved.append(sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")))
-    # That of step 2 has failed by step 3, whose own is whole by step 4.
-    assert saved == [[], [], [], ["checkpoint-3"], *[["checkpoint-3", "checkpoint-4"]] * 2]
+    assert saved == [[], [], [], ["checkpoint-4"], ["checkpoint-4"], ["checkpoint-4", "checkpoint-6"]]
     said = "\n".join(world.said)
     assert said.count("NOT SAVED: learner-0 cannot write: no space left. Earlier checkpoints are as they were") == 1
     assert said.count("saved at last: ") == 1
