@@ -44,7 +44,7 @@ from medr1_ray.model.checkpoint_files import is_frozen, load_model
 from medr1_ray.model.checkpoint_saving import save_model
 from medr1_ray.model.family import checkpoint_name
 from medr1_ray.model.folder.check import stay_offline
-from medr1_ray.model.lora import Adapters
+from medr1_ray.model.lora import ADAPTER_FOLDER, Adapters
 from medr1_ray.model.packing import Images, PackedBatch, pack_groups, pack_plain
 from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.model.weight_files import LEARNER_STATE
@@ -119,10 +119,10 @@ class LearnerActor:
         model = load_model(self._path, getattr(torch, settings.model.dtype), settings.model)
         # Before the engine is built: adding adapters freezes the model's own weights, and the optimizer takes the
         # parameters that are trainable when it is built.
-        adapters = None
+        self._adapters: Adapters | None = None
         if settings.model.lora is not None:
             vision = settings.model.train_vision_tower
-            adapters = Adapters(model, settings.model.lora, vision=vision, seed=settings.train.seed)
+            self._adapters = Adapters(model, settings.model.lora, vision=vision, seed=settings.train.seed)
         # Under ZeRO-3 all ranks gather the tower's weights together, so no rank may skip the tower for a cached image.
         frozen = not settings.model.train_vision_tower and settings.learner.zero_stage < 3
         features = FrozenFeatures() if frozen else None
@@ -133,11 +133,11 @@ class LearnerActor:
         transport = TRANSPORTS[settings.cluster.weight_transport]
         self._weights: Any = transport.sender(self._rank, self._device, settings.cluster.sync_timeout_seconds)
         self._source = deepspeed_engine.ShardedWeights(
-            model, partial(is_frozen, settings.model), checkpoint_name, adapters
+            model, partial(is_frozen, settings.model), checkpoint_name, self._adapters
         )
         self._reference: AdapterFreeReference | Reference | None = None
-        if settings.takes_kl and adapters is not None:
-            self._reference = AdapterFreeReference(self._engine, adapters, self._device)
+        if settings.takes_kl and self._adapters is not None:
+            self._reference = AdapterFreeReference(self._engine, self._adapters, self._device)
         elif settings.takes_kl:
             self._reference = Reference(self._path, vocabulary, settings, self._device, features)
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
@@ -234,7 +234,8 @@ class LearnerActor:
         return found
 
     def publish_weights(self, version: int, to_newcomers: bool) -> WeightUpdate | None:
-        """Publish all parameters, in the compute dtype and under their checkpoint names, for the engines to load.
+        """Publish all parameters, in the compute dtype and under their checkpoint names, for the engines to load; of
+        adapters, their factors.
 
         `to_newcomers`: an engine may lack the frozen parameters. None on ranks whose part goes through rank 0.
         Raises FloatingPointError where a weight is not finite.
@@ -258,7 +259,8 @@ class LearnerActor:
         self._weights.join(group)
 
     def save(self, folder: Path) -> list[StoredFile]:
-        """Write Hugging Face files (rank 0) and this rank's part of the optimizer's state; returns what it wrote.
+        """Write Hugging Face files, with adapters also peft's (rank 0), and this rank's part of the optimizer's state;
+        returns what it wrote.
 
         Raises:
             FloatingPointError: a weight is not finite.
@@ -267,16 +269,18 @@ class LearnerActor:
         require_finite(self._engine.module)
         # Whole before anything is written: a rank that cannot write must not leave the others in a collective.
         # copy=True matters where the model is on the CPU: a gathered tensor is valid only until the next is requested.
+        factors = self._source.factors()
         parts = (
             (name, tensor.to("cpu", copy=True) if self._rank == 0 else None)
-            for frozen in (True, False)
-            for name, tensor in self._source.tensors(frozen=frozen)
+            for name, tensor in self._source.merged(factors)
         )
         whole = {name: tensor for name, tensor in parts if tensor is not None}
         try:
             names: list[str] = []
             if self._rank == 0:
                 save_model(whole, self._path, folder)
+                if self._adapters is not None:
+                    self._adapters.save(factors, folder / ADAPTER_FOLDER)
                 written = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
                 names += [path.as_posix() for path in written if path.parts[0] != LEARNER_STATE]
             names += [f"{LEARNER_STATE}/{name}" for name in self._optimizer.save(folder / LEARNER_STATE)]

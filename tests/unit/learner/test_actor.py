@@ -295,11 +295,15 @@ def saving(monkeypatch: pytest.MonkeyPatch) -> Any:
         engine.module = torch.nn.Linear(1, 1)
         seen = SimpleNamespace(gathered=[], written=[])
 
-        def tensors(*, frozen: bool) -> Any:
+        def factors() -> dict[str, torch.Tensor]:
+            seen.gathered.append("factors")
+            return {"factor": torch.ones(1)}
+
+        def merged(factors: dict[str, torch.Tensor]) -> Any:
             shared = torch.empty(2)
-            for name in ("frozen",) if frozen else ("a", "b"):
+            for i, name in enumerate(("frozen", "a", "b"), start=1):
                 seen.gathered.append(name)
-                yield name, shared.fill_(len(seen.gathered))
+                yield name, shared.fill_(i * factors["factor"].item())
 
         def save_model(whole: dict[str, torch.Tensor], source: Path, folder: Path) -> None:
             seen.written.append({name: tensor.tolist() for name, tensor in whole.items()})
@@ -312,7 +316,12 @@ def saving(monkeypatch: pytest.MonkeyPatch) -> Any:
             (folder / f"optimizer-{rank}").write_text("state")
             return [f"optimizer-{rank}"]
 
-        actor._source = SimpleNamespace(tensors=tensors)
+        def save_adapters(factors: dict[str, torch.Tensor], folder: Path) -> None:
+            folder.mkdir()
+            (folder / "adapter_model.safetensors").write_text(" ".join(factors))
+
+        actor._source = SimpleNamespace(factors=factors, merged=merged)
+        actor._adapters = SimpleNamespace(save=save_adapters)
         actor._optimizer = SimpleNamespace(save=save_state)
         monkeypatch.setattr("medr1_ray.learner.actor.save_model", save_model)
         return actor, engine, seen
@@ -328,10 +337,10 @@ def test_one_rank_writes_the_weights_and_all_gather_them(rank: int, tmp_path: Pa
     (tmp_path / "learner_state" / "optimizer-7").touch()
     files = actor.save(tmp_path)
     own = [f"learner_state/optimizer-{rank}"]
-    of_rank = {0: ["chat_templates/one", *own, "model.safetensors"], 1: own}
+    of_rank = {0: ["adapter/adapter_model.safetensors", "chat_templates/one", *own, "model.safetensors"], 1: own}
     assert sorted(file.name for file in files) == of_rank[rank]
     assert all(file.bytes == (tmp_path / file.name).stat().st_size for file in files)
-    assert seen.gathered == ["frozen", "a", "b"]
+    assert seen.gathered == ["factors", "frozen", "a", "b"]
     whole = {"frozen": [1.0, 1.0], "a": [2.0, 2.0], "b": [3.0, 3.0]}  # although each came in one memory
     assert seen.written == ([whole] if rank == 0 else [])
 
@@ -346,7 +355,7 @@ def test_a_rank_that_cannot_write_has_gathered_before(tmp_path: Path, saving: An
     actor._optimizer.save = no_room
     with pytest.raises(NotSavedError, match=r"learner-0 cannot write .*No space left on device"):
         actor.save(tmp_path)
-    assert seen.gathered == ["frozen", "a", "b"]
+    assert seen.gathered == ["factors", "frozen", "a", "b"]
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path: Path, saving: Any) -> None:
