@@ -51,6 +51,7 @@ ENGINE_KEYS_OF_OURS = frozenset(
         "weight_transfer_config",
         "enable_sleep_mode",
         "seed",
+        "additional_config",
     }
 )
 # The learner cuts micro-batches, sets the learning rate and chooses the precision itself, from other settings.
@@ -167,7 +168,7 @@ class ModelSettings(Settings):
     """Compute dtype of engine and learner; under bfloat16 the learner keeps float32 master weights."""
     train_vision_tower: bool = True
     lora: LoraSettings | None = None
-    """Train low-rank adapters instead of the weights; engines and checkpoints get merged weights."""
+    """Train low-rank adapters instead of the weights; engines compute with them as the learner does."""
     gradient_checkpointing: bool = False
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
     """Attention of the learner's vision tower. The language model always uses that of the shared prompt

@@ -46,13 +46,16 @@ _ASKED_WITH: dict[str, bool | set[str]] = {
 _REQUIRED = ("train.steps=1", "train.minibatches=1", "train.updates_per_rollout=1")
 # A run has as many as its steps need; a file of many questions can ask for more.
 _ONE_ENGINE = ("rollout.actors=1", "rollout.min_actors=null", "rollout.max_actors=null")
-# A run's way of moving weights need not be possible on the machine that evaluates it.
-_NOT_OF_THE_RUN = ("cluster.weight_transport=auto", "cluster.colocated=false")
+# A run's way of moving weights need not be possible on the machine that evaluates it; checkpoints have adapters merged.
+_NOT_OF_THE_RUN = ("cluster.weight_transport=auto", "cluster.colocated=false", "model.lora=null")
 
 
 def write_asked_with(config: Config, checkpoint: Path) -> str:
     """Write how a run asked its questions into a checkpoint of it; returns the name of the file."""
     settings = config.model_dump(mode="json", include=_ASKED_WITH)
+    if config.model.lora is not None:
+        # As the merged weights are saved: rounded to bfloat16 they would be another model.
+        settings["model"] = {"dtype": "float32"}
     (checkpoint / ASKED_WITH_FILE).write_text(json.dumps(settings, indent=1) + "\n")
     return ASKED_WITH_FILE
 

@@ -117,10 +117,10 @@ class LearnerActor:
         model = load_model(self._path, getattr(torch, settings.model.dtype), settings.model)
         # Before the engine is built: adding adapters freezes the model's own weights, and the optimizer takes the
         # parameters that are trainable when it is built.
-        adapters = None
+        self._adapters: Adapters | None = None
         if settings.model.lora is not None:
             vision = settings.model.train_vision_tower
-            adapters = Adapters(model, settings.model.lora, vision=vision, seed=settings.train.seed)
+            self._adapters = Adapters(model, settings.model.lora, vision=vision, seed=settings.train.seed)
         # Under ZeRO-3 all ranks gather the tower's weights together, so no rank may skip the tower for a cached image.
         frozen = not settings.model.train_vision_tower and settings.learner.zero_stage < 3
         features = FrozenFeatures() if frozen else None
@@ -131,12 +131,14 @@ class LearnerActor:
         transport = TRANSPORTS[settings.cluster.weight_transport]
         self._weights: Any = transport.sender(self._rank, self._device, settings.cluster.sync_timeout_seconds)
         self._source = deepspeed_engine.ShardedWeights(
-            model, partial(is_frozen, settings.model), checkpoint_name, adapters
+            model, partial(is_frozen, settings.model), checkpoint_name, self._adapters
         )
-        self._checkpoint = CheckpointPart(self._name, self._rank, self._path, self._source, self._optimizer)
+        self._checkpoint = CheckpointPart(
+            self._name, self._rank, self._path, self._source, self._optimizer, self._adapters
+        )
         self._reference: AdapterFreeReference | Reference | None = None
-        if settings.takes_kl and adapters is not None:
-            self._reference = AdapterFreeReference(self._engine, adapters, self._device)
+        if settings.takes_kl and self._adapters is not None:
+            self._reference = AdapterFreeReference(self._engine, self._adapters, self._device)
         elif settings.takes_kl:
             self._reference = Reference(self._path, vocabulary, settings, self._device, features)
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
@@ -238,7 +240,8 @@ class LearnerActor:
         return found
 
     def publish_weights(self, version: int, to_newcomers: bool) -> WeightUpdate | None:
-        """Publish all parameters, in the compute dtype and under their checkpoint names, for the engines to load.
+        """Publish all parameters, in the compute dtype and under their checkpoint names, for the engines to load; of
+        adapters, their factors.
 
         `to_newcomers`: an engine may lack the frozen parameters. None on ranks whose part goes through rank 0.
         Raises FloatingPointError where a weight is not finite.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -115,7 +115,8 @@ def engine_config(settings: LearnerSettings, dtype: str, parameters: int) -> dic
 
 
 class ShardedWeights:
-    """A `WeightSource` over a model that DeepSpeed may have sharded, with adapters merged in if there are any.
+    """A `WeightSource` over a model that DeepSpeed may have sharded. With adapters, these are what is trained, and all
+    else is frozen.
 
     `frozen` says which parameters never change, by their name in the model without adapters; `rename` gives the name
     in checkpoints.
@@ -148,13 +149,27 @@ class ShardedWeights:
 
     def tensors(self, *, frozen: bool) -> Iterator[tuple[str, Tensor]]:
         """Names and whole tensors, in the order of `specs`."""
-        named = self._named(frozen)
-        whole = self._adapters.merged(named, whole_parameters) if self._adapters else whole_parameters(named)
-        for name, tensor in whole:
+        for name, tensor in whole_parameters(self._named(frozen)):
+            yield self._rename(name), tensor
+
+    def factors(self) -> dict[str, Tensor]:
+        """Return copies of the adapters' whole factors, on the CPU and by their names in the model; none without."""
+        named = self._adapters.factors() if self._adapters else ()
+        return {name: tensor.to("cpu", copy=True) for name, tensor in whole_parameters(named)}
+
+    def merged(self, factors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield what a checkpoint without adapters holds: the whole model, in float32 where `factors` are merged in."""
+        if self._adapters is None:
+            yield from (named for frozen in (True, False) for named in self.tensors(frozen=frozen))
+            return
+        for name, tensor in self._adapters.merged(whole_parameters(self._adapters.named_parameters()), factors):
             yield self._rename(name), tensor
 
     def _named(self, frozen: bool) -> Iterator[tuple[str, nn.Parameter]]:
-        for name, parameter in (self._adapters or self._model).named_parameters():
+        if self._adapters is not None:
+            yield from self._adapters.named_parameters() if frozen else self._adapters.factors()
+            return
+        for name, parameter in self._model.named_parameters():
             if self._frozen(name) == frozen:
                 yield name, parameter
 

@@ -17,6 +17,10 @@ from torch import Tensor, nn
 
 from medr1_ray.learner.optimizer_files import KINDS, Fragment, OptimizerFiles
 
+# Each of DeepSpeed's optimizers has another name for them: ZeRO-3's, that of ZeRO-1 and 2, and, in place of the latter,
+# the one for ZeRO-1 in bfloat16 with gradients summed in float32.
+_FLATS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+
 
 @dataclass(frozen=True)
 class _Fragment:
@@ -93,7 +97,7 @@ class OptimizerState:
         if mapping is None:
             return None
         place, here = mapping.lp_fragment_address, mapping.hp_fragment_address
-        flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+        flat = self._flats()[mapping.param_group_index]
         return _Fragment(flat, here.start, place.start, place.numel)
 
     def _tensor(self, fragment: _Fragment, kind: str) -> Tensor:
@@ -101,9 +105,9 @@ class OptimizerState:
         return flat.detach().narrow(0, fragment.offset, fragment.length)
 
     def _flats(self) -> list[Tensor]:
-        optimizer = self._engine.optimizer
-        sharded = getattr(optimizer, "fp32_partitioned_groups_flat", None)
-        return list(sharded if sharded is not None else optimizer.single_partition_of_fp32_groups)
+        """This rank's part of each group of parameters, float32, which Adam changes."""
+        (name,) = (name for name in _FLATS if hasattr(self._engine.optimizer, name))
+        return list(getattr(self._engine.optimizer, name))
 
     def _of(self, flat: Tensor) -> dict[str, Any]:
         """What Adam keeps of a flat tensor, made as its first step would where there was none yet."""

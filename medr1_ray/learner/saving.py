@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -14,25 +14,44 @@ from torch import Tensor, nn
 from medr1_ray.base.manifest import NotSavedError, StoredFile, store
 from medr1_ray.learner.optimizer_files import Fragment, write_shard, write_summary
 from medr1_ray.model.checkpoint_saving import save_model
+from medr1_ray.model.lora import ADAPTER_FOLDER, Adapters
 from medr1_ray.model.weight_files import LEARNER_STATE
 
 if TYPE_CHECKING:
     from medr1_ray.learner.optimizer_state import OptimizerState
-    from medr1_ray.weights.protocol import WeightSource
+
+
+class Weights(Protocol):
+    """The policy's weights, which all ranks gather together (`deepspeed_engine.ShardedWeights`)."""
+
+    def factors(self) -> dict[str, Tensor]: ...
+
+    def merged(self, factors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]: ...
 
 
 class CheckpointPart:
-    """What one rank saves: Hugging Face files (rank 0), and its part of the optimizer's state. One save at a time.
+    """What one rank saves: Hugging Face files, with adapters also peft's (rank 0), and its part of the optimizer's
+    state. One save at a time.
 
     Args:
         name: of the rank, for errors.
         source: the checkpoint that the training started from.
-        weights: the policy's; all ranks gather them together.
+        weights: the policy's.
         optimizer: the state of this rank.
+        adapters: those that are trained, if any are.
     """
 
-    def __init__(self, name: str, rank: int, source: Path, weights: WeightSource, optimizer: OptimizerState) -> None:
+    def __init__(
+        self,
+        name: str,
+        rank: int,
+        source: Path,
+        weights: Weights,
+        optimizer: OptimizerState,
+        adapters: Adapters | None = None,
+    ) -> None:
         self._name = name
+        self._adapters = adapters
         self._rank = rank
         self._source = source
         self._weights = weights
@@ -47,16 +66,16 @@ class CheckpointPart:
         """
         # Whole before anything is written: a rank that cannot write must not leave the others in a collective.
         # copy=True matters where the model is on the CPU: a gathered tensor is valid only until the next is requested.
+        factors = self._weights.factors()
         parts = (
             (name, tensor.to("cpu", copy=True) if self._rank == 0 else None)
-            for frozen in (True, False)
-            for name, tensor in self._weights.tensors(frozen=frozen)
+            for name, tensor in self._weights.merged(factors)
         )
         whole = {name: tensor for name, tensor in parts if tensor is not None}
         state: Iterable[Fragment] = self._optimizer.copied()
         if behind:
             state = list(state)
-        self._writing = self._thread.submit(self._write, folder, whole, state, *self._optimizer.summary())
+        self._writing = self._thread.submit(self._write, folder, whole, factors, state, *self._optimizer.summary())
         if not behind:
             wait([self._writing])
 
@@ -79,6 +98,7 @@ class CheckpointPart:
         self,
         folder: Path,
         whole: Mapping[str, Tensor],
+        factors: Mapping[str, Tensor],
         state: Iterable[Fragment],
         steps: int,
         sizes: Mapping[str, int],
@@ -87,6 +107,8 @@ class CheckpointPart:
             names: list[str] = []
             if self._rank == 0:
                 save_model(whole, self._source, folder)
+                if self._adapters is not None:
+                    self._adapters.save(factors, folder / ADAPTER_FOLDER)
                 written = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
                 names += [path.as_posix() for path in written if path.parts[0] != LEARNER_STATE]
             learner_state = folder / LEARNER_STATE

@@ -1,12 +1,13 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: adding them, disabling them, and merging them into weights.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: adding them, disabling them, merging them, and saving them.
 
-Engines and checkpoints only see merged weights.
+Engines get the adapters and compute with them (`weights/engine/adapters.py`); checkpoints also hold merged weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from medr1_ray.config import LoraSettings
 from medr1_ray.model.family import LANGUAGE, VISION
 
-Named = Iterable[tuple[str, nn.Parameter]]
+ADAPTER_FOLDER = "adapter"
+"""The subfolder of a checkpoint that holds the adapters alone, in peft's format."""
 
 # peft turns a layer's `x.weight` into `x.base_layer.weight` and adds `x.lora_A.default.weight` and the same for B.
 _ADAPTER = ".lora_"
 _BASE = ".base_layer"
+_NAME = ".default"
 
 
 class Adapters:
@@ -63,27 +66,38 @@ class Adapters:
         return context
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the model's own parameters, under the names that they have without adapters."""
+        """Yield the model's own parameters, which are frozen, under the names that they have without adapters."""
         for name, parameter in self._model.named_parameters():
             if _ADAPTER not in name:
                 yield name.replace(_BASE, ""), parameter
 
-    def merged(
-        self, named: Named, whole: Callable[[Named], Iterator[tuple[str, Tensor]]]
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the parameters in `named` as whole tensors, with adapters merged: W + alpha / rank * B A.
+    def factors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the factors of all layers: `<layer>.lora_A.weight` [rank, inputs], `<layer>.lora_B.weight` [outputs,
+        rank]."""
+        for name, parameter in self._model.named_parameters():
+            if _ADAPTER in name:
+                yield name.replace(_NAME, ""), parameter
 
-        Merging is computed in float32 and rounded to the parameter's dtype. `whole` gathers named parameters from their
-        shards (`whole_parameters` in `learner/deepspeed_engine.py`), in which all ranks must take part.
+    def merged(
+        self, weights: Iterable[tuple[str, Tensor]], factors: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield whole weights with the factors merged in, all in float32: W + alpha / rank * B A.
+
+        In bfloat16 every change would be lost that is smaller than half a unit in the last place of its weight.
         """
-        chosen = dict(named)
-        adapters = (pair for pair in self._model.named_parameters() if _ADAPTER in pair[0])
-        wanted = (pair for pair in adapters if f"{pair[0].partition(_ADAPTER)[0]}.weight" in chosen)
-        # Cloned, since a gathered tensor is valid only until the next one is requested.
-        factors = {name: tensor.clone() for name, tensor in whole(wanted)}
-        for name, tensor in whole(chosen.items()):
-            a, b = (factors.get(f"{name.removesuffix('.weight')}{_ADAPTER}{side}.default.weight") for side in "AB")
+        for name, weight in weights:
+            layer, whole = name.removesuffix(".weight"), weight.float()
             # Norms, biases and embeddings have no adapters.
-            if a is not None and b is not None:
-                tensor = (tensor.float() + self._scale * b.float() @ a.float()).to(tensor.dtype)
-            yield name, tensor
+            if f"{layer}{_ADAPTER}A.weight" in factors:
+                a, b = (factors[f"{layer}{_ADAPTER}{side}.weight"].to(whole) for side in "AB")
+                whole = whole + self._scale * b @ a
+            yield name, whole
+
+    def save(self, factors: Mapping[str, Tensor], folder: Path) -> None:
+        """Write the factors as peft's `PeftModel.from_pretrained` loads them."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._peft.peft_config["default"].save_pretrained(folder)
+        tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in factors.items()}
+        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})

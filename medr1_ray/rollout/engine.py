@@ -10,7 +10,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from medr1_ray.model.vocabulary import Vocabulary
 from medr1_ray.rollout.actor import EngineLostError
 from medr1_ray.rollout.defaults import KV_CACHE_BYTES_ON_CPU, MAX_NUM_SEQS, EngineSettings
 from medr1_ray.types import Completions, Continuations, Likelihoods, Prompt, Sampling, Span
+from medr1_ray.weights.messages import ADAPTERS, AdapterShape
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -92,6 +93,11 @@ def engine_arguments(settings: EngineSettings, model: str, index: int) -> dict[s
             "block_size": 32,
             # The cache has a fixed size, so encoding the largest image at start-up would measure nothing that is used.
             "skip_mm_profiling": True,
+        }
+    if settings.model.lora is not None:
+        lora = settings.model.lora
+        arguments["additional_config"] = {
+            ADAPTERS: asdict(AdapterShape(lora.rank, lora.alpha, vision=settings.model.train_vision_tower))
         }
     if rollout.tensor_parallel_size > 1:
         # Inside a placement group vLLM chooses Ray workers by default, for which the actor's bundle has no room.

@@ -288,16 +288,28 @@ def weight_sync_bytes(config: Config, shape: ModelShape) -> int:
     """Return the main memory that a weight sync takes on a node with learner rank 0 and engines.
 
     Counts the published buckets in Ray's object store, those of the previous version (kept for actors that join), and
-    the file that the node's engines read. 0 where weights stay on GPUs.
+    the file that the node's engines read; what adapters leave frozen is in the store once, and in the file of engines
+    that join. 0 where weights stay on GPUs.
     """
     if config.cluster.weight_transport != "object_store":
         return 0
-    return 3 * shape.parameters * DTYPE_BYTES[config.model.dtype]
+    changed = synced_parameters(config, shape)
+    frozen = shape.parameters if config.model.lora is not None else 0
+    return (3 * changed + 2 * frozen) * DTYPE_BYTES[config.model.dtype]
+
+
+def synced_parameters(config: Config, shape: ModelShape) -> int:
+    """Return the number of parameters that every weight sync moves: with `model.lora` the adapters' alone, unless
+    engines sleep (`cluster.colocated`), which then lose the rest."""
+    adapters = _adapter_parameters(config, shape)
+    return shape.parameters + adapters if config.cluster.colocated or not adapters else adapters
 
 
 def checkpoint_bytes(config: Config, shape: ModelShape) -> int:
     """Return the size of a checkpoint on disk: the weights and the optimizer's state."""
-    weights = shape.parameters * DTYPE_BYTES[config.model.dtype]
+    adapters, dtype = _adapter_parameters(config, shape), config.model.dtype
+    # Adapters are merged in float32, and also saved as they are.
+    weights = shape.parameters * DTYPE_BYTES["float32" if adapters else dtype] + adapters * DTYPE_BYTES[dtype]
     return weights + trained_parameters(config, shape) * ADAM_BYTES
 
 

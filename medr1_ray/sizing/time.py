@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from medr1_ray.config import Config, Device
 from medr1_ray.model.operations import Work
 from medr1_ray.model.shape import ModelShape
-from medr1_ray.sizing.memory import DTYPE_BYTES
+from medr1_ray.sizing.memory import DTYPE_BYTES, synced_parameters
 from medr1_ray.sizing.work import StepSize, learner_work, rollout_work
 
 
@@ -102,7 +102,7 @@ def step_time(config: Config, shape: ModelShape, size: StepSize, ranks: int, act
 
 def sync_seconds(config: Config, shape: ModelShape) -> dict[str, float]:
     """Return the time of a weight sync by each transport whose rate `hardware` has."""
-    hardware, sync_bytes = config.hardware, shape.parameters * DTYPE_BYTES[config.model.dtype]
+    hardware, sync_bytes = config.hardware, synced_parameters(config, shape) * DTYPE_BYTES[config.model.dtype]
     rates = {
         "nccl": hardware.nccl_bytes_per_second,
         "ipc": hardware.ipc_bytes_per_second,

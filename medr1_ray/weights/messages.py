@@ -7,6 +7,26 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+ADAPTERS = "medr1_ray_adapters"
+"""The key in vLLM's `additional_config` from which its workers read an `AdapterShape`.
+
+vLLM caches compiled graphs by that configuration, so that those with adapters are not taken for those without.
+"""
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """Adapters on every linear layer of the language model and, with `vision`, of the vision tower."""
+
+    rank: int
+    alpha: int
+    vision: bool
+
+    @property
+    def scale(self) -> float:
+        """The factor before B A."""
+        return self.alpha / self.rank
+
 
 class BroadcastError(RuntimeError):
     """A broadcast broke, or its group did not come together: perhaps because a member died, and then another may do."""

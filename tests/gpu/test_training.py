@@ -53,6 +53,7 @@ def case(name: str, gpus: int, *settings: str) -> Any:
         case("ipc_zero3", 2, *SHARED, *IPC, "rollout.actors=2", "learner.world_size=2", "learner.zero_stage=3"),
         case("colocated_object_store", 1, *SHARED, *STORE, "rollout.actors=1"),
         case("bfloat16", 2, *APART, *STORE, *BF16),
+        case("lora", 2, *APART, *STORE, *BF16, "model.lora.rank=16"),
         case("flash_attention", 2, *APART, *STORE, *BF16, "model.attention=flash_attention_2"),
         case("offload", 2, *APART, *STORE, *OFFLOAD),
         case("cuda_graphs_off", 2, *APART, *STORE, "rollout.engine.enforce_eager=true"),

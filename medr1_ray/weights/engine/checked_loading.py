@@ -21,6 +21,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     initialize_layerwise_reload,
 )
 
+from medr1_ray.weights.engine.adapters import add_adapters
 from medr1_ray.weights.messages import WeightUpdate
 
 
@@ -41,6 +42,8 @@ class CheckedLoading:
     def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module) -> None:
         super().__init__(config, vllm_config, device, model)  # type: ignore[call-arg]
         self._expected = _expected_shapes(Path(self.model_config.model), model)
+        # Here, because vLLM makes this engine when its model is loaded and nothing is compiled yet.
+        self._expected |= add_adapters(model, vllm_config, self._expected)
         self._held: frozenset[str] = frozenset()
         self._loading: WeightUpdate | None = None
 

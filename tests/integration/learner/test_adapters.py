@@ -3,6 +3,7 @@
 import tempfile
 
 import numpy as np
+import peft
 import pytest
 import ray
 import torch
@@ -74,7 +75,11 @@ def by_hand(groups):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    merged = adapters.merged(adapters.named_parameters(), lambda named: ((name, p.detach()) for name, p in named))
+    weights, factors = (
+        [(name, parameter.detach()) for name, parameter in named]
+        for named in (adapters.named_parameters(), adapters.factors())
+    )
+    merged = adapters.merged(weights, dict(factors))
     return losses, norms, {checkpoint_name(name): tensor for name, tensor in merged}
 
 
@@ -97,34 +102,49 @@ def test_updates_and_merged_checkpoints_are_those_of_plain_torch(trained, groups
             assert (change - expected).norm() < 0.02 * expected.norm(), name
 
 
-def test_the_engines_and_transformers_get_what_was_learned(learners, trained, groups):
+def test_engines_peft_and_transformers_get_what_was_learned(learners, trained, groups):
     from medr1_ray.weights.buckets import read_bucket, tensor_spec
 
     pairs = [(group.prompt, group.completions) for group in groups]
     vocabulary = load_vocabulary(tiny_model_path())
+    start = load_file(tiny_model_path() / "model.safetensors")
 
-    def told_and_gathered(rank):
+    def told_and_gathered(rank, frozen):
         source = rank._source
-        return source.specs(frozen=False), [tensor_spec(*named) for named in source.tensors(frozen=False)]
+        return source.specs(frozen=frozen), [tensor_spec(*named) for named in source.tensors(frozen=frozen)]
 
     for learner, (_, folder) in zip(learners, trained, strict=True):
-        saved = load_file(folder / "model.safetensors")
-        exported = {
-            name: tensor
-            for bucket in learner.publish_weights(2).buckets
-            for name, tensor in read_bucket(ray.get(bucket.data).copy(), bucket)
-        }
+        update = learner.publish_weights(2)
+        exported, unchanged = (
+            {
+                name: tensor
+                for bucket in update.buckets
+                if bucket.frozen == frozen
+                for name, tensor in read_bucket(ray.get(bucket.data).copy(), bucket)
+            }
+            for frozen in (False, True)
+        )
+        assert unchanged.keys() == start.keys()
+        assert all(torch.equal(unchanged[name], start[name]) for name in start)
+        in_peft = load_file(folder / "adapter" / "adapter_model.safetensors")
+        saved = {checkpoint_name(name.removeprefix("base_model.model.")): tensor for name, tensor in in_peft.items()}
+        assert len(exported) == 2 * 42
         assert exported.keys() == saved.keys()
         assert all(torch.equal(exported[name], saved[name]) for name in saved)
-        for told, gathered in ray.get([rank.__ray_call__.remote(told_and_gathered) for rank in learner._ranks]):
-            assert told == gathered
-        merged = Policy(load_model(folder, torch.float32, learner._config.model), vocabulary, 1.0)
-        images = ImagePatcher(folder)([prompt.image for prompt, _ in pairs])
-        batch = packing.pack_plain(pairs, images, vocabulary.image_pad, vocabulary.pad, merged.prompt_positions)
-        with torch.no_grad():
-            expected = merged(batch).numpy()
+        for frozen in (False, True):
+            calls = [rank.__ray_call__.remote(told_and_gathered, frozen) for rank in learner._ranks]
+            for told, gathered in ray.get(calls):
+                assert told == gathered
         scores = np.concatenate([score.policy_logprobs for score in learner.logprobs(pairs)])
-        np.testing.assert_allclose(scores, expected, atol=1e-4)
+        merged = load_model(folder, torch.float32, learner._config.model)
+        beside = load_model(tiny_model_path(), torch.float32, learner._config.model)
+        beside = peft.PeftModel.from_pretrained(beside, folder / "adapter").base_model.model
+        images = ImagePatcher(folder)([prompt.image for prompt, _ in pairs])
+        for model in (merged, beside):
+            policy = Policy(model, vocabulary, 1.0)
+            batch = packing.pack_plain(pairs, images, vocabulary.image_pad, vocabulary.pad, policy.prompt_positions)
+            with torch.no_grad():
+                np.testing.assert_allclose(scores, policy(batch).numpy(), atol=1e-4)
 
 
 def test_a_loaded_checkpoint_goes_on_with_its_adapters(learners, trained, groups):

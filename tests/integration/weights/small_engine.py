@@ -74,6 +74,7 @@ def engine(backend: type[Any], folder: Path, rank: int = 0, ranks: int = 1) -> A
     vllm_config = SimpleNamespace(
         parallel_config=SimpleNamespace(data_parallel_index=0, world_size=ranks, rank=rank),
         model_config=SimpleNamespace(model=str(folder), dtype=torch.float32),
+        additional_config={},
     )
     return backend(SimpleNamespace(), vllm_config, torch.device("cpu"), model)
 

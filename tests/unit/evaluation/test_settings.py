@@ -107,6 +107,17 @@ def test_a_checkpoint_that_was_copied_out_of_its_run_knows_how_it_was_trained(ru
     assert "mode=think, data.image_size=140, data.image_fit=pad, rollout.max_prompt_tokens=300" in said
 
 
+def test_merged_adapters_are_asked_in_the_type_that_they_are_saved_in(run: Path, tmp_path: Path) -> None:
+    trained = load_config([run / "config.yaml"], ["model.lora.rank=4", "model.dtype=bfloat16"])
+    write_config(trained, run / "config.yaml")
+    checkpoint = resolve_checkpoint(str(run))
+    write_asked_with(trained, checkpoint)
+    asked = answering_config(checkpoint, mode=None, files=[], overrides=[])
+    assert (asked.model.lora, asked.model.dtype) == (None, "float32")
+    rounded = answering_config(checkpoint, mode=None, files=[], overrides=["model.dtype=bfloat16"])
+    assert rounded.model.dtype == "bfloat16", "a setting wins"
+
+
 def test_where_the_settings_come_from_is_said(run: Path) -> None:
     for checkpoint, source in (
         (resolve_checkpoint(str(run)), "asking as in training (config.yaml of its run)"),

@@ -191,17 +191,38 @@ def test_a_source_has_the_frozen_parameters_or_the_others_under_their_checkpoint
         assert [name for name, _ in source.tensors(frozen=is_frozen)] == [spec.name for spec in of_kind]
 
 
-def test_a_source_with_adapters_sends_what_they_are_merged_into(module: Any) -> None:
-    model = Model()
+def test_a_source_with_adapters_sends_their_factors_and_all_else_as_frozen(module: Any) -> None:
+    model, factor = Model(), torch.nn.Parameter(torch.ones(2, 3))
 
     class Adapters:
         def named_parameters(self) -> Any:
             return model.named_parameters()
 
-        def merged(self, named: Any, whole: Any) -> Any:
-            return ((name, tensor + 1) for name, tensor in whole(named))
+        def factors(self) -> Any:
+            yield "last.lora_A.weight", factor
 
-    source = module.ShardedWeights(model, lambda name: False, lambda name: name, Adapters())
-    found = dict(source.tensors(frozen=False))
-    assert torch.equal(found["last.weight"], model.last.weight.detach() + 1)
-    assert list(found) == [spec.name for spec in source.specs(frozen=False)]
+        def merged(self, weights: Any, factors: Any) -> Any:
+            return ((name, tensor + factors["last.lora_A.weight"].sum()) for name, tensor in weights)
+
+    # `frozen` is of the parameters, none of which are trained.
+    source = module.ShardedWeights(model, lambda name: False, lambda name: f"model.{name}", Adapters())
+    assert [name for name, _ in source.tensors(frozen=False)] == ["model.last.lora_A.weight"]
+    for frozen in (False, True):
+        told = [(spec.name, spec.shape) for spec in source.specs(frozen=frozen)]
+        assert told == [(name, tuple(tensor.shape)) for name, tensor in source.tensors(frozen=frozen)]
+    names = [f"model.{name}" for name, _ in model.named_parameters()]
+    assert [name for name, _ in source.tensors(frozen=True)] == names
+    copies = source.factors()
+    assert copies["last.lora_A.weight"].data_ptr() != factor.data_ptr()
+    found = dict(source.merged(copies))
+    assert list(found) == names
+    assert torch.equal(found["model.last.weight"], model.last.weight.detach() + 6)
+
+
+def test_a_source_without_adapters_merges_nothing(module: Any) -> None:
+    model = Model()
+    source = module.ShardedWeights(model, lambda name: name.startswith("tower"), lambda name: name)
+    assert source.factors() == {}
+    found = dict(source.merged({}))
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.equal(found[name], parameter) for name, parameter in model.named_parameters())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -30,17 +30,24 @@ class Rank:
         self.may_write.set()
         self.full = False
         optimizer: Any = self
-        self.part = CheckpointPart(f"learner-{rank}", rank, Path("source"), self, optimizer)
+        adapters: Any = self
+        self.part = CheckpointPart(f"learner-{rank}", rank, Path("source"), self, optimizer, adapters)
         monkeypatch.setattr("medr1_ray.learner.saving.save_model", self._save_model)
 
-    def specs(self, *, frozen: bool) -> list[Any]:
-        raise AssertionError("tensors tell")
+    def factors(self) -> dict[str, torch.Tensor]:
+        self.seen.append("gather factors")
+        return {"factor": torch.full((1,), self.value)}
 
-    def tensors(self, *, frozen: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    def merged(self, factors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         shared = torch.empty(2)
-        for i, name in enumerate(("frozen",) if frozen else ("a", "b")):
+        for name, more in (("frozen", 0), ("a", 0), ("b", 1)):
             self.seen.append(f"gather {name}")
-            yield name, shared.fill_(self.value + i)
+            yield name, shared.fill_(factors["factor"].item() + more)
+
+    def save(self, factors: Mapping[str, torch.Tensor], folder: Path) -> None:
+        """As `Adapters` does."""
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_text(" ".join(factors))
 
     def copied(self) -> Iterator[Fragment]:
         self.seen.append("copy state")
@@ -77,10 +84,11 @@ def test_one_rank_writes_the_weights_and_all_gather_them(
     (tmp_path / "learner_state" / "optimizer-7").touch()
     files = saved(rank, tmp_path)
     own = [f"learner_state/optimizer-0000{number}-00000.safetensors"]
-    of_first = ["chat_templates/one", *own, "learner_state/optimizer.json", "model.safetensors"]
+    of_model = ["adapter/adapter_model.safetensors", "chat_templates/one", "model.safetensors"]
+    of_first = sorted([*of_model, *own, "learner_state/optimizer.json"])
     assert sorted(file.name for file in files) == (of_first if number == 0 else own)
     assert all(file.bytes == (tmp_path / file.name).stat().st_size for file in files)
-    assert rank.seen[:3] == ["gather frozen", "gather a", "gather b"]
+    assert rank.seen[:4] == ["gather factors", "gather frozen", "gather a", "gather b"]
     whole = {"frozen": [1.0, 1.0], "a": [1.0, 1.0], "b": [2.0, 2.0]}  # although a and b came in one memory
     assert rank.written == ([whole] if number == 0 else [])
 
@@ -113,7 +121,7 @@ def test_not_behind_the_state_is_copied_as_it_is_written(
     if not behind:
         assert not rank.part.is_writing()
     rank.part.finish()
-    assert rank.seen[3:] == order
+    assert rank.seen[4:] == order
 
 
 def test_no_room_is_an_answer_and_the_next_save_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +131,8 @@ def test_no_room_is_an_answer_and_the_next_save_another(tmp_path: Path, monkeypa
     error = rank.part.finish()
     assert isinstance(error, NotSavedError)
     assert str(error) == f"learner-0 cannot write {tmp_path}: [Errno {errno.ENOSPC}] No space left on device"
-    assert rank.seen[:3] == ["gather frozen", "gather a", "gather b"], "or the others would wait for it"
+    # Or the others would wait for it.
+    assert rank.seen[:4] == ["gather factors", "gather frozen", "gather a", "gather b"]
     rank.full = False
     assert saved(rank, tmp_path)
 

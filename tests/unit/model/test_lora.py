@@ -1,14 +1,14 @@
-"""Adapters: which layers have them, disabling them, and merging them."""
+"""Adapters: which layers have them, disabling them, merging them, and saving them for peft."""
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medr1_ray.config import LoraSettings, ModelSettings, tiny_model_path
 from medr1_ray.model.checkpoint_files import load_model
@@ -18,17 +18,18 @@ SETTINGS = LoraSettings(rank=4, alpha=8)
 LAYER = "model.language_model.layers.1.mlp.up_proj"
 
 
-def whole(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
-    return ((name, parameter.detach()) for name, parameter in named)
-
-
 def with_adapters(dtype: torch.dtype = torch.float32, vision: bool = True, seed: int = 0) -> tuple[Any, Adapters]:
     model = load_model(tiny_model_path(), dtype, ModelSettings())
     return model, Adapters(model, SETTINGS, vision=vision, seed=seed)
 
 
+def copied(adapters: Adapters) -> dict[str, Tensor]:
+    return {name: factor.detach().clone() for name, factor in adapters.factors()}
+
+
 def merged(adapters: Adapters) -> dict[str, Tensor]:
-    return dict(adapters.merged(adapters.named_parameters(), whole))
+    weights = ((name, parameter.detach()) for name, parameter in adapters.named_parameters())
+    return dict(adapters.merged(weights, copied(adapters)))
 
 
 def trained_names(model: Any) -> list[str]:
@@ -104,36 +105,47 @@ def test_merging_by_hand() -> None:
     assert found[:3].count_nonzero() == found[4:].count_nonzero() == 0
 
 
-def test_merging_rounds_once_in_bfloat16() -> None:
+def test_merging_keeps_what_bfloat16_would_lose() -> None:
     model, adapters = with_adapters(torch.bfloat16)
     a, b = factors(model, LAYER)
     assert a.dtype == torch.bfloat16
-    # The change is 2 * (2**-9 + 2**-18), a little more than half the distance from 1 to its neighbour 1 + 2**-7.
-    # Rounded to bfloat16 on its own it would be exactly half, and the sum would be rounded down to 1.
+    # The change is 2 * 2**-12; the neighbours of 1 are 2**-7 and 2**-8 away.
     with torch.no_grad():
         model.get_parameter(f"{LAYER}.base_layer.weight")[0, 0] = 1.0
-        a[:, 0] = 1.0
-        b[0] = torch.tensor([2.0**-9, 2.0**-18, 0.0, 0.0])
-    found = merged(adapters)[f"{LAYER}.weight"]
-    assert found.dtype == torch.bfloat16
-    assert found[0, 0].item() == 1.0078125
+        a[0, 0] = 1.0
+        b[0] = torch.tensor([2.0**-12, 0.0, 0.0, 0.0])
+    found = merged(adapters)
+    assert found[f"{LAYER}.weight"][0, 0].item() == 1 + 2**-11
+    # All of it in one type, so that the configuration can name it.
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
 
 
-def test_only_the_wanted_parameters_are_gathered() -> None:
-    """With ZeRO-3 gathering is a collective that moves the weights: factors are gathered for wanted weights alone."""
-    _, adapters = with_adapters()
-    gathered: list[str] = []
+def test_factors_go_by_the_names_of_their_layers() -> None:
+    model, adapters = with_adapters(torch.bfloat16)
+    found = copied(adapters)
+    assert len(found) == 2 * (28 + 14)
+    a, b = factors(model, LAYER)
+    assert torch.equal(found[f"{LAYER}.lora_A.weight"], a)
+    assert torch.equal(found[f"{LAYER}.lora_B.weight"], b)
 
-    def recorded(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in named:
-            gathered.append(name)
-            yield name, parameter.detach()
 
-    wanted = {name: p for name, p in adapters.named_parameters() if name in (f"{LAYER}.weight", "lm_head.weight")}
-    embedding = "model.language_model.embed_tokens.weight"
-    wanted[embedding] = dict(adapters.named_parameters())[embedding]
-    assert set(dict(adapters.merged(wanted.items(), recorded))) == {f"{LAYER}.weight", embedding}
-    assert gathered == [*(f"{LAYER}.lora_{side}.default.weight" for side in "AB"), f"{LAYER}.weight", embedding]
+def test_saved_adapters_are_those_that_peft_loads(tmp_path: Path) -> None:
+    import peft
+
+    model, adapters = with_adapters()
+    with torch.no_grad():
+        for name in trained_names(model):
+            model.get_parameter(name).normal_(std=0.02)
+    adapters.save(copied(adapters), tmp_path / "adapter")
+    assert {file.name for file in (tmp_path / "adapter").iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    start = load_model(tiny_model_path(), torch.float32, ModelSettings())
+    loaded = peft.PeftModel.from_pretrained(start, tmp_path / "adapter")
+    expected, found = dict(model.named_parameters()), dict(loaded.base_model.model.named_parameters())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

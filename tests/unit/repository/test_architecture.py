@@ -71,6 +71,7 @@ TESTED_ELSEWHERE = {
     "pool/workload.py": "test_groups.py, whose pool keeps them",
     "rollout/image_scheduler.py": "a real engine, in tests/integration/weights/test_object_store.py",
     "tiny/__main__.py": "half an hour of building; its parts are tested",
+    "weights/engine/adapters.py": "tests/integration/weights/test_adapters.py",
     "weights/engine/checked_loading.py": "tests/integration/weights/test_checked_loading.py",
     "weights/engine/extension.py": "every real engine loads it",
     "weights/engine/ipc.py": "tests/integration/weights/test_ipc.py, with the other end",

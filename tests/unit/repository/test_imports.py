@@ -35,9 +35,9 @@ NEEDS_RAY = {
     "run.session",
     "run.startup",
 }
-NEEDS_VLLM = {f"weights.engine.{name}" for name in ("checked_loading", "extension", "ipc", "nccl", "object_store")} | {
-    "rollout.image_scheduler"
-}
+NEEDS_VLLM = {
+    f"weights.engine.{name}" for name in ("adapters", "checked_loading", "extension", "ipc", "nccl", "object_store")
+} | {"rollout.image_scheduler"}
 NEEDS_DEEPSPEED = {"learner.deepspeed_engine", "learner.optimizer_state"}
 
 # All in one interpreter, since starting torch and transformers takes seconds. In this order: what must not even load

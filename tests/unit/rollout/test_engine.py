@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from medr1_ray.config import LARGEST_SEED, ClusterSettings, ModelSettings, RolloutSettings, tiny_model_path
+from medr1_ray.config import (
+    LARGEST_SEED,
+    ClusterSettings,
+    LoraSettings,
+    ModelSettings,
+    RolloutSettings,
+    tiny_model_path,
+)
 from medr1_ray.data.encoding import continuations
 from medr1_ray.model.vocabulary import load_vocabulary
 from medr1_ray.rewards.parsing import parse_answer
@@ -93,6 +100,13 @@ def test_the_transport_decides_how_weights_arrive_and_colocation_who_sleeps(
     arguments = engine_arguments(settings(cluster, gpus_per_actor=1), MODEL, 0)
     assert arguments["weight_transfer_config"] == {"backend": backend}
     assert arguments["enable_sleep_mode"] is sleeps
+
+
+def test_workers_are_told_of_adapters() -> None:
+    assert "additional_config" not in engine_arguments(settings(), MODEL, 0)
+    model = ModelSettings(lora=LoraSettings(rank=4, alpha=12), train_vision_tower=False)
+    arguments = engine_arguments(replace(settings(), model=model), MODEL, 0)
+    assert arguments["additional_config"] == {"medr1_ray_adapters": {"rank": 4, "alpha": 12, "vision": False}}
 
 
 def test_on_a_cpu_an_engine_is_one_process_and_eager_and_on_gpus_it_is_neither() -> None:

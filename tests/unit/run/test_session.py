@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medr1_ray.run.parity.gate import ParityError
 
 from medr1_ray.base.manifest import NotSavedError, StoredFile, store
 from medr1_ray.base.stopping import heeding_signals
@@ -36,6 +35,7 @@ from medr1_ray.records.recorded_groups import read_groups
 from medr1_ray.records.summary import Totals
 from medr1_ray.records.terminal import Progress
 from medr1_ray.records.tracker import Tracker
+from medr1_ray.run.parity.gate import ParityError
 from medr1_ray.run.phases import Phases
 from medr1_ray.run.replay import Replay
 from medr1_ray.run.saving import CheckpointWriter, Saving

@@ -20,6 +20,7 @@ from medr1_ray.sizing.memory import (
     layer_activation_bytes,
     learner_parts,
     rollout_parts,
+    synced_parameters,
     tower_activation_bytes,
     weight_sync_bytes,
 )
@@ -228,6 +229,25 @@ def test_a_rollout_actor(shape: ModelShape) -> None:
 
 def test_a_weight_sync_holds_the_weights_twice(shape: ModelShape) -> None:
     assert weight_sync_bytes(recipe("cluster.weight_transport=object_store"), shape) == 3 * 2 * PARAMETERS_2B
+
+
+def test_adapters_leave_the_weights_where_they_are(shape: ModelShape) -> None:
+    adapters = 8 * (shape.language_linear_width + shape.vision_linear_width)
+    by_store = recipe("model.lora.rank=8", "cluster.weight_transport=object_store")
+    assert synced_parameters(by_store, shape) == adapters
+    # bfloat16: in the store and in the file, and the adapters of the version before besides.
+    assert weight_sync_bytes(by_store, shape) == 2 * 2 * PARAMETERS_2B + 3 * 2 * adapters
+    # Merged in float32, the adapters as they are, float32 masters and two moments.
+    assert checkpoint_bytes(by_store, shape) == 4 * PARAMETERS_2B + (2 + 12) * adapters
+    shared = recipe(
+        "model.lora.rank=8",
+        "cluster.colocated=true",
+        "cluster.weight_transport=ipc",
+        "learner.gpus_per_rank=0.5",
+        "rollout.gpus_per_actor=0.5",
+    )
+    assert synced_parameters(shared, shape) == PARAMETERS_2B + adapters, "an engine that slept has lost them"
+    assert synced_parameters(recipe("cluster.weight_transport=nccl"), shape) == PARAMETERS_2B
 
 
 def test_weights_that_stay_on_gpus_take_no_main_memory_but_through_ipc_the_gpus(shape: ModelShape) -> None:
