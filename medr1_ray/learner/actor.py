@@ -127,7 +127,7 @@ class LearnerActor:
         self._policy = Policy(model, vocabulary, settings.temperature, features)
         self._patch = ImagePatcher(self._path, settings.learner.threads)
         self._engine = deepspeed_engine.build_engine(self._policy, settings.learner, settings.model.dtype)
-        self._optimizer = OptimizerState(self._engine, self._rank)
+        self._optimizer = OptimizerState(self._engine, self._rank, saved_as_they_are=self._adapters is None)
         transport = TRANSPORTS[settings.cluster.weight_transport]
         self._weights: Any = transport.sender(self._rank, self._device, settings.cluster.sync_timeout_seconds)
         self._source = deepspeed_engine.ShardedWeights(

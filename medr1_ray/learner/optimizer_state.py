@@ -15,7 +15,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from medr1_ray.learner.optimizer_files import KINDS, Fragment, OptimizerFiles
+from medr1_ray.learner.optimizer_files import KINDS, Fragment, Masters, OptimizerFiles
 
 # Each of DeepSpeed's optimizers has another name for them: ZeRO-3's, that of ZeRO-1 and 2, and, in place of the latter,
 # the one for ZeRO-1 in bfloat16 with gradients summed in float32.
@@ -33,24 +33,33 @@ class _Fragment:
 
 
 class OptimizerState:
-    """The state of a DeepSpeed engine's optimizer, at ZeRO stage 1, 2 or 3. `rank` is this rank's number."""
+    """The state of a DeepSpeed engine's optimizer, at ZeRO stage 1, 2 or 3.
 
-    def __init__(self, engine: Any, rank: int) -> None:
+    Args:
+        rank: this rank's number.
+        saved_as_they_are: the Hugging Face files have the trained weights themselves (no adapters merged in). In
+            float32 those are the masters, which are then not saved once more.
+    """
+
+    def __init__(self, engine: Any, rank: int, *, saved_as_they_are: bool) -> None:
         self._engine = engine
         self._rank = rank
+        whole = saved_as_they_are and all(parameter.dtype == torch.float32 for _, parameter in self._trainable())
+        self._masters: Masters = "weights" if whole else "here"
 
     def copied(self) -> Iterator[Fragment]:
         """This rank's part, copied to main memory one fragment after the other. Takes part in no collective."""
         for name, parameter in self._trainable():
             fragment = self._fragment(parameter)
             if fragment is not None:
-                tensors = {kind: self._tensor(fragment, kind) for kind in KINDS}
+                kinds = KINDS if self._masters == "here" else [kind for kind in KINDS if kind != "master"]
+                tensors = {kind: self._tensor(fragment, kind) for kind in kinds}
                 copies = {kind: tensor.to("cpu", torch.float32, copy=True) for kind, tensor in tensors.items()}
                 yield name, fragment.start, copies
 
-    def summary(self) -> tuple[int, dict[str, int]]:
-        """The optimizer steps done, and the elements of every parameter."""
-        return self._steps(), {name: _size(parameter) for name, parameter in self._trainable()}
+    def summary(self) -> tuple[int, dict[str, int], Masters]:
+        """The optimizer steps done, the elements of every parameter, and where the masters are saved."""
+        return self._steps(), {name: _size(parameter) for name, parameter in self._trainable()}, self._masters
 
     def load(self, folder: Path) -> None:
         """Take the state, and the trainable weights, from what any number of ranks saved into a folder.

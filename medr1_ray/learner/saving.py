@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from medr1_ray.base.manifest import NotSavedError, StoredFile, store
-from medr1_ray.learner.optimizer_files import Fragment, write_shard, write_summary
+from medr1_ray.learner.optimizer_files import Fragment, Masters, write_shard, write_summary
 from medr1_ray.model.checkpoint_saving import save_model
 from medr1_ray.model.lora import ADAPTER_FOLDER, Adapters
 from medr1_ray.model.weight_files import LEARNER_STATE
@@ -102,6 +102,7 @@ class CheckpointPart:
         state: Iterable[Fragment],
         steps: int,
         sizes: Mapping[str, int],
+        masters: Masters,
     ) -> list[StoredFile]:
         try:
             names: list[str] = []
@@ -115,7 +116,7 @@ class CheckpointPart:
             learner_state.mkdir(parents=True, exist_ok=True)
             of_state = write_shard(learner_state, self._rank, state)
             if self._rank == 0:
-                of_state.append(write_summary(learner_state, steps, sizes))
+                of_state.append(write_summary(learner_state, steps, sizes, masters))
             names += [f"{LEARNER_STATE}/{name}" for name in of_state]
             return [store(folder, name) for name in names]
         except (OSError, SafetensorError) as error:

@@ -144,7 +144,7 @@ def learner_parts(config: Config, shape: ModelShape) -> tuple[Part, ...]:
         loading = shape.parameters * value_bytes
         parts.append(Part("loading", loading, "main", "the checkpoint is read into main memory first"))
     parts.append(_patches_part(config))
-    parts.append(_checkpoint_part(config, shape, optimizer))
+    parts.append(_checkpoint_part(config, shape, shared(_state_bytes(config, shape), 1)[0]))
     parts.append(Part("process", LEARNER_PROCESS_BYTES, "main", "Python, torch, transformers, DeepSpeed"))
     return tuple(parts)
 
@@ -157,12 +157,24 @@ def _patches_part(config: Config) -> Part:
     return Part("image patches", 2 * size, "main", f"of a step's {images:,} images, as prepared and as packed")
 
 
-def _checkpoint_part(config: Config, shape: ModelShape, optimizer_bytes: int) -> Part:
-    weights = shape.parameters * DTYPE_BYTES[config.model.dtype]
+def _state_bytes(config: Config, shape: ModelShape) -> int:
+    """Of the optimizer's state in a checkpoint: in float32 the weights are the masters, and saved once."""
+    once = config.model.dtype == "float32" and config.model.lora is None
+    return trained_parameters(config, shape) * (ADAM_BYTES - FLOAT32_BYTES if once else ADAM_BYTES)
+
+
+def _saved_weights_bytes(config: Config, shape: ModelShape) -> int:
+    """Of the weights in a checkpoint: adapters are merged in float32, and also saved as they are."""
+    adapters, dtype = _adapter_parameters(config, shape), config.model.dtype
+    return shape.parameters * DTYPE_BYTES["float32" if adapters else dtype] + adapters * DTYPE_BYTES[dtype]
+
+
+def _checkpoint_part(config: Config, shape: ModelShape, state_bytes: int) -> Part:
+    weights = _saved_weights_bytes(config, shape)
     if config.run.write_behind:
         how = "weights (rank 0) and optimizer (run.write_behind)"
-        return Part("checkpoint copy", weights + optimizer_bytes, "main", how)
-    size = weights + min(optimizer_bytes, STATE_FILE_BYTES)
+        return Part("checkpoint copy", weights + state_bytes, "main", how)
+    size = weights + min(state_bytes, STATE_FILE_BYTES)
     return Part("checkpoint copy", size, "main", "weights (rank 0) and one file of the optimizer")
 
 
@@ -307,10 +319,7 @@ def synced_parameters(config: Config, shape: ModelShape) -> int:
 
 def checkpoint_bytes(config: Config, shape: ModelShape) -> int:
     """Return the size of a checkpoint on disk: the weights and the optimizer's state."""
-    adapters, dtype = _adapter_parameters(config, shape), config.model.dtype
-    # Adapters are merged in float32, and also saved as they are.
-    weights = shape.parameters * DTYPE_BYTES["float32" if adapters else dtype] + adapters * DTYPE_BYTES[dtype]
-    return weights + trained_parameters(config, shape) * ADAM_BYTES
+    return _saved_weights_bytes(config, shape) + _state_bytes(config, shape)
 
 
 def checkpoints_at_once(config: Config) -> int:

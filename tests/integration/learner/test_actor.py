@@ -321,6 +321,30 @@ def test_a_checkpoint_has_the_same_state_at_any_number_of_ranks_and_stage(learne
         assert sum(name.endswith(".json") and "optimizer" in name for name in written) == 1
 
 
+def test_in_float32_the_masters_are_the_weights_and_are_saved_once(learners, half, trained, tmp_path):
+    def same_as_weights(rank):
+        import deepspeed
+
+        state, same = rank._optimizer, []
+        for _, parameter in state._trainable():
+            fragment = state._fragment(parameter)
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if fragment is not None:
+                    part = parameter.detach().flatten().narrow(0, fragment.start, fragment.length)
+                    same.append(torch.equal(part, state._tensor(fragment, "master")))
+        return len(same) > 0 and all(same)
+
+    for learner in learners:
+        assert all(ray.get([rank.__ray_call__.remote(same_as_weights) for rank in learner._ranks]))
+    for learner in (*learners, half):
+        folder = tmp_path / learner._name
+        folder.mkdir()
+        save(learner, folder)
+        keys = [key for file in (folder / "learner_state").glob("*.safetensors") for key in load_file(file)]
+        assert keys
+        assert any(key.startswith("master/") for key in keys) == (learner is half)
+
+
 def test_a_checkpoint_of_another_layout_goes_on_as_its_own(learners, trained, groups):
     one, two = learners
     two.load(trained[1][1])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from medr1_ray.learner import optimizer_files
@@ -44,6 +46,55 @@ def test_any_range_can_be_read(tmp_path: Path) -> None:
             for start in range(size):
                 for end in range(start + 1, size + 1):
                     assert torch.equal(files.read(parameter, kind, start, end - start), whole[start:end])
+
+
+# Parameters of a policy, and what their weights are called in Hugging Face files, by us and by a source of other names.
+POLICY = {"model.model.visual.blocks.0.weight": 6, "model.model.language_model.norm.weight": 3}
+OURS = ("visual.blocks.0.weight", "model.norm.weight")
+TRANSFORMERS = ("model.visual.blocks.0.weight", "model.language_model.norm.weight")
+
+
+def _write_masters_as_weights(checkpoint: Path, names: tuple[str, ...], dtype: torch.dtype) -> Path:
+    weights = {"lm_head.weight": torch.zeros(2)}  # not trained
+    weights |= {name: torch.arange(size, dtype=dtype) for name, size in zip(names, POLICY.values(), strict=True)}
+    weights[names[0]] = weights[names[0]].view(2, 3)
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    folder = checkpoint / "learner_state"
+    folder.mkdir()
+    for rank, (name, size) in enumerate(POLICY.items()):
+        write_shard(folder, rank, [(name, 0, {kind: torch.full((size,), 9.0) for kind in KINDS[1:]})])
+    write_summary(folder, 7, POLICY, "weights")
+    return folder
+
+
+@pytest.mark.parametrize("names", [OURS, TRANSFORMERS])
+def test_masters_that_are_the_weights_are_read_from_these(tmp_path: Path, names: tuple[str, ...]) -> None:
+    files = OptimizerFiles(_write_masters_as_weights(tmp_path, names, torch.float32))
+    for parameter, size in POLICY.items():
+        assert torch.equal(files.read(parameter, "master", 0, size), torch.arange(float(size)))
+        assert torch.equal(files.read(parameter, "master", 1, 2), torch.tensor([1.0, 2.0]))
+        assert torch.equal(files.read(parameter, "exp_avg", 0, size), torch.full((size,), 9.0))
+
+
+def test_weights_that_are_gone_or_rounded_are_no_masters(tmp_path: Path) -> None:
+    folder = _write_masters_as_weights(tmp_path, OURS, torch.bfloat16)
+    lacks = r"is not complete: master of model\.model\.visual\.blocks\.0\.weight does not have its 6 elements"
+    with pytest.raises(ValueError, match=lacks):
+        OptimizerFiles(folder)
+    save_file({OURS[1]: torch.arange(3.0)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=lacks):
+        OptimizerFiles(folder)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"holds no optimizer state that can be read \(.*model\.safetensors"):
+        OptimizerFiles(folder)
+
+
+def test_a_state_of_an_earlier_version_has_its_masters(tmp_path: Path) -> None:
+    _write(tmp_path)
+    summary = json.loads((tmp_path / "optimizer.json").read_text())
+    assert summary.pop("masters") == "here"
+    (tmp_path / "optimizer.json").write_text(json.dumps(summary))
+    assert torch.equal(OptimizerFiles(tmp_path).read("model.bias", "master", 0, 3), torch.arange(3.0))
 
 
 def test_a_rank_writes_several_files_rather_than_one_that_needs_much_memory(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from medr1_ray.base.manifest import NotSavedError, StoredFile
-from medr1_ray.learner.optimizer_files import KINDS, Fragment, OptimizerFiles
+from medr1_ray.learner.optimizer_files import KINDS, Fragment, Masters, OptimizerFiles
 from medr1_ray.learner.saving import CheckpointPart, require_finite
 from tests.faults.processes import PATIENCE
 
@@ -53,8 +53,8 @@ class Rank:
         self.seen.append("copy state")
         yield "w", 2 * self.rank, {kind: torch.full((2,), self.value) for kind in KINDS}
 
-    def summary(self) -> tuple[int, dict[str, int]]:
-        return int(self.value), {"w": 4}
+    def summary(self) -> tuple[int, dict[str, int], Masters]:
+        return int(self.value), {"w": 4}, "here"
 
     def _save_model(self, whole: dict[str, torch.Tensor], source: Path, folder: Path) -> None:
         assert self.may_write.wait(PATIENCE)

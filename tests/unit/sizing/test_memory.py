@@ -276,10 +276,14 @@ def test_a_checkpoint_that_is_written_behind_the_training_is_copied_first(shape:
 
 
 def test_a_checkpoint_has_the_weights_and_the_optimizer() -> None:
-    # Files of a checkpoint of the tiny model in float32: weights, optimizer.
-    measured = 6_212_088 + 18_643_888
-    tiny = load_config([CONFIGS / "phantom_cpu.yaml"])
-    assert checkpoint_bytes(tiny, read_shape(tiny_model_path())) == pytest.approx(measured, rel=0.01)
+    # Files of a checkpoint of the tiny model in float32: weights, which are the masters, and moments.
+    measured = 6_212_088 + 12_429_312
+    tiny, shape = load_config([CONFIGS / "phantom_cpu.yaml"]), read_shape(tiny_model_path())
+    assert checkpoint_bytes(tiny, shape) == pytest.approx(measured, rel=0.01)
+    assert by_name(learner_parts(tiny, shape))["checkpoint copy"].bytes == checkpoint_bytes(tiny, shape)
+    # In bfloat16 the masters besides.
+    half = load_config([CONFIGS / "phantom_cpu.yaml"], ["model.dtype=bfloat16"])
+    assert checkpoint_bytes(half, shape) == pytest.approx(6_212_088 / 2 + 18_643_888, rel=0.01)
 
 
 @pytest.mark.parametrize(
