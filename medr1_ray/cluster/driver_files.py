@@ -9,12 +9,12 @@ DriverFiles = tuple[SharedFile, ...]
 
 
 def driver_files(config: Config) -> DriverFiles:
-    """Leave a mark in the run directory; return it and, except for the tiny model, the model's config.json.
+    """Leave a mark in the run directory; return it and `model_files`."""
+    run = config.run.dir
+    return (SharedFile.mark("run.dir", run, run / "logs" / ".driver"), *model_files(config))
 
-    Data and images are read on the driver's node alone. The tiny model comes with the package.
-    """
-    run, model = config.run.dir, config.model.folder
-    mark = SharedFile.mark("run.dir", run, run / "logs" / ".driver")
-    if config.model.path == "tiny":
-        return (mark,)
-    return mark, SharedFile.of("model.path", model, model / "config.json")
+
+def model_files(config: Config) -> DriverFiles:
+    """Return the model's config.json; nothing for the tiny model, which comes with the package."""
+    model = config.model.folder
+    return () if config.model.path == "tiny" else (SharedFile.of("model.path", model, model / "config.json"),)

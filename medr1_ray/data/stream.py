@@ -22,6 +22,7 @@ from medr1_ray.types import Prompt, Question
 logger = logging.getLogger(__name__)
 
 RESTING = "resting because of its pass rate"
+AHEAD = 64
 _PROMPT_ID = re.compile(r"(\d+)\.(\d+):(.*)", re.DOTALL)
 
 
@@ -52,6 +53,8 @@ class PromptStream:
     With `pass_rate_limits` (lowest, highest) a question whose pass rate, as reported to `observe`, is outside the
     limits rests in the following epoch; then it is asked again, since the policy has changed.
 
+    `ahead` questions are encoded besides those that are drawn.
+
     Questions that cannot become prompts are skipped and counted in `state().dropped`, once per epoch; the log names
     each one once. With `state` the stream continues where that state was taken.
 
@@ -69,6 +72,7 @@ class PromptStream:
         weights: Mapping[str, float] | None = None,
         options_shuffled: bool = False,
         pass_rate_limits: tuple[float, float] | None = None,
+        ahead: int = AHEAD,
     ) -> None:
         if not questions:
             raise ValueError("no training questions; check data.root, data.modalities and data.question_types")
@@ -82,13 +86,13 @@ class PromptStream:
         self._digest = digest
         self._options_shuffled = options_shuffled
         self._pass_rate_limits = pass_rate_limits
+        self._ahead = ahead
         self._resting = dict(state.resting)
         self._expected = visits_per_epoch(questions, weights)
         self._epoch = state.epoch
         self._position = state.position
         self._dropped = Counter(state.dropped)
         self._refused: dict[Question, Refused] = {}
-        self._largest_draw = 0
         self._begun = 0  # questions from the position on that the encoder has started on
         self._order = self._shuffled(self._epoch)
         self._orders: dict[int, list[int]] = {}  # of later epochs
@@ -100,15 +104,16 @@ class PromptStream:
         )
 
     def begin(self, count: int) -> None:
-        """Let the encoder start on the next questions, unless it has started on as many as the largest draw had."""
-        self._largest_draw = max(count, self._largest_draw)
-        # A wait for groups asks for none again and again.
-        if not count or self._begun >= self._largest_draw:
+        """Let the encoder start on the next `count` questions and on `ahead` that follow them, if it has not yet."""
+        # Half of them, so that small draws do not look ahead each time; a wait for groups asks for none at all.
+        if not count or self._begun >= max(count, self._ahead // 2):
             return
-        # Twice as many, so that small draws do not look ahead each time.
-        self._begun = 2 * self._largest_draw
-        ahead = islice(self._upcoming(), self._begun)
-        asked = [self._asked(*each) for each in ahead if self._resting.get(each[0].id) != each[1]]
+        self._begun = count + self._ahead
+        asked = [
+            self._asked(*each)
+            for each in islice(self._upcoming(), self._begun)
+            if self._resting.get(each[0].id) != each[1]
+        ]
         self._encoder.begin([each for each in asked if each[0] not in self._refused])
 
     def _upcoming(self) -> Iterator[tuple[Question, int, int]]:
@@ -127,8 +132,8 @@ class PromptStream:
     def draw(self, count: int) -> Iterator[Prompt]:
         """Yield the next `count` prompts.
 
-        Prompt ids, `<epoch>.<position>:<question id>`, are unique in the run. Besides these, encoding starts on as many
-        that come after them, so that it overlaps with generation.
+        Prompt ids, `<epoch>.<position>:<question id>`, are unique in the run. Encoding also starts on those that come
+        after them, so that it overlaps with generation.
 
         Raises:
             ValueError: if N questions in a row cannot become prompts, N being the number of questions.
@@ -180,7 +185,10 @@ class PromptStream:
         Raises:
             ValueError: if no prompt of this stream has an id.
         """
+        if not prompt_ids:
+            return []
         issued = [self._issued(prompt_id) for prompt_id in prompt_ids]
+        self._begun = 0  # the encoder forgets what is not named
         self._encoder.begin([self._asked(*each) for each in issued])
         encoded = [self._encode(*each) for each in issued]
         self._dropped.update(refused.reason for refused in encoded if isinstance(refused, Refused))

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from medr1_ray.base.bounded_cache import BoundedCache
 from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.base.stopping import break_off_if_asked
-from medr1_ray.cluster.driver_files import DriverFiles
+from medr1_ray.cluster.driver_files import DriverFiles, model_files
 from medr1_ray.cluster.leaving_nodes import this_node
 from medr1_ray.cluster.pending_calls import describe_error
 from medr1_ray.config import Config
@@ -202,10 +202,12 @@ def _same(image: _StoredFile) -> _StoredFile:
 
 
 def data_files(config: Config, dataset: Dataset) -> DriverFiles:
-    """Return a file of the data, for encoders on other nodes than the driver's; none where all are there."""
+    """Return a file of the data and one of the model, for encoders on other nodes than the driver's; none where all are
+    there."""
     if not config.cluster.labels.encoder:
         return ()
     # Without what follows `#` in a path, where it is a picture of a file of several.
     paths = (Path(path) for each in dataset.train for path in (each.image_path, each.image_path.rpartition("#")[0]))
     path = next((path for path in paths if path.is_file()), None)
-    return (SharedFile.of("data.root", config.data.root, path),) if path else ()
+    data = (SharedFile.of("data.root", config.data.root, path),) if path else ()
+    return (*data, *model_files(config))

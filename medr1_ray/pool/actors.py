@@ -17,13 +17,14 @@ from ray.exceptions import RayError
 
 from medr1_ray.base.deadline import Limit
 from medr1_ray.base.stopping import break_off_if_asked
-from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, is_own_failure, remote
+from medr1_ray.cluster.pending_calls import PendingCalls, describe_error, remote
 from medr1_ray.cluster.placement import Place, draining_nodes
 from medr1_ray.cluster.resources import NotStartedError
 from medr1_ray.config import Config
 from medr1_ray.pool.actor_states import ActorCounts, ActorStage, ActorStates, Leave
+from medr1_ray.pool.calls.failures import raised_in_health
 from medr1_ray.pool.places import Places
-from medr1_ray.rollout.actor import EngineLostError, RolloutActor
+from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
 
 Launcher = Callable[[Config, int, Mapping[str, Any]], Any]
@@ -35,13 +36,6 @@ _SAY_EVERY_SECONDS = 30.0
 # cause, which another start will not remove.
 _FAILURES_ALLOWED = 2
 _UP = (ActorStage.JOINING, ActorStage.SERVING, ActorStage.DRAINING)
-
-
-def raised_in_health(error: RayError) -> bool:
-    """Whether an actor's own code raised while its engine was there, or did not start for a reason of its own."""
-    # Of an exception in a constructor Ray keeps the text alone.
-    lost = isinstance(error, EngineLostError) or EngineLostError.__name__ in str(error)
-    return is_own_failure(error) and not lost
 
 
 @dataclass
@@ -80,6 +74,7 @@ class RolloutActors:
         self._calls = calls
         self.say = say
         self._launch = launch
+        self.meanwhile: Callable[[], None] = lambda: None
         self._places = Places(config, ask)
         self._clock = clock
         self._states = ActorStates(clock, config.rollout.actors)
@@ -176,7 +171,7 @@ class RolloutActors:
         for name in names:
             self._load(name, reports.append, together=break_off is not None)
         while any(name in self._actors and self._actors[name].loading is update for name in names):
-            self.poll(_POLL_SECONDS)
+            self.wait(_POLL_SECONDS)
             if break_off is not None and not all(name in self._actors for name in names):
                 break_off()
                 break_off = None
@@ -221,6 +216,11 @@ class RolloutActors:
         """Handle answers, waiting this long for the first, and let actors join and leave."""
         self._calls.poll(timeout_seconds)
         self.tick()
+
+    def wait(self, timeout_seconds: float) -> None:
+        """`poll`, and let the pool go on with what was answered (`meanwhile`): what waits here may take minutes."""
+        self.poll(timeout_seconds)
+        self.meanwhile()
 
     def tick(self) -> None:
         """Let actors join and leave; never waits.

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+# Who waits for groups asks every second.
+_AWAY_SECONDS = 5.0
+
 
 class GroupStage(Enum):
     """The stage of a group in flight."""
@@ -71,6 +74,7 @@ class Ledger:
         late: int = 0,
     ) -> None:
         self._clock = clock
+        self._asked_seconds = clock()  # when somebody last asked what is overdue
         self._issued = issued
         self._used = used
         self._zero_variance = zero_variance
@@ -161,8 +165,15 @@ class Ledger:
         return {actor: self._load[actor] for actor in actors}
 
     def overdue(self, limit_seconds: float) -> dict[str, str]:
-        """Ids of groups that have been generated for longer than the limit, each with its actor."""
+        """Ids of groups that have been generated for longer than the limit, each with its actor.
+
+        Time in which nobody asked does not count: what was done then is yet to be fetched.
+        """
         now = self._clock()
+        away, self._asked_seconds = now - self._asked_seconds, now
+        if away > _AWAY_SECONDS:
+            for entry in self._at[GroupStage.GENERATING].values():
+                entry.since_seconds += away
         return {
             prompt_id: entry.actor
             for prompt_id, entry in self._at[GroupStage.GENERATING].items()

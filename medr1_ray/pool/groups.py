@@ -76,6 +76,7 @@ class RolloutPool:
         self.renew_weights: Callable[[], None] | None = None
         self._generation = Generation(actors)
         self.measurements = Measurements(config.rollout, actors, self._generation, self._wait, self._on_lost)
+        actors.meanwhile = self._fetch_and_score
         self._spans: list[Span] = []
         self._evaluations = itertools.count()
         self._training = Workload(
@@ -164,9 +165,13 @@ class RolloutPool:
         work = Workload(f"evaluation-{next(self._evaluations)}", ledger, sampling, source=iter(prompts))
         self._workloads.append(work)
         try:
-            while work.draw(max(1, len(self._actors.serving)) * sequences_at_once(self._config.rollout)):
+            while True:
+                more = work.draw(max(1, len(self._actors.serving)) * sequences_at_once(self._config.rollout))
+                if not work.prompts:
+                    break
                 self._assign()
-                self._wait()
+                # Until they have enough, engines begin while further prompts are encoded.
+                self.poll() if more else self._wait()
         finally:
             self._workloads.remove(work)
         return [work.groups[prompt_id] for prompt_id in work.asked]
@@ -225,6 +230,10 @@ class RolloutPool:
         self.poll(_POLL_SECONDS)
         if self.renew_weights is not None and self._actors.up and not self._actors.serving:
             self.renew_weights()
+
+    def _fetch_and_score(self) -> None:
+        self._reward_actors.send()
+        self._generation.send()
 
     def _look_after(self, timeout_seconds: float) -> None:
         self._actors.poll(timeout_seconds)

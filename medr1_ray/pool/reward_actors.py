@@ -22,13 +22,12 @@ from medr1_ray.cluster.pending_calls import (
 from medr1_ray.cluster.placement import describe_missing
 from medr1_ray.cluster.resources import REWARD_ACTOR_CPUS, demands
 from medr1_ray.config import Config
-from medr1_ray.rewards.actor import GRACE_SECONDS, RewardActor, ScoreRequest
+from medr1_ray.rewards.actor import CALL_SECONDS, GRACE_SECONDS, RewardActor, ScoreRequest
 from medr1_ray.rewards.functions import RewardError
 from medr1_ray.types import Completions, Question, Rewards
 
 # A group that this many actors died or hung with, while they had no other, is the cause.
 _MOST_DEATHS = 3
-# Few enough that one call stays below a second.
 _MOST_IN_A_CALL = 64
 # For the way to the actor and back, on a busy machine.
 _MARGIN_SECONDS = 10.0
@@ -158,8 +157,9 @@ class RewardActors:
     def send(self) -> None:
         """Give the waiting groups to the actors that have none."""
         idle = [name for name, member in self._members.items() if not member.scorings]
+        # Of all actors, as what one has been given is lost to those that become idle in the meantime.
+        share = -(-len(self._waiting) // len(self._members))
         while idle and self._waiting:
-            share = -(-len(self._waiting) // len(idle))
             self._call(idle.pop(0), self._next(min(share, _MOST_IN_A_CALL)))
 
     def _add(self) -> str:
@@ -186,8 +186,8 @@ class RewardActors:
         )
 
     def _limit(self, member: _Member) -> Limit:
-        """Each group may take as long as the actor lets it."""
-        seconds = len(member.scorings) * (self._config.reward.timeout_seconds + GRACE_SECONDS) + _MARGIN_SECONDS
+        """The last group of a call may take as long as the actor lets it."""
+        seconds = CALL_SECONDS + self._config.reward.timeout_seconds + GRACE_SECONDS + _MARGIN_SECONDS
         if not member.is_up:
             seconds += self._config.cluster.start_timeout_seconds
         return Limit(seconds, "the limit that follows from reward.timeout_seconds")
@@ -198,7 +198,8 @@ class RewardActors:
             return
         self._members[name].is_up = True
         scorings, self._members[name].scorings = self._members[name].scorings, ()
-        for scoring, answer in zip(scorings, answers, strict=True):
+        self._waiting.extendleft(reversed(scorings[len(answers) :]))
+        for scoring, answer in zip(scorings[: len(answers)], answers, strict=True):
             if isinstance(answer, RewardError):
                 scoring.otherwise(answer)
             else:

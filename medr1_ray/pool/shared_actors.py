@@ -18,7 +18,7 @@ import ray
 
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.cluster.connect import connect
-from medr1_ray.cluster.driver_files import DriverFiles, driver_files
+from medr1_ray.cluster.driver_files import DriverFiles, driver_files, model_files
 from medr1_ray.cluster.pending_calls import PendingCalls
 from medr1_ray.cluster.placement import Place
 from medr1_ray.config import Config
@@ -63,7 +63,7 @@ class SharedActors:
         self.calls = PendingCalls()
         self.rollout_actors = RolloutActors(config, self.calls, say, partial(launch_rollout_actor, files), ask=ask)
         self.reward_actors = RewardActors(config, self.calls, say)
-        self.encoders = EncoderActors(config)
+        self.encoders = EncoderActors(config, model_files(config))
 
     def wait_until_up(self) -> None:
         """Wait until `rollout.min_actors` rollout actors and all reward actors are up.

@@ -11,6 +11,7 @@ from medr1_ray.pool.group_ledger import Ledger
 from medr1_ray.types import Completions, Group, Prompt, Sampling
 
 _WAITING = 32
+_PORTION = 64
 _NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
 
 
@@ -18,8 +19,8 @@ _NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
 class Workload:
     """Prompts in flight with what there is of their groups, by prompt id; `ledger` says at which stage each one is.
 
-    `name` prefixes the request ids: rollout actors return the cached answer for a request id they have already seen,
-    so two evaluations of the same prompt must not share one.
+    `name` prefixes the request ids: two evaluations of the same prompt must not share one, as an actor may still have
+    that of an evaluation that was broken off.
     """
 
     name: str
@@ -34,14 +35,17 @@ class Workload:
     """Ids of what came from there, in its order."""
 
     def draw(self, sequences: int) -> bool:
-        """Take prompts from the source until so many completions are under way, and some that wait for an actor that is
-        done; return whether any is."""
+        """Take a portion of prompts from the source, until so many completions are under way, and some that wait for an
+        actor that is done; return whether more can be taken."""
         assert self.source is not None
         most = -(-sequences // self.sampling.group_size) + _WAITING
-        while len(self.prompts) < most and (prompt := next(self.source, None)) is not None:
+        for _ in range(min(_PORTION, most - len(self.prompts))):
+            prompt = next(self.source, None)
+            if prompt is None:
+                return False
             self.add(prompt)
             self.asked.append(prompt.id)
-        return bool(self.prompts)
+        return len(self.prompts) < most
 
     def scored(self, group: Group) -> None:
         """Keep a group that is done; one of an evaluation without its image."""

@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from medr1_ray.rewards.functions import (
 from medr1_ray.types import Mode, Question, Rewards
 
 GRACE_SECONDS = 5.0
+CALL_SECONDS = 1.0
+"""Others can have what an actor has not scored by then, and one that answers nothing is noticed."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,18 @@ class RewardActor:
         return self._name
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Rewards | RewardError]:
-        """The rewards of each group; or the error, where a reward function fails, returns something other than a finite
-        number, or exceeds a limit.
+        """The rewards of the first of these groups, of as many as are scored within `CALL_SECONDS` and one at least; or
+        the error, where a reward function fails, returns something other than a finite number, or exceeds a limit.
 
         Raises ValueError where the actor was created with `max_concurrency`, which runs this outside the main thread.
         """
-        return [self._score_or_error(request) for request in requests]
+        end = time.monotonic() + CALL_SECONDS
+        found: list[Rewards | RewardError] = []
+        for request in requests:
+            found.append(self._score_or_error(request))
+            if time.monotonic() > end:
+                break
+        return found
 
     def _score_or_error(self, request: ScoreRequest) -> Rewards | RewardError:
         try:

@@ -33,6 +33,7 @@ class RunningGroups:
 
     def start(self, request_id: str, work: Coroutine[Any, Any, Completions]) -> None:
         """Begin a group, whose id must not be running."""
+        assert request_id not in self._running, f"{request_id} is running already"
         task = asyncio.ensure_future(work)
         self._running[request_id] = task
         task.add_done_callback(lambda done: self._on_done(request_id, done))

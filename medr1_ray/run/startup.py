@@ -98,6 +98,7 @@ def started_session(
         config.data.sampling_weights,
         config.data.shuffle_options,
         config.data.online_pass_rate_limits,
+        ahead=2 * config.train.prompts_per_step,
     )
     progress.message(dataset.description)
     for line in about_resuming(before, config, state) if state else ():
@@ -125,7 +126,8 @@ def started_session(
         at_end.callback(tracker.close)
         at_end.callback(progress.close)
         # While everything else starts.
-        stream.begin(config.train.prompts_per_step)
+        if config.run.replay is None:
+            stream.begin(config.train.prompts_per_step)
         # First, so that its ranks ask for their place before rollout actors can take the room.
         files = driver_files(config)
         learner = Learner(config, files)

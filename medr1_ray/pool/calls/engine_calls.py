@@ -9,7 +9,8 @@ from typing import Any
 from ray.exceptions import RayError
 
 from medr1_ray.cluster.pending_calls import describe_error
-from medr1_ray.pool.actors import RolloutActors, raised_in_health
+from medr1_ray.pool.actors import RolloutActors
+from medr1_ray.pool.calls.failures import raised_in_health
 from medr1_ray.rollout.actor import RolloutActor
 from medr1_ray.weights.messages import BroadcastError, WeightGroup, WeightMember
 
@@ -79,5 +80,5 @@ class EngineCalls:
             then = partial(answers.__setitem__, name)
             self._actors.ask(name, method, *arguments, then=then, limit=self._actors.sync_limit, otherwise=otherwise)
         while any(self._actors.has(name) and name not in answers and name not in (failures or ()) for name in asked):
-            self._actors.poll(_POLL_SECONDS)
+            self._actors.wait(_POLL_SECONDS)
         return {name: answer for name, answer in answers.items() if self._actors.has(name)}

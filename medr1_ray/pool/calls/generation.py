@@ -86,8 +86,11 @@ class Generation:
     def _on_answer(self, name: str, number: int, groups: Sequence[tuple[str, Completions]]) -> None:
         self._waiting[name].discard(number)
         for request_id, completions in groups:
-            _, asked = self._sent[name].pop(request_id)
-            asked.then(completions)
+            call, asked = self._sent[name].get(request_id, (number + 1, None))
+            # Otherwise the error of a later call was here first, and the group has been issued again.
+            if asked is not None and call <= number:
+                del self._sent[name][request_id]
+                asked.then(completions)
 
     def _on_error(self, number: int, name: str, error: RayError) -> None:
         # One that is only late may still be answered.

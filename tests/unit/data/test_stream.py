@@ -319,7 +319,7 @@ def test_images_of_the_next_prompts_are_decoded_ahead_and_once_however_many_they
         return load_image(path, size, fit)
 
     monkeypatch.setattr(encoding, "load_image", load)
-    stream = PromptStream(questions, encoder(), seed=3)
+    stream = PromptStream(questions, encoder(), seed=3, ahead=2)
     stream.take(2)
     assert len(stream._encoder._images._kept) == 4, "the two that come next besides"
     monkeypatch.setattr(stream._encoder._decoders, "begin", lambda _: pytest.fail("decoded again"))
@@ -332,7 +332,7 @@ def test_images_of_the_next_prompts_are_decoded_ahead_and_once_however_many_they
 def test_questions_are_begun_beyond_the_end_of_an_epoch(questions: tuple[Question, ...]) -> None:
     """Or whoever trains on few questions would wait for each epoch's first."""
     begun: list[list[str]] = []
-    stream = PromptStream(questions, encoder(), seed=3)
+    stream = PromptStream(questions, encoder(), seed=3, ahead=9)
     stream._encoder.begin = lambda asked: begun.append([prompt_id for _, prompt_id in asked])  # type: ignore[method-assign]
     drawn = [prompt.id for prompt in stream.take(len(questions) - 1)]
     (first,) = begun
@@ -341,3 +341,19 @@ def test_questions_are_begun_beyond_the_end_of_an_epoch(questions: tuple[Questio
     drawn = [prompt.id for prompt in stream.take(len(questions))]
     assert begun[1][: len(drawn)] == drawn
     assert stream.state().epoch == 1
+
+
+def test_a_resumed_run_looks_ahead_as_the_one_before(questions: tuple[Question, ...]) -> None:
+    """The encoder forgets what is not named, and prompts that are issued again are named by themselves."""
+    stream = PromptStream(questions, encoder(), seed=3, ahead=4)
+    issued = [prompt.id for prompt in stream.take(2)]
+    resumed = PromptStream(questions, encoder(), seed=3, state=stream.state(), ahead=4)
+    begun: list[list[str]] = []
+    resumed._encoder.begin = lambda asked: begun.append([prompt_id for _, prompt_id in asked])  # type: ignore[method-assign]
+    resumed.begin(2)
+    assert [prompt.id for prompt in resumed.reissue(issued)] == issued
+    drawn = [prompt.id for prompt in resumed.take(2)]
+    assert begun[1] == issued
+    assert begun[2][:2] == drawn
+    assert resumed.reissue([]) == []
+    assert len(begun) == 3

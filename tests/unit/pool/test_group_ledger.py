@@ -70,13 +70,29 @@ def test_overdue_names_the_actor() -> None:
     ledger = Ledger(clock)
     ledger.issue("p")
     ledger.assign("p", "rollout-0")
-    clock.now = 10.0
-    assert ledger.overdue(10.0) == {}
+    for clock.now in (5.0, 10.0):
+        assert ledger.overdue(10.0) == {}
     clock.now = 10.1
     assert ledger.overdue(10.0) == {"p": "rollout-0"}
     ledger.generated("p", "rollout-0", 0)
-    clock.now = 30.0
-    assert ledger.overdue(10.0) == {}, "reward actors have limits of their own"
+    for clock.now in (15.0, 20.0, 25.0):
+        assert ledger.overdue(10.0) == {}, "reward actors have limits of their own"
+
+
+def test_time_in_which_nobody_looked_makes_nothing_overdue() -> None:
+    """What was done then has not been fetched: an actor would be given up that did its work."""
+    clock = Clock()
+    ledger = Ledger(clock)
+    ledger.issue("p")
+    ledger.assign("p", "rollout-0")
+    clock.now = 4.0
+    assert ledger.overdue(10.0) == {}
+    clock.now = 500.0
+    assert ledger.overdue(10.0) == {}
+    for clock.now in (503.0, 506.0):
+        assert ledger.overdue(10.0) == {}
+    clock.now = 506.1
+    assert ledger.overdue(10.0) == {"p": "rollout-0"}, "4 s before and 6.1 s after"
 
 
 def test_a_group_is_put_back_by_the_actor_that_has_it_alone() -> None:

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from medr1_ray.config import LossSettings
 from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool import groups as module
+from medr1_ray.pool import workload as workload_module
 from medr1_ray.pool.actor_states import Leave
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.group_ledger import GroupStage, Ledger
@@ -547,3 +548,29 @@ def test_every_step_gets_its_groups_through_random_faults(
     assert len(set(used)) == len(used), "no group was used twice"
     assert pool.actor_counts().asked > 10
     assert pool.ledger.counts().reissued > 0
+
+
+def test_groups_are_fetched_and_scored_while_weights_load(world: World) -> None:
+    _, pool = a_pool(world, max_staleness=1, actors=2)
+    pool.fill(versions_ahead=0)
+    world.load_seconds = 9.0
+    world.group_seconds_of["rollout-1"] = 4.0
+    pool.load_weights(update(1))
+    assert len(pool.ledger.at(GroupStage.READY)) >= 2, "of two actors that are done after 2 and 4 of 9 seconds"
+
+
+def test_engines_begin_on_an_evaluation_while_further_prompts_are_encoded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workload_module, "_PORTION", 4)
+    actors, pool = a_pool(world, actors=2)
+    under_way: list[int] = []
+
+    def prompts() -> Iterator[Prompt]:
+        for i in range(12):
+            under_way.append(sum(len(actor.handle.running) for actor in actors._actors.values()))
+            yield Encoder().encode(QUESTION, f"evaluation:{i}")
+
+    groups = pool.run(prompts(), Sampling(1, 4, 0.0))
+    assert [group.prompt.id for group in groups] == [f"evaluation:{i}" for i in range(12)]
+    assert under_way[:9] == [0, 0, 0, 0, 4, 4, 4, 4, 8]

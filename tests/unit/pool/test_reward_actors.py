@@ -239,3 +239,31 @@ def test_a_reward_actor_that_fails_or_is_late_is_named(monkeypatch: pytest.Monke
     late = r"^not up after cluster\.start_timeout_seconds=20: reward-0, reward-2; 3 of them need CPUs$"
     with pytest.raises(RuntimeError, match=late):
         wait_for(monkeypatch, Ping("reward-0", late=True), Ping("reward-1"), Ping("reward-2", late=True))
+
+
+def test_what_an_actor_has_not_scored_in_a_call_goes_to_others(world: World) -> None:
+    class Slow(RewardActor):
+        """Has scored one group when the time of a call is over."""
+
+        def _score(self, requests: Sequence[ScoreRequest]) -> Any:
+            name, _, answer = super()._score(requests[:1])
+            return name, 5.0, answer
+
+    two = [Slow(world, name=f"reward-{i}") for i in range(2)]
+    scores = Scores(world, reward_actors(world, a_config(), *two))
+    scores.ask(*"abcdefgh")
+    start = world.now
+    scores.until(lambda: len(scores.right) == 8)
+    assert sorted(scores.right) == [*"abcdefgh"]
+    assert [len(each.scored) for each in two] == [4, 4]
+    assert world.now - start < 4 * 5 + 5
+
+
+def test_an_actor_that_stands_still_is_noticed_however_many_groups_it_has(world: World) -> None:
+    actors = reward_actors(world, a_config())
+    actors._on_up("reward-0", None)
+    scores = Scores(world, actors)
+    world.silent.add("reward-0")
+    scores.ask(*(f"group {i}" for i in range(100)))
+    scores.until(lambda: world.killed == ["reward-0"], 1 + 10 + 5 + 10 + 2)
+    scores.until(lambda: len(scores.right) == 100)

@@ -67,7 +67,7 @@ class Generating(Reference):
         if self._number < self._actor.calls:
             return []
         done = [each for each in self._actor.running if each[0] <= now]
-        self._actor.running = [each for each in self._actor.running if each not in done]
+        self._actor.running = [each for each in self._actor.running if each[0] > now]
         return [(request_id, completions) for _, request_id, completions in done]
 
     def fail(self) -> None:

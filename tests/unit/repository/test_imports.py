@@ -25,6 +25,7 @@ NEEDS_RAY = {
     "learner.rank_calls",
     "pool.actors",
     "pool.calls.engine_calls",
+    "pool.calls.failures",
     "pool.calls.generation",
     "pool.groups",
     "pool.calls.measurements",

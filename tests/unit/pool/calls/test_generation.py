@@ -117,3 +117,23 @@ def test_an_actor_that_answers_nothing_in_time_is_lost_and_its_late_answers_are_
     case.world.silent.clear()
     case.poll()
     assert case.done == [("rollout-0", "a")], "for whoever counts what comes late"
+
+
+def test_an_answer_that_an_error_of_a_later_call_has_overtaken_is_passed_over(case: Case) -> None:
+    """Ray may bring an error, which is small, before an answer that another node has to send."""
+    case.ask("rollout-0", "a")
+    case.generation.send()
+    (first,) = case.generation._waiting["rollout-0"]
+    sent = dict(case.generation._sent["rollout-0"])
+    case._on_error = lambda name, error, prompt_id: case.failed.append((name, prompt_id))  # type: ignore[method-assign]
+    case.generation._on_error(first + 1, "rollout-0", RayError())
+    assert case.failed == [("rollout-0", "a")]
+    running = case.actors._actors["rollout-0"].handle.running
+    ((_, request_id, completions),) = running
+    running.clear()
+    case.ask("rollout-0", "a")  # once more, by a later call
+    case.generation.send()
+    case.generation._on_answer("rollout-0", first, [(request_id, completions)])
+    assert (case.done, list(sent)) == ([], [request_id])
+    case.poll(2.0)
+    assert case.done == [("rollout-0", "a")], "the answer of the call that has it"
