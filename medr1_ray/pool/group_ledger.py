@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from operator import attrgetter
 
-# Who waits for groups asks every second.
+# Who waits for groups asks every second at least, and on a fast cluster hundreds of times a second.
+_ASKED_SECONDS = 0.5
 _AWAY_SECONDS = 5.0
+_number = attrgetter("number")
 
 
 class GroupStage(Enum):
@@ -47,6 +50,7 @@ class LedgerCounts:
 
 @dataclass
 class _Entry:
+    prompt_id: str
     number: int  # in the order of issue
     stage: GroupStage
     since_seconds: float
@@ -92,7 +96,7 @@ class Ledger:
         if prompt_id in self._entries:
             raise ValueError(f"prompt id {prompt_id!r} is in flight already; ids must be unique in a run")
         self._issued += 1
-        entry = _Entry(self._issued, GroupStage.WAITING, self._clock())
+        entry = _Entry(prompt_id, self._issued, GroupStage.WAITING, self._clock())
         self._entries[prompt_id] = self._at[GroupStage.WAITING][prompt_id] = entry
 
     def assign(self, prompt_id: str, actor: str) -> None:
@@ -156,8 +160,7 @@ class Ledger:
 
     def at(self, stage: GroupStage) -> list[str]:
         """Ids at a stage, in the order of issue."""
-        there = self._at[stage]
-        return sorted(there, key=lambda prompt_id: there[prompt_id].number)
+        return [entry.prompt_id for entry in sorted(self._at[stage].values(), key=_number)]
 
 
     def load_of(self, actors: Sequence[str]) -> dict[str, int]:
@@ -170,7 +173,10 @@ class Ledger:
         Time in which nobody asked does not count: what was done then is yet to be fetched.
         """
         now = self._clock()
-        away, self._asked_seconds = now - self._asked_seconds, now
+        away = now - self._asked_seconds
+        if away < _ASKED_SECONDS:
+            return {}
+        self._asked_seconds = now
         if away > _AWAY_SECONDS:
             for entry in self._at[GroupStage.GENERATING].values():
                 entry.since_seconds += away

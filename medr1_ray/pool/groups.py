@@ -146,7 +146,7 @@ class RolloutPool:
         while True:
             for prompt_id in self.ledger.drop_stale(version, self._config.train.max_staleness):
                 self._training.discard(prompt_id)
-            for prompt_id in self.ledger.at(GroupStage.READY):
+            for prompt_id in self.ledger.at(GroupStage.READY) if refills else ():
                 if refills > 0 and self._training.groups[prompt_id].rewards.all_equal:
                     self._training.drop(prompt_id, "zero_variance")
                     refills -= 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from medr1_ray.types import Completions
 
-GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.05
 """How long a group that is done waits for others: an answer costs the driver half a millisecond, whatever is in it."""
 
 

@@ -73,6 +73,8 @@ def test_overdue_names_the_actor() -> None:
     for clock.now in (5.0, 10.0):
         assert ledger.overdue(10.0) == {}
     clock.now = 10.1
+    assert ledger.overdue(10.0) == {}, "looked at a moment ago"
+    clock.now = 10.5
     assert ledger.overdue(10.0) == {"p": "rollout-0"}
     ledger.generated("p", "rollout-0", 0)
     for clock.now in (15.0, 20.0, 25.0):
@@ -91,8 +93,8 @@ def test_time_in_which_nobody_looked_makes_nothing_overdue() -> None:
     assert ledger.overdue(10.0) == {}
     for clock.now in (503.0, 506.0):
         assert ledger.overdue(10.0) == {}
-    clock.now = 506.1
-    assert ledger.overdue(10.0) == {"p": "rollout-0"}, "4 s before and 6.1 s after"
+    clock.now = 506.5
+    assert ledger.overdue(10.0) == {"p": "rollout-0"}, "4 s before and 6.5 s after"
 
 
 def test_a_group_is_put_back_by_the_actor_that_has_it_alone() -> None:
