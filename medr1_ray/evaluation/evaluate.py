@@ -121,7 +121,7 @@ def _passes(config: Config, plan: Plan, questions: Sequence[Question]) -> list[P
         tokenizer = AutoTokenizer.from_pretrained(path)
         passes.append(likelihood_pass(encoder, lambda text: tokenizer.encode(text, add_special_tokens=False)))
     if plan.samples:
-        # No seed: vLLM 0.32 on a CPU crashes on a seeded request whose prompt is scheduled in two pieces.
+        # No seed: on a CPU vLLM 0.32 draws other tokens where a prompt is scheduled in two pieces.
         sampling = Sampling(plan.samples, config.rollout.max_tokens, config.rollout.temperature)
         passes.append(Sampled(_samples_name(plan), passes[0].ask, sampling))
     return passes

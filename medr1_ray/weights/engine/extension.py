@@ -14,6 +14,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.weights.engine.checked_loading import CheckedLoading
+from medr1_ray.weights.engine.seeded_requests import keep_alive_on_a_cpu
 from medr1_ray.weights.transports import TRANSPORTS
 
 EXTENSION = "medr1_ray.weights.engine.extension.WorkerExtension"
@@ -58,4 +59,5 @@ def _give_up_named_lock() -> None:
 
 
 register()
+keep_alive_on_a_cpu()
 _give_up_named_lock()

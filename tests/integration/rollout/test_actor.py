@@ -179,6 +179,22 @@ def test_a_seed_repeats_a_prompt_but_not_its_neighbour(
     assert len(set(first.texts)) > 1
 
 
+def test_seeded_prompts_that_are_scheduled_in_pieces_end_no_engine(
+    actor: Any, make_prompt: Callable[[str], Prompt]
+) -> None:
+    """So many that an engine on a CPU, whose steps have 4,096 tokens at most, must cut some of them."""
+    prompt = make_prompt("a")
+    token_ids = np.concatenate([prompt.token_ids, np.tile(prompt.token_ids[-8:], 12)])
+    # Other images, or the prefix cache would have all but the first.
+    prompts = [
+        replace(prompt, id=str(i), token_ids=token_ids, image=np.roll(np.asarray(prompt.image), 3 * i, axis=0))
+        for i in range(60)
+    ]
+    assert 60 * token_ids.size > 2 * 4096
+    found = generate_all(actor, prompts, Sampling(2, 4, temperature=1.0, seed=11))
+    assert all(completions.lengths.size == 2 for completions in found)
+
+
 def test_many_prompts_at_once_keep_their_images_apart(
     actor: Any, make_prompt: Callable[[str], Prompt], transformers_logprobs: Any, weights: Weights
 ) -> None:

@@ -76,6 +76,7 @@ TESTED_ELSEWHERE = {
     "weights/engine/extension.py": "every real engine loads it",
     "weights/engine/ipc.py": "tests/integration/weights/test_ipc.py, with the other end",
     "weights/engine/nccl.py": "tests/integration/weights/test_nccl.py, with the other end",
+    "weights/engine/seeded_requests.py": "a real engine, in tests/integration/rollout/test_actor.py",
     "weights/engine/object_store.py": "tests/integration/weights/test_object_store.py, with the other end",
     "weights/protocol.py": "protocols without code",
 }

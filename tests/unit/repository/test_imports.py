@@ -37,7 +37,8 @@ NEEDS_RAY = {
     "run.startup",
 }
 NEEDS_VLLM = {
-    f"weights.engine.{name}" for name in ("adapters", "checked_loading", "extension", "ipc", "nccl", "object_store")
+    f"weights.engine.{name}"
+    for name in ("adapters", "checked_loading", "extension", "ipc", "nccl", "object_store", "seeded_requests")
 } | {"rollout.image_scheduler"}
 NEEDS_DEEPSPEED = {"learner.deepspeed_engine", "learner.optimizer_state"}
 
