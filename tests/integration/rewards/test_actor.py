@@ -150,8 +150,9 @@ def test_a_function_that_eats_memory_is_ended_and_the_actor_goes_on(actor: Any) 
 
 def test_groups_of_a_call_are_scored_each_under_its_own_limits(actor: Any) -> None:
     texts = {"p1": "x", "p2": "spins", "p3": "raises", "p4": "xx"}
-    call = actor.score.remote([request(prompt_id, text) for prompt_id, text in texts.items()])
-    first, slow, wrong, last = ray.get(call, timeout=PATIENCE)
+    requests = [request(prompt_id, text) for prompt_id, text in texts.items()]
+    first, slow = ray.get(actor.score.remote(requests), timeout=PATIENCE)  # a call ends after a second
+    wrong, last = ray.get(actor.score.remote(requests[2:]), timeout=PATIENCE)
     assert (first.prompt_id, first.total.tolist(), last.total.tolist()) == ("p1", [0.5], [1.0])
     assert "'p2'" in str(slow)
     assert "'p3'" in str(wrong)
