@@ -1,6 +1,7 @@
 """From annotation files to prompts: readers, splits, images, the resumable stream, demonstrations, phantoms.
 
-Runs in: the driver; `python -m medr1_ray.data.prepare` and `python -m medr1_ray.data.phantoms` are separate commands.
+Runs in: the driver, and `encoding.py` with images in encoder actors; `python -m medr1_ray.data.prepare` and
+`python -m medr1_ray.data.phantoms` are separate commands.
 
 Doors: dataset (the questions of a run), stream (the prompts of a run), encoding (turns a question into a prompt),
 demonstrations, questions (canonical names, shuffling of options), blind_prior, prompt_templates, image_digest,
