@@ -10,44 +10,34 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.base.deadline import inside
 from medr1_ray.base.process_output import last_error, write_output_to
 from medr1_ray.rollout.defaults import EngineSettings
 from medr1_ray.rollout.engine_weights import EngineWeights
+from medr1_ray.rollout.request_images import begin_fetching, most_are_fetched, with_pixels
 from medr1_ray.rollout.running_groups import RunningGroups
 from medr1_ray.types import (
     Completions,
     Continuations,
     GroupRequest,
-    Image,
     Likelihoods,
     Prompt,
+    Sampling,
     Span,
-    StoredImage,
+    pixels_of,
 )
 from medr1_ray.weights.messages import LoadReport, WeightGroup, WeightMember, WeightUpdate
 
 T = TypeVar("T")
 _LOOK_SECONDS = 1.0
 _NO_WEIGHTS = "no weights have been loaded yet"
-
-
-async def fetched(image: Image) -> NDArray[np.uint8]:
-    """The pixels of an image, as `pixels_of`; other calls go on in the meantime."""
-    if not isinstance(image, StoredImage):
-        return image
-    found: NDArray[np.uint8] = await image.reference
-    return found
 
 
 class NotServingError(RuntimeError):
@@ -145,10 +135,14 @@ class RolloutActor:
             EngineLostError: the engine process died.
         """
         self._groups.raise_failure()
-        for request in requests:
+        if requests:
             self._require_serving()
-            self._groups.start(request.id, self._generate(request))
-        return await self._groups.fetch()
+        turn = self._groups.take_turn()
+        begun = begin_fetching(request.prompt for request in requests)
+        for request, prompt in zip(requests, begun, strict=True):
+            self._groups.start(request.id, self._generate(request.id, request.prompt.id, prompt, request.sampling))
+        await most_are_fetched(begun)
+        return await self._groups.fetch(turn)
 
     async def likelihoods(self, request_id: str, prompt: Prompt, continuations: Continuations) -> Likelihoods:
         """The log-probability of each continuation after the prompt, under the weights being served.
@@ -161,7 +155,10 @@ class RolloutActor:
         self._require_serving()
         prompts = enumerate(continued_prompts(prompt, continuations))
         outputs = await asyncio.gather(
-            *(self._run(f"{request_id}/{number}", each, likelihood_params) for number, each in prompts)
+            *(
+                self._run(f"{request_id}/{number}", prompt.id, with_pixels(each), likelihood_params)
+                for number, each in prompts
+            )
         )
         return to_likelihoods(outputs, prompt, continuations.lengths)
 
@@ -224,16 +221,20 @@ class RolloutActor:
         self._fail("the actor was shut down")
         self._engine.shutdown(timeout=0.0)
 
-    async def _generate(self, request: GroupRequest) -> Completions:
+    async def _generate(
+        self, request_id: str, prompt_id: str, prompt: asyncio.Task[Prompt], sampling: Sampling
+    ) -> Completions:
         from medr1_ray.rollout.engine import sampling_params, to_completions
 
         start = time.time()
-        params = partial(sampling_params, request.sampling, self._vocabulary, request.prompt.id)
-        final = await self._run(request.id, request.prompt, params)
+        params = partial(sampling_params, sampling, self._vocabulary, prompt_id)
+        final = await self._run(request_id, prompt_id, prompt, params)
         span = Span(self._name, "rollout", start, time.time())
-        return to_completions(final, request.prompt, self._name, self._vocabulary, self._tokenizer, span)
+        return to_completions(final, prompt.result(), self._name, self._vocabulary, self._tokenizer, span)
 
-    async def _run(self, request_id: str, prompt: Prompt, params: Callable[[], Any]) -> Any:
+    async def _run(
+        self, request_id: str, prompt_id: str, prompt: Awaitable[Prompt], params: Callable[[], Any]
+    ) -> Any:
         """The engine's final output for one request."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -247,18 +248,19 @@ class RolloutActor:
             raise self._death() from error
         except TimeoutError:
             raise TimeoutError(
-                f"{self._name}: {prompt.id!r} was unfinished after {limit:g} s "
+                f"{self._name}: {prompt_id!r} was unfinished after {limit:g} s "
                 f"(cluster.rollout_timeout_seconds={setting:g}, less a margin for the driver)"
             ) from None
         except VLLMClientError as error:  # not picklable
-            raise ValueError(f"{self._name}: the engine refused prompt {prompt.id!r}: {error}") from None
+            raise ValueError(f"{self._name}: the engine refused prompt {prompt_id!r}: {error}") from None
 
-    async def _final_output(self, prompt: Prompt, params: Any, request_id: str) -> Any:
+    async def _final_output(self, prompt: Awaitable[Prompt], params: Any, request_id: str) -> Any:
         from medr1_ray.rollout.engine import engine_prompt
 
-        pixels = await fetched(prompt.image)
+        fetched = await prompt
+        made = engine_prompt(fetched, pixels_of(fetched.image))
         # Yields once, because `output_kind` is FINAL_ONLY.
-        async for output in self._engine.generate(engine_prompt(prompt, pixels), params, request_id):
+        async for output in self._engine.generate(made, params, request_id):
             final = output
         return final
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from medr1_ray.config import Config, RolloutSettings
-from medr1_ray.rollout.actor import GroupsEndedError, NotServingError, RolloutStatus, fetched
+from medr1_ray.rollout.actor import GroupsEndedError, NotServingError, RolloutStatus
 from medr1_ray.rollout.defaults import sequences_at_once
+from medr1_ray.rollout.request_images import begin_fetching, most_are_fetched
 from medr1_ray.rollout.running_groups import RunningGroups
 from medr1_ray.types import LETTERS, Completions, GroupRequest, Prompt, Sampling, Span
 from medr1_ray.weights.messages import LoadReport, WeightUpdate
@@ -69,13 +70,16 @@ class FakeRolloutActor:
     async def generate(self, requests: Sequence[GroupRequest]) -> list[tuple[str, Completions]]:
         """As `RolloutActor.generate`: random answers, each `group_seconds` after a slot was free."""
         self._groups.raise_failure()
-        for request in requests:
+        turn = self._groups.take_turn()
+        begun = begin_fetching(request.prompt for request in requests)
+        for request, prompt in zip(requests, begun, strict=True):
             if self._version is None:
                 raise NotServingError(f"{self._name} serves nothing: no weights have been loaded yet")
             if request.prompt.question.id == self._behaviour.dies_on:
                 os._exit(_STATUS_AFTER_KILL)
-            self._groups.start(request.id, self._generate(request.prompt, request.sampling))
-        return await self._groups.fetch()
+            self._groups.start(request.id, self._generate(prompt, request.sampling))
+        await most_are_fetched(begun)
+        return await self._groups.fetch(turn)
 
     async def load_weights(self, update: WeightUpdate) -> LoadReport:
         """Report the version as loaded after `load_seconds`, without fetching the bytes."""
@@ -106,9 +110,9 @@ class FakeRolloutActor:
     async def shutdown(self) -> None:
         """There is no engine process to stop."""
 
-    async def _generate(self, prompt: Prompt, sampling: Sampling) -> Completions:
+    async def _generate(self, begun: Awaitable[Prompt], sampling: Sampling) -> Completions:
         # As an engine needs them.
-        await fetched(prompt.image)
+        prompt = await begun
         async with self._slots:
             start = time.time()
             spread = self._behaviour.spread

@@ -24,7 +24,7 @@ class RunningGroups:
         self._done: list[tuple[str, Completions]] = []
         self._done_since = 0.0
         self._failure: BaseException | None = None
-        self._fetches = 0
+        self._turn = 0
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -54,16 +54,19 @@ class RunningGroups:
         if failure is not None:
             raise failure
 
-    async def fetch(self) -> list[tuple[str, Completions]]:
+    def take_turn(self) -> int:
+        """The turn of a call that will `fetch`; earlier ones are over."""
+        self._turn += 1
+        self._changed.set()
+        return self._turn
+
+    async def fetch(self, turn: int) -> list[tuple[str, Completions]]:
         """The groups that are done, as soon as there is one, with those that follow within `GATHER_SECONDS`.
 
-        None where another fetch comes while this one waits, or where there is nothing to wait for.
+        None where another turn was taken before or while this one waits, or where there is nothing to wait for.
         """
-        self._fetches += 1
-        this = self._fetches
-        self._changed.set()
         clock = asyncio.get_running_loop().time
-        while this == self._fetches:
+        while turn == self._turn:
             self.raise_failure()
             left = self._done_since + GATHER_SECONDS - clock() if self._done else None
             if not self._running or (left is not None and left <= 0):

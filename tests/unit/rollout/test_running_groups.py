@@ -37,7 +37,7 @@ class Groups:
         await asyncio.sleep(0.001)
 
     def fetch(self) -> asyncio.Task[list[tuple[str, Any]]]:
-        return asyncio.ensure_future(self.running.fetch())
+        return asyncio.ensure_future(self.running.fetch(self.running.take_turn()))
 
 
 def run(test: Callable[[Groups], Awaitable[None]]) -> None:
@@ -121,5 +121,18 @@ def test_a_fetch_that_waits_raises_what_the_groups_are_ended_with() -> None:
         groups.running.fail(RuntimeError("the load failed"))
         with pytest.raises(RuntimeError, match="the load failed"):
             await fetch
+
+    run(test)
+
+
+def test_a_turn_is_over_as_soon_as_another_is_taken() -> None:
+    async def test(groups: Groups) -> None:
+        groups.start("a")
+        first = groups.running.take_turn()
+        second = groups.running.take_turn()
+        assert await groups.running.fetch(first) == [], "it came to fetch after the other had begun"
+        fetch = asyncio.ensure_future(groups.running.fetch(second))
+        await groups.done("a")
+        assert names(await fetch) == ["a"]
 
     run(test)
