@@ -6,6 +6,7 @@ Legend of the shapes: G completions in a group, S tokens of all completions of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,12 +64,18 @@ Image = NDArray[np.uint8] | StoredImage
 
 def pixels_of(image: Image) -> NDArray[np.uint8]:
     """The pixels of an image, read-only where others share them; waits for the object store."""
-    if not isinstance(image, StoredImage):
-        return image
+    return all_pixels([image])[0]
+
+
+def all_pixels(images: Sequence[Image]) -> list[NDArray[np.uint8]]:
+    """The pixels of each image, as `pixels_of`; from other nodes they come side by side."""
+    references = [image.reference for image in images if isinstance(image, StoredImage)]
+    if not references:
+        return [image for image in images if not isinstance(image, StoredImage)]
     import ray
 
-    found: NDArray[np.uint8] = ray.get(image.reference)
-    return found
+    found = iter(ray.get(references))
+    return [next(found) if isinstance(image, StoredImage) else image for image in images]
 
 
 def pixels_digest(pixels: NDArray[np.uint8]) -> str:

@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor
 
 from medr1_ray.base.bounded_cache import BoundedCache
 from medr1_ray.model.packing import Images
-from medr1_ray.types import Image, StoredImage, pixels_digest, pixels_of
+from medr1_ray.types import Image, StoredImage, all_pixels, pixels_digest, pixels_of
 
 PATCH_CACHE_BYTES = 512 * 2**20
 FEATURE_CACHE_BYTES = 512 * 2**20
@@ -44,12 +44,14 @@ class ImagePatcher:
         self._begun_before: set[str] = set()
 
     def begin(self, images: Sequence[Image]) -> tuple[str, ...]:
-        """Start patching images; return their digests."""
+        """Start patching images; return their digests. Waits for pixels that are elsewhere: a reference to them that
+        outlasts the call costs its owner, the driver (`rollout/request_images.py`)."""
         digests = tuple(map(_digest, images))
         self._begun.update(digests)
         self._cache.keep(self._begun | self._begun_before)
-        for digest, image in zip(digests, images, strict=True):
-            self._find(digest, image)
+        new = {digest: image for digest, image in zip(digests, images, strict=True) if digest not in self._cache}
+        for digest, pixels in zip(new, all_pixels(list(new.values())), strict=True):
+            self._find(digest, pixels)
         return digests
 
     def step_done(self, digests: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from medr1_ray.data.dataset import Dataset
 from medr1_ray.data.encoding import PromptEncoder, Refused
 from medr1_ray.encoders import handle as module
 from medr1_ray.encoders.handle import EncoderActors, RemoteEncoder, data_files
-from medr1_ray.types import Prompt, Question, StoredImage, pixels_of
+from medr1_ray.types import Prompt, Question, StoredImage, all_pixels, pixels_of
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +153,8 @@ def test_an_image_that_many_prompts_have_is_stored_once(actors: EncoderActors, c
     black = RemoteEncoder(actors, config).keep(np.zeros((2, 3, 3), np.uint8))
     assert isinstance(black, StoredImage)
     assert (black.shape, pixels_of(black).tolist()) == ((2, 3, 3), np.zeros((2, 3, 3)).tolist())
+    at_hand = np.ones((1, 1, 3), np.uint8)
+    assert [pixels.shape for pixels in all_pixels([at_hand, black, at_hand])] == [(1, 1, 3), (2, 3, 3), (1, 1, 3)]
 
 
 def test_encoders_on_other_nodes_must_see_the_data(
