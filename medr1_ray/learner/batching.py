@@ -241,7 +241,11 @@ def joined(
     found = [np.empty(completions.token_ids.size, np.float32) for _, completions in pairs]
     for rows, answer in zip(plan.answered, answers, strict=True):
         for row, values in zip(rows, answer, strict=True):
-            found[row.group][_tokens(row, pairs[row.group][1])] = values
+            completions = pairs[row.group][1]
+            if _is_whole(row, completions):  # as most are, and this is the driver's time
+                found[row.group] = values
+            else:
+                found[row.group][_tokens(row, completions)] = values
     return found
 
 
