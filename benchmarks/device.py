@@ -45,13 +45,13 @@ def build_policy(shape: Shape, device: torch.device) -> Policy:
 def batches_of(policy: Policy, shape: Shape, plain: bool, micro_batch_tokens: int) -> list[PackedBatch]:
     """Return the step's micro-batches, on the policy's device."""
     config = run_config(shape, "device", [f"learner.micro_batch_tokens={micro_batch_tokens}"])
-    groups = random_groups(config, shape)
+    request = update_request(config, random_groups(config, shape), shape, plain)
     patch = ImagePatcher(checkpoint(shape.model))
     pack = pack_plain if plain else pack_groups
     vocabulary = policy.vocabulary
     batches = []
-    for micro_batch in update_request(config, groups, shape, plain).mini_batches[0].micro_batches:
-        members = [(groups[i].prompt, groups[i].completions) for i in micro_batch.groups]
+    for micro_batch in request.mini_batches[0].micro_batches:
+        members = [(request.groups[i].prompt, request.groups[i].completions) for i in micro_batch.groups]
         images = patch([prompt.image for prompt, _ in members])
         batch = pack(members, images, vocabulary.image_pad, vocabulary.pad, policy.prompt_positions)
         batches.append(batch.to(policy.head.weight.device))

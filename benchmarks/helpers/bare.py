@@ -162,8 +162,9 @@ def model(config: Config, shape: Shape, groups: Sequence[Group], whole_step: boo
     policy, reference = load(), load() if whole_step else None
     patch = ImagePatcher(path)
     batches = []
-    for micro_batch in update_request(config, groups, shape).mini_batches[0].micro_batches:
-        members = [groups[i] for i in micro_batch.groups]
+    request = update_request(config, groups, shape)
+    for micro_batch in request.mini_batches[0].micro_batches:
+        members = [request.groups[i] for i in micro_batch.groups]
         images = patch([group.prompt.image for group in members])
         pairs = [(group.prompt, group.completions) for group in members]
         batches.append(

@@ -30,8 +30,8 @@ from medr1_ray.config.loading import load_config
 from medr1_ray.data.dataset import open_dataset
 from medr1_ray.data.encoding import Encoder, PromptEncoder
 from medr1_ray.data.stream import PromptStream
-from medr1_ray.learner.batching import deal_out
-from medr1_ray.learner.messages import BatchSize, MicroBatch, MiniBatch, UpdateRequest
+from medr1_ray.learner.batching import deal_out, update_requests
+from medr1_ray.learner.messages import BatchSize, MiniBatch, UpdateRequest
 from medr1_ray.model import packing
 from medr1_ray.model.family import checkpoint_name, family_of
 from medr1_ray.rewards.advantages import group_advantages
@@ -188,18 +188,19 @@ def random_groups(config: Config, shape: Shape) -> list[Group]:
 def update_request(config: Config, groups: Sequence[Group], shape: Shape, plain: bool = False) -> UpdateRequest:
     """Return the driver's update request to a single learner rank.
 
-    With `plain`, groups are dealt out by the length of their plain rows (one per completion), so that micro-batches
-    have as many tokens on both sides.
+    With `plain`, whole groups are dealt out by the length of their plain rows (one per completion), so that
+    micro-batches have as many tokens on both sides.
     """
     completions = shape.prompts * shape.group_size
     batch = BatchSize(completions, completions * shape.tokens, shape.tokens)
-    lengths = [packing.row_tokens(group.prompt, group.completions) for group in groups]
-    if plain:
-        prompts = [length - shape.group_size * shape.tokens for length in lengths]
-        lengths = [shape.group_size * (prompt + shape.tokens) for prompt in prompts]
+    if not plain:
+        (request,), _ = update_requests([groups], [batch], config.learner, 0)
+        return request
+    rows = [packing.row_tokens(group.prompt, group.completions) for group in groups]
+    prompts = [row - shape.group_size * shape.tokens for row in rows]
+    lengths = [shape.group_size * (prompt + shape.tokens) for prompt in prompts]
     (micro_batches,) = deal_out(lengths, 1, config.learner.micro_batch_tokens)
-    whole = MiniBatch(tuple(MicroBatch(m.groups) for m in micro_batches), batch)
-    return UpdateRequest(0, tuple(groups), (whole,))
+    return UpdateRequest(0, tuple(groups), (MiniBatch(tuple(micro_batches), batch),))
 
 
 def tensors_of(config: Config) -> dict[str, torch.Tensor]:

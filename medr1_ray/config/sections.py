@@ -260,7 +260,8 @@ class LearnerSettings(Settings):
     max_skipped_steps: Annotated[PositiveInt, MayChange] = 3
     """A step whose gradient is not finite changes nothing and is counted; this many in a row end the run."""
     micro_batch_tokens: Annotated[PositiveInt, MayChange] = 8192
-    """Tokens that go through the model at once, padding included; a longer group is not split and goes alone."""
+    """Tokens that go through the model at once, padding included. A longer group is cut into rows that fit, each with
+    the prompt and some of its completions; a prompt with one completion that is longer goes alone."""
     deepspeed: Annotated[dict[str, Any], MayChange] = Field(default_factory=dict)
     """DeepSpeed settings under DeepSpeed's names, e.g. `zero_optimization.offload_optimizer`."""
 

@@ -24,21 +24,20 @@ from medr1_ray.learner.batching import (
     all_spans,
     batch_size,
     groups_that_teach,
-    imitation_request,
-    in_order,
+    imitation_requests,
+    joined,
+    logprobs_requests,
     merged_steps,
     mini_batches,
     nothing,
     pairs_of,
     plan,
-    share,
     update_requests,
 )
 from medr1_ray.learner.messages import (
     GroupLogprobs,
     ImitationReport,
     LearnerLateError,
-    LogprobsRequest,
     UpdateReport,
 )
 from medr1_ray.learner.prefetch import Prefetch, ReferenceLogprobs
@@ -55,10 +54,11 @@ _END_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class _Preparation:
-    """Work under way that an update needs, and the prompt ids in the order of each rank's answer."""
+    """Work under way that an update needs, on these groups as they were dealt out."""
 
     call: Call
-    order: list[list[str]]
+    pairs: list[CompletedPrompt]
+    plan: Plan
 
 
 class Learner:
@@ -90,7 +90,7 @@ class Learner:
         self._ranks: list[Any] = [
             start_rank(config, self._place, rank, f"{name}-{rank}") for rank in range(settings.world_size)
         ]
-        self._homes: dict[str, int] = {}  # the rank that prepares a group, by its prompt's id
+        self._homes: dict[str, set[int]] = {}  # the ranks that prepare a group, by its prompt's id
         portion = settings.world_size * settings.micro_batch_tokens, config.train.max_staleness
         self._prefetch = Prefetch(self._start_preparing, self._finish_preparing, *portion, required=config.takes_kl)
         self._patching = Prefetch(self._start_patching, self._finish_preparing, *portion, required=False)
@@ -162,7 +162,7 @@ class Learner:
         parts = [list(islice(ready, len(part))) for part in teaching]
         requests, padded_tokens = update_requests(parts, batches, config.learner, version, self._homes)
         begun = self._prefetch.begun | self._patching.begun
-        self._homes = {id_: rank for id_, rank in self._homes.items() if id_ in begun}
+        self._homes = {id_: ranks for id_, ranks in self._homes.items() if id_ in begun}
         call = self._start_each(
             LearnerActor.update, f"updating from policy version {version}", self._update_deadline, requests
         )
@@ -189,8 +189,8 @@ class Learner:
         demonstrations' tokens: prompts with one given completion each."""
         config = self._config
         batch = batch_size(demonstrations, config.rollout.max_tokens)
-        plans, padded_tokens = plan(demonstrations, config.learner)
-        requests = [imitation_request(demonstrations, of_rank, batch, version) for of_rank in plans]
+        dealt = plan(demonstrations, config.learner)
+        requests = imitation_requests(demonstrations, dealt, batch, version)
         call = self._start_each(
             LearnerActor.imitate, f"imitating from policy version {version}", self._update_deadline, requests
         )
@@ -200,7 +200,7 @@ class Learner:
             version=version + 1,
             step=step,
             tokens=batch.tokens,
-            padded_tokens=padded_tokens,
+            padded_tokens=dealt.padded_tokens,
             model_flops=forward_flops(self._shape, demonstrations).update(config),
             peak_flops=self._peak_flops,
             spans=all_spans(reports),
@@ -214,19 +214,19 @@ class Learner:
         `plain` gives each completion a row of its own instead of a shared prompt: slower, and equal up to rounding, so
         that a difference shows which of the two is wrong.
         """
-        plans, _ = plan(groups, self._config.learner)
-        requests = []
-        for of_rank in plans:
-            indices, micro_batches = share(of_rank)
-            requests.append(LogprobsRequest(tuple(groups[i] for i in indices), micro_batches, plain))
+        dealt = plan(groups, self._config.learner)
+        requests = logprobs_requests(groups, dealt, plain=plain)
         what = "computing log-probabilities"
         answers = self._answers(
             self._start_each(LearnerActor.logprobs, what, self._update_deadline, requests), meanwhile
         )
-        found: dict[int, GroupLogprobs] = {}
-        for of_rank, answer in zip(plans, answers, strict=True):
-            found.update(zip(in_order(of_rank), answer, strict=True))
-        return [found[i] for i in range(len(groups))]
+        visual_tokens = {
+            row.group: each.visual_tokens
+            for rows, answer in zip(dealt.answered, answers, strict=True)
+            for row, each in zip(rows, answer, strict=True)
+        }
+        found = joined(groups, dealt, [[each.policy_logprobs for each in answer] for answer in answers])
+        return [GroupLogprobs(logprobs, visual_tokens[i]) for i, logprobs in enumerate(found)]
 
     def publish_weights(
         self, version: int, *, to_newcomers: bool = True, meanwhile: Meanwhile = nothing
@@ -312,31 +312,32 @@ class Learner:
 
     def _start_preparing(self, groups: Sequence[Group]) -> _Preparation:
         pairs = pairs_of(groups)
-        plans, _ = plan(pairs, self._config.learner, self._homes)
-        requests = []
-        for of_rank in plans:
-            indices, micro_batches = share(of_rank)
-            requests.append(LogprobsRequest(tuple(pairs[i] for i in indices), micro_batches, plain=False))
+        dealt = plan(pairs, self._config.learner, self._homes)
+        requests = logprobs_requests(pairs, dealt)
         call = self._start_each(LearnerActor.prepare, "preparing groups", self._update_deadline, requests)
-        return self._preparation(call, groups, plans)
+        return self._preparation(call, pairs, dealt)
 
     def _start_patching(self, groups: Sequence[Group]) -> _Preparation:
-        plans, _ = plan(pairs_of(groups), self._config.learner)
-        requests = [tuple(groups[i].prompt.image for i in in_order(of_rank)) for of_rank in plans]
+        pairs = pairs_of(groups)
+        dealt = plan(pairs, self._config.learner)
+        requests = [
+            tuple(groups[i].prompt.image for i in dict.fromkeys(row.group for row in rows)) for rows in dealt.answered
+        ]
         call = self._start_each(LearnerActor.begin_patches, "preparing images", self._update_deadline, requests)
-        return self._preparation(call, groups, plans)
+        return self._preparation(call, pairs, dealt)
 
-    def _preparation(self, call: Call, groups: Sequence[Group], plans: Sequence[Plan]) -> _Preparation:
-        order = [[groups[i].prompt.id for i in in_order(of_rank)] for of_rank in plans]
-        self._homes |= {prompt_id: rank for rank, ids in enumerate(order) for prompt_id in ids}
-        return _Preparation(call, order)
+    def _preparation(self, call: Call, pairs: list[CompletedPrompt], dealt: Plan) -> _Preparation:
+        for rank, rows in enumerate(dealt.answered):
+            for row in rows:
+                self._homes.setdefault(pairs[row.group][0].id, set()).add(rank)
+        return _Preparation(call, pairs, dealt)
 
     def _finish_preparing(self, preparation: _Preparation, meanwhile: Meanwhile) -> ReferenceLogprobs:
-        answers = self._answers(preparation.call, meanwhile)
-        found: ReferenceLogprobs = {}
-        for ids, logprobs in zip(preparation.order, answers, strict=True):
-            found |= dict(zip(ids, logprobs, strict=False))  # without a KL there are none
-        return found
+        answers, pairs = self._answers(preparation.call, meanwhile), preparation.pairs
+        if not any(answers):  # without a KL there are no log-probabilities
+            return {}
+        found = joined(pairs, preparation.plan, answers)
+        return {prompt.id: logprobs for (prompt, _), logprobs in zip(pairs, found, strict=True)}
 
     def _call_all(
         self,

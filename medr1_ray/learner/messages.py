@@ -60,8 +60,8 @@ class RankSettings:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Indices of the groups that go through the model in one forward pass. `padding` marks a micro-batch that only
-    keeps a rank in step with the others: its tokens get weight 0 and count in no statistic."""
+    """Indices of the groups, each a row, that go through the model in one forward pass. `padding` marks a micro-batch
+    that only keeps a rank in step with the others: its tokens get weight 0 and count in no statistic."""
 
     groups: tuple[int, ...]
     padding: bool = False
@@ -88,7 +88,8 @@ class MiniBatch:
 
 @dataclass(frozen=True)
 class UpdateRequest:
-    """One rank's part of an update: its groups, and its mini-batches in their order, each group in one of them.
+    """One rank's part of an update: its groups, and its mini-batches in their order, each group in one of them. Of a
+    group that is cut over rows (`batching.py`) each row is a group here.
 
     `version` is the policy version that the learner holds, i.e. the optimizer steps it has done.
     """
@@ -195,9 +196,9 @@ class UpdateReport:
 
     `groups` and `tokens` (of completions) are the whole batch's; `groups_zero_variance` of them had equal rewards and
     `groups_skipped` of those did not go through the model because nothing could be learned from them.
-    `padded_tokens` went through it in each of the `passes`, prompts and padding included. `model_flops` are the
-    operations that this needs (`model/operations.py`), `peak_flops` the operations per second of all ranks' devices at
-    best, None where unknown.
+    `padded_tokens` went through it in each of the `passes`, prompts (in each of a group's rows) and padding included.
+    `model_flops` are the operations that this needs (`model/operations.py`), `peak_flops` the operations per second of
+    all ranks' devices at best, None where unknown.
     """
 
     version: int

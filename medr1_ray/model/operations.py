@@ -1,8 +1,9 @@
 """Floating-point operations that an update needs: the numerator of model FLOPs utilisation (docs/performance.md).
 
 Counts the matrix products of the model on the actual tokens, two operations per multiply-add, as in Chowdhery et al.
-(arXiv 2204.02311, appendix B). A shared prompt counts once; padding and the recomputation of gradient checkpointing do
-not count. A backward pass is two forward passes, or one for products with weights that have adapters.
+(arXiv 2204.02311, appendix B). A shared prompt counts once, over however many rows its group is cut; padding and the
+recomputation of gradient checkpointing do not count. A backward pass is two forward passes, or one for products with
+weights that have adapters.
 
 Notation: h hidden size, i width of the MLP, k width of the keys (key-value heads times head size).
 """

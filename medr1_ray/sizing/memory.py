@@ -41,9 +41,9 @@ class Part:
 
 @dataclass(frozen=True)
 class MicroBatchSize:
-    """The largest micro-batch that the settings allow: `rows` groups of `row_tokens` tokens each.
+    """The largest micro-batch that the settings allow: `rows` rows of `row_tokens` tokens each.
 
-    With shorter prompts, more groups and so more images fit into the same number of tokens.
+    With shorter prompts, more rows and so more images fit into the same number of tokens.
     """
 
     rows: int
@@ -52,25 +52,28 @@ class MicroBatchSize:
     images: int
     """Upper bound, for prompts with hardly any text."""
     completion_tokens: int
-    """Completion tokens of that many groups: the positions that need logits."""
+    """Completion tokens of that many rows: the positions that need logits."""
 
 
 def largest_micro_batch(config: Config, visual_tokens: int) -> MicroBatchSize:
     """Return the largest micro-batch of a rank, limited by `learner.micro_batch_tokens`.
 
-    A group is one row, whose completions share the prompt, with an image of `visual_tokens` tokens.
+    A group is one row, whose completions share the prompt, with an image of `visual_tokens` tokens. One that is longer
+    than the limit is cut into rows of at most that; only a prompt with one completion may be longer.
     """
-    budget = config.learner.micro_batch_tokens
-    group_tokens = config.completions_per_prompt * config.rollout.max_tokens
-    row = config.rollout.max_prompt_tokens + group_tokens
+    budget, longest = config.learner.micro_batch_tokens, config.rollout.max_tokens
+    group_tokens = config.completions_per_prompt * longest
+    group = config.rollout.max_prompt_tokens + group_tokens
+    row = max(config.rollout.max_prompt_tokens + longest, min(group, budget))
     share = -(-config.train.prompts_per_step // (config.learner.world_size * config.train.minibatches))
 
     def groups(tokens: int) -> int:
         return max(1, min(share, budget // tokens))
 
-    rows, images = groups(row), groups(visual_tokens + group_tokens)
-    tokens = max(row, min(share * row, budget))
-    return MicroBatchSize(rows, row, tokens, images, images * group_tokens)
+    rows, images = groups(group), groups(visual_tokens + group_tokens)
+    tokens = max(row, min(share * group, budget))
+    completion_tokens = min(images * group_tokens, max(longest, budget - images * visual_tokens))
+    return MicroBatchSize(rows, row, tokens, images, completion_tokens)
 
 
 def layer_activation_bytes(tower: TowerShape, value_bytes: int) -> int:

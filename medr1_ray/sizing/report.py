@@ -62,12 +62,27 @@ def dry_run(config: Config) -> str:
         f"{checkpoints_at_once(config)} are there at once.",
         "\nMemory of each learner rank (estimate)",
         _part_table(of_learner, on_gpu["learner rank"]),
+        *_rows(config),
         "\nMemory of each rollout actor (estimate, per GPU)",
         _part_table(of_rollout, on_gpu["rollout actor"]),
         "\nTime (estimate, formulas in docs/sizing.md)",
         _time(config, shape),
     ]
     return "\n".join(sections)
+
+
+def _rows(config: Config) -> list[str]:
+    """Return what becomes of groups that are longer than a micro-batch, if they may be."""
+    rollout, limit = config.rollout, config.learner.micro_batch_tokens
+    given, shortest = f"learner.micro_batch_tokens={limit}", rollout.max_prompt_tokens + rollout.max_tokens
+    if shortest > limit:
+        return [
+            f"{given} is less than rollout.max_prompt_tokens + rollout.max_tokens = {shortest:,}:",
+            "a prompt with one completion that is longer goes alone, and the memory above is for the longest.",
+        ]
+    if rollout.max_prompt_tokens + config.completions_per_prompt * rollout.max_tokens > limit:
+        return [f"{given}: a longer group is cut into rows, each with the prompt."]
+    return []
 
 
 def _transport(config: Config, shape: ModelShape) -> str:
@@ -89,9 +104,10 @@ def _time(config: Config, shape: ModelShape) -> str:
     known = transport in syncs
     sync = f"by {transport}, all rollout actors at once" if known else f"hardware has no rate of {transport}"
     completions = f"{size.prompts} x {size.group_size} completions"
+    row = size.row_tokens(shape, config.learner.micro_batch_tokens)
     rows = [
         ("rollout", f"{time.rollout_seconds:,.2f} s", f"{completions}, rollout actors: {actors}"),
-        ("update", f"{time.update_seconds:,.2f} s", f"rows of {size.row_tokens(shape):,.0f} tokens, ranks: {ranks}"),
+        ("update", f"{time.update_seconds:,.2f} s", f"rows of {row:,.0f} tokens, ranks: {ranks}"),
         ("weight sync", f"{time.weight_sync_seconds:,.2f} s", sync),
         ("step", f"{time.seconds:,.2f} s", "rollout overlaps update" if time.overlapped else "sequential"),
     ]

@@ -36,33 +36,42 @@ class StepSize:
     def prompt_tokens(self, shape: ModelShape) -> int:
         return self.text_tokens + self.visual_tokens(shape)
 
-    def row_tokens(self, shape: ModelShape) -> float:
-        """Return the length of a group's row in the learner: the prompt once, and all completions."""
-        return self.prompt_tokens(shape) + self.group_size * self.completion_tokens
+    def rows(self, shape: ModelShape, most_tokens: int) -> int:
+        """Return the number of a group's rows in the learner, of at most this many tokens where one completion fits."""
+        room = most_tokens - self.prompt_tokens(shape)
+        return -(-self.group_size // max(1, min(self.group_size, int(room // self.completion_tokens))))
+
+    def row_tokens(self, shape: ModelShape, most_tokens: int) -> float:
+        """Return the mean length of these rows: the prompt once in each, and the completions over all of them."""
+        completions = self.group_size / self.rows(shape, most_tokens)
+        return self.prompt_tokens(shape) + completions * self.completion_tokens
 
 
 def learner_work(config: Config, shape: ModelShape, size: StepSize, ranks: int) -> Work:
     """Return the work of the rank with the most groups.
 
-    Counts a forward and a backward pass of every group as one row, the rank's share of the optimizer states for every
-    optimizer step, a reference pass if the objective has a KL, and a forward pass of all mini-batches but the first. A
-    backward pass is two forward passes, or one for products with weights that have adapters; gradient checkpointing
-    adds a forward pass.
+    Counts a forward and a backward pass of every group as one row, or as the rows that it is cut into, the rank's share
+    of the optimizer states for every optimizer step, a reference pass if the objective has a KL, and a forward pass of
+    all mini-batches but the first. A backward pass is two forward passes, or one for products with weights that have
+    adapters; gradient checkpointing adds a forward pass.
     """
-    value_bytes = DTYPE_BYTES[config.model.dtype]
-    images, row = -(-size.prompts // ranks), size.row_tokens(shape)
-    completion_tokens = images * size.group_size * size.completion_tokens
+    value_bytes, limit = DTYPE_BYTES[config.model.dtype], config.learner.micro_batch_tokens
+    groups, row = -(-size.prompts // ranks), size.row_tokens(shape, limit)
+    rows = groups * size.rows(shape, limit)
+    completion_tokens = groups * size.group_size * size.completion_tokens
+    # The features of a frozen tower are kept for the group's other rows.
+    images = rows if config.model.train_vision_tower else groups
     patches = images * shape.patches(size.image_size)
-    language = language_forward(shape, images, row)
+    language = language_forward(shape, rows, row)
     head = head_forward(shape, completion_tokens)
     vision = vision_forward(shape, images, size.image_size)
     # One forward pass and a backward pass of two; checkpointing repeats the forward pass.
     passes = 4 if config.model.gradient_checkpointing else 3
     learned = config.model.train_vision_tower
     parts = config.train.minibatches
-    micro_batches = parts * -(-images // (parts * max(1, int(config.learner.micro_batch_tokens // row))))
+    micro_batches = parts * -(-rows // (parts * max(1, int(limit // row))))
     starts = shape.language.layers + shape.vision.layers
-    kept = images * row * shape.language.layers * layer_activation_bytes(shape.language, value_bytes)
+    kept = rows * row * shape.language.layers * layer_activation_bytes(shape.language, value_bytes)
     if learned:
         kept += patches * shape.vision.layers * layer_activation_bytes(shape.vision, value_bytes)
     update = (language + head) * passes + vision * (passes if learned else 1)

@@ -23,6 +23,7 @@ from medr1_ray.config import (
     tiny_model_path,
 )
 from medr1_ray.learner import grpo
+from medr1_ray.learner.batching import plan
 from medr1_ray.learner.handle import Learner
 from medr1_ray.learner.optimizer_files import KINDS, OptimizerFiles
 from medr1_ray.model.checkpoint_files import load_model
@@ -57,9 +58,9 @@ def config(**learner) -> Config:
 def learners(ray_cluster):
     waiting = {"reference": ReferenceSettings(placement="cpu")}
     one = Learner(config(world_size=1, zero_stage=1).model_copy(update=waiting), name="one")
-    # So few tokens that ranks need several micro-batches and one of them padding.
+    # So few tokens that all groups are cut over rows, and that ranks need several micro-batches, one of them padding.
     two = Learner(
-        config(world_size=2, zero_stage=3, micro_batch_tokens=64).model_copy(
+        config(world_size=2, zero_stage=3, micro_batch_tokens=26).model_copy(
             update={"reference": ReferenceSettings(sharded=True)}
         ),
         name="two",
@@ -152,8 +153,8 @@ def test_updates_are_those_of_plain_torch_whatever_the_ranks(trained, by_hand):
 
 
 def test_mini_batches_are_steps_of_their_own_from_the_same_old_policy(groups):
-    """Two ranks at ZeRO-3 on mini-batches of three and four groups, against torch on their plain rows."""
-    settings = config(world_size=2, zero_stage=3, micro_batch_tokens=64)
+    """Two ranks at ZeRO-3 on mini-batches of three and four groups, two of them cut, against torch on plain rows."""
+    settings = config(world_size=2, zero_stage=3, micro_batch_tokens=30)
     train = settings.train.model_copy(update={"minibatches": 2, "prompts_per_step": 8})
     learner = Learner(settings.model_copy(update={"train": train}), name="parts")
     learner.start()
@@ -193,6 +194,18 @@ def test_mini_batches_are_steps_of_their_own_from_the_same_old_policy(groups):
     assert (report.version, report.passes) == (2, 1)
     assert report.statistics.ratio_max == pytest.approx(sums.ratio_max, rel=1e-4)
     assert report.statistics.logprob_gap_tokens == sum(group.completions.token_ids.size for group in groups)
+
+
+def test_groups_are_cut_on_one_side_only(learners, trained, groups):
+    pairs = [(group.prompt, group.completions) for group in groups]
+    whole, cut = (plan(pairs, learner._config.learner) for learner in learners)
+    assert [row.group for row in whole.rows] == list(range(7))
+    assert all(len(row.completions) < 4 for row in cut.rows)
+    first, second = ({row.group for row in of_rank} for of_rank in cut.answered)
+    assert first & second == {2}, "one group on both ranks"
+    assert [each.padding for each in cut.ranks[1]] == [False] * 8 + [True]
+    for (reports, _), each in zip(trained, (whole, cut), strict=True):
+        assert {report.padded_tokens for report in reports} == {each.padded_tokens}
 
 
 def test_one_and_two_ranks_agree(trained, by_hand):

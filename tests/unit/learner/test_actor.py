@@ -18,6 +18,15 @@ import torch
 from medr1_ray.base.shared_file import SharedFile
 from medr1_ray.config import Config
 from medr1_ray.learner.actor import LearnerActor
+from medr1_ray.learner.batching import (
+    batch_size,
+    joined,
+    logprobs_requests,
+    mini_batches,
+    pairs_of,
+    plan,
+    update_requests,
+)
 from medr1_ray.learner.messages import (
     BatchSize,
     ImitationRequest,
@@ -28,7 +37,9 @@ from medr1_ray.learner.messages import (
     UpdateRequest,
 )
 from medr1_ray.types import Group
-from tests.unit.learner.small_groups import group
+from tests.unit.learner.real_rank import real_rank
+from tests.unit.learner.small_groups import group, group_of_lengths
+from tests.unit.model.small_models import VOCABULARY
 
 
 class Batch:
@@ -316,3 +327,73 @@ def test_a_rank_looks_for_the_drivers_files_and_leaves_one_for_the_driver(
     with pytest.raises(ValueError, match=r"^run\.dir=.* does not see .*/logs/\.driver of node"):
         actor.open_log((ours,), run)
     assert len(logs) == 1, "no log where the driver would not see it"
+
+
+def groups_with_images() -> list[Group]:
+    """Four groups of five completions, whose prompts have 19 tokens: 11 of text, 8 of the image."""
+    random = np.random.default_rng(0)
+    found = []
+    for i in range(4):
+        lengths = tuple(random.integers(2, 8, 5).tolist())
+        made = group_of_lengths(f"p{i}", lengths, tuple(random.normal(size=5).tolist()))
+        count = sum(lengths)
+        ids = random.integers(3, 58, 12).astype(np.int32)
+        ids[2:5] = [VOCABULARY.vision_start, VOCABULARY.image_pad, 59]
+        image = random.integers(0, 256, (112, 56, 3), dtype=np.uint8)
+        completions = replace(
+            made.completions,
+            token_ids=random.integers(3, 58, count).astype(np.int32),
+            rollout_logprobs=random.normal(-4, 1, count).astype(np.float32),
+            versions=random.integers(-1, 1, count).astype(np.int32),
+            visual_tokens=8,
+        )
+        found.append(replace(made, prompt=replace(made.prompt, token_ids=ids, image=image), completions=completions))
+    return found
+
+
+@pytest.mark.parametrize("aggregation", ["sequence", "token", "dr_grpo"])
+@pytest.mark.parametrize(("ratio", "kl_beta"), [("token", 0.0), ("token", 0.1), ("sequence", 0.1)])
+def test_groups_that_are_cut_over_rows_teach_the_same(aggregation: str, ratio: str, kl_beta: float) -> None:
+    """As the driver does it, on a real model: reference, old log-probabilities of a second mini-batch, and update."""
+    groups, settings = groups_with_images(), {"aggregation": aggregation, "ratio": ratio, "kl_beta": kl_beta}
+    pairs = pairs_of(groups)
+
+    def run(micro_batch_tokens: int) -> Any:
+        rank, engine = real_rank(
+            train={"steps": 2, "minibatches": 2, "prompts_per_step": 4},
+            loss={**settings, "clip_low": 0.004, "clip_high": 0.004, "importance_cap": 2.0},
+            learner={"micro_batch_tokens": micro_batch_tokens, "learning_rate": 0.01, "schedule": "constant"},
+            rollout={"temperature": 0.7},
+        )
+        learner = rank._settings.learner
+        dealt = plan(pairs, learner)
+        (request,) = logprobs_requests(pairs, dealt)
+        policy = rank.logprobs(request)
+        assert {each.visual_tokens for each in policy} == {8}
+        found = joined(pairs, dealt, [[each.policy_logprobs for each in policy]])
+        ready = groups
+        if kl_beta:
+            reference = joined(pairs, dealt, [rank.prepare(request)])
+            ready = [replace(each, reference_logprobs=of) for each, of in zip(groups, reference, strict=True)]
+            found += reference
+        parts = mini_batches(ready, 2)
+        sizes = [batch_size(pairs_of(part), 64) for part in parts]
+        (update,), _ = update_requests(parts, sizes, learner, 0)
+        report = rank.update(update)
+        return SimpleNamespace(found=found, report=report, engine=engine)
+
+    # Rows of 37 to 43 tokens; 30 have room for the prompt and two to four completions.
+    whole, cut = run(1000), run(30)
+    assert {rows for rows, _ in whole.engine.rows} == {2, 4}
+    assert max(rows * tokens for rows, tokens in cut.engine.rows) <= 30
+    for ours, theirs in zip(cut.found, whole.found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert [step.loss for step in cut.report.steps] == pytest.approx([step.loss for step in whole.report.steps], 1e-5)
+    assert vars(cut.report.sums) == pytest.approx(vars(whole.report.sums), rel=1e-5, abs=1e-5)
+    assert whole.report.sums.clipped_low + whole.report.sums.clipped_high > 0, "the second step's ratios are not 1"
+    assert whole.report.sums.drift_tokens > 0
+    assert [span.phase for span in cut.report.spans] == [span.phase for span in whole.report.spans]
+    for ours, theirs in zip(cut.engine.gradients, whole.engine.gradients, strict=True):
+        for name, gradient in theirs.items():
+            # The bias of the keys has only rounding for a gradient, which softmax ignores.
+            assert (ours[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name

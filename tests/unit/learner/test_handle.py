@@ -30,7 +30,7 @@ from medr1_ray.learner.messages import (
 )
 from medr1_ray.types import Span
 from medr1_ray.weights.messages import WeightBucket, WeightGroup, WeightUpdate
-from tests.unit.learner.small_groups import group
+from tests.unit.learner.small_groups import group, group_of_lengths
 
 
 class Ranks:
@@ -125,9 +125,9 @@ def update_report(rank: int, request: UpdateRequest) -> RankReport:
 
 
 def prepared(rank: int, request: LogprobsRequest) -> list[Any]:
-    """Of each group its own number of prompt tokens."""
-    order = in_order(list(request.micro_batches))
-    return [np.full(1, request.groups[i][1].token_ids.size, np.float32) for i in order]
+    """For each token of a row the number of its completions' tokens."""
+    sizes = [request.groups[i][1].token_ids.size for i in in_order(request.micro_batches)]
+    return [np.full(size, size, np.float32) for size in sizes]
 
 
 def a_learner(
@@ -216,7 +216,8 @@ def test_with_a_kl_all_groups_go_through_the_model_with_the_references_logprobs(
     assert sorted(seen) == list("abcdexy")
     for each in seen.values():
         assert each.reference_logprobs is not None
-        assert each.reference_logprobs.tolist() == [each.completions.token_ids.size], each.prompt.id
+        tokens = each.completions.token_ids.size
+        assert each.reference_logprobs.tolist() == [tokens] * tokens, each.prompt.id
 
 
 def test_several_optimizer_steps_are_several_versions(ranks: Ranks) -> None:
@@ -259,7 +260,7 @@ def test_logprobs_come_in_the_order_of_the_groups(ranks: Ranks, plain: bool) -> 
     ]
     pairs = [(each.prompt, each.completions) for each in GROUPS]
     found = a_learner(ranks).logprobs(pairs, plain=plain)
-    assert [each.policy_logprobs.tolist() for each in found] == [[4], [18], [3], [10], [6]]
+    assert [each.policy_logprobs.tolist() for each in found] == [[size] * size for size in (4, 18, 3, 10, 6)]
     assert {each.visual_tokens for each in found} == {0, 1}, "both ranks had a part"
     assert {request.plain for (request,) in ranks.arguments_of("logprobs")} == {plain}
 
@@ -289,6 +290,36 @@ def test_an_update_asks_the_ranks_that_have_prepared_a_group(ranks: Ranks) -> No
     assert learner._homes == {}
 
 
+LONG = group_of_lengths("long", (9, 5, 8, 6), (0.0, 1.0, 2.0, 3.0))
+"""34 tokens: for 30 two rows, of the first and the second completion, and of the others."""
+
+
+def test_a_group_that_is_cut_over_the_ranks_is_one_again_in_every_answer(ranks: Ranks) -> None:
+    ranks.answers["prepare"] = lambda rank, request: [
+        request.groups[i][1].rollout_logprobs for i in in_order(request.micro_batches)
+    ]
+    ranks.answers["logprobs"] = lambda rank, request: [
+        GroupLogprobs(array, 2) for array in ranks.answers["prepare"](rank, request)
+    ]
+    learner = a_learner(ranks, kl_beta=0.1)
+    (found,) = learner.logprobs([(LONG.prompt, LONG.completions)])
+    assert (found.policy_logprobs.tolist(), found.visual_tokens) == (list(range(28)), 2)
+    report = learner.update([LONG], 0)
+    requests = [request for (request,) in ranks.arguments_of("update")]
+    assert [[each.completions.texts for each in request.groups] for request in requests] == [
+        [("text 0", "text 1")],
+        [("text 2", "text 3")],
+    ]
+    for request in requests:
+        (each,) = request.groups
+        assert each.reference_logprobs is not None
+        assert each.reference_logprobs.tolist() == each.completions.rollout_logprobs.tolist()
+        assert request.mini_batches[0].batch == BatchSize(4, 28, 64)
+    assert (report.groups, report.tokens, report.padded_tokens) == (1, 28, 20 + 20)
+    whole = a_learner(ranks, kl_beta=0.1, micro_batch_tokens=34).update([LONG], 0)
+    assert report.model_flops == whole.model_flops, "what is needed, not what a cut costs"
+
+
 def test_groups_from_which_nothing_is_learned_are_not_prepared(ranks: Ranks) -> None:
     a_learner(ranks).prefetch([*EQUAL, *GROUPS])
     prepared = {prompt.id for (request,) in ranks.arguments_of("prepare") for prompt, _ in request.groups}
@@ -310,6 +341,9 @@ def test_with_an_engine_awake_on_its_gpu_only_images_are_prepared_early(ranks: R
     assert len(ranks.arguments_of("begin_patches")) == 2, "once"
     assert len(ranks.arguments_of("prepare")) == 2, "the reference takes its turn in the update"
     assert learner._homes == {}
+    learner.prefetch([LONG, *GROUPS])
+    images = [images for (images,) in ranks.arguments_of("begin_patches")[2:]]
+    assert [sum(image is LONG.prompt.image for image in of_rank) for of_rank in images] == [0, 1], "once for both rows"
 
 
 def test_the_caller_goes_on_with_its_work_while_the_ranks_do_theirs(ranks: Ranks) -> None:

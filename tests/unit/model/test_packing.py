@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from medr1_ray.model.packing import Images, pack_groups, pack_plain, tree_mask
+from medr1_ray.model.packing import Images, cut_group, pack_groups, pack_plain, tree_mask
 from medr1_ray.types import Completions, Prompt, Question, Span
 
 IMAGE_PAD, PAD = 99, 0
@@ -96,6 +96,56 @@ def test_tokens_see_the_prompt_and_their_own_completion():
         [1, 1, 0, 0, 1, 0],  # completion 2 does not see completion 1
         [1, 1, 0, 0, 0, 1],  # padding sees itself, and no other token sees it
     ]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "room", "rows"),
+    [
+        ([4, 4, 4], 12, [[0, 1, 2]]),
+        # The longest first, each into the shortest row: 7, 5, 5 with 4, 7 with 2.
+        ([5, 2, 7, 4], 10, [[1, 2], [0, 3]]),
+        # Seven of 4 tokens fit into 30, but 16 make no full rows and a rest: 6, 5 and 5.
+        ([4] * 16, 30, [[0, 3, 6, 9, 12, 15], [1, 4, 7, 10, 13], [2, 5, 8, 11, 14]]),
+        # Of even length two rows would have 10 and 8 tokens; the first that fits finds 9 and 9.
+        ([5, 4, 3, 3, 3], 9, [[0, 1], [2, 3, 4]]),
+        # What does not fit is alone, and does not disturb the others.
+        ([3, 50, 3], 10, [[1], [0, 2]]),
+        ([2, 3], -4, [[1], [0]]),
+        # An empty completion needs no row of its own.
+        ([5, 0], 4, [[0, 1]]),
+        ([0, 0], 0, [[0, 1]]),
+    ],
+)
+def test_a_group_is_cut_into_few_rows_of_even_length(lengths, room, rows):
+    assert cut_group(lengths, room) == rows
+
+
+def fewest_rows(lengths, room):
+    """By trying every way to put a completion into an open row or a new one."""
+
+    def least(left, rows):
+        if not left:
+            return len(rows)
+        first, *others = left
+        fitting = [i for i, tokens in enumerate(rows) if tokens + first <= room]
+        tries = [least(others, [*rows[:i], rows[i] + first, *rows[i + 1 :]]) for i in fitting]
+        return min([*tries, least(others, [*rows, first])])
+
+    return least(sorted(lengths, reverse=True), [])
+
+
+def test_rows_have_room_hold_each_completion_once_and_are_next_to_always_the_fewest():
+    random, more = np.random.default_rng(0), 0
+    for _ in range(200):
+        lengths = random.integers(1, 30, random.integers(2, 8)).tolist()
+        room = int(random.integers(30, 60))
+        rows = cut_group(lengths, room)
+        assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+        assert all(row == sorted(row) and sum(lengths[i] for i in row) <= room for row in rows)
+        fewest = fewest_rows(lengths, room)
+        assert len(rows) <= fewest + 1
+        more += len(rows) > fewest
+    assert more <= 2
 
 
 def test_plain_rows_repeat_the_prompt_and_its_image_in_order():

@@ -39,7 +39,7 @@ def by_name(parts: tuple[Part, ...]) -> dict[str, Part]:
     return {part.name: part for part in parts}
 
 
-def test_the_largest_micro_batch_fills_the_token_budget_or_holds_one_group() -> None:
+def test_the_largest_micro_batch_fills_the_token_budget() -> None:
     # A row: a prompt of 1,024 tokens and 4 completions of 256 = 2,048 tokens.
     def rows(*overrides: str) -> int:
         return largest_micro_batch(recipe(*overrides), 196).rows
@@ -55,8 +55,27 @@ def test_short_prompts_put_more_images_into_a_micro_batch() -> None:
     # 5,000 // 2,048 rows with the longest prompts, 5,000 // (196 + 1,024) with prompts that have no text.
     batch = largest_micro_batch(recipe("learner.micro_batch_tokens=5000"), 196)
     assert (batch.rows, batch.images, batch.tokens, batch.completion_tokens) == (2, 4, 5000, 4 * 1024)
-    alone = largest_micro_batch(recipe("learner.micro_batch_tokens=1000"), 196)
-    assert (alone.rows, alone.images, alone.tokens) == (1, 1, 2048)
+
+
+def test_a_group_that_is_longer_than_the_budget_is_cut_into_rows_that_fit_if_a_completion_does() -> None:
+    # 16 completions of 4,096 tokens: whole, 66,560 with the prompt.
+    long = "train.group_size=16", "rollout.max_tokens=4096"
+    batch = largest_micro_batch(recipe(*long), 196)
+    assert (batch.rows, batch.row_tokens, batch.tokens) == (1, 8192, 8192)
+    assert (batch.images, batch.completion_tokens) == (1, 8192 - 196)
+    alone = largest_micro_batch(recipe(*long, "learner.micro_batch_tokens=5000"), 196)
+    assert (alone.rows, alone.row_tokens, alone.tokens) == (1, 1024 + 4096, 1024 + 4096)
+    assert (alone.images, alone.completion_tokens) == (1, 5000 - 196)
+    short = largest_micro_batch(recipe("learner.micro_batch_tokens=100"), 196)
+    assert (short.tokens, short.completion_tokens) == (1024 + 256, 256)
+
+
+def test_the_memory_of_activations_does_not_grow_with_the_group(shape: ModelShape) -> None:
+    def activations(size: int) -> int:
+        parts = by_name(learner_parts(recipe(f"train.group_size={size}", "rollout.max_tokens=1024"), shape))
+        return sum(parts[name].bytes for name in parts if name.startswith(("activations", "attention", "logits")))
+
+    assert activations(8) == activations(16) == activations(64)
 
 
 def test_activations_of_one_layer() -> None:

@@ -75,6 +75,30 @@ def test_a_dry_run_says_how_weights_travel_and_why(given: list[str], said: str) 
     assert f"\n{said}" in dry_run(load_config([CONFIGS / "medr1_qwen2vl_2b_think.yaml"], given))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], ""),
+        # 1,024 tokens of the prompt and 4 x 256 of its completions.
+        (["learner.micro_batch_tokens=2048"], ""),
+        (
+            ["learner.micro_batch_tokens=2047"],
+            "learner.micro_batch_tokens=2047: a longer group is cut into rows, each with the prompt.\n",
+        ),
+        (
+            ["learner.micro_batch_tokens=1279"],
+            "learner.micro_batch_tokens=1279 is less than rollout.max_prompt_tokens + rollout.max_tokens = 1,280:\n"
+            "a prompt with one completion that is longer goes alone, and the memory above is for the longest.\n",
+        ),
+    ],
+)
+def test_a_dry_run_says_what_becomes_of_groups_longer_than_a_micro_batch(given: list[str], said: str) -> None:
+    text = dry_run(load_config([CONFIGS / "medr1_qwen2vl_2b_think.yaml"], given))
+    table, _, rest = text.partition("\nMemory of each learner rank (estimate)\n")[2].partition("  total ")
+    assert table
+    assert rest.split("\n", 1)[1].startswith(f"{said}\nMemory of each rollout actor")
+
+
 def test_a_dry_run_compares_the_transports_whose_rates_are_known() -> None:
     files = [CONFIGS / "medr1_qwen2vl_2b_think.yaml", CONFIGS / "hardware" / "h100_l40s.yaml"]
     time = dry_run(load_config(files)).partition("\nTime (estimate")[2]

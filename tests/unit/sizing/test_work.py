@@ -18,7 +18,8 @@ def shape() -> ModelShape:
 
 
 def test_the_learner_computes_a_prompt_once_and_three_passes(shape: ModelShape) -> None:
-    assert (SIZE.visual_tokens(shape), SIZE.prompt_tokens(shape), SIZE.row_tokens(shape)) == (9, 59, 99)
+    assert (SIZE.visual_tokens(shape), SIZE.prompt_tokens(shape)) == (9, 59)
+    assert (SIZE.rows(shape, 99), SIZE.row_tokens(shape, 99)) == (1, 99)
     forward = language_forward(shape, 3, 99) + head_forward(shape, 3 * 40) + vision_forward(shape, 3, 84)
     work = learner_work(config("learner.micro_batch_tokens=200"), shape, SIZE, ranks=2)
     assert counted(work) == pytest.approx(3 * counted(forward))
@@ -43,6 +44,22 @@ def test_the_learner_computes_a_prompt_once_and_three_passes(shape: ModelShape) 
     assert adapted.memory_bytes < work.memory_bytes / 4
     frozen = learner_work(config("model.train_vision_tower=false"), shape, SIZE, ranks=2)
     assert counted(frozen) == pytest.approx(3 * counted(forward) - 2 * counted(vision_forward(shape, 3, 84)))
+
+
+def test_a_group_that_is_cut_over_rows_computes_its_prompt_in_each(shape: ModelShape) -> None:
+    # 59 tokens of the prompt leave room for three completions of ten, so four are two and two; for one at the least.
+    assert (SIZE.rows(shape, 98), SIZE.row_tokens(shape, 98)) == (2, 79)
+    assert (SIZE.rows(shape, 60), SIZE.row_tokens(shape, 60)) == (4, 69)
+    language = language_forward(shape, 6, 79) + head_forward(shape, 3 * 40)
+    work = learner_work(config("learner.micro_batch_tokens=98"), shape, SIZE, ranks=2)
+    assert counted(work) == pytest.approx(3 * counted(language + vision_forward(shape, 6, 84)))
+    assert work.layer_starts == 6 * 7, "each row is a micro-batch"
+    assert work.activation_bytes == 6 * 79 * 4 * layer_activation_bytes(
+        shape.language, 4
+    ) + 6 * 36 * 3 * layer_activation_bytes(shape.vision, 4)
+    frozen = "learner.micro_batch_tokens=98", "model.train_vision_tower=false"
+    work = learner_work(config(*frozen), shape, SIZE, ranks=2)
+    assert counted(work) == pytest.approx(3 * counted(language) + counted(vision_forward(shape, 3, 84)))
 
 
 def test_an_engine_computes_a_prompt_once_but_for_its_last_block(shape: ModelShape) -> None:
