@@ -119,7 +119,8 @@ def calculate(planned: Mapping[str, list[Cluster]], costs: Costs, hardware: Path
         f"{GROUPS_PER_GPU} groups for each GPU.\n"
         "Driver and rewards: as measured with the most engines. Encoders: "
         f"{1000 * costs.encoder_seconds:.1f} ms for a question and its image.\n"
-        f"Engines, learner and sync: estimates on the rates of {hardware.name}; no training on GPUs has been measured."
+        f"Engines, learner, sync: estimates on the rates of {hardware.name}; no training on GPUs has been measured.\n"
+        "`step`: engines and learner at the same time, then the sync. `all`: the step and what is beside it, at once."
     )
     found = {}
     for mode in MODES:

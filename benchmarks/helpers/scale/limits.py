@@ -88,11 +88,11 @@ class Limits:
         return min(self.step, *(rate for part, rate in self.rates.items() if part not in ON_THE_GPUS))
 
     @property
-    def lowest(self) -> str:
-        """What holds the cluster up: the part beside the GPUs that is slower than they are, or their slowest part."""
-        on_gpus = self.together == self.step
-        parts = (part for part in self.rates if (part in ON_THE_GPUS) == on_gpus)
-        return min(parts, key=lambda part: self.rates[part])
+    def bottlenecks(self) -> list[str]:
+        """What holds the cluster up, the slowest first: all parts beside the GPUs that are slower than they are, or
+        where there is none, the GPUs' slowest part."""
+        beside = [part for part, rate in self.rates.items() if part not in ON_THE_GPUS and rate < self.step]
+        return sorted(beside, key=self.rates.__getitem__) or [min(ON_THE_GPUS, key=self.rates.__getitem__)]
 
 
 def clusters(mode: Mode, hardware: Path) -> list[Cluster]:
@@ -147,18 +147,21 @@ def table(sizes: Sequence[Cluster], costs: Costs) -> str:
     rows = [("GPUs", "ranks + engines", *found[0].rates, "step", "all", "lowest")]
     for size, each in zip(sizes, found, strict=True):
         cells = (f"{rate:,.0f}" for rate in (*each.rates.values(), each.step, each.together))
-        rows.append((f"{size.gpus:,}", f"{size.split.ranks} + {size.split.actors}", *cells, each.lowest))
+        rows.append((f"{size.gpus:,}", f"{size.split.ranks} + {size.split.actors}", *cells, each.bottlenecks[0]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def verdict(sizes: Sequence[Cluster], costs: Costs) -> list[str]:
-    """Return lines that name the bottleneck of each size and what to change, and the GPUs that fill the driver."""
+    """Return what the bottleneck of each size is and what to change, what comes after it, and the GPUs that fill the
+    driver."""
     said = []
-    for part, group in itertools.groupby(sizes, key=lambda size: limits(size, costs).lowest):
+    for _, group in itertools.groupby(sizes, key=lambda size: limits(size, costs).bottlenecks[0]):
         alike = list(group)
-        last = f" to {alike[-1].gpus:,}" if len(alike) > 1 else ""
-        said.append(f"{alike[0].gpus:,}{last} GPUs: the bottleneck is {_remedy(part, alike[-1], costs)}")
+        found, last = limits(alike[-1], costs), f" to {alike[-1].gpus:,}" if len(alike) > 1 else ""
+        first, *others = (_remedy(part, found, alike[-1].config) for part in found.bottlenecks)
+        then = "".join(f"\n    then, at {alike[-1].gpus:,}, {other}" for other in others)
+        said.append(f"{alike[0].gpus:,}{last} GPUs: the bottleneck is {first}{then}")
     aims = [aim for aim in AIMS_SECONDS if aim < costs.driver_seconds]
     filled = ", ".join(f"from {gpus_to_fill(aim, sizes[-1]):,} at {1000 * aim:g} ms" for aim in aims)
     said.append(
@@ -168,21 +171,21 @@ def verdict(sizes: Sequence[Cluster], costs: Costs) -> list[str]:
     return said
 
 
-def _remedy(part: str, size: Cluster, costs: Costs) -> str:
+def _remedy(part: str, found: Limits, config: Config) -> str:
     """Return a part in plain words, and what lets it do more."""
-    found, settings = limits(size, costs), size.config
-    # No more than the driver, for which there is no setting, can hand out.
-    wanted = min(found.step, found.rates["driver"])
+    # Before the driver is mended, for which there is no setting, no more than it can hand out.
+    driver = found.rates["driver"]
+    wanted = found.step if found.rates[part] > driver else min(found.step, driver)
 
     def enough(count: int) -> int:
         return math.ceil(wanted / (found.rates[part] / count))
 
     return {
-        "engines": "generation in the engines; add GPUs (rollout.actors)",
-        "learner": "the update in the learner; add GPUs (learner.world_size)",
-        "sync": "the weight sync; raise train.prompts_per_step, or use faster links from learner to engines",
-        "driver": "the driver; no setting helps, a group must cost it less (medr1_ray/pool)",
-        "encoders": f"the encoder actors; set data.encoders={enough(settings.data.encoders)}",
-        "images": "the network of the node that the images leave; spread the encoders (cluster.labels.encoder)",
-        "rewards": f"the reward actors; set reward.actors={enough(settings.reward.actors)}",
+        "engines": "generation in the engines: add GPUs (rollout.actors)",
+        "learner": "the update in the learner: add GPUs (learner.world_size)",
+        "sync": "the weight sync: raise train.prompts_per_step, or use faster links from learner to engines",
+        "driver": "the driver: no setting helps, a group must cost it less (medr1_ray/pool)",
+        "encoders": f"the encoder actors: set data.encoders={enough(config.data.encoders)}",
+        "images": "the network of the node that images leave: spread the encoders (cluster.labels.encoder)",
+        "rewards": f"the reward actors: set reward.actors={enough(config.reward.actors)}",
     }[part]

@@ -16,7 +16,7 @@ def test_the_bottleneck_is_named_for_both_modes_at_the_costs_measured(capsys: py
     slow = calculate(planned, Costs(5e-3, 1e-6, 1e-6, 0.0), HARDWARE)
     said = capsys.readouterr().out
     assert set(slow) == {"2B No-Think", "2B Think"}
-    assert said.count("1,000 GPUs: the bottleneck is the driver; no setting helps") == 2
+    assert said.count("1,000 GPUs: the bottleneck is the driver: no setting helps") == 2
     assert said.count("at the 5.00 ms a group measured") == 2
     fast = calculate(planned, Costs(1e-6, 1e-6, 1e-6, 0.0), HARDWARE)
     assert "bottleneck is the driver" not in capsys.readouterr().out
