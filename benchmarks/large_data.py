@@ -19,7 +19,7 @@ import sys
 import time
 
 from benchmarks.helpers.common import Result, command, progress
-from benchmarks.helpers.made_data import PIXELS, make
+from benchmarks.helpers.data.made import PIXELS, make
 from benchmarks.helpers.shapes import ROOT, WORK
 
 STEPS = 50
@@ -67,7 +67,7 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
         "reward.functions={accuracy: 1.0}",
     ]
     shutil.rmtree(WORK / "runs" / "large", ignore_errors=True)
-    said, _, size = measured("-m", "benchmarks.helpers.large_start", str(STEPS), *settings)
+    said, _, size = measured("-m", "benchmarks.helpers.data.large_start", str(STEPS), *settings)
     told = json.loads(said.splitlines()[-1])
     took = told["seconds"]
     given |= {"train": told["train"], "evaluation": told["evaluation"], **took}

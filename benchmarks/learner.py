@@ -17,9 +17,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks.helpers import bare
 from benchmarks.helpers.common import Result, command, interleaved, median_seconds, progress
 from benchmarks.helpers.shapes import Shape, random_groups, run_config, update_request
+from benchmarks.helpers.sides import bare
 from medr1_ray.config import Config
 from medr1_ray.learner.actor import LearnerActor
 from medr1_ray.learner.messages import RankSettings

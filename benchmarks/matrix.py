@@ -20,11 +20,11 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks.helpers.heat_maps import draw
-from benchmarks.helpers.matrix_evaluation import evaluate_all, everything
-from benchmarks.helpers.matrix_lane import end_with_parent, train_row
-from benchmarks.helpers.matrix_settings import MatrixSettings, Trained, load_matrix_settings, rows
-from benchmarks.helpers.matrix_tables import collect, write_tables
+from benchmarks.helpers.matrix.evaluation import evaluate_all, everything
+from benchmarks.helpers.matrix.heat_maps import draw
+from benchmarks.helpers.matrix.lane import end_with_parent, train_row
+from benchmarks.helpers.matrix.settings import MatrixSettings, Trained, load_matrix_settings, rows
+from benchmarks.helpers.matrix.tables import collect, write_tables
 from medr1_ray.base.append_log import AppendLog
 from medr1_ray.base.atomic_files import write_text
 from medr1_ray.base.code_digest import code_digest
@@ -137,7 +137,7 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[Difference]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = ArgumentParser(prog="python -m benchmarks.matrix", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=as_path, required=True, help="YAML, see benchmarks/helpers/matrix_settings.py")
+    parser.add_argument("--config", type=as_path, required=True, help="YAML, see benchmarks/helpers/matrix/settings.py")
     parser.add_argument("--out", type=as_path, help="output folder, instead of the file's `out`")
     options = parser.parse_args(arguments)
 

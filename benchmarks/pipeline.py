@@ -20,10 +20,10 @@ from contextlib import ExitStack
 
 import torch
 
-from benchmarks.helpers import bare
 from benchmarks.helpers.common import Result, command, interleaved, median_seconds, progress
-from benchmarks.helpers.session_steps import our_steps, step_config
 from benchmarks.helpers.shapes import Shape, checkpoint, open_stream, random_groups, tensors_of
+from benchmarks.helpers.sides import bare
+from benchmarks.helpers.sides.session_steps import our_steps, step_config
 from medr1_ray.types import Sampling
 
 SHAPES = (Shape("bench30m", 4, 8, 12), Shape("tiny", 32, 8, 12))

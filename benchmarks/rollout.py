@@ -15,10 +15,10 @@ import time
 
 import ray
 
-from benchmarks.helpers import bare
 from benchmarks.helpers.common import Result, command, interleaved, median_seconds, progress
-from benchmarks.helpers.generating import generate_all
 from benchmarks.helpers.shapes import Shape, checkpoint, open_stream, run_config
+from benchmarks.helpers.sides import bare
+from benchmarks.helpers.sides.generating import generate_all
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.cluster.connect import connect
 from medr1_ray.config import Config

@@ -2,11 +2,12 @@
 
     python -m benchmarks.sizing_calibration [--repetitions 5] [--json result.json] [--hardware cpu.yaml]
 
-`helpers/hardware_fit.py` fits the settings to steps of the tiny model's shape. With them, `medr1_ray.sizing.time`
-predicts steps of `bench30m` (hidden 512, 8 layers, vision depth 4) and of the tiny model with other group sizes; none
-of these were used in the fit. Cases are interleaved, figures are medians. CPU seconds are compared (see `Bench.step` in
-`helpers/step_measurement.py`), because other work on the machine disturbs them less than wall-clock seconds; these and
-the load are reported as well. Exits with 1 if a predicted step is more than 20 % off.
+`helpers/calibration/hardware_fit.py` fits the settings to steps of the tiny model's shape. With them,
+`medr1_ray.sizing.time` predicts steps of `bench30m` (hidden 512, 8 layers, vision depth 4) and of the tiny model with
+other group sizes; none of these were used in the fit. Cases are interleaved, figures are medians. CPU seconds are
+compared (see `Bench.step` in `helpers/calibration/step_measurement.py`), because other work on the machine disturbs
+them less than wall-clock seconds; these and the load are reported as well. Exits with 1 if a predicted step is more
+than 20 % off.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import Any
 import ray
 import yaml
 
-from benchmarks.helpers.hardware_fit import Measured, fit, machine_rates, step_size
-from benchmarks.helpers.step_measurement import Bench, Case, StepSeconds, write_model
+from benchmarks.helpers.calibration.hardware_fit import Measured, fit, machine_rates, step_size
+from benchmarks.helpers.calibration.step_measurement import Bench, Case, StepSeconds, write_model
 from medr1_ray.base.command_line import ArgumentParser, run_to_status
 from medr1_ray.config import Config
 from medr1_ray.model.shape import ModelShape, read_shape

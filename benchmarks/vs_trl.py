@@ -25,8 +25,8 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.helpers.common import Result, command, median_seconds, progress
-from benchmarks.helpers.session_steps import our_steps, step_config
 from benchmarks.helpers.shapes import ROOT, WORK, Shape, checkpoint, open_stream
+from benchmarks.helpers.sides.session_steps import our_steps, step_config
 from medr1_ray.config import Config
 from medr1_ray.data.prompt_templates import user_text
 
@@ -68,7 +68,7 @@ def trl_steps(
         "vllm": arguments.trl_vllm,
     }
     process = subprocess.Popen(
-        [arguments.trl_python, str(Path(__file__).with_name("helpers") / "trl_worker.py"), json.dumps(settings)],
+        [arguments.trl_python, str(ROOT / "benchmarks" / "helpers" / "sides" / "trl_worker.py"), json.dumps(settings)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=(WORK / "trl.log").open("w"),

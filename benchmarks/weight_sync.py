@@ -18,9 +18,9 @@ import time
 import ray
 import torch
 
-from benchmarks.helpers.bare import plain_copy
 from benchmarks.helpers.common import Result, command, interleaved, median_seconds, progress
 from benchmarks.helpers.shapes import Shape, open_stream, run_config, tensors_of
+from benchmarks.helpers.sides.bare import plain_copy
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.cluster.connect import connect
 from medr1_ray.config import Config

@@ -1,11 +1,13 @@
 """Code that the commands in `benchmarks/` share or are split into; nothing here is a command to type.
 
-    common, shapes                       options, timing and results; models, prompts and run settings
-    bare, session_steps                  the sides of a comparison: bare baselines, and this package's training steps
-    rewards, trl_worker                  for `vs_trl.py`: the reward of both sides, and the process that runs TRL
-    step_measurement, hardware_fit       for `sizing_calibration.py`: measured steps, and the rates fitted to them
-    matrix_settings, matrix_lane, matrix_evaluation, matrix_tables, heat_maps
-                                         for `matrix.py`: settings, training, evaluation, tables and pictures
+    common, shapes    options, timing and results; models, prompts and run settings
+    rewards           of models that know nothing
+    kept_engines      engines that stay up from one training to the next
+    sides/            the two sides of a comparison: bare parts, this package's steps, TRL's
+    data/             a made data set, and a run's start on it
+    calibration/      for `sizing_calibration.py`: measured steps, and the rates fitted to them
+    matrix/           for `matrix.py`: settings, training, evaluation, tables and pictures
+    cluster/          for `cluster.py`: the modes of a cluster, measured, and what that says
 
 Commands are run from the repository's root, as `python -m benchmarks.<name>`.
 """

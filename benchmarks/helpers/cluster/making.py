@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from benchmarks.helpers.cluster.settings import Plan
 from benchmarks.helpers.common import progress
-from benchmarks.helpers.made_data import make
+from benchmarks.helpers.data.made import make
 from benchmarks.helpers.shapes import header_of, parameter_shapes, write_all_but_weights
 from medr1_ray.model.family import family_of
 from medr1_ray.model.folder.check import stay_offline

@@ -16,7 +16,7 @@ from benchmarks.helpers.cluster.report import Estimate, Row, estimate, first_lin
 from benchmarks.helpers.cluster.settings import WARM_UP, Plan
 from benchmarks.helpers.common import progress
 from benchmarks.helpers.kept_engines import KeptEngines
-from benchmarks.helpers.session_steps import OurSteps
+from benchmarks.helpers.sides.session_steps import OurSteps
 from medr1_ray.base.json_files import read_rows
 from medr1_ray.config import Config
 from medr1_ray.model.shape import ModelShape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -59,7 +60,7 @@ class ManifestRow:
         assert self.dataset is not None
         return Question(
             id=self.id,
-            image_path=str(root / self.image_path),
+            image_path=os.path.join(root, self.image_path),
             stem=self.stem,
             options=self.options,
             answer=LETTERS.index(self.gold_letter),

@@ -80,10 +80,16 @@ def read_split(folder: Path, name: str) -> PreparedSplit:
 
 def _refuse_images_outside(folder: Path, root: Path, rows: Sequence[ManifestRow]) -> None:
     """Raise ValueError for an image path that `prepare` would not have written: the digest does not cover paths."""
+    absolute, inside = os.path.abspath(root), set[str]()
     for path, row in {str(row.image_path): row for row in rows}.items():
         try:
             image_path(root, path, images_needed=False)
-            refuse_link_out(root, os.path.join(os.path.abspath(root), path))
+            full = os.path.join(absolute, path)
+            # Links are followed once for a folder: a file of it that is none is where the others are.
+            if os.path.dirname(full) not in inside or os.path.islink(full):
+                refuse_link_out(root, full)
+                if not os.path.islink(full):
+                    inside.add(os.path.dirname(full))
         # Of a path that cannot be one, with a NUL in it.
         except (RowError, ValueError) as reason:
             raise ValueError(

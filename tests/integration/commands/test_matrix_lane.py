@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.helpers.matrix_lane import train_row
-from benchmarks.helpers.matrix_settings import MatrixSettings, Trained, run_directory
+from benchmarks.helpers.matrix.lane import train_row
+from benchmarks.helpers.matrix.settings import MatrixSettings, Trained, run_directory
 from tests.repository import REPOSITORY
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import matrix
-from benchmarks.helpers.matrix_settings import MatrixSettings, Trained, load_matrix_settings, rows
+from benchmarks.helpers.matrix.settings import MatrixSettings, Trained, load_matrix_settings, rows
 from medr1_ray.data.dataset import Dataset
 from medr1_ray.types import Question
 from tests.repository import REPOSITORY

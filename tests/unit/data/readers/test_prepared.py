@@ -105,6 +105,33 @@ def test_an_image_outside_of_the_images_folder_is_refused_by_name(prepared: Path
     assert repr(path) in str(got.value)
 
 
+def test_a_link_is_found_in_a_folder_whose_other_images_are_files(prepared: Path) -> None:
+    (prepared.parent / "secret.png").write_text("secret")
+    images = prepared.parent / "images" / "Images"
+    images.mkdir()
+    (images / "file.png").write_text("an image")
+    (images / "within.png").symlink_to(images / "file.png")
+    (images / "link.png").symlink_to(prepared.parent / "secret.png")
+
+    def named(c: str, a: str, b: str) -> None:  # in the order of the split
+        of_a, of_c = row("a", image_path=f"Images/{a}.png"), row("c", image_path=f"Images/{c}.png")
+        of_b = row("b", stem="Which?", image_path=f"Images/{b}.png")
+        write_manifest(prepared, [of_a, ROWS[1], of_b, of_c, ROWS[4]])
+
+    named("file", "within", "file")
+    read_split(prepared, "own")
+    # A way out and back in: what lies beside it is outside.
+    (images / "linked").symlink_to(prepared.parent)
+    (prepared.parent / "back.png").symlink_to(images / "file.png")
+    named("linked/back", "linked/secret", "file")
+    with pytest.raises(ValueError, match=r"names the image 'Images/linked/secret.png': .*a link that leads out"):
+        read_split(prepared, "own")
+    for order in (("file", "within", "link"), ("within", "link", "file"), ("link", "file", "within")):
+        named(*order)
+        with pytest.raises(ValueError, match=r"names the image 'Images/link.png': .*a link that leads out"):
+            read_split(prepared, "own")
+
+
 def test_what_is_not_there_is_named(prepared: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.split=other: no such split; .* has own$"):
         read_split(prepared, "other")

@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from benchmarks.helpers.kept_engines import KeptEngines
-from benchmarks.helpers.matrix_settings import MatrixSettings, Trained, overrides, run_directory
+from benchmarks.helpers.matrix.settings import MatrixSettings, Trained, overrides, run_directory
 from medr1_ray.config.loading import load_config
 
 LOG_LINES = 15

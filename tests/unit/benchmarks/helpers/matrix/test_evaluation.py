@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.helpers.matrix_evaluation import evaluate_all, held_out_questions
-from benchmarks.helpers.matrix_settings import MatrixSettings, rows, run_directory
-from benchmarks.helpers.matrix_tables import collect
+from benchmarks.helpers.matrix.evaluation import evaluate_all, held_out_questions
+from benchmarks.helpers.matrix.settings import MatrixSettings, rows, run_directory
+from benchmarks.helpers.matrix.tables import collect
 from medr1_ray.config import tiny_model_path
 from medr1_ray.types import Completions, Group, Prompt, Rewards, Sampling, Span
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.helpers.heat_maps import draw
-from benchmarks.helpers.matrix_tables import collect
-from tests.unit.benchmarks.helpers.experiments import answered, in_domain
+from benchmarks.helpers.matrix.heat_maps import draw
+from benchmarks.helpers.matrix.tables import collect
+from tests.unit.benchmarks.helpers.matrix.experiments import answered, in_domain
 
 
 def test_heat_maps_hold_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

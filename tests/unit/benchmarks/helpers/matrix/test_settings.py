@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.helpers.matrix_settings import NAMES, Trained, load_matrix_settings, overrides, rows
+from benchmarks.helpers.matrix.settings import NAMES, Trained, load_matrix_settings, overrides, rows
 from medr1_ray.config.loading import load_config
 from medr1_ray.types import Mode
 from tests.repository import REPOSITORY

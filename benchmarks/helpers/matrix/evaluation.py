@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks.helpers.matrix_settings import (
+from benchmarks.helpers.matrix.settings import (
     NAMES,
     Axis,
     MatrixSettings,

@@ -13,8 +13,8 @@ from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from benchmarks.helpers.matrix_settings import BASE, NAMES
-from benchmarks.helpers.matrix_tables import MARKS, Matrix, shown
+from benchmarks.helpers.matrix.settings import BASE, NAMES
+from benchmarks.helpers.matrix.tables import MARKS, Matrix, shown
 
 COLOURS = "YlGnBu"
 """Its lightness changes evenly, and colour-blind readers can tell its colours apart."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.helpers.step_measurement import Case, StepSeconds
+from benchmarks.helpers.calibration.step_measurement import Case, StepSeconds
 from medr1_ray.config import Config, HardwareSettings
 from medr1_ray.model.shape import ModelShape
 from medr1_ray.sizing.work import StepSize, learner_work, rollout_work

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.helpers import matrix_evaluation
-from benchmarks.helpers.matrix_evaluation import evaluation_folder, held_out_questions
-from benchmarks.helpers.matrix_settings import NAMES, MatrixSettings, Trained, column_of, rows
+from benchmarks.helpers.matrix import evaluation
+from benchmarks.helpers.matrix.evaluation import evaluation_folder, held_out_questions
+from benchmarks.helpers.matrix.settings import NAMES, MatrixSettings, Trained, column_of, rows
 from medr1_ray.data.dataset import Dataset
 from medr1_ray.types import Question
 
@@ -24,7 +24,7 @@ def answered(
         for name in NAMES["question_type"]
         for i in range(20)
     )
-    monkeypatch.setattr(matrix_evaluation, "_read", lambda configs: Dataset(questions, questions, ()))
+    monkeypatch.setattr(evaluation, "_read", lambda configs: Dataset(questions, questions, ()))
     settings = MatrixSettings.model_validate(
         {
             "out": folder,

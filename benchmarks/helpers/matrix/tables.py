@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.helpers.matrix_evaluation import BLANK, evaluation_folder, everything, held_out_questions
-from benchmarks.helpers.matrix_settings import BASE, NAMES, Axis, MatrixSettings, Trained, column_of
+from benchmarks.helpers.matrix.evaluation import BLANK, evaluation_folder, everything, held_out_questions
+from benchmarks.helpers.matrix.settings import BASE, NAMES, Axis, MatrixSettings, Trained, column_of
 from medr1_ray.data.blind_prior import BlindPrior
 from medr1_ray.evaluation.folder import read_answers
 from medr1_ray.evaluation.passes import IMAGE

@@ -20,7 +20,7 @@ import ray
 import torch
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from benchmarks.helpers.generating import generate_all
+from benchmarks.helpers.sides.generating import generate_all
 from medr1_ray.base.code_digest import code_digest
 from medr1_ray.config import Config, tiny_model_path
 from medr1_ray.data.prompt_templates import chat_messages

@@ -21,7 +21,7 @@ def is_running(process: int) -> bool:
 def test_a_lane_ends_with_a_matrix_that_was_killed() -> None:
     script = (
         "import multiprocessing, os, time; from concurrent.futures import ProcessPoolExecutor; "
-        "from benchmarks.helpers.matrix_lane import end_with_parent\n"
+        "from benchmarks.helpers.matrix.lane import end_with_parent\n"
         "if __name__ == '__main__':\n"
         "    spawn = multiprocessing.get_context('spawn')\n"
         "    print(ProcessPoolExecutor(1, spawn, initializer=end_with_parent).submit(os.getpid).result(), flush=True)\n"

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.helpers.matrix_evaluation import evaluation_folder
-from benchmarks.helpers.matrix_tables import cell_replicates, collect, write_tables
-from tests.unit.benchmarks.helpers.experiments import answered, in_domain
+from benchmarks.helpers.matrix.evaluation import evaluation_folder
+from benchmarks.helpers.matrix.tables import cell_replicates, collect, write_tables
+from tests.unit.benchmarks.helpers.matrix.experiments import answered, in_domain
 
 
 def test_cells_are_means_by_column_and_drawn_by_image() -> None:

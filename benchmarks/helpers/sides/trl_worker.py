@@ -1,7 +1,7 @@
 """TRL's side of `vs_trl.py`: runs in TRL's own environment and takes one GRPO step per line on stdin.
 
 Uses neither Ray nor this package's training code, and vLLM only through TRL. Prints one JSON object per step: the
-seconds of the whole step and of its phases. `vs_trl.py` runs this file by its path, so `rewards` is found next to it.
+seconds of the whole step and of its phases. `vs_trl.py` runs this file by its path, with the repository on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ os.dup2(2, 1)  # libraries print to stdout too: only the copy above carries answ
 
 import torch  # noqa: E402
 
+from benchmarks.helpers.rewards import parity  # noqa: E402
 from medr1_ray.torchvision_shim import repair_imports  # noqa: E402
 
 repair_imports()  # before transformers imports torchvision, whose CUDA build fails next to a CPU build of torch
 
 from datasets import Dataset, Features, Image, Value  # noqa: E402
-from rewards import parity  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
