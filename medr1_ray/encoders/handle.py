@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,7 +34,8 @@ from medr1_ray.types import Image, Prompt, Question, StoredImage, pixels_digest
 
 _IN_A_CALL = 16
 _MOST_RESTARTS = 10
-_LOOK_SECONDS = 1.0
+# How often `meanwhile` runs in a wait, as while the driver waits for the learner.
+_LOOK_SECONDS = 0.05
 # So many images of a batch may hang, one after the other, before the actor itself says that the file system is gone.
 _HANGING_IN_A_ROW = 4
 
@@ -45,6 +46,7 @@ class _Batch:
 
     result: Any
     deadline_seconds: float
+    meanwhile: Callable[[], None]
 
     @cached_property
     def encoded(self) -> EncodedBatch:
@@ -57,12 +59,14 @@ class _Batch:
         end = time.monotonic() + self.deadline_seconds
         while not ray.wait([self.result], timeout=_LOOK_SECONDS)[0]:
             break_off_if_asked()
+            # First, because what is done meanwhile may take longer than this has left.
             if time.monotonic() > end:
                 raise RuntimeError(
                     f"prompts were not encoded within {self.deadline_seconds:g} s, which follows from "
                     "cluster.start_timeout_seconds and data.image_timeout_seconds; look into Ray's logs, and for a "
                     "node with the labels of cluster.labels.encoder, if there are any"
                 )
+            self.meanwhile()
         try:
             found: EncodedBatch = ray.get(self.result)
         except RayTaskError as error:
@@ -100,14 +104,15 @@ class EncoderActors:
             config.cluster.start_timeout_seconds + _HANGING_IN_A_ROW * config.data.image_timeout_seconds
         )
 
-    def encode(self, batch: EncodingBatch) -> tuple[_Batch, list[_StoredFile]]:
-        """Begin on a batch; the images are those of its files, in their order."""
+    def encode(self, batch: EncodingBatch, meanwhile: Callable[[], None]) -> tuple[_Batch, list[_StoredFile]]:
+        """Begin on a batch; the images are those of its files, in their order. `meanwhile` is called repeatedly while
+        somebody waits for it."""
         if not self._actors:
             self._actors = [self._start(f"encoder-{index}") for index in range(self._count)]
         actor = self._actors[next(self._next) % self._count]
         references = actor.encode.options(num_returns=1 + len(batch.images)).remote(batch)
         result, *images = references if batch.images else [references]
-        begun = _Batch(result, self._deadline_seconds)
+        begun = _Batch(result, self._deadline_seconds, meanwhile)
         return begun, [_StoredFile(begun, place, reference) for place, reference in enumerate(images)]
 
     def _start(self, name: str) -> Any:
@@ -124,10 +129,14 @@ class RemoteEncoder:
     """An `Encoder` whose work is done by the encoder actors.
 
     `IMAGE_CACHE_BYTES` of images that were used last are kept in the object store, besides those of what is begun.
+
+    `meanwhile` is called repeatedly during waits, which a slow disk may make long: the pool goes on with what its
+    actors answer.
     """
 
     def __init__(self, actors: EncoderActors, config: Config) -> None:
         self._actors = actors
+        self.meanwhile: Callable[[], None] = lambda: None
         self._settings = EncoderSettings.of(config)
         self._image_bytes = 3 * config.data.image_size**2
         self._begun: dict[str, tuple[Question, _Batch, int]] = {}  # by prompt id: place of its text in a batch
@@ -182,7 +191,7 @@ class RemoteEncoder:
     def _send(self, asked: Sequence[Asked]) -> None:
         questions = tuple(question for question, _ in asked)
         missing = tuple({each.image_path: None for each in questions if each.image_path not in self._images})
-        batch, images = self._actors.encode(EncodingBatch(self._settings, questions, missing))
+        batch, images = self._encode(EncodingBatch(self._settings, questions, missing))
         for image, path in zip(images, missing, strict=True):
             self._images.get(path, partial(_same, image), self._size)
         for place, (question, prompt_id) in enumerate(asked):
@@ -190,8 +199,12 @@ class RemoteEncoder:
 
     def _begin_image(self, path: str) -> _StoredFile:
         """Once more: it was evicted since the text of its question was begun."""
-        _, (image,) = self._actors.encode(EncodingBatch(self._settings, (), (path,)))
+        _, (image,) = self._encode(EncodingBatch(self._settings, (), (path,)))
         return image
+
+    def _encode(self, batch: EncodingBatch) -> tuple[_Batch, list[_StoredFile]]:
+        # What is begun before there is a pool may be waited for when there is one.
+        return self._actors.encode(batch, lambda: self.meanwhile())
 
     def _size(self, _: _StoredFile) -> int:
         return self._image_bytes

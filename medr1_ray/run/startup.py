@@ -75,7 +75,8 @@ def started_session(
         progress.message(f"drawing {config.data.phantom_images} phantoms below {config.data.root}")
         dataset = open_dataset(config.data)
     encoders = EncoderActors(config, data_files(config, dataset)) if engines is None else engines.encoders
-    encoder = RemoteEncoder(encoders, config)
+    # Evaluations have one of their own: both keep what comes next.
+    encoder, evaluation_encoder = RemoteEncoder(encoders, config), RemoteEncoder(encoders, config)
     before = load_config([config.run.dir / "config.yaml"], as_recorded=True) if resume else config
     directory = open_run_directory(config, resume=resume)
     if directory.set_aside:
@@ -103,8 +104,7 @@ def started_session(
     progress.message(dataset.description)
     for line in about_resuming(before, config, state) if state else ():
         progress.message(line)
-    # With an encoder of its own: both keep what comes next.
-    evaluation_prompts = EvaluationPrompts(dataset.evaluation, RemoteEncoder(encoders, config), progress.message)
+    evaluation_prompts = EvaluationPrompts(dataset.evaluation, evaluation_encoder, progress.message)
     live_metrics = LiveMetrics(directory.path.name)
     done = (state.step, state.metric_lines) if state else (0, 0)
     tracker = Tracker(config, directory.path, *done, live_metrics.set, progress.message)
@@ -147,8 +147,9 @@ def started_session(
             learner.load(checkpoint, meanwhile=engines.rollout_actors.poll)
         progress.message(f"the learner is up after {since_start():.0f} s; waiting for the engines")
         engines.wait_until_up()
-        probe = list(islice(evaluation_prompts, config.parity.probe_prompts))
         pool = RolloutPool(config, engines.rollout_actors, engines.reward_actors, stream, _ledger(state))
+        encoder.meanwhile = evaluation_encoder.meanwhile = pool.poll
+        probe = list(islice(evaluation_prompts, config.parity.probe_prompts))
         if state:
             # Before the stream is drawn from, so that older prompts are used first.
             pool.issue_again(stream.reissue(state.unused_prompts))

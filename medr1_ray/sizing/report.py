@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from medr1_ray.cluster.address import cluster_address
 from medr1_ray.cluster.resources import demands
 from medr1_ray.config import Config, automatic_transport
 from medr1_ray.config.loading import config_digest, config_yaml
@@ -16,6 +17,7 @@ from medr1_ray.sizing.memory import (
     rollout_parts,
     weight_sync_bytes,
 )
+from medr1_ray.sizing.stored_images import default_store_bytes, stored_image_bytes
 from medr1_ray.sizing.time import best_split, epoch_cost, step_size, step_time, sync_seconds
 
 REWARD_ACTOR_BYTES = 256 * 2**20
@@ -58,6 +60,7 @@ def dry_run(config: Config) -> str:
         _table(("actor", "count", "CPUs each", "GPUs each", "GPU memory each", "main memory each"), actors, right=5),
         f"Ray needs {cpus:g} CPUs and {gpus:g} GPUs.",
         _transport(config, shape),
+        *_stored_images(config, shape),
         f"A checkpoint takes {_size(checkpoint_bytes(config, shape))} below run.dir; at most "
         f"{checkpoints_at_once(config)} are there at once.",
         "\nMemory of each learner rank (estimate)",
@@ -93,6 +96,22 @@ def _transport(config: Config, shape: ModelShape) -> str:
         size = _size(weight_sync_bytes(config, shape))
         line += f"\nA weight sync needs {size} in a node's object store and /dev/shm."
     return line
+
+
+def _stored_images(config: Config, shape: ModelShape) -> list[str]:
+    images = stored_image_bytes(config)
+    lines = [f"Images take up to {_size(images)} of the object store on the encoders' node, by default the driver's."]
+    if cluster_address(config)[1]:
+        most = "A node gives its store 30 % of its memory, unless `ray start --object-store-memory` says otherwise."
+        return [*lines, most]
+    here, needed = default_store_bytes(), images + weight_sync_bytes(config, shape)
+    if here < needed:
+        lines += [
+            f"This machine's store would be {_size(here)} (30 % of the available memory, at most /dev/shm), too small",
+            f"for the {_size(needed)} of a sync and images: Ray would write to disk. Lower data.image_size or",
+            "train.prompts_per_step, or run `ray start --head --object-store-memory=BYTES` with a larger /dev/shm.",
+        ]
+    return lines
 
 
 def _time(config: Config, shape: ModelShape) -> str:

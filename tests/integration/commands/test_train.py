@@ -63,7 +63,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def asynchronous_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three asynchronous steps of two engines, whose last checkpoint is then damaged; after a resume five in all."""
+    """Three asynchronous steps of two engines, whose last checkpoint is then damaged; after a resume with one, five in
+    all."""
     folder = tmp_path_factory.mktemp("async")
     run = folder / "run"
     paths = [f"run.dir={run}", f"data.root={folder / 'phantoms'}", "train.max_staleness=2", "run.save_every=2"]
@@ -76,7 +77,8 @@ def asynchronous_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    second = _train("phantom_cpu.yaml", *paths, "train.steps=5", "learner.zero_stage=2", "run.resume=auto")
+    changed = ["train.steps=5", "learner.zero_stage=2", "rollout.actors=1"]
+    second = _train("phantom_cpu.yaml", *paths, *changed, "run.resume=auto")
     assert second.returncode == 0, second.stdout + second.stderr
     (folder / "second_output.txt").write_text(second.stdout)
     return folder
@@ -93,7 +95,8 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(asynchronous_run: Path)
 def test_a_run_whose_directory_is_lost_goes_on_from_its_storage(asynchronous_run: Path) -> None:
     folder, fresh = asynchronous_run, asynchronous_run / "fresh"
     paths = [f"run.dir={fresh}", f"data.root={folder / 'phantoms'}", f"run.storage=file://{folder / 'storage'}"]
-    done = _train("phantom_cpu.yaml", *paths, "train.max_staleness=2", "train.steps=6", "run.resume=auto")
+    changed = ["train.steps=6", "rollout.actors=1"]
+    done = _train("phantom_cpu.yaml", *paths, "train.max_staleness=2", *changed, "run.resume=auto")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"bringing checkpoint-5 from run.storage='file://{folder / 'storage'}'" in done.stdout
     assert "resuming after step 5 of 6" in done.stdout
@@ -275,7 +278,7 @@ def test_a_changed_copy_of_the_code_is_a_job_that_can_be_stopped_and_resumed(
     assert "`ray job stop` kills" not in logs
 
     steps = int(latest.read_text().strip().rpartition("-")[2]) + 2
-    done = ray(*submit, *training, f"train.steps={steps}", "--resume")
+    done = ray(*submit, *training, f"train.steps={steps}", "rollout.actors=1", "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "`ray job stop` kills this job 3 s after" in done.stdout, "it was submitted without more"
     summary = json.loads((run / "summary.json").read_text())

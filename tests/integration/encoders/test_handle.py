@@ -59,9 +59,9 @@ def sent(actors: EncoderActors, monkeypatch: pytest.MonkeyPatch) -> list[tuple[i
     sent: list[tuple[int, int]] = []
     encode = actors.encode
 
-    def watched(batch: Any) -> Any:
+    def watched(batch: Any, meanwhile: Any) -> Any:
         sent.append((len(batch.questions), len(batch.images)))
-        return encode(batch)
+        return encode(batch, meanwhile)
 
     monkeypatch.setattr(actors, "encode", watched)
     return sent
@@ -144,6 +144,37 @@ def test_an_encoder_that_does_not_answer_is_an_error_with_the_settings(
     try:
         with pytest.raises(RuntimeError, match=r"not encoded within 0\.5 s.*data\.image_timeout_seconds"):
             RemoteEncoder(actors, config).encode(questions[0], "a")
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+
+
+def test_the_driver_looks_after_others_while_it_waits_for_an_encoder(
+    actors: EncoderActors, config: Config, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "_deadline_seconds", 60.0)
+    stopped = [ray.get(actor.__ray_call__.remote(lambda self: os.getpid())) for actor in actors._actors]
+    remote = RemoteEncoder(actors, config)
+    # Begun before anybody has said what is to be done meanwhile.
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    remote.begin([(questions[0], "a"), (questions[1], "b")])
+    looks: list[str] = []
+
+    def look_after_others() -> None:
+        looks.append("a look")
+        if len(looks) == 3:
+            for process in stopped:
+                os.kill(process, signal.SIGCONT)
+
+    remote.meanwhile = look_after_others
+    try:
+        # They answer only after the third look.
+        assert isinstance(remote.encode(questions[0], "a"), Prompt)
+        assert len(looks) >= 3
+        looks.clear()
+        assert isinstance(remote.encode(questions[1], "b"), Prompt)
+        assert not looks, "of the same batch, which is there"
     finally:
         for process in stopped:
             os.kill(process, signal.SIGCONT)

@@ -23,7 +23,7 @@ from medr1_ray.pool.group_ledger import GroupStage, Ledger
 from medr1_ray.pool.groups import RolloutPool
 from medr1_ray.pool.incidents import Incidents
 from medr1_ray.rewards.functions import RewardError
-from medr1_ray.types import Prompt, Sampling
+from medr1_ray.types import Prompt, Question, Sampling
 from medr1_ray.weights.messages import WeightUpdate
 from tests.unit.pool.world import (
     QUESTION,
@@ -574,3 +574,29 @@ def test_engines_begin_on_an_evaluation_while_further_prompts_are_encoded(
     groups = pool.run(prompts(), Sampling(1, 4, 0.0))
     assert [group.prompt.id for group in groups] == [f"evaluation:{i}" for i in range(12)]
     assert under_way[:9] == [0, 0, 0, 0, 4, 4, 4, 4, 8]
+
+
+def test_rewards_and_assignments_go_on_while_a_question_is_encoded(world: World) -> None:
+    _, pool = a_pool(world, max_staleness=1, actors=2)
+    pool.fill(versions_ahead=0)
+    ready: list[int] = []
+
+    class Slow(Encoder):
+        """Waits as `RemoteEncoder` does for an encoder on a slow disk: longer than six groups take."""
+
+        def encode(self, question: Question, prompt_id: str) -> Prompt:
+            for _ in range(60):
+                pool.poll(1.0)
+            ready.append(len(pool.ledger.at(GroupStage.READY)))
+            return super().encode(question, prompt_id)
+
+    assert pool._stream is not None
+    pool._stream._encoder = Slow()
+    used = [group.prompt.id for group in pool.take(0)]
+    assert len(set(used)) == 6
+    pool.load_weights(update(1))
+    pool.fill(versions_ahead=0)
+    assert ready == [6, 7, 8, 9, 10, 11], "of 12 in flight, the one before is answered while the next is encoded"
+    counts = pool.ledger.counts()
+    assert (counts.issued, counts.in_flight, counts.reissued, counts.late) == (18, 12, 0, 0)
+    assert len(pool.take(1)) == 6

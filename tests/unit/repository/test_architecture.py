@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "rollout": {"types", "base", "config", "model", "weights"},
     "learner": {"types", "base", "config", "model", "weights", "cluster"},
     "pool": {"types", "base", "config", "cluster", "data", "encoders", "rewards", "rollout", "weights"},
-    "sizing": {"config", "cluster", "model", "rollout"},
+    "sizing": {"config", "cluster", "model", "rollout", "data"},
     "tiny": {"types", "base", "config", "data", "rewards"},
     "evaluation": {"types", "base", "config", "data", "model", "rewards", "weights", "pool"},
     "records": {"types", "base", "config", "data", "learner", "pool", "evaluation"},
