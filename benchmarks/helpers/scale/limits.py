@@ -75,6 +75,11 @@ class Cluster:
         """Of learner and engines."""
         return self.split.ranks + self.split.actors
 
+    @property
+    def engine_seconds(self) -> float:
+        """An engine's time for a group: the slower, the fewer groups it answers in a call."""
+        return self.split.time.rollout_seconds * self.split.actors / self.config.train.prompts_per_step
+
 
 @dataclass(frozen=True)
 class Limits:
