@@ -5,7 +5,7 @@
 The data are made: files of 384 x 384 pixels, each with bytes of its own, in OmniMedVQA's layout, with questions of its
 modalities and types. Engines are fake (`medr1_ray/rollout/fake_actor.py`), 20 ms a group. Peak memory is the largest
 resident set of one process, as the kernel counts it; shared memory of Ray's object store counts where it was touched.
-`theirs` is the limit that a start on such data is to stay within.
+`theirs` is what a start, and the run after it, are to stay within.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.helpers.data.made import PIXELS, make
 from benchmarks.helpers.shapes import ROOT, WORK
 
 STEPS = 50
-START_SECONDS, START_BYTES = 30.0, 2e9
+START_SECONDS, START_GIGABYTES, RUN_GIGABYTES = 10.0, 1.0, 2.0
 
 
 def measured(*words: str) -> tuple[str, float, float]:
@@ -70,14 +70,17 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
     said, _, size = measured("-m", "benchmarks.helpers.data.large_start", str(STEPS), *settings)
     told = json.loads(said.splitlines()[-1])
     took = told["seconds"]
-    given |= {"train": told["train"], "evaluation": told["evaluation"], **took}
+    given |= {name: told[name] for name in ("train", "evaluation", "peak gigabytes")} | took
     start = took["reading and checks"] + took["stream"] + took["evaluation prompts"]
+    # The last phase of a start; the peak of the process itself includes what it does as it ends.
+    peak, whole = told["peak gigabytes"]["evaluation prompts"], size / 1e9
+    what = "peak memory of the driver"
     return [
         Result("start of a run", start, START_SECONDS, "s", START_SECONDS / start, None, given),
-        Result("start and steps, peak memory of the driver", size / 1e9, START_BYTES / 1e9, "GB", START_BYTES / size,
-               None, given),
+        Result(f"start of a run, {what}", peak, START_GIGABYTES, "GB", START_GIGABYTES / peak, None, given),
+        Result(f"start, evaluation and steps, {what}", whole, RUN_GIGABYTES, "GB", RUN_GIGABYTES / whole, None, given),
         *results,
-    ]  # fmt: skip
+    ]
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -67,7 +67,7 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
     fewest, most = measured[sizes[0]], measured[sizes[-1]]
     costs = Costs(most.driver_seconds, encoder_seconds(), most.reward_seconds, most.sent_bytes)
     print(measured_table(measured, latency))
-    calculated = calculate(planned, costs, arguments.hardware)
+    calculated = calculate(planned, costs, arguments.hardware, latency)
     results = [
         _result(f"driver, {actors} fake engines", found.groups_per_second, actors, latency, asdict(found))
         for actors, found in sorted(measured.items(), reverse=True)  # `command` makes the first its headline
@@ -112,12 +112,15 @@ def measured_table(measured: Mapping[int, Measured], latency_seconds: float) -> 
     return "\n".join(lines)
 
 
-def calculate(planned: Mapping[str, list[Cluster]], costs: Costs, hardware: Path) -> dict[str, Any]:
+def calculate(
+    planned: Mapping[str, list[Cluster]], costs: Costs, hardware: Path, latency_seconds: float
+) -> dict[str, Any]:
     """Print what holds up each mode's clusters; return it for JSON."""
     print(
         "\nCALCULATED: groups/s that each part could sustain by itself, with steps of "
         f"{GROUPS_PER_GPU} groups for each GPU.\n"
-        "Driver and rewards: as measured with the most engines. Encoders: "
+        f"Driver and rewards: as measured, with the most engines, at {1000 * latency_seconds:g} ms a group; slower "
+        "engines cost the driver more (--latency-seconds).\nEncoders: "
         f"{1000 * costs.encoder_seconds:.1f} ms for a question and its image.\n"
         f"Engines, learner, sync: estimates on the rates of {hardware.name}; no training on GPUs has been measured.\n"
         "`step`: engines and learner at the same time, then the sync. `all`: the step and what is beside it, at once."
@@ -126,7 +129,8 @@ def calculate(planned: Mapping[str, list[Cluster]], costs: Costs, hardware: Path
     for mode in MODES:
         sizes = planned[mode.name]
         said = verdict(sizes, costs)
-        title = f"{mode.name}, {mode.completion_tokens} tokens a completion"
+        engine = f"{1000 * sizes[0].engine_seconds:.0f} ms a group of an engine"
+        title = f"{mode.name}, {mode.completion_tokens} tokens a completion, {engine}"
         print("\n".join(["", title, table(sizes, costs), *(f"- {line}" for line in said)]))
         rows = [{"gpus": size.gpus, "ranks": size.split.ranks, **asdict(limits(size, costs))} for size in sizes]
         found[mode.name] = {"bottleneck": said, "clusters": rows}

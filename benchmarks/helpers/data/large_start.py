@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from itertools import islice
+from pathlib import Path
 
 import ray
 
@@ -34,13 +35,14 @@ def main() -> None:
     steps, *settings = sys.argv[1:]
     config = load_config([], settings)
     took: dict[str, float] = {}
+    peak: dict[str, float] = {}
     start = time.perf_counter()
 
     def lap(name: str) -> None:
         nonlocal start
         now = time.perf_counter()
-        took[name], start = now - start, now
-        progress(f"{name}: {took[name]:.1f} s")
+        took[name], peak[name], start = now - start, _peak_gigabytes(), now
+        progress(f"{name}: {took[name]:.1f} s, {peak[name]:.2f} GB at most until then")
 
     dataset = check_start(config, resume=False)
     assert dataset is not None
@@ -65,7 +67,14 @@ def main() -> None:
         pool.drain_spans()
     lap("steps")
     took["steps, processor of the driver"] = time.process_time() - processor
-    print(json.dumps({"train": len(dataset.train), "evaluation": len(dataset.evaluation), "seconds": took}))
+    questions = {"train": len(dataset.train), "evaluation": len(dataset.evaluation)}
+    print(json.dumps({**questions, "seconds": took, "peak gigabytes": peak}))
+
+
+def _peak_gigabytes() -> float:
+    """Return the largest resident set that this process has had, as the kernel counts it."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024 / 1e9
 
 
 def _pool(config: Config, stream: PromptStream) -> RolloutPool:

@@ -25,6 +25,8 @@ GROUP_SIZE = 8
 """As in what is measured."""
 GROUPS_PER_GPU = 16
 """Assumed: a step of so many groups for each GPU, so that a larger cluster takes larger steps."""
+DRIVER_CORES = 1.0
+"""Assumed: what all of the driver's threads get together, at least: Python's take turns, Ray's own in C++ do not."""
 ENCODER_CORES = 1.0
 """Assumed: what an encoder actor gets of its four threads, in cores."""
 NODE_BYTES_PER_SECOND = 1.75e9
@@ -72,6 +74,11 @@ class Cluster:
     def gpus(self) -> int:
         """Of learner and engines."""
         return self.split.ranks + self.split.actors
+
+    @property
+    def engine_seconds(self) -> float:
+        """An engine's time for a group: the slower, the fewer groups it answers in a call."""
+        return self.split.time.rollout_seconds * self.split.actors / self.config.train.prompts_per_step
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ def limits(cluster: Cluster, costs: Costs) -> Limits:
         "engines": groups / time.rollout_seconds,
         "learner": groups / time.update_seconds,
         "sync": groups / time.weight_sync_seconds if time.weight_sync_seconds else math.inf,
-        "driver": 1 / costs.driver_seconds,
+        "driver": DRIVER_CORES / costs.driver_seconds,
         "encoders": config.data.encoders * ENCODER_CORES / costs.encoder_seconds,
         "images": NODE_BYTES_PER_SECOND / (image_bytes + costs.sent_bytes),
         "rewards": config.reward.actors / costs.reward_seconds,
@@ -138,7 +145,7 @@ def gpus_to_fill(driver_seconds: float, largest: Cluster) -> int:
     """Return the number of GPUs from which on a driver of this cost is slower than they are, taking the largest
     cluster's rate for each GPU."""
     for_each_gpu = largest.config.train.prompts_per_step / largest.split.time.seconds / largest.gpus
-    return math.ceil(1 / driver_seconds / for_each_gpu)
+    return math.ceil(DRIVER_CORES / driver_seconds / for_each_gpu)
 
 
 def table(sizes: Sequence[Cluster], costs: Costs) -> str:

@@ -13,12 +13,12 @@ from benchmarks.scale import HARDWARE, calculate, measured_table
 
 def test_the_bottleneck_is_named_for_both_modes_at_the_costs_measured(capsys: pytest.CaptureFixture[str]) -> None:
     planned = {mode.name: clusters(mode, HARDWARE) for mode in MODES}
-    slow = calculate(planned, Costs(5e-3, 1e-6, 1e-6, 0.0), HARDWARE)
+    slow = calculate(planned, Costs(5e-3, 1e-6, 1e-6, 0.0), HARDWARE, 0.02)
     said = capsys.readouterr().out
     assert set(slow) == {"2B No-Think", "2B Think"}
     assert said.count("1,000 GPUs: the bottleneck is the driver: no setting helps") == 2
     assert said.count("at the 5.00 ms a group measured") == 2
-    fast = calculate(planned, Costs(1e-6, 1e-6, 1e-6, 0.0), HARDWARE)
+    fast = calculate(planned, Costs(1e-6, 1e-6, 1e-6, 0.0), HARDWARE, 0.02)
     assert "bottleneck is the driver" not in capsys.readouterr().out
     for mode in slow:
         assert slow[mode]["clusters"][-1]["rates"]["driver"] == pytest.approx(200)

@@ -81,6 +81,11 @@ def test_the_gpus_that_fill_a_driver() -> None:
     assert gpus_to_fill(0.5e-3, cluster(rollout=18.0)) == 2500
 
 
+def test_the_time_of_an_engine() -> None:
+    # 640 groups in 8 s on 30 engines.
+    assert cluster().engine_seconds == pytest.approx(0.375)
+
+
 def test_the_verdict_names_each_bottleneck_and_what_to_change() -> None:
     small = cluster()
     # Twice the groups in the same time: 128 a second, of which the encoders do 100 and the driver 110.
