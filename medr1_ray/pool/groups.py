@@ -21,6 +21,7 @@ from medr1_ray.data.stream import PromptStream
 from medr1_ray.pool.actor_states import ActorCounts
 from medr1_ray.pool.actors import RolloutActors
 from medr1_ray.pool.calls.engine_calls import EngineCalls
+from medr1_ray.pool.calls.failures import raise_if_image_is_lost
 from medr1_ray.pool.calls.generation import Generation
 from medr1_ray.pool.calls.measurements import Measurements
 from medr1_ray.pool.group_ledger import GroupStage, Ledger, room
@@ -310,6 +311,7 @@ class RolloutPool:
         # Ray raises an error that is a RayTaskError and an instance of the actor's own exception type.
         if isinstance(error, ValueError):  # The engine refused the prompt, as any other engine would.
             raise ValueError(str(getattr(error, "cause", error)))
+        raise_if_image_is_lost(error)
         # The end of a node has nothing to do with what was generated there.
         if self._actors.has(actor) and not is_node_loss(error):
             self._ended_generating[actor] = describe_error(error)

@@ -21,9 +21,11 @@ FLOAT32_BYTES = 4
 ADAM_BYTES = 12  # a float32 master weight and its two moments
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
-# Main memory of a process before it holds any tensor, measured on Linux x86-64. A CUDA context is extra.
-LEARNER_PROCESS_BYTES = 512 * 2**20
-ROLLOUT_PROCESSES_BYTES = 2 * 640 * 2**20  # the actor and vLLM's engine process
+# Main memory of processes besides their tensors, measured on Linux x86-64 with CPU builds (docs/log.md): what libraries
+# allocate when they are imported, their pages, which the processes of an actor share, and what allocators keep. A CUDA
+# context is extra.
+LEARNER_PROCESS_BYTES = 672 * 2**20
+ROLLOUT_PROCESSES_BYTES = 1536 * 2**20  # the actor and vLLM's engine process
 CUDA_CONTEXT_BYTES = 600 * 2**20
 
 Place = Literal["device", "main"]

@@ -13,7 +13,7 @@ def peak_of_rank(actor: Any) -> int:
     """Return the bytes that this rank's tensors took on its GPU, or this process in main memory, at most."""
     import torch
 
-    return torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else _resident(Path("/proc/self"))
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else _peak(Path("/proc/self"))
 
 
 def peak_of_engine(actor: Any) -> int | None:
@@ -25,7 +25,7 @@ def peak_of_engine(actor: Any) -> int | None:
     gpus = ray.get_gpu_ids()
     if not gpus:
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        return sum(_resident(Path("/proc", str(process.pid))) for process in processes)
+        return _peak(*(Path("/proc", str(process.pid)) for process in processes))
     query = [f"--id={','.join(map(str, gpus))}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(
@@ -36,7 +36,18 @@ def peak_of_engine(actor: Any) -> int | None:
         return None
 
 
-def _resident(process: Path) -> int:
-    """Return the largest resident set that a process has had, as the kernel counts it."""
-    status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
+def _peak(*processes: Path) -> int:
+    """Return the largest resident sets that these processes have had, together, as the kernel counts them.
+
+    Pages of files, which are libraries, are shared, and counted once. Ray's object store and staged weights are not
+    those of a process, and left out.
+    """
+    told = [_status(process) for process in processes]
+    of_files = max(each["RssFile"] for each in told)
+    return of_files + sum(each["VmHWM"] - each["RssFile"] - each["RssShmem"] for each in told)
+
+
+def _status(process: Path) -> dict[str, int]:
+    """Return what `/proc/<pid>/status` has in bytes, by name."""
+    lines = (line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    return {name: int(value.split()[0]) * 1024 for name, value in lines if value.endswith(" kB")}

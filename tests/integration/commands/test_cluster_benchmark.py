@@ -56,8 +56,9 @@ def check(mode: dict[str, Any], text: str) -> None:
     assert 0 < mode["mfu"] < 1
     assert all(0 <= idle <= 1 for idle in mode["idle"].values())
     memory = mode["memory_gib"]
-    assert memory["rank"] == pytest.approx(memory["rank_estimated"], rel=0.5)
-    assert memory["engine"] == pytest.approx(memory["engine_estimated"], rel=0.5)
+    for actor in ("rank", "engine"):
+        # The estimate is for the largest batches, and shall not be too low.
+        assert 0.75 < memory[actor] / memory[f"{actor}_estimated"] < 1.05, (actor, memory)
     assert 0 < mode["logprob_gap_mean"] < 1e-3
     planned, speed, phases = (
         [number(cell) for cell in line.removeprefix(mode["mode"]).split()]

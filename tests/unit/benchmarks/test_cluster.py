@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import cluster
 from benchmarks.helpers.cluster import measuring
-from benchmarks.helpers.cluster.memory import peak_of_engine, peak_of_rank
+from benchmarks.helpers.cluster.memory import _peak, peak_of_engine, peak_of_rank
 from benchmarks.helpers.cluster.modes import Mode, modes
 from benchmarks.helpers.cluster.report import Row
 from benchmarks.helpers.cluster.settings import make_plan
@@ -152,3 +152,13 @@ def test_peaks_are_of_the_process_without_gpus_and_of_the_fullest_gpu_with_some(
 
     monkeypatch.setattr("subprocess.run", missing)
     assert peak_of_engine(None) is None
+
+
+def test_what_processes_share_is_counted_once_and_the_object_store_not_at_all(tmp_path: Path) -> None:
+    told = {"actor": (900, 250, 12), "engine": (1800, 240, 30)}
+    for name, (peak, of_files, shared) in told.items():
+        (tmp_path / name).mkdir()
+        lines = [f"Name:\t{name}", f"VmHWM:\t  {peak} kB", f"RssFile:\t  {of_files} kB", f"RssShmem:\t  {shared} kB"]
+        (tmp_path / name / "status").write_text("\n".join([*lines, "Threads:\t3", "Cpus_allowed_list:\t0-1"]))
+    assert _peak(tmp_path / "actor") == 888 * 1024
+    assert _peak(tmp_path / "actor", tmp_path / "engine") == (638 + 1530 + 250) * 1024

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from medr1_ray.config import LossSettings
 from medr1_ray.data.stream import PromptStream
@@ -454,6 +454,18 @@ def test_a_prompt_that_the_engine_refuses_ends_the_run_and_not_the_actor(world: 
     with pytest.raises(ValueError, match=r"^rollout-0: the engine refused prompt '0\.0:q': too long$"):
         pool._on_lost("rollout-0", RayTaskError("generate", "Traceback: ...", refusal).as_instanceof_cause())
     assert actors.serving.keys() == {"rollout-0"}
+
+
+def test_an_image_that_nobody_can_make_ends_the_run_and_blames_neither_actor_nor_question(world: World) -> None:
+    actors, pool = a_pool(world, actors=1)
+    pool.fill(versions_ahead=0)
+    lost = RayTaskError("generate", "Traceback: ...", ActorDiedError()).as_instanceof_cause()
+    with pytest.raises(RuntimeError, match=r"^an image was lost, and its encoder is gone for good"):
+        pool._on_lost("rollout-0", lost)
+    assert actors.serving.keys() == {"rollout-0"}
+    assert not list(pool._suspects)
+    pool._on_lost("rollout-0", ActorDiedError())
+    assert not actors.serving, "its own death is another matter"
 
 
 def test_spans_are_given_out_once(world: World) -> None:
