@@ -16,16 +16,17 @@ measured with the fewest.
 
 CALCULATED, for 2B No-Think and 2B Think on 8 to 1,000 GPUs in their fastest split (`helpers/scale/limits.py`): the
 groups a second that engines, learner, weight sync, driver, encoder actors, the network that their images take, and
-reward actors could each sustain; the lowest, in words, and what to change. Costs are those of this run with the most
-engines; engines and learner are estimates on the rates of `--hardware`, measured in no training on GPUs. Slower engines
-answer fewer groups in a call, which costs the driver more: for theirs run again with their `--latency-seconds`.
+reward actors could each sustain; the lowest, in words, and what to change. Costs are measured in this run, with the
+largest number of fake engines, each as fast as the mode's is estimated to be: slower ones answer fewer groups in a
+call, which costs the driver more. Engines and learner are estimates on the rates of `--hardware`, measured in no
+training on GPUs.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,18 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
     sizes = sorted(arguments.sizes or (MEASURED[:3] if arguments.quick else MEASURED))
     latency = arguments.latency_seconds
     planned = {mode.name: clusters(mode, arguments.hardware) for mode in MODES}  # first, since it may be refused
-    measured = {actors: measure(actors, latency) for actors in sizes}
-    fewest, most = measured[sizes[0]], measured[sizes[-1]]
-    costs = Costs(most.driver_seconds, encoder_seconds(), most.reward_seconds, most.sent_bytes)
-    print(measured_table(measured, latency))
-    calculated = calculate(planned, costs, arguments.hardware, latency)
+    measured = [measure(engines, latency) for engines in sizes]
+    fewest, most = measured[0], measured[-1]
+    # Slower engines answer fewer groups in a call.
+    of_mode = {name: measure(most.engines, plan[0].engine_seconds) for name, plan in planned.items()}
+    print(measured_table([*measured, *of_mode.values()]))
+    calculated = calculate(planned, of_mode, encoder_seconds(), arguments.hardware)
     results = [
-        _result(f"driver, {actors} fake engines", found.groups_per_second, actors, latency, asdict(found))
-        for actors, found in sorted(measured.items(), reverse=True)  # `command` makes the first its headline
+        _result(f"driver, {found.engines} fake engines", found.groups_per_second, found.engines, latency, asdict(found))
+        for found in reversed(measured)  # `command` makes the first its headline
     ]
     results[0] = replace(results[0], settings={**results[0].settings, "calculated": calculated})
-    overhead = max(0.0, sizes[0] / fewest.groups_per_second - latency)
+    overhead = max(0.0, fewest.engines / fewest.groups_per_second - latency)
     calibration = {
         "calibrated_on": f"{sizes[0]} and {sizes[-1]} measured",
         "driver_seconds": most.driver_seconds,
@@ -86,56 +88,58 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
     return results
 
 
-def measure(actors: int, latency_seconds: float) -> Measured:
+def measure(engines: int, engine_seconds: float) -> Measured:
     """Run the pool with so many fake engines, in a Ray of its own."""
-    config = scale_config(actors)
+    config = scale_config(engines)
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        found = run_pool(config, actors, latency_seconds)
+        found = run_pool(config, engines, engine_seconds)
     finally:
         ray.shutdown()
-    progress(f"{actors}: {found}")
+    progress(str(found))
     return found
 
 
-def measured_table(measured: Mapping[int, Measured], latency_seconds: float) -> str:
+def measured_table(measured: Sequence[Measured]) -> str:
     lines = [
-        f"\nMEASURED: fake engines that answer a group every {1000 * latency_seconds:g} ms; of each group:",
-        "engines  groups/s  of the limit  driver, processor ms  reward actor, ms  calls   bytes",
+        "\nMEASURED with fake engines, each of which answers a group in so many ms; of each group:",
+        "engines     ms  groups/s  of the limit  driver, processor ms  reward actor, ms  calls   bytes",
     ]
-    for actors, found in measured.items():
-        of_limit = found.groups_per_second * latency_seconds / actors
+    for found in measured:
+        of_limit = found.groups_per_second * found.engine_seconds / found.engines
         lines.append(
-            f"{actors:7}  {found.groups_per_second:8.1f}  {of_limit:12.2f}  {1000 * found.driver_seconds:20.2f}  "
-            f"{1000 * found.reward_seconds:16.2f}  {found.calls:5.2f}  {found.sent_bytes:6,.0f}"
+            f"{found.engines:7}  {1000 * found.engine_seconds:5.0f}  {found.groups_per_second:8.1f}  {of_limit:12.2f}  "
+            f"{1000 * found.driver_seconds:20.2f}  {1000 * found.reward_seconds:16.2f}  {found.calls:5.2f}  "
+            f"{found.sent_bytes:6,.0f}"
         )
     return "\n".join(lines)
 
 
 def calculate(
-    planned: Mapping[str, list[Cluster]], costs: Costs, hardware: Path, latency_seconds: float
+    planned: Mapping[str, list[Cluster]], measured: Mapping[str, Measured], encoder: float, hardware: Path
 ) -> dict[str, Any]:
-    """Print what holds up each mode's clusters; return it for JSON."""
+    """Print what holds up each mode's clusters, at the costs `measured` with engines as fast as the mode's and an
+    encoder's seconds for a question; return it for JSON."""
     print(
         "\nCALCULATED: groups/s that each part could sustain by itself, with steps of "
         f"{GROUPS_PER_GPU} groups for each GPU.\n"
-        f"Driver and rewards: as measured, with the most engines, at {1000 * latency_seconds:g} ms a group; slower "
-        "engines cost the driver more (--latency-seconds).\nEncoders: "
-        f"{1000 * costs.encoder_seconds:.1f} ms for a question and its image.\n"
+        "Driver and rewards: as measured with engines as fast as the mode's. Encoders: "
+        f"{1000 * encoder:.1f} ms for a question and its image.\n"
         f"Engines, learner, sync: estimates on the rates of {hardware.name}; no training on GPUs has been measured.\n"
         "`step`: engines and learner at the same time, then the sync. `all`: the step and what is beside it, at once."
     )
-    found = {}
+    calculated = {}
     for mode in MODES:
-        sizes = planned[mode.name]
+        sizes, found = planned[mode.name], measured[mode.name]
+        costs = Costs(found.driver_seconds, encoder, found.reward_seconds, found.sent_bytes)
         said = verdict(sizes, costs)
         engine = f"{1000 * sizes[0].engine_seconds:.0f} ms a group of an engine"
         title = f"{mode.name}, {mode.completion_tokens} tokens a completion, {engine}"
         print("\n".join(["", title, table(sizes, costs), *(f"- {line}" for line in said)]))
         rows = [{"gpus": size.gpus, "ranks": size.split.ranks, **asdict(limits(size, costs))} for size in sizes]
-        found[mode.name] = {"bottleneck": said, "clusters": rows}
+        calculated[mode.name] = {"bottleneck": said, "measured": asdict(found), "clusters": rows}
     print()
-    return found
+    return calculated
 
 
 def _result(

@@ -39,9 +39,12 @@ _IMAGES = 128
 
 @dataclass(frozen=True)
 class Measured:
-    """Groups per second; and for each group the processor seconds of the driver and of the reward actors, the driver's
-    calls, and the bytes over the loopback."""
+    """With so many fake engines, each of which takes `engine_seconds` for a group: groups per second; and for each
+    group the processor seconds of the driver and of the reward actors, the driver's calls, and the bytes over the
+    loopback."""
 
+    engines: int
+    engine_seconds: float
     groups_per_second: float
     driver_seconds: float
     reward_seconds: float
@@ -75,15 +78,15 @@ def processes_of(actor_class: type) -> list[psutil.Process]:
     return found
 
 
-def run_pool(config: Config, actors: int, latency_seconds: float) -> Measured:
+def run_pool(config: Config, engines: int, engine_seconds: float) -> Measured:
     """Run some steps of the training loop without a learner: take groups, fill ahead, publish a version."""
     calls = CountedCalls()
-    launch = fake_launcher(FakeBehaviour(group_seconds=GROUPS_AT_ONCE * latency_seconds, spread=SPREAD))
+    launch = fake_launcher(FakeBehaviour(group_seconds=GROUPS_AT_ONCE * engine_seconds, spread=SPREAD))
     rollout_actors = RolloutActors(config, calls, progress, launch)
     rewards = RewardActors(config, calls, progress)
     rollout_actors.wait_until_up()
     rewards.wait_until_up()
-    progress(f"{actors} fake rollout actors are up")
+    progress(f"{engines} fake rollout actors are up")
     ledger = Ledger(time.monotonic)
     stream = open_stream(config, RemoteEncoder(EncoderActors(config), config))
     pool = RolloutPool(config, rollout_actors, rewards, stream, ledger)
@@ -107,7 +110,7 @@ def run_pool(config: Config, actors: int, latency_seconds: float) -> Measured:
         pool.drain_spans()
     seconds = time.perf_counter() - start
     driver, reward, called, sent = ((after - first) / groups for after, first in zip(spent(), before, strict=True))
-    return Measured(groups / seconds, driver, reward, called, sent)
+    return Measured(engines, engine_seconds, groups / seconds, driver, reward, called, sent)
 
 
 def scale_config(actors: int) -> Config:
