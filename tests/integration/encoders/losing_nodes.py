@@ -20,45 +20,41 @@ from medr1_ray.encoders.handle import EncoderActors, RemoteEncoder
 from medr1_ray.types import Image, Prompt, Question, StoredImage, pixels_of
 
 ENCODERS = {"role": "encoder"}
+# Of a node without processes; by default after 15 s.
+NOTICES_EARLY = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 
 
 class Reader:
-    """Asks for images as an engine or a learner rank does, on a node of its own."""
+    """Asks for images as an engine or a learner rank does, in a process of its own."""
 
     def read(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
         return [pixels_of(image) for image in images]
 
 
-def read_after_losses(config: Config, questions: Sequence[Question]) -> list[list[NDArray[np.uint8]]]:
-    """Return what a reader finds of the images of the first half of the questions, when their encoder's node has died
-    and there is another one, and of those of the second half, when there is another one only while it waits.
+def read_after_loss(config: Config, questions: Sequence[Question]) -> list[NDArray[np.uint8]]:
+    """Return what a reader finds of the questions' images, when the node where they were made has died and there is
+    another one only while it waits.
 
     Runs in a process without Ray; all nodes are processes of this machine.
     """
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ.pop("RAY_ADDRESS", None)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    reading = cluster.add_node(num_cpus=1)
-    first = cluster.add_node(num_cpus=1, labels=ENCODERS)
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": NOTICES_EARLY}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    lost = cluster.add_node(num_cpus=1, labels=ENCODERS)
     ray.init(address=cluster.address, log_to_driver=False)
     try:
-        place = NodeAffinitySchedulingStrategy(reading.node_id, soft=False)
-        reader = ray.remote(Reader).options(num_cpus=0, scheduling_strategy=place).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        reader = ray.remote(Reader).options(num_cpus=0, scheduling_strategy=here).remote()
         encoder = RemoteEncoder(EncoderActors(config), config)
-        half = len(questions) // 2
-
-        images = _encoded(encoder, questions[:half])
-        second = cluster.add_node(num_cpus=1, labels=ENCODERS)
-        _kill(cluster, first)
-        found = [ray.get(reader.read.remote(images))]
-
-        images = _encoded(encoder, questions[half:])
-        _kill(cluster, second)
+        images = _encoded(encoder, questions)
+        _kill(cluster, lost)
         asked = reader.read.remote(images)
-        while any(node["NodeID"] == second.node_id and node["Alive"] for node in ray.nodes()):
+        while any(node["NodeID"] == lost.node_id and node["Alive"] for node in ray.nodes()):
             time.sleep(0.1)
         cluster.add_node(num_cpus=1, labels=ENCODERS)
-        return [*found, ray.get(asked)]
+        found: list[NDArray[np.uint8]] = ray.get(asked)
+        return found
     finally:
         ray.shutdown()
         cluster.shutdown()
