@@ -57,6 +57,15 @@ class StoredImage:
     shape: tuple[int, int, int]
     digest: str
 
+    def checked(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The pixels. Raises ValueError where Ray has made them again, and they are no longer those of this image."""
+        if pixels.shape != self.shape:
+            raise ValueError(
+                f"an image of shape {self.shape} was lost with its node, and made again it has shape {pixels.shape}: "
+                "its file cannot be read any more, or is another one; restore it and go on with --resume"
+            )
+        return pixels
+
 
 Image = NDArray[np.uint8] | StoredImage
 """An image at hand, uint8 [H, W, 3], or in the object store."""
@@ -75,7 +84,7 @@ def all_pixels(images: Sequence[Image]) -> list[NDArray[np.uint8]]:
     import ray
 
     found = iter(ray.get(references))
-    return [next(found) if isinstance(image, StoredImage) else image for image in images]
+    return [image.checked(next(found)) if isinstance(image, StoredImage) else image for image in images]
 
 
 def pixels_digest(pixels: NDArray[np.uint8]) -> str:

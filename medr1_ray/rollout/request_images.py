@@ -17,9 +17,10 @@ _MOST_SECONDS = 0.1
 
 async def with_pixels(prompt: Prompt) -> Prompt:
     """The prompt with its pixels in place of a reference to them; other calls go on in the meantime."""
-    if not isinstance(prompt.image, StoredImage):
+    image = prompt.image
+    if not isinstance(image, StoredImage):
         return prompt
-    return replace(prompt, image=await prompt.image.reference)
+    return replace(prompt, image=image.checked(await image.reference))
 
 
 def begin_fetching(prompts: Iterable[Prompt]) -> list[asyncio.Task[Prompt]]:

@@ -35,6 +35,16 @@ def test_a_prompt_has_its_pixels_in_place_of_the_reference() -> None:
     asyncio.run(test())
 
 
+def test_an_image_that_became_another_when_it_was_made_again_is_refused() -> None:
+    async def test() -> None:
+        reference = asyncio.get_running_loop().create_future()
+        reference.set_result(np.zeros((0, 0, 3), np.uint8))
+        with pytest.raises(ValueError, match=r"shape \(2, 2, 3\) was lost .* made again it has shape \(0, 0, 3\)"):
+            await with_pixels(stored(reference))
+
+    asyncio.run(test())
+
+
 def test_one_from_far_is_not_waited_for_long_and_nothing_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_SECONDS", 0.01)
 
