@@ -94,7 +94,7 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> Result:
         "accuracy": arguments.accuracy,
         "reached": asdict(there) if there else None,
         "end": asdict(evaluations[-1]),
-        "accuracy_blank_image": accuracies["blank_image"]["accuracy"],
+        "accuracy_blank_image": accuracies["blank_image"],
     }
     return Result(name, there.seconds if there else math.inf, math.nan, "s", math.nan, None, settings)
 

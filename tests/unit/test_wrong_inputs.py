@@ -78,7 +78,7 @@ CASES = [
     ("train", f"{RUN} learner.learning_rate=.nan", ["learner.learning_rate=nan", "finite"]),
     ("train", f"{RUN} learner.learning_rate=-1", ["learner.learning_rate=-1", "greater than 0"]),
     ("train", f"{RUN} loss.clip_low=1.5", ["loss.clip_low=1.5", "less than 1"]),
-    ("train", f"{RUN} learner.warmup_steps=500", ["learner.warmup_steps=500", "use at most 450"]),
+    ("train", f"{RUN} train.steps=450 learner.warmup_steps=500", ["learner.warmup_steps=500", "use at most 450"]),
     ("train", f"{RUN} learner.betas=[0.9]", ["learner.betas"]),
     ("train", f"{RUN} mode=thinking", ["mode='thinking'", "'think', 'no_think' or 'think_after'"]),
     ("train", f"{RUN} objective=sft", ["objective=sft", "python -m medr1_ray.sft"]),

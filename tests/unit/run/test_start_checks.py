@@ -71,16 +71,17 @@ def test_weights_that_leave_no_question_are_found_in_the_data(tmp_path: Path) ->
 
 
 def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path) -> None:
-    before = config(tmp_path)
+    before = config(tmp_path, "train.steps=450")
     assert about_resuming(before, before, state(120)) == ["resuming after step 120 of 450"]
-    moved = config(tmp_path, "data.root=elsewhere")
+    moved = config(tmp_path, "train.steps=450", "data.root=elsewhere")
     assert about_resuming(before, moved, state(120))[1:] == [
         f"data.root was {tmp_path / 'data'}, is elsewhere: the questions are the same"
     ]
 
 
 def test_a_learning_rate_that_jumps_is_said_loudly(tmp_path: Path) -> None:
-    before, longer = config(tmp_path), config(tmp_path, "train.steps=900")
+    given = ["learner.learning_rate=4e-4", "learner.warmup_steps=0.044"]
+    before, longer = config(tmp_path, *given, "train.steps=450"), config(tmp_path, *given, "train.steps=900")
     _, warning = about_resuming(before, longer, state(450))
     assert warning.startswith("WARNING: train.steps was 450, is 900, and learner.schedule=linear is stretched")
     # After 20 steps of warm-up (of 900: 40) the rate falls linearly to 0: 1/430 of it, then 450/860.
