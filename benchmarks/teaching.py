@@ -10,12 +10,12 @@ A group whose rewards are all equal has no advantage, and so teaches nothing but
   the 32 teach;
 - with online pass rates: a question that was answered right in all completions is passed over in the next epoch, and so
   not even generated (`data.pass_rates: online`). An epoch of all 6,000 images is 597 steps, longer than the training,
-  so this side has 1,500 images, and evaluation questions of its own;
+  so this side has 1,500 images, and evaluation questions of its own.
 
 Each is evaluated on 400 held-out questions every 10 steps. The seconds are those of rollout, update, weight sync and
 parity, without evaluations, checkpoints and the start. A result has the seconds of a side and of every question;
 completions, steps, accuracies at the end and with blank images are in its settings. Where 0.90 was not reached the
-seconds are infinite. Two equal runs differ by 0.04 in the accuracy after the same steps: give `--seeds` for more than a first impression.
+seconds are infinite. Two equal runs differ by up to 0.04 in the accuracy after the same steps: `--seeds` says more.
 """
 
 from __future__ import annotations
