@@ -15,6 +15,9 @@ from medr1_ray.base.deadline import Limit
 
 P = ParamSpec("P")
 
+# Each round of a waiting driver costs it half a millisecond and more, however many answers it has.
+_TOGETHER_SECONDS = 0.01
+
 
 class NotAnsweredError(GetTimeoutError):  # type: ignore[misc]
     """A call was not answered within its limit."""
@@ -82,8 +85,9 @@ class PendingCalls:
             return
         references = list(self._pending)
         done, _ = ray.wait(references, num_returns=1, timeout=timeout_seconds)
-        if done:  # collect the others that are ready, without waiting
-            done, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        if done:  # with the others that are ready, or will be in a moment
+            moment = min(timeout_seconds, _TOGETHER_SECONDS)
+            done, _ = ray.wait(references, num_returns=len(references), timeout=moment)
         for reference in done:
             # Removed first, because the callbacks may add calls or raise.
             call = self._pending.pop(reference)
