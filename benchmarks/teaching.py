@@ -101,7 +101,7 @@ def benchmark(arguments: argparse.Namespace) -> list[Result]:
     for seed in range(arguments.seeds):
         found = [measure(name, seed, arguments) for name in SIDES]
         every = found[0].ours
-        results += [replace(each, theirs=every, ratio=every / each.ours) for each in found]
+        results += [replace(each, theirs=every, ratio=every / each.ours if each.ours else math.nan) for each in found]
         for each in found:
             progress(f"{each.name}, seed {seed}: {each.settings}")
     return results

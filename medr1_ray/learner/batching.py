@@ -118,8 +118,8 @@ def deal_out(
     most = sum(lengths) / world_size
     for index in descending:
         home = homes[index] if homes is not None else set()
-        near = [rank for rank in range(world_size) if rank in home and loads[rank] + lengths[index] <= most]
-        rank = min(near or range(world_size), key=loads.__getitem__)
+        near = [rank for rank in sorted(home) if loads[rank] + lengths[index] <= most]
+        rank = min(near, key=loads.__getitem__) if near else loads.index(min(loads))
         home.add(rank)
         shares[rank].append(index)
         loads[rank] += lengths[index]

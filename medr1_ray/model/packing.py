@@ -99,7 +99,7 @@ def cut_group(lengths: Sequence[int], room: int) -> list[list[int]]:
         if row is None:
             rows.append(row := [])
         row.append(index)
-    for count in range(-(-total // max(1, room)), len(rows) + 1):
+    for count in range(max(1, -(-total // max(1, room))), len(rows) + 1):
         even = _spread(descending, lengths, count)
         if max(sum(lengths[i] for i in row) for row in even) <= room:
             rows = even

@@ -151,10 +151,10 @@ class RolloutPool:
                 if refills > 0 and self._training.groups[prompt_id].rewards.all_equal:
                     self._training.drop(prompt_id, "zero_variance")
                     refills -= 1
+            # In the order of issue: the oldest first. Before `fill`: what is scored during it has not been looked at.
+            ready = self.ledger.at(GroupStage.READY)[:wanted]
             # In every round, because dropped groups make room for new ones.
             self.fill(versions_ahead=0)
-            # In the order of issue: the oldest first, before they become too old.
-            ready = self.ledger.at(GroupStage.READY)[:wanted]
             if len(ready) == wanted:
                 return [self._training.use(prompt_id) for prompt_id in ready]
             meanwhile([self._training.groups[prompt_id] for prompt_id in ready])

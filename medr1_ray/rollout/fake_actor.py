@@ -70,11 +70,11 @@ class FakeRolloutActor:
     async def generate(self, requests: Sequence[GroupRequest]) -> list[tuple[str, Completions]]:
         """As `RolloutActor.generate`: random answers, each `group_seconds` after a slot was free."""
         self._groups.raise_failure()
+        if requests and self._version is None:
+            raise NotServingError(f"{self._name} serves nothing: no weights have been loaded yet")
         turn = self._groups.take_turn()
         begun = begin_fetching(request.prompt for request in requests)
         for request, prompt in zip(requests, begun, strict=True):
-            if self._version is None:
-                raise NotServingError(f"{self._name} serves nothing: no weights have been loaded yet")
             if request.prompt.question.id == self._behaviour.dies_on:
                 os._exit(_STATUS_AFTER_KILL)
             self._groups.start(request.id, self._generate(prompt, request.sampling))

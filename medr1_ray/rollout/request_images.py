@@ -25,7 +25,11 @@ async def with_pixels(prompt: Prompt) -> Prompt:
 
 def begin_fetching(prompts: Iterable[Prompt]) -> list[asyncio.Task[Prompt]]:
     """Begin to fetch the images of prompts (`with_pixels`)."""
-    return [asyncio.ensure_future(with_pixels(prompt)) for prompt in prompts]
+    begun = [asyncio.ensure_future(with_pixels(prompt)) for prompt in prompts]
+    for each in begun:
+        # Looked at, so that asyncio does not complain of an error in one whose group was cancelled before it began.
+        each.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return begun
 
 
 async def most_are_fetched(prompts: Sequence[asyncio.Task[Prompt]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from medr1_ray.config import Config
@@ -11,6 +12,7 @@ from medr1_ray.data.encoding import IMAGE_CACHE_BYTES
 _STORE_SHARE = 0.3
 """Of the memory that a node has available, for Ray's object store where `ray start` is not told otherwise."""
 _MEMORY, _SHARED_MEMORY = Path("/proc/meminfo"), Path("/dev/shm")
+_CGROUP = Path("/sys/fs/cgroup")
 _STEPS_BEGUN = 3
 """The step that is drawn, and two ahead of it (`run/startup.py`)."""
 
@@ -28,8 +30,12 @@ def stored_image_bytes(config: Config) -> int:
 
 
 def default_store_bytes() -> int:
-    """Return the size of the object store that Ray would make on this machine now, as far as it has shared memory."""
+    """Return the size of the object store that Ray would make on this machine, or in this container, now, as far as it
+    has shared memory (`ray._private.utils.resolve_object_store_memory`)."""
     told = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
     available = int(told["MemAvailable"].split()[0]) * 1024
+    with suppress(OSError, ValueError):  # ValueError: "max", no limit
+        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        available = min(available, limit - used)
     shared = os.statvfs(_SHARED_MEMORY)
-    return min(int(_STORE_SHARE * available), shared.f_frsize * shared.f_blocks)
+    return min(int(_STORE_SHARE * available), shared.f_frsize * shared.f_bavail)

@@ -59,8 +59,8 @@ def learner_work(config: Config, shape: ModelShape, size: StepSize, ranks: int) 
     groups, row = -(-size.prompts // ranks), size.row_tokens(shape, limit)
     rows = groups * size.rows(shape, limit)
     completion_tokens = groups * size.group_size * size.completion_tokens
-    # The features of a frozen tower are kept for the group's other rows.
-    images = rows if config.model.train_vision_tower else groups
+    # The features of a frozen tower are kept for the group's other rows, but not under ZeRO-3 (`learner/actor.py`).
+    images = rows if config.model.train_vision_tower or config.learner.zero_stage == 3 else groups
     patches = images * shape.patches(size.image_size)
     language = language_forward(shape, rows, row)
     head = head_forward(shape, completion_tokens)

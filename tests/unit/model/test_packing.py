@@ -114,6 +114,7 @@ def test_tokens_see_the_prompt_and_their_own_completion():
         # An empty completion needs no row of its own.
         ([5, 0], 4, [[0, 1]]),
         ([0, 0], 0, [[0, 1]]),
+        ([0, 0], -1, [[0, 1]]),
     ],
 )
 def test_a_group_is_cut_into_few_rows_of_even_length(lengths, room, rows):

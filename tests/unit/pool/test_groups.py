@@ -83,6 +83,26 @@ def test_an_actor_gets_no_more_than_its_engine_samples_at_once(world: World) -> 
     assert len(pool.take(0)) == 6
 
 
+def test_groups_scored_while_prompts_are_drawn_are_not_taken_before_they_are_looked_at(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pool = a_pool(world, max_staleness=1, actors=2)
+    pool.fill(versions_ahead=0)
+    fill = pool.fill
+
+    def slow(versions_ahead: int) -> None:
+        # A wait for an encoder, in which the pool goes on.
+        while len(pool.ledger.at(GroupStage.READY)) < 6:
+            pool.poll(1.0)
+        fill(versions_ahead)
+
+    monkeypatch.setattr(pool, "fill", slow)
+    pool.load_weights(update(5))
+    taken = pool.take(5)
+    assert {int(version) for group in taken for version in group.completions.versions} <= {4, 5}
+    assert pool.ledger.counts().dropped["stale"] > 0
+
+
 def test_an_actor_gets_a_few_groups_ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GROUPS_AHEAD", 1)
     _, pool = a_pool(world, max_staleness=1, actors=2)

@@ -293,6 +293,8 @@ def install(world: World, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "describe_missing", lambda demand: f"{demand.count} missing")
     patch.setattr(places_module, "request_nodes", lambda config, actors: world.said.append(f"request {actors}"))
     patch.setattr(places_module, "release_nodes", lambda: world.said.append("request nothing"))
+    # So that time goes on by what the world says alone; cluster/test_pending_calls.py has it.
+    patch.setattr(pending_calls, "_TOGETHER_SECONDS", 0.0)
     patch.setattr(ray, "wait", world.wait)
     patch.setattr(ray, "get", world.get)
     patch.setattr(pending_calls.time, "sleep", world.sleep)

@@ -325,7 +325,8 @@ def test_a_call_that_the_engine_does_not_answer_is_ended(run: Callable[..., None
         start = asyncio.get_running_loop().time()
         with pytest.raises(EngineLostError, match=f"rollout-3: {reason}"):
             await CALLS[what](case)
-        assert dead or asyncio.get_running_loop().time() - start >= 0.27
+        # A timer may fire a little early.
+        assert dead or asyncio.get_running_loop().time() - start >= 0.26
         with pytest.raises(EngineLostError):
             await earlier
         status = await case.actor.status()

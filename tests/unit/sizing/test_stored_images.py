@@ -41,7 +41,13 @@ def test_the_store_is_a_share_of_the_memory_or_what_dev_shm_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(module, "_CGROUP", tmp_path)
     (tmp_path / "meminfo").write_text("MemTotal:  9000000 kB\nMemAvailable:    1000 kB\nHugePages_Total:   0\n")
+    assert default_store_bytes() == 300 * 1024
+    (tmp_path / "memory.max").write_text("500\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    assert default_store_bytes() == 30, "a container has less"
+    (tmp_path / "memory.max").write_text("max\n")
     assert default_store_bytes() == 300 * 1024
     (tmp_path / "meminfo").write_text(f"MemAvailable:    {10**15} kB\n")
     shared = default_store_bytes()
