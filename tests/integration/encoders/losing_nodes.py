@@ -20,10 +20,6 @@ from medr1_ray.encoders.handle import EncoderActors, RemoteEncoder
 from medr1_ray.types import Image, Prompt, Question, StoredImage, pixels_of
 
 ENCODERS = {"role": "encoder"}
-# Of a node without processes; by default after 15 s.
-NOTICES_EARLY = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
-
-
 class Reader:
     """Asks for images as an engine or a learner rank does, in a process of its own."""
 
@@ -39,7 +35,8 @@ def read_after_loss(config: Config, questions: Sequence[Question]) -> list[NDArr
     """
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ.pop("RAY_ADDRESS", None)
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": NOTICES_EARLY}
+    # With Ray's own patience, 15 s, before a node is dead: on a busy machine one that is well may not answer for 5.
+    head = {"num_cpus": 1, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     lost = cluster.add_node(num_cpus=1, labels=ENCODERS)
     ray.init(address=cluster.address, log_to_driver=False)
